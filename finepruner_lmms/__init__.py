@@ -1,0 +1,66 @@
+"""Visual token pruning for LLaVA in lmms-eval.
+
+    import finepruner_lmms as fp
+
+    model, processor = fp.load_model("demo")
+    pruner = fp.build_pruner("fastv", budget=128)
+    result = fp.generate(model, pruner, inputs, max_new_tokens=16)
+
+Names are resolved on first use, so that importing the package (which lmms-eval does to find its models) costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "HEAD_STRATEGIES": "heads",
+    "METHODS": "pruners",
+    "Generation": "generation",
+    "Pruner": "pruners",
+    "Trace": "trace",
+    "VisionOutputs": "vision",
+    "attach": "engine",
+    "build_pruner": "pruners",
+    "encode_images": "engine",
+    "generate": "generation",
+    "load_model": "load",
+}
+
+__all__ = [
+    "HEAD_STRATEGIES",
+    "METHODS",
+    "Generation",
+    "Pruner",
+    "Trace",
+    "VisionOutputs",
+    "attach",
+    "build_pruner",
+    "encode_images",
+    "generate",
+    "load_model",
+]
+
+if TYPE_CHECKING:
+    from finepruner_lmms.engine import attach, encode_images
+    from finepruner_lmms.generation import Generation, generate
+    from finepruner_lmms.heads import HEAD_STRATEGIES
+    from finepruner_lmms.load import load_model
+    from finepruner_lmms.pruners import METHODS, Pruner, build_pruner
+    from finepruner_lmms.trace import Trace
+    from finepruner_lmms.vision import VisionOutputs
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'finepruner_lmms' has no attribute {name!r}")
+    value = getattr(import_module(f"finepruner_lmms.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

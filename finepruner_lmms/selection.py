@@ -1,0 +1,55 @@
+"""Choosing tokens from scores. Pure functions; float32, stable (the lower index wins a tie), no wait for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def top_mask(scores: Tensor, retained: int, present: Tensor | None = None) -> Tensor:
+    """The `retained` best of each row of `scores` `[B, N]` as a bool mask `[B, N]`.
+
+    Tokens that are not `present` `[B, N]` are never chosen. Scores must be finite: the caller checks, so that this
+    function needs no answer from the device.
+    """
+    if present is not None:
+        scores = scores.masked_fill(~present, float("-inf"))
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :retained]
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, torch.ones_like(best, dtype=torch.bool))
+    return mask if present is None else mask & present
+
+
+def mask_to_index(mask: Tensor, retained: int) -> Tensor:
+    """The kept columns of each row, ascending: `[B, retained]`, for a mask `[B, N]` with that many True a row."""
+    return mask.int().argsort(dim=1, descending=True, stable=True)[:, :retained]
+
+
+def fingerprint(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """A 64-bit number `[B]` for the content of each row of `values` `[B, ...]`, the same on every device.
+
+    Integer arithmetic wraps around and is associative, so neither the batch nor the order of summation matters.
+    Places that are not `valid` do not count; the rest are numbered from the right, so left padding changes nothing.
+    """
+    flat = values.flatten(1)
+    bits = flat.float().contiguous().view(torch.int32).long() if flat.is_floating_point() else flat.long()
+    place = torch.arange(bits.shape[1], 0, -1, device=bits.device)
+    mixed = mix64(bits * _as_int64(0x9E3779B97F4A7C15) + mix64(place))
+    if valid is not None:
+        mixed = mixed * valid.flatten(1)
+    return mix64(mixed.sum(1))
+
+
+def mix64(x: Tensor) -> Tensor:
+    """Scramble int64 values so that neighbours become unrelated (the finaliser of splitmix64)."""
+    x = (x ^ _shift(x, 30)) * _as_int64(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _as_int64(0x94D049BB133111EB)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _as_int64(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value

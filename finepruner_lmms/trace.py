@@ -1,0 +1,78 @@
+"""What happened in one call: which visual tokens were retained where, and how long each cache became."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Trace:
+    """The record of one prefill.
+
+    `keep_masks` maps the first decoder layer that sees fewer tokens to the kept ones, `[B, N]` bool (key 0 for
+    vision-side methods). They stay on the device until somebody looks at `kept` or `tokens_entering`.
+    """
+
+    num_layers: int = 0
+    num_visual_tokens: int = 0
+    has_image: tuple[bool, ...] = ()
+    keep_masks: dict[int, Tensor] = field(default_factory=dict)
+    kv_lengths: list[int] = field(default_factory=list)
+    """Cache length of each layer after prefill, in tokens (padding included)."""
+    heads: Tensor | None = None
+    """`[B, heads]`, best first, where heads were selected."""
+    head_scores: Tensor | None = None
+    """`[B, H]`, the score of every head, where heads were selected."""
+    suspects: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[int, list[Tensor]]:
+        """First layer that sees only these → per row the retained visual tokens, ascending indices into 0..N-1."""
+        return {
+            layer: [row.nonzero().squeeze(1).cpu() for row in mask] for layer, mask in sorted(self.keep_masks.items())
+        }
+
+    @property
+    def tokens_entering(self) -> list[list[int]]:
+        """Per row, per layer: the visual tokens that enter it."""
+        counts = {layer: mask.sum(1).tolist() for layer, mask in self.keep_masks.items()}
+        table = []
+        for row, shown in enumerate(self.has_image):
+            current, entering = self.num_visual_tokens if shown else 0, []
+            for layer in range(self.num_layers):
+                current = counts[layer][row] if layer in counts else current
+                entering.append(current)
+            table.append(entering)
+        return table
+
+    def start(self, num_layers: int, num_visual_tokens: int, has_image: tuple[bool, ...]) -> None:
+        """Begin a new prefill: forget the previous one."""
+        self.__init__(num_layers, num_visual_tokens, has_image)  # type: ignore[misc]
+
+    def check_finite(self) -> None:
+        """Raise `ValueError` if a score was not finite. Waits for the device, so call it after the prefill."""
+        for what, finite in self.suspects.items():
+            if not bool(finite):
+                raise ValueError(f"{what}: holds NaN or infinite values, so no token can be chosen by it")
+
+    def watch(self, what: str, values: Tensor, present: Tensor | None = None) -> None:
+        """Remember to check that `values` are finite (where `present`), without waiting for the device now."""
+        finite = torch.isfinite(values)
+        self.suspects[what] = (finite if present is None else finite | ~present).all()
+
+    def every(self, step: int) -> Trace:
+        """The trace of every `step`-th row: undoes the copies that beam search makes of a sample."""
+        if step == 1:
+            return self
+        return Trace(
+            self.num_layers,
+            self.num_visual_tokens,
+            self.has_image[::step],
+            {layer: mask[::step] for layer, mask in self.keep_masks.items()},
+            list(self.kv_lengths),
+            None if self.heads is None else self.heads[::step],
+            None if self.head_scores is None else self.head_scores[::step],
+        )
