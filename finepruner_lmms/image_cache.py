@@ -1,0 +1,75 @@
+"""Encoded images, shared between questions and between methods.
+
+Benchmarks ask several questions about an image, and a study asks them again for every method and budget; the vision
+tower's answer is always the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from finepruner_lmms.engine import encode_images
+from finepruner_lmms.images import preprocess
+from finepruner_lmms.vision import VisionOutputs
+
+
+class ImageCache:
+    """The most recently used encoded images, up to `megabytes`, on the model's device."""
+
+    def __init__(
+        self, model: LlavaForConditionalGeneration, image_processor: Any, aspect_ratio: str, megabytes: int = 1024
+    ) -> None:
+        self._model, self._processor, self._aspect_ratio = model, image_processor, aspect_ratio
+        self._room = megabytes * 2**20
+        self._used = 0
+        self._entries: OrderedDict[bytes, VisionOutputs] = OrderedDict()
+        self.encoded = 0
+        """How many images went through the vision tower."""
+
+    def encode(self, pictures: list[Image.Image]) -> VisionOutputs:
+        """The pictures' outputs, one a row, in order.
+
+        Each picture is encoded alone, so that its features do not depend on what it happened to be batched with.
+        """
+        rows = [self._one(picture) for picture in pictures]
+        keys = [row.sample_keys for row in rows]
+        return VisionOutputs(
+            torch.cat([row.features for row in rows]),
+            torch.cat([row.projected for row in rows]),
+            sample_keys=torch.cat([key for key in keys if key is not None]),
+        )
+
+    def _one(self, picture: Image.Image) -> VisionOutputs:
+        key = _digest(picture)
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        pixels = preprocess(self._processor, picture, self._aspect_ratio)[None]
+        outputs = encode_images(self._model, pixels.to(self._model.device))
+        self.encoded += 1
+        size = _bytes(outputs.features) + _bytes(outputs.projected)
+        if size <= self._room:
+            self._entries[key] = outputs
+            self._used += size
+            while self._used > self._room:
+                _, oldest = self._entries.popitem(last=False)
+                self._used -= _bytes(oldest.features) + _bytes(oldest.projected)
+        return outputs
+
+
+def _digest(picture: Image.Image) -> bytes:
+    """A fingerprint of the pixels and of what their reading depends on."""
+    orientation = picture.getexif().get(0x0112, 1)
+    header = f"{picture.mode} {picture.size} {orientation} {picture.getpalette() if picture.mode == 'P' else ''}"
+    return hashlib.blake2b(header.encode() + picture.tobytes(), digest_size=16).digest()
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

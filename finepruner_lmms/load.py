@@ -1,0 +1,94 @@
+"""Loading a LLaVA: a Hugging Face checkpoint (hub id or folder), or the small model that ships with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+
+from finepruner_lmms.engine import Geometry, check_model
+
+DEMO = Path(__file__).parent / "demo" / "checkpoint"
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def resolve(pretrained: str) -> str:
+    """The hub id or folder meant by `pretrained`; `demo` is the folder of the embedded model."""
+    return str(DEMO) if pretrained == "demo" else pretrained
+
+
+def read_config(pretrained: str) -> LlavaConfig:
+    """The configuration of a checkpoint, without its weights. `ValueError` if it is not a LLaVA that can be pruned."""
+    folder = Path(resolve(pretrained))
+    if folder.is_dir():
+        file = folder / "config.json"
+        if not file.is_file():
+            raise ValueError(f"pretrained: the folder {pretrained!r} holds no config.json, so it is not a checkpoint")
+        raw = json.loads(file.read_text())
+        if "mm_vision_tower" in raw or raw.get("model_type") == "llava_llama":
+            raise ValueError(
+                f"pretrained: {pretrained!r} is in the format of the original LLaVA code base; this version reads "
+                "Hugging Face LLaVA checkpoints only, such as 'llava-hf/llava-1.5-7b-hf'"
+            )
+    try:
+        config = AutoConfig.from_pretrained(resolve(pretrained))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"pretrained: cannot read the configuration of {pretrained!r}: {_first_line(error)}") from error
+    if not isinstance(config, LlavaConfig):
+        raise ValueError(
+            f"pretrained: {pretrained!r} is a {config.model_type!r} model; only LLaVA-1.5 ('llava') can be pruned"
+        )
+    return config
+
+
+def read_geometry(pretrained: str) -> tuple[int, int]:
+    """Decoder layers and visual tokens an image, read from the checkpoint's configuration only."""
+    geometry = Geometry.of(read_config(pretrained))
+    return geometry.num_layers, geometry.num_visual_tokens
+
+
+def load_model(
+    pretrained: str,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    attn_implementation: str = "sdpa",
+) -> tuple[LlavaForConditionalGeneration, Any]:
+    """The model, ready for inference, and its processor (left padding).
+
+    `pretrained` is a hub id, a folder, or `demo`. `dtype="auto"` is float32 on a CPU and the checkpoint's own type
+    elsewhere; `device="auto"` the first GPU if there is one. Weights are read without unpickling code. Raises
+    `ValueError` naming the argument that is wrong.
+    """
+    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    read_config(pretrained)
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            resolve(pretrained),
+            dtype=_dtype(dtype, chosen),
+            attn_implementation=attn_implementation,
+        )
+        processor = AutoProcessor.from_pretrained(resolve(pretrained))
+        # the resampling LLaVA-1.5 was evaluated with; torchvision's differs by up to 0.03 in a normalised pixel
+        processor.image_processor = AutoImageProcessor.from_pretrained(resolve(pretrained), backend="pil")
+    except (OSError, ImportError) as error:
+        raise ValueError(f"pretrained: cannot load {pretrained!r}: {_first_line(error)}") from error
+    check_model(model)
+    processor.tokenizer.padding_side = "left"
+    return model.eval().to(chosen), processor
+
+
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}; known: auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

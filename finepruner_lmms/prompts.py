@@ -1,0 +1,35 @@
+"""Prompts: what is put around a question before the model reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IMAGE = "<image>"
+CONVERSATIONS = ("vicuna_v1", "chat_template")
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def vicuna_v1(question: str, has_image: bool) -> str:
+    """The conversation LLaVA-1.5 was evaluated with; `<image>` stands where the visual tokens go."""
+    shown = f"{IMAGE}\n" if has_image else ""
+    return f"{_VICUNA_SYSTEM} USER: {shown}{question} ASSISTANT:"
+
+
+def chat_template(processor: Any, question: str, has_image: bool) -> str:
+    """The checkpoint's own template."""
+    content = [{"type": "image"}] if has_image else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
+
+
+def prompt(conv: str, processor: Any, question: str, has_image: bool) -> str:
+    """The prompt of a question in the conversation `conv`.
+
+    A placeholder inside the question itself would claim an image that is not there, so it is taken out, as LLaVA's
+    own evaluation does.
+    """
+    question = question.replace(IMAGE, "").strip() if IMAGE in question else question
+    return vicuna_v1(question, has_image) if conv == "vicuna_v1" else chat_template(processor, question, has_image)

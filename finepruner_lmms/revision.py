@@ -1,0 +1,54 @@
+"""What an answer depends on besides its parameters: the code and the checkpoint, as short fingerprints."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+# these folders decide which answers are computed and how they are shown, not what they are
+_SILENT = {"matrix", "__pycache__"}
+_LIBRARIES = ("lmms_eval", "transformers", "torch", "pillow")
+
+
+@functools.cache
+def code_revision() -> str:
+    """A fingerprint of the package's source that can change an answer or its score: 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for file in sorted(_PACKAGE.rglob("*.py")):
+        relative = file.relative_to(_PACKAGE)
+        if not _SILENT & set(relative.parts):
+            digest.update(f"{relative.as_posix()}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that compute, preprocess and score."""
+    return {name: metadata.version(name) for name in _LIBRARIES}
+
+
+@functools.lru_cache(maxsize=64)
+def checkpoint_identity(folder_or_id: str) -> str:
+    """A hub id as it is; for a folder, a fingerprint of its configuration and the size and time of its weights."""
+    folder = Path(folder_or_id)
+    if not folder.is_dir():
+        return folder_or_id
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if not file.is_file():
+            continue
+        status = file.stat()
+        # small files by content, large ones by what changes when they are written
+        content = file.read_bytes() if status.st_size < 1 << 24 else f"{status.st_size} {status.st_mtime_ns}".encode()
+        digest.update(f"{file.name}\n".encode() + content)
+    return digest.hexdigest()[:12]
+
+
+def answer_identity(pretrained_path: str) -> str:
+    """Code, libraries and checkpoint in one line, for cache keys."""
+    parts = {"code": code_revision(), "checkpoint": checkpoint_identity(pretrained_path), **library_versions()}
+    return json.dumps(parts, sort_keys=True)
