@@ -1,0 +1,58 @@
+"""Positions of tokens in a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from finepruner_lmms.layout import drop_visual, left_compact, read_layout, shorten_prompt
+
+V = 9  # the placeholder
+IDS = torch.tensor([[1, 2, V, V, V, 3, 4], [0, 0, 5, V, V, V, 6], [7, 8, 7, 8, 7, 8, 7]])
+MASK = (IDS != 0).long()
+
+
+def test_read():
+    layout = read_layout(IDS, MASK, V, 3)
+    assert layout.lengths == (7, 5, 7) and layout.has_image == (True, True, False) and layout.padded
+    assert layout.columns[:2].tolist() == [[2, 3, 4], [3, 4, 5]]
+    assert layout.present.tolist() == [[True] * 3, [True] * 3, [False] * 3]
+
+
+def test_left_compact_keeps_order_and_pads_left():
+    keep = torch.tensor([[True, False, True, True], [False, False, True, False]])
+    index, valid = left_compact(keep, 3)
+    assert index[0].tolist() == [0, 2, 3] and valid.tolist() == [[True] * 3, [False, False, True]]
+    assert index[1, -1] == 2
+
+
+def test_drop_twice():
+    layout = read_layout(IDS, MASK, V, 3)
+    index, second = drop_visual(layout, torch.tensor([[True, False, True], [False, True, True], [True] * 3]), 2)
+    assert IDS.gather(1, index)[second.valid].tolist() == [1, 2, V, V, 3, 4, 5, V, V, 6, 7, 8, 7, 8, 7, 8, 7]
+    assert second.lengths == (6, 4, 7) and second.visual_counts == (2, 2, 0)
+    assert second.columns[0, [0, 2]].tolist() == [3, 4] and second.columns[1, [1, 2]].tolist() == [4, 5]
+    index, third = drop_visual(second, torch.tensor([[True] * 3, [False, False, True], [True] * 3]), 2)
+    assert third.valid.sum(1).tolist() == [6, 3, 7] and third.present.tolist()[1] == [False, False, True]
+
+
+def test_shorten():
+    layout = read_layout(IDS, MASK, V, 3)
+    ids, mask = shorten_prompt(IDS[:2], read_layout(IDS[:2], MASK[:2], V, 3), 1, padding_id=0)
+    assert ids.tolist() == [[1, 2, V, 3, 4], [0, 0, 5, V, 6]] and mask.tolist() == [[1] * 5, [0, 0, 1, 1, 1]]
+    assert layout.width == 7
+
+
+@pytest.mark.parametrize(
+    "ids, mask, message",
+    [
+        ([[1, V, V, V, 0]], [[1, 1, 1, 1, 0]], "row 0 is padded on the right"),
+        ([[1, 0, V, V, V]], [[1, 0, 1, 1, 1]], "row 0 is padded on the right or inside"),
+        ([[1, V, V, 2, 3]], [[1] * 5], "row 0 holds 2 image placeholders, but an image of this model has 3"),
+        ([[V, V, V, 1, V, V, V]], [[1] * 7], "row 0 holds 6"),
+        ([[1, V, V, V]], [[1, 1]], "attention_mask: shape"),
+    ],
+)
+def test_refuses(ids, mask, message):
+    with pytest.raises(ValueError, match=message):
+        read_layout(torch.tensor(ids), torch.tensor(mask), V, 3)

@@ -1,0 +1,181 @@
+"""Parameters, budgets and schedules: what is accepted, what is refused and how."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+import finepruner_lmms as fp
+from finepruner_lmms.budget import parse_budget
+from finepruner_lmms.heads import select_heads
+from finepruner_lmms.pruners import DecoderContext, build_pruner
+from finepruner_lmms.pruners.uniform import grid_indices
+from finepruner_lmms.scores import token_scores
+from finepruner_lmms.selection import fingerprint, top_mask
+
+
+def test_methods_are_the_contract():
+    assert sorted(fp.METHODS) == list(fp.METHODS) == ["fastv", "finepruner", "random", "uniform", "vanilla"]
+    assert build_pruner("fastv+finepruner", heads=8) == build_pruner("finepruner", heads=8)
+
+
+@pytest.mark.parametrize(
+    "name, parameters, message",
+    [
+        ("fastvv", {}, "unknown method 'fastvv' .did you mean 'fastv'"),
+        ("fastv", {"heads": 8}, "heads: method 'fastv' does not read it"),
+        ("fastv", {"layers": 2}, "did you mean 'layer'"),
+        ("fastv", {"layer": 0}, "layer: got 0; expected a whole number of at least 1"),
+        ("fastv", {"layer": 2.0}, "layer: got 2.0"),
+        ("fastv", {"rows": "row"}, "rows: got 'row' .did you mean 'raw'"),
+        ("fastv", {"aggregate": "sum"}, "aggregate: got 'sum'; known: mean, max"),
+        ("fastv", {"budget": 0}, "budget: got 0"),
+        ("fastv", {"budget": -3}, "budget: got -3"),
+        ("fastv", {"budget": "150%"}, "budget: got '150%'"),
+        ("fastv", {"budget": "0%"}, "budget: got '0%'"),
+        ("fastv", {"budget": "many"}, "budget: got 'many'"),
+        ("fastv", {"budget": True}, "budget: got True"),
+        ("fastv", {"budget": 12.5}, "budget: got 12.5"),
+        ("finepruner", {"heads": 0}, "heads: got 0"),
+        ("finepruner", {"head_strategy": "summ"}, "head_strategy: got 'summ'"),
+        ("finepruner", {"query": "first"}, "query: got 'first'; known: last"),
+        ("random", {"seed": -1}, "seed: got -1"),
+        ("vanilla", {"seed": 1}, "seed: method 'vanilla' does not read it"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_a_model_is_loaded(name, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        build_pruner(name, **parameters)
+
+
+@pytest.mark.parametrize(
+    "name, parameters, depth, message",
+    [
+        ("fastv", {"budget": 35}, 32, "35 visual tokens .* reachable: 36 to 576"),
+        ("fastv", {"budget": 600}, 32, "reachable: 36 to 576"),
+        ("fastv", {"budget": 50, "layer": 3}, 32, "reachable: 54 to 576"),
+        ("fastv", {"budget": 128}, 8, "reachable: 144 to 576"),
+        ("fastv", {"budget": 500, "layer": 8}, 8, "layer: got 8; this model has 8 layers"),
+        ("random", {"budget": 577}, 32, "reachable: 1 to 576"),
+        ("vanilla", {"budget": 64}, 32, "reachable: 576 to 576"),
+    ],
+)
+def test_budgets_out_of_reach_state_the_range(name, parameters, depth, message):
+    with pytest.raises(ValueError, match=message):
+        build_pruner(name, **parameters).schedule(depth, 576)
+
+
+def test_the_ends_of_the_range_are_reached():
+    assert build_pruner("fastv", budget=36).schedule(32, 576) == [576] * 2 + [0] * 30
+    assert build_pruner("fastv", budget=576).schedule(32, 576) == [576] * 32
+    assert build_pruner("random", budget=1).schedule(4, 576) == [1] * 4
+    assert build_pruner("vanilla", budget=576).schedule(4, 576) == [576] * 4
+
+
+@pytest.mark.parametrize("depth", [6, 8, 24, 32, 40, 80])
+@pytest.mark.parametrize("visual", [16, 144, 576, 577, 2880])
+@pytest.mark.parametrize("share", ["50%", "35%", 100])
+def test_schedules_average_to_the_budget(share, visual, depth):
+    for name in ("fastv", "finepruner", "random", "uniform"):
+        pruner = build_pruner(name, budget=share)
+        budget = parse_budget(share).tokens(visual)
+        try:
+            schedule = pruner.schedule(depth, visual)
+        except ValueError:
+            assert budget > visual or budget < Fraction(2 * visual, depth)
+            continue
+        assert len(schedule) == depth and schedule == sorted(schedule, reverse=True)
+        assert abs(Fraction(sum(schedule), depth) - budget) <= Fraction(1, 2)
+
+
+def test_fastv_keeps_the_best_tokens_of_the_mean_row():
+    attention = torch.tensor([[[0.1, 0.4, 0.0, 0.2], [0.1, 0.0, 0.0, 0.3]]])
+    context = DecoderContext(2, attention, torch.tensor([[True, True, True, True]]))
+    kept = build_pruner("fastv").select(context, 2).keep
+    assert kept.tolist() == [[False, True, False, True]]
+
+
+def test_finepruner_listens_to_the_chosen_heads_only():
+    attention = torch.tensor([[[0.5, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 0.6], [0.2, 0.2, 0.2, 0.3]]])
+    context = DecoderContext(2, attention, torch.ones(1, 4, dtype=torch.bool))
+    chosen = build_pruner("finepruner", heads=1).select(context, 1)
+    assert chosen.heads.tolist() == [[2]] and chosen.keep.tolist() == [[False, False, False, True]]
+    assert select_heads(attention, "sum", 2).tolist() == [[2, 0]]
+    torch.testing.assert_close(chosen.head_scores, torch.tensor([[0.8, 0.6, 0.9]]))
+
+
+def test_equal_voices_undo_what_a_loud_head_does():
+    loud = torch.tensor([0.3, 0.3, 0.2])
+    quiet = torch.tensor([0.0, 0.0, 0.05])
+    attention = torch.stack([loud, quiet])[None]
+    assert int(token_scores(attention, "raw", "mean").argmax()) == 0
+    assert int(token_scores(attention, "renormalised", "mean").argmax()) == 2
+    assert token_scores(torch.zeros(1, 2, 3), "renormalised", "max").tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_select_heads_refuses_nonsense():
+    attention = torch.rand(2, 8, 16)
+    for heads in (0, 9):
+        with pytest.raises(ValueError, match="heads: got"):
+            select_heads(attention, "sum", heads)
+    with pytest.raises(ValueError, match="unknown strategy 'no'"):
+        select_heads(attention, "no", 2)
+    attention[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        select_heads(attention, "sum", 2)
+
+
+def vision(batch=3, visual=576, seed=0):
+    features = torch.randn(batch, visual, 8, generator=torch.Generator().manual_seed(seed))
+    return fp.VisionOutputs(features, features)
+
+
+@pytest.mark.parametrize("budget", [1, 63, 64, 113, 192, 575, 576, "22%"])
+@pytest.mark.parametrize("name", ["random", "uniform"])
+@pytest.mark.parametrize("visual", [576, 577])
+def test_vision_side_methods_keep_exactly_their_budget(name, budget, visual):
+    pruner = build_pruner(name, budget=budget)
+    keep = pruner.select_visual(vision(visual=visual))
+    assert keep.dtype == torch.bool and keep.shape == (3, visual)
+    assert keep.sum(1).tolist() == [pruner.retained(visual)] * 3
+
+
+def test_random_is_fair_and_independent():
+    keep = torch.stack([build_pruner("random", budget=64, seed=s).select_visual(vision(64)) for s in range(8)]).float()
+    share = keep.mean((0, 1))  # 512 draws of each token: standard deviation 0.014 around 1/9
+    assert abs(float(share.mean()) - 1 / 9) < 1e-6 and float((share - 1 / 9).abs().max()) < 0.07
+    both = (keep[0] * keep[1]).sum(1).mean()  # two seeds share 64/9 = 7.1 tokens of an image on average
+    assert 6 < float(both) < 8.3
+
+
+def test_random_does_not_depend_on_the_batch():
+    images, pruner = vision(4), build_pruner("random", budget=64)
+    together = pruner.select_visual(images)
+    for row in range(4):
+        single = fp.VisionOutputs(images.features[row : row + 1], images.projected[row : row + 1])
+        assert torch.equal(pruner.select_visual(single)[0], together[row])
+
+
+def test_grids_are_grids():
+    for retained, shape in {64: (8, 8), 128: (8, 16), 192: (12, 16)}.items():
+        places = grid_indices(576, retained)
+        assert len({p // 24 for p in places}) == shape[0] and len({p % 24 for p in places}) == shape[1]
+    for retained in range(1, 577):
+        places = grid_indices(576, retained)
+        assert len(set(places)) == retained and places == sorted(places) and 0 <= places[0] and places[-1] < 576
+
+
+def test_ties_go_to_the_lower_index():
+    assert top_mask(torch.zeros(1, 6), 2).tolist() == [[True, True, False, False, False, False]]
+    present = torch.tensor([[False, True, False, True]])
+    assert top_mask(torch.zeros(1, 4), 3, present).tolist() == present.tolist()
+
+
+def test_fingerprints_tell_content_not_padding():
+    ids = torch.tensor([[0, 0, 5, 6], [0, 0, 6, 5], [0, 5, 6, 7]])
+    keys = fingerprint(ids, ids != 0)
+    assert len(set(keys.tolist())) == 3
+    short = torch.tensor([[5, 6]])
+    assert int(fingerprint(short, short != 0)) == int(keys[0])
