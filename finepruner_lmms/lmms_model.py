@@ -140,7 +140,7 @@ class LlavaFinePruner(lmms):
 
     def generate_until(self, requests: list[Instance]) -> Iterator[GenerationResult]:  # type: ignore[override]
         """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
-        progress = tqdm(total=len(requests), disable=self.rank != 0 or None, desc="Model Responding")
+        progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         window = _WINDOW * self.batch_size
         tokens, started = 0, time.monotonic()
         with self.monitor, progress:

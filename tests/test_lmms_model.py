@@ -1,0 +1,272 @@
+"""The model inside lmms-eval: in process, and as a user launches it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from lmms_eval.api.instance import Instance
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.tasks import TaskManager
+from PIL import Image
+
+import finepruner_lmms as fp
+from finepruner_lmms.lmms_model import LlavaFinePruner
+from finepruner_lmms.model_args import ModelArguments
+
+TASK = """
+task: toy
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function toy_utils.visual
+doc_to_text: "question"
+doc_to_target: "answer"
+generation_kwargs: {{max_new_tokens: 4, temperature: 0, do_sample: false, until: ["\\n\\n"]}}
+process_results: !function toy_utils.results
+metric_list:
+  - {{metric: hit, aggregation: mean, higher_is_better: true}}
+"""
+UTILS = """
+def visual(doc):
+    return [doc["image"].convert("RGB")] if doc["image"] is not None else []
+
+def results(doc, answers):
+    return {"hit": float(answers[0] == doc["answer"])}
+"""
+QUESTIONS = [
+    "Is there a red star in the image?\nAnswer the question using a single word or phrase.",
+    "What color is the circle?\nAnswer the question using a single word or phrase.",
+    "What shape is the red object?\nAnswer with the option's letter from the given choices directly.",
+]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A task of 13 questions: several an image, some without one, prompts of different length."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("toy")
+    pictures = [Image.effect_noise((300 + 40 * i, 336), 60).convert("RGB") for i in range(3)]
+    rows = [
+        {"question": QUESTIONS[i % 3] * (1 + i % 2), "answer": "yes", "image": None if i % 5 == 4 else pictures[i % 3]}
+        for i in range(13)
+    ]
+    features = datasets.Features(
+        {"question": datasets.Value("string"), "answer": datasets.Value("string"), "image": datasets.Image()}
+    )
+    datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "test.parquet")
+    (folder / "toy.yaml").write_text(TASK.format(data=folder / "test.parquet"))
+    (folder / "toy_utils.py").write_text(UTILS)
+    return folder
+
+
+def evaluate(model, toy: Path, **options):
+    manager = TaskManager(include_path=str(toy), include_defaults=False, model_name="llava_finepruner")
+    out = simple_evaluate(
+        model=model, tasks=["toy"], task_manager=manager, log_samples=True, bootstrap_iters=0, datetime_str="t", **options
+    )
+    return {s["doc_id"]: s["filtered_resps"][0] for s in out["samples"]["toy"]}, out
+
+
+@pytest.fixture(scope="module")
+def model() -> LlavaFinePruner:
+    return LlavaFinePruner(pretrained="demo", batch_size=4)
+
+
+def test_registered_by_installation():
+    entries = metadata.entry_points(group="lmms_eval.models")
+    assert any(e.value == "finepruner_lmms.registration:manifests" for e in entries)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"method": "fastvv"}, "did you mean 'fastv'"),
+        ({"method": "fastv", "heads": 3}, "method 'fastv' does not read it"),
+        ({"budgett": 64}, "unknown argument 'budgett' .did you mean 'budget'"),
+        ({"budget": 64}, "cannot reach"),
+        ({"method": "random", "budget": 64, "visual_token_num": 64}, "same argument"),
+        ({"method": "finepruner", "heads": 9, "budget": 300}, "8 query heads"),
+        ({"conv": "llama_3"}, "conv: got 'llama_3'; known: vicuna_v1, chat_template"),
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio: got 'anyres'"),
+        ({"batch_size": "auto"}, "batch_size: got 'auto'"),
+        ({"dtype": "fp16"}, "dtype: got 'fp16'"),
+        ({"debug": "yes"}, "debug: got 'yes'"),
+        ({"enable_dynamic_selection": True, "method": "fastv"}, "enable_dynamic_selection"),
+        ({"pretrained": "no/such-model"}, "pretrained: cannot read"),
+    ],
+)
+def test_arguments_are_checked_before_weights_are_read(arguments, message, monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("finepruner_lmms.lmms_model.load_model", read)
+    with pytest.raises(ValueError, match=message):
+        LlavaFinePruner(**({"pretrained": "demo"} | arguments))
+
+
+def test_arguments_as_lmms_eval_parses_them():
+    parsed = ModelArguments.parse({"pretrained": "demo", "method": "finepruner", "visual_token_num": 192, "H": 8.0})
+    assert parsed.build_pruner() == fp.build_pruner("finepruner", budget=192, heads=8)
+    assert ModelArguments.parse({"method": "fastv", "budget": "22%"}).build_pruner().budget == "22%"
+    assert ModelArguments.parse({"batch_size": "16", "max_batch_size": None}).batch_size == 16
+
+
+def test_answers_do_not_depend_on_batches(model, toy):
+    # only a fast machine's arithmetic differs with the batch; the demo's answers must not
+    settings = {"method": "finepruner", "budget": 200, "heads": 3}
+    model.configure(**settings)
+    together, _ = evaluate(model, toy)
+    one = LlavaFinePruner(pretrained="demo", batch_size=1, **settings)
+    alone, _ = evaluate(one, toy)
+    assert together == alone and len(together) == 13 and all(together.values())
+
+
+def test_settings_follow_one_another_without_a_trace(model, toy):
+    """A, B, A: the second A equals the first; the model is loaded once and images are encoded once."""
+    model.configure(method="fastv", budget=200)
+    first, _ = evaluate(model, toy)
+    encoded = model.images.encoded
+    model.configure(method="random", budget=16)
+    other, _ = evaluate(model, toy)
+    model.configure(method="fastv", budget=200)
+    again, out = evaluate(model, toy)
+    assert first == again and model.images.encoded == encoded
+    # transformers leaves hooks of its own on the vision tower
+    decoder = model.model.model.language_model
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in decoder.modules())
+    counts = [s["token_counts"][0] for s in out["samples"]["toy"]]
+    assert all(c["input_tokens"] > 20 and 1 <= c["output_tokens"] <= 4 for c in counts)
+    assert set(first) == set(other)
+
+
+def test_the_cached_image_path_is_the_plain_one(model, toy):
+    """Through lmms-eval, the prompt and pixels are what the processor and `generate` make of them."""
+    model.configure(method="vanilla")
+    picture = Image.effect_noise((336, 336), 50).convert("RGB")
+    prompt = (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        f"detailed, and polite answers to the user's questions. USER: <image>\n{QUESTIONS[1]} ASSISTANT:"
+    )
+    inputs = model.processor(images=picture, text=prompt, return_tensors="pt")
+    plain = model.model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    model.task_dict = {"t": {"test": [picture]}}
+    request = Instance(
+        request_type="generate_until",
+        arguments=(QUESTIONS[1], {"max_new_tokens": 4}, lambda p: [p], 0, "t", "test"),
+        idx=0,
+        metadata={"task": "t", "doc_id": 0, "repeats": 1},
+    )
+    (answer,) = model.generate_until([request])
+    assert answer.text == model.tokenizer.decode(plain[0], skip_special_tokens=True).strip()
+    assert answer.token_counts.input_tokens == inputs["input_ids"].shape[1]
+
+
+def test_errors_are_raised_not_answered(model, toy, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("finepruner_lmms.lmms_model.generate", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(model, toy)
+
+
+def test_generation_arguments_of_the_task_stay_as_they_are(model):
+    given = {"max_new_tokens": 3, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
+    copy = dict(given)
+    assert model._decoding(given, "t") == {"max_new_tokens": 3, "do_sample": False}
+    assert given == copy
+    assert model._decoding({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, "t") == {
+        "do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 128,
+    }  # fmt: skip
+
+
+def test_answers_stream_in_order(model, toy):
+    """The first window is answered before the second is looked at, so that lmms-eval's cache can keep it."""
+    seen = []
+    model.configure(method="random", budget=16)
+    model.on_progress = lambda done, total: seen.append((done, total))
+    try:
+        evaluate(model, toy)
+    finally:
+        model.on_progress = None
+    assert seen == [(i, 13) for i in range(1, 14)]
+    assert hasattr(model.generate_until([]), "__next__")
+
+
+def test_monitor_writes_each_selection(model, toy, tmp_path):
+    model.configure(method="finepruner", budget=200, heads=3)
+    model.monitor_to(tmp_path)
+    try:
+        evaluate(model, toy)
+    finally:
+        model.monitor_to(None)
+    lines = [json.loads(line) for line in (tmp_path / "selections-rank0.jsonl").read_text().splitlines()]
+    assert sorted(line["doc_id"] for line in lines) == list(range(13))
+    shown = [line for line in lines if line["kept"]["2"]]
+    assert len(shown) == 11 and all(len(line["heads"]) == 3 and len(line["head_scores"]) == 8 for line in lines)
+
+
+def test_response_cache_is_keyed_by_everything(toy, tmp_path, monkeypatch, model):
+    """Cached answers are found again; another setting, or other code, finds none."""
+    calls = []
+    original = LlavaFinePruner._answer_batch
+
+    def count(self, batch):
+        calls.extend(batch)
+        return original(self, batch)
+
+    monkeypatch.setattr(LlavaFinePruner, "_answer_batch", count)
+    monkeypatch.setenv("LMMS_CACHE_RUN_ID", "test")
+    options = {"use_cache": str(tmp_path / "cache"), "model_args": "pretrained=demo"}
+
+    def answered(**settings) -> int:
+        calls.clear()
+        model.configure(**settings)
+        evaluate(model, toy, **options)
+        return len(calls)
+
+    assert answered(method="random", budget=16) == 13
+    assert answered(method="random", budget=16) == 0
+    assert answered(method="random", budget=16, seed=1) == 13
+    assert answered(method="random", budget=16) == 0
+    monkeypatch.setattr("finepruner_lmms.lmms_model.answer_identity", lambda _: "other code")
+    assert answered(method="random", budget=16) == 13
+    monkeypatch.undo()
+
+
+def launch(toy: Path, out: Path, processes: int, arguments: str, **environment: str) -> dict:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["--multi_gpu"] if processes > 1 else []
+    command += ["-m", "lmms_eval", "--model", "llava_finepruner", "--model_args", f"pretrained=demo,{arguments}"]
+    command += ["--tasks", "toy", "--include_path", str(toy), "--batch_size", "4", "--log_samples"]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
+    done = subprocess.run([*command, "--output_path", str(out)], env=env, capture_output=True, text=True, timeout=300)
+    (samples,) = out.rglob("*_samples_toy.jsonl")
+    (results,) = out.rglob("*_results.json")
+    lines = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert done.returncode == 0
+    return {
+        "answers": {line["doc_id"]: line["filtered_resps"][0] for line in lines},
+        "n": json.loads(results.read_text())["n-samples"]["toy"]["effective"],
+        "log": done.stdout + done.stderr,
+    }
+
+
+@pytest.mark.slow
+def test_one_process_and_two_give_equal_results(toy, tmp_path):
+    arguments = "method=finepruner,budget=200,heads=3"
+    cache = {"LMMS_CACHE_RUN_ID": "one"}
+    one = launch(toy, tmp_path / "one", 1, arguments, **cache)
+    two = launch(toy, tmp_path / "two", 2, arguments)
+    assert one["answers"] == two["answers"] and one["n"] == two["n"] == 13
+    assert "Model Responding" in one["log"]
