@@ -177,6 +177,11 @@ def parameter_names(name: str) -> list[str]:
     return [f.name for f in fields(method_class(name))]
 
 
+def known_parameters() -> set[str]:
+    """The parameters that any method reads."""
+    return {parameter for name in _METHODS for parameter in parameter_names(name)}
+
+
 def build_pruner(name: str, **params: Any) -> Pruner:
     """The pruner `name` with its parameters, all checked now, before any model is loaded.
 
