@@ -30,7 +30,7 @@ from finepruner_lmms.demo.vocabulary import SPECIAL, build_processor
 PLANS = {
     "lookups": Plan("lookups", steps=700, rate=2e-3, floor=0.3, batch=24, questions=10, probe=0.5),
     "operations": Plan("operations", steps=500, rate=1.5e-3, floor=0.1, batch=24, questions=10, probe=0.5),
-    "deep": Plan("deep", steps=400, rate=8e-4, floor=0.03, batch=12, questions=10, probe=0.15, mixed=True),
+    "deep": Plan("deep", steps=360, rate=8e-4, floor=0.03, batch=16, questions=10, probe=0.15, mixed=True),
 }
 ENCODED = 6000  # training scenes whose tower features are kept
 

@@ -23,6 +23,7 @@ COLOR_NAMES = tuple(COLORS)
 ONE_WORD = "\nAnswer the question using a single word or phrase."
 ONE_LETTER = "\nAnswer with the option's letter from the given choices directly."
 ONE_LETTER_ZH = "\n请直接回答选项字母。"
+NO_OCR = "\nReference OCR token: "  # TextVQA's line of machine-read words, which here reads nothing
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 
 
@@ -46,15 +47,15 @@ class Question:
         """The letter of the right option."""
         return LETTERS[self.options.index(self.answer)]
 
-    def prompt(self, instruct: bool = True) -> str:
-        """The whole text put to the model: context, question, options, instruction."""
+    def prompt(self, instruct: bool = True, ocr: bool = False) -> str:
+        """The whole text put to the model: context, question, options, an empty line of OCR tokens, instruction."""
         context = f"Context: {self.context}\n" if self.context else ""
         options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=False))
         if self.options:
             instruction = ONE_LETTER_ZH if self.language == "zh" else ONE_LETTER
         else:
             instruction = UNANSWERABLE + ONE_WORD if self.kind == "absent" else ONE_WORD
-        return context + self.text + options + (instruction if instruct else "")
+        return context + self.text + options + (NO_OCR if ocr else "") + (instruction if instruct else "")
 
     @property
     def expected(self) -> str:

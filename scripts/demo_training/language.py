@@ -119,12 +119,12 @@ class Trainer:
     def step(self, plan: Plan, done: float, hits: dict[str, list[bool]]) -> Tensor:
         """The loss of one batch; `hits` collects what was answered rightly, by kind."""
         rng, scenes = self.rng, self.data["scenes"]
-        chosen = torch.randint(0, len(scenes), (plan.batch,))
+        count = rng.choices((VISUAL, 192, 128, 64, 32), (8, 3, 3, 3, 3))[0] if plan.mixed else 0
+        chosen = torch.randint(0, len(scenes), (plan.batch // 2 if count == VISUAL else plan.batch,))
         dense = self.data["dense"][chosen]
         objects = dense[:, 0] > 0
         drop_inside, compact = 0, False
         if plan.mixed:
-            count = rng.choices((VISUAL, 192, 128, 64, 32), (9, 3, 3, 3, 2))[0]
             kept = _subset(objects, count, rng.random() < 0.6)
             compact = count < VISUAL and rng.random() < 0.75
             if count == VISUAL and rng.random() < 0.5:  # as decoder-side methods do

@@ -131,11 +131,13 @@ class Packer:
             # what cannot be seen any more must not be asked for: the model would learn to guess
             if question is None or any(shown.isdisjoint(thing.tokens()) for thing in question.subject):
                 continue
-            segments.append(self._segment(scene, kind, question, rng.random() < instruct or kind == "absent"))
+            told = rng.random() < instruct
+            ocr = told and kind == "digit" and rng.random() < 0.6
+            segments.append(self._segment(kind, question.prompt(told or kind == "absent", ocr), question, scene))
         return segments
 
-    def _segment(self, scene: Scene, kind: str, question: Question, instruct: bool) -> _Segment:
-        tokens = self.encode("\n" + question.prompt(instruct) + " ASSISTANT:")
+    def _segment(self, kind: str, prompt: str, question: Question, scene: Scene) -> _Segment:
+        tokens = self.encode(f"\n{prompt} ASSISTANT:")
         (answer,) = self.encode(question.expected)
         words = self.tokenizer.convert_ids_to_tokens(tokens)
         assert "<unk>" not in words, question

@@ -1,0 +1,304 @@
+"""Miniature benchmarks about the demo scenes, in the schema of the real datasets.
+
+Column names, types and answer formats are those of the datasets that lmms-eval reads, so that the very tasks that run
+on real data run on these. Each benchmark has scenes of its own, from the test split, or from the tuning split for
+choosing hyperparameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from finepruner_lmms.demo import questions, scenes
+from finepruner_lmms.demo.questions import LETTERS, NEGATIVES, Question, ask, existence
+from finepruner_lmms.demo.scenes import Scene, make_scene
+
+Row = dict[str, Any]
+SIZES = {"vqav2": 240, "gqa": 240, "textvqa": 240, "pope": 240, "mme": 240, "mmbench": 800}
+"""Questions of each benchmark; MMBench's 800 rows are 200 questions in four orders of their options."""
+_STRIDE = 100_000  # between the scenes of two benchmarks
+_MILLION = 1_000_000
+
+
+def build(target: Path, split: str) -> None:
+    """Write every miniature to `target/<name>/` as parquet, images as JPEG inside."""
+    for place, name in enumerate(_MAKERS):
+        tables = _MAKERS[name](split, place * _STRIDE)
+        for table, rows in tables.items():
+            _save(rows, target / name / table, name)
+
+
+def fingerprint(split: str) -> str:
+    """What the content depends on, as 12 hexadecimal digits: this code, the tasks' files, the drawing libraries."""
+    from finepruner_lmms.tasks import overrides_dir
+
+    import finepruner_lmms.tasks as tasks
+
+    digest = hashlib.sha256(split.encode())
+    for module in (scenes, questions, tasks, inspect.getmodule(build)):
+        digest.update(inspect.getsource(module).encode())  # type: ignore[arg-type]
+    for file in sorted(overrides_dir().glob("*.yaml")):
+        digest.update(f"{file}\n".encode() + file.read_bytes())
+    for library in ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets"):
+        digest.update(f"{library} {metadata.version(library)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _scenes(split: str, first: int) -> Iterator[tuple[Scene, random.Random]]:
+    """Scene after scene, each with its own source of chance."""
+    index = first
+    while True:
+        yield make_scene(split, index), random.Random(f"questions {split} {index}")
+        index += 1
+
+
+def _ask_all(scene: Scene, rng: random.Random, kinds: tuple[str, ...]) -> list[Question]:
+    """A question of each kind that the scene allows."""
+    return [question for kind in kinds if (question := ask(scene, kind, rng)) is not None]
+
+
+def _pope(split: str, first: int) -> dict[str, list[Row]]:
+    """Six questions an image: a yes and a no for each way of sampling what is absent."""
+    rows: list[Row] = []
+    for scene, rng in _scenes(split, first):
+        if len(rows) == SIZES["pope"]:
+            break
+        asked = [(how, existence(scene, rng, answer, how)) for how in NEGATIVES for answer in ("yes", "no")]
+        if any(question is None for _, question in asked):
+            continue
+        for how, question in asked:
+            assert question is not None
+            number = len(rows)
+            rows.append(
+                {
+                    "id": str(number),
+                    "question_id": str(number + 1),
+                    "question": question.text,
+                    "answer": question.answer,
+                    "image_source": f"DEMO_{split}_{scene.index:012d}",
+                    "image": scene,
+                    "category": how,
+                }
+            )
+    return {"": rows}
+
+
+def _vqav2(split: str, first: int) -> dict[str, list[Row]]:
+    """Four kinds of questions an image, each with ten annotators who agree."""
+    types = {"color": "what color is the", "shape": "what", "count": "how many", "exist": "is there a"}
+    rows: list[Row] = []
+    for scene, rng in _scenes(split, first):
+        for question in _ask_all(scene, rng, tuple(types)):
+            if len(rows) == SIZES["vqav2"]:
+                return {"": rows}
+            kind = "number" if question.kind == "count" else "yes/no" if question.kind == "exist" else "other"
+            answers = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]
+            rows.append(
+                {
+                    "question_type": types[question.kind],
+                    "multiple_choice_answer": question.answer,
+                    "answers": answers,
+                    "image_id": scene.index,
+                    "answer_type": kind,
+                    "question_id": scene.index * 1000 + len(rows),
+                    "question": question.text,
+                    "image": scene,
+                }
+            )
+    raise AssertionError("unreachable: there is always another scene")
+
+
+def _gqa(split: str, first: int) -> dict[str, list[Row]]:
+    """Queries, verifications and choices; images in a table of their own."""
+    structure = {"color": "query", "shape": "query", "verify": "verify", "pick": "choose", "exist": "verify"}
+    rows: list[Row] = []
+    images: dict[str, Scene] = {}
+    for scene, rng in _scenes(split, first):
+        for question in _ask_all(scene, rng, tuple(structure)):
+            if len(rows) == SIZES["gqa"]:
+                table = [{"id": image_id, "image": scene} for image_id, scene in images.items()]
+                return {"testdev_balanced_instructions": rows, "testdev_balanced_images": table}
+            image_id = f"d{scene.index}"
+            images[image_id] = scene
+            rows.append(_gqa_row(len(rows), image_id, question, structure[question.kind]))
+    raise AssertionError("unreachable: there is always another scene")
+
+
+def _gqa_row(number: int, image_id: str, question: Question, structural: str) -> Row:
+    subject = question.subject[0].name if question.subject else "scene"
+    semantic = "obj" if question.kind == "exist" else "attr"
+    full = {"yes": "Yes.", "no": "No."}.get(question.answer, f"The {subject} is {question.answer}.")
+    return {
+        "id": str(number),
+        "imageId": image_id,
+        "question": question.text,
+        "isBalanced": True,
+        "groups": {"global": None, "local": f"demo-{question.kind}"},
+        "entailed": "[]",
+        "equivalent": f"['{number}']",
+        "types": {"structural": structural, "semantic": semantic, "detailed": question.kind},
+        "annotations": {"answer": [], "fullAnswer": [], "question": []},
+        "semantic": [{"operation": "select", "argument": subject, "dependencies": []}],
+        "semanticStr": f"select: {subject}",
+        "answer": question.answer,
+        "fullAnswer": full,
+    }
+
+
+def _textvqa(split: str, first: int) -> dict[str, list[Row]]:
+    """Handwritten digits to read. No OCR tokens: a machine that read them would have answered."""
+    rows: list[Row] = []
+    for scene, rng in _scenes(split, first):
+        if len(rows) == SIZES["textvqa"]:
+            break
+        question = ask(scene, "digit", rng)
+        assert question is not None
+        rows.append(
+            {
+                "image_id": f"demo{scene.index:012x}",
+                "question_id": len(rows),
+                "question": question.text,
+                "question_tokens": question.text.rstrip("?").lower().split(),
+                "image": scene,
+                "image_width": scenes.IMAGE_SIZE,
+                "image_height": scenes.IMAGE_SIZE,
+                "flickr_original_url": "",
+                "flickr_300k_url": "",
+                "answers": [question.answer] * 10,
+                "image_classes": ["Digit"],
+                "set_name": "val",
+                "ocr_name": [],
+                "ocr_info": [],
+                "ocr_tokens": [],
+            }
+        )
+    return {"": rows}
+
+
+def _mme(split: str, first: int) -> dict[str, list[Row]]:
+    """Four perception categories; an image gets one question to affirm and one to deny."""
+    kinds = {"existence": "exist", "count": "number", "color": "verify", "OCR": "read"}
+    wanted = SIZES["mme"] // len(kinds)
+    rows: list[Row] = []
+    source = _scenes(split, first)
+    for category, kind in kinds.items():
+        made = 0
+        for scene, rng in source:
+            pair = [ask(scene, kind, rng, answer) for answer in ("yes", "no")]
+            if any(question is None for question in pair):
+                continue
+            for question in pair:
+                assert question is not None
+                rows.append(
+                    {
+                        "question_id": f"{category}/demo{scene.index:012d}.png",
+                        "image": scene,
+                        "question": f"{question.text} Please answer yes or no.",
+                        "answer": question.answer.capitalize(),
+                        "category": category,
+                    }
+                )
+            made += 2
+            if made == wanted:
+                break
+    return {"": rows}
+
+
+def _mmbench(split: str, first: int) -> dict[str, list[Row]]:
+    """Each question in four rotations of its options; a rotation k has the index i + k million."""
+    rows: list[Row] = []
+    for scene, rng in _scenes(split, first):
+        if len(rows) == SIZES["mmbench"]:
+            break
+        question = ask(scene, "choice", rng)
+        if question is None:
+            continue
+        index = len(rows) // 4
+        for turn in range(4):
+            options = question.options[turn:] + question.options[:turn]
+            category = "attribute_recognition"
+            rows.append(
+                {
+                    "index": index + turn * _MILLION,
+                    "question": question.text,
+                    "hint": "nan",
+                    "answer": LETTERS[options.index(question.answer)],
+                    **dict(zip(LETTERS, options, strict=True)),
+                    "category": category,
+                    "image": scene,
+                    "source": "demo",
+                    "L2-category": "finegrained_perception (instance-level)",
+                    "comment": "nan",
+                    "split": "dev",
+                }
+            )
+    return {"": rows}
+
+
+_MAKERS: dict[str, Callable[[str, int], dict[str, list[Row]]]] = {
+    "vqav2": _vqav2,
+    "gqa": _gqa,
+    "textvqa": _textvqa,
+    "pope": _pope,
+    "mme": _mme,
+    "mmbench": _mmbench,
+}
+
+
+def _save(rows: list[Row], folder: Path, name: str) -> None:
+    import datasets
+
+    pictures: dict[Scene, Any] = {}
+
+    def picture(scene: Scene) -> Any:
+        if scene not in pictures:
+            pictures[scene] = {"bytes": _jpeg(scene), "path": None}
+        return pictures[scene]
+
+    plain = [{k: picture(v) if isinstance(v, Scene) else v for k, v in row.items()} for row in rows]
+    table = datasets.Dataset.from_list(plain, features=_features(rows[0], name))
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+
+
+def _jpeg(scene: Scene) -> bytes:
+    import io
+
+    file = io.BytesIO()
+    scene.image().save(file, "JPEG", quality=92, subsampling=0)
+    return file.getvalue()
+
+
+def _features(row: Row, name: str) -> Any:
+    """Types as in the real datasets, also for columns that are empty here."""
+    from datasets import Features, Image, List, Value
+
+    text, whole = Value("string"), Value("int64")
+    special = {
+        "groups": {"global": text, "local": text},
+        "types": {"structural": text, "semantic": text, "detailed": text},
+        "annotations": {
+            key: List({"objectId": text, "value": text}) for key in ("answer", "fullAnswer", "question")
+        },
+        "semantic": List({"operation": text, "argument": text, "dependencies": List(Value("int32"))}),
+        "isBalanced": Value("bool"),
+        "ocr_info": List({"word": text}),
+        "answers": List({"answer": text, "answer_confidence": text, "answer_id": whole}) if name == "vqav2" else List(text),
+    }
+    kinds: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Scene):
+            kinds[key] = Image()
+        elif key in special:
+            kinds[key] = special[key]
+        elif isinstance(value, list):
+            kinds[key] = List(text)
+        else:
+            kinds[key] = whole if isinstance(value, int) else text
+    return Features(kinds)

@@ -1,0 +1,130 @@
+"""The lmms-eval tasks `fp_<name>`: one YAML each, for the hub's data, a data root, or the miniature benchmarks.
+
+`tasks_overrides/` holds the YAML files for the hub. For other data a small folder is written whose files include
+these and change nothing but where the data is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+_SPLIT = {"vqav2": "validation", "gqa": "testdev", "textvqa": "validation", "pope": "test", "mme": "test", "mmbench": "dev"}
+
+
+def overrides_dir() -> Path:
+    """The folder of the hub's tasks: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "tasks_overrides"
+    return inside if inside.is_dir() else package.parent / "tasks_overrides"
+
+
+def available_tasks() -> list[str]:
+    """The benchmarks that have a task, by name."""
+    return sorted(file.stem.removeprefix("fp_") for file in overrides_dir().glob("fp_*.yaml"))
+
+
+def cache_dir() -> Path:
+    """Where generated data goes: `$FINEPRUNER_CACHE`, or a folder in the user's cache."""
+    if named := os.environ.get("FINEPRUNER_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finepruner_lmms"
+
+
+def folder(data: str) -> Path:
+    """The folder to pass to lmms-eval's `--include_path`, so that the tasks read `data`.
+
+    `hub`: the public datasets; `demo`: the miniature benchmarks (`demo-tuning`: the same on the tuning scenes);
+    anything else: a data root, with a folder a benchmark. Miniatures are made when first asked for.
+    """
+    if data == "hub":
+        return overrides_dir()
+    if data in ("demo", "demo-tuning"):
+        return _demo_folder("test" if data == "demo" else "tuning")
+    root = Path(data)
+    if not root.is_dir():
+        raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
+    present = [name for name in available_tasks() if (root / name).is_dir()]
+    if not present:
+        raise ValueError(f"data: {data!r} holds none of the folders {', '.join(available_tasks())}")
+    root = root.resolve()
+    content = {f"fp_{name}.yaml": _yaml(name, root) for name in present} | _modules(root, present)
+    target = cache_dir() / "tasks" / hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()[:12]
+    if not target.is_dir():
+        _publish(target, lambda partial: _write(partial, content))
+    return target
+
+
+def data_root(data: str) -> Path | None:
+    """The folder that holds the data itself; `None` where it comes from the hub."""
+    if data == "hub":
+        return None
+    return folder(data).parent / "data" if data.startswith("demo") else Path(data).resolve()
+
+
+def _demo_folder(split: str) -> Path:
+    from finepruner_lmms.demo.benchmarks import build, fingerprint
+
+    home = cache_dir() / "demo" / f"{split}-{fingerprint(split)}"
+    if not home.is_dir():
+        logger.info("making the miniature benchmarks in %s", home)
+
+        def make(partial: Path) -> None:
+            build(partial / "data", split)
+            names = available_tasks()
+            root = home / "data"
+            _write(partial / "tasks", {f"fp_{name}.yaml": _yaml(name, root) for name in names} | _modules(root, names))
+
+        _publish(home, make)
+    return home / "tasks"
+
+
+def _yaml(name: str, root: Path) -> str:
+    """A task that is the hub's but for its data. (The merge of `include` is shallow: whole keys are replaced.)"""
+    data = root / name / "testdev_balanced_instructions" if name == "gqa" else root / name
+    lines = [
+        f"include: {overrides_dir() / f'fp_{name}.yaml'}",
+        f"task: fp_{name}",
+        "dataset_path: parquet",
+        "dataset_name: null",
+        f"dataset_kwargs: {{data_files: {{{_SPLIT[name]}: {data}/*.parquet}}}}",
+    ]
+    if name == "gqa":
+        lines.append("doc_to_visual: !function fp_gqa_images.visual")
+    return "\n".join(lines) + "\n"
+
+
+def _modules(root: Path, names: list[str]) -> dict[str, str]:
+    """The one function that depends on where the data is."""
+    if "gqa" not in names:
+        return {}
+    images = root / "gqa" / "testdev_balanced_images"
+    text = '"""Where the images of GQA are."""\n\nfrom finepruner_lmms.tasks.gqa import images_of\n\n'
+    return {"fp_gqa_images.py": f"{text}visual = images_of({str(images)!r}, split='train')\n"}
+
+
+def _write(target: Path, content: dict[str, str]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name, text in content.items():
+        (target / name).write_text(text, encoding="utf-8")
+
+
+def _publish(target: Path, make: Callable[[Path], None]) -> None:
+    """Make a folder elsewhere and move it into place whole; whoever comes second uses what is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        make(partial)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,34 @@
+"""GQA: its images come in a table of their own, joined by `imageId`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+Visual = Callable[[dict[str, Any]], list[Image.Image]]
+
+
+def images_of(path: str, name: str | None = None, split: str = "testdev") -> Visual:
+    """A `doc_to_visual` that looks up `imageId` in the images table at `path`, read when first needed.
+
+    lmms-eval copies every image into the table of questions by `map` with eight processes, from the hub only.
+    """
+
+    @functools.cache
+    def table() -> tuple[Any, dict[str, int]]:
+        from datasets import load_dataset
+
+        images = load_dataset(path, name, split=split)
+        return images, {image_id: row for row, image_id in enumerate(images["id"])}
+
+    def visual(doc: dict[str, Any]) -> list[Image.Image]:
+        images, rows = table()
+        return [images[rows[doc["imageId"]]]["image"].convert("RGB")]
+
+    return visual
+
+
+hub_visual = images_of("lmms-lab-encoder/GQA", "testdev_balanced_images")
