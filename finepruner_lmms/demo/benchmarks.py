@@ -182,31 +182,26 @@ def _textvqa(split: str, first: int) -> dict[str, list[Row]]:
 
 
 def _mme(split: str, first: int) -> dict[str, list[Row]]:
-    """Four perception categories; an image gets one question to affirm and one to deny."""
-    kinds = {"existence": "exist", "count": "number", "color": "verify", "OCR": "read"}
-    wanted = SIZES["mme"] // len(kinds)
+    """Four perception categories in turn; an image gets one question to affirm and one to deny."""
+    kinds = [("existence", "exist"), ("count", "number"), ("color", "verify"), ("OCR", "read")]
     rows: list[Row] = []
-    source = _scenes(split, first)
-    for category, kind in kinds.items():
-        made = 0
-        for scene, rng in source:
-            pair = [ask(scene, kind, rng, answer) for answer in ("yes", "no")]
-            if any(question is None for question in pair):
-                continue
-            for question in pair:
-                assert question is not None
-                rows.append(
-                    {
-                        "question_id": f"{category}/demo{scene.index:012d}.png",
-                        "image": scene,
-                        "question": f"{question.text} Please answer yes or no.",
-                        "answer": question.answer.capitalize(),
-                        "category": category,
-                    }
-                )
-            made += 2
-            if made == wanted:
-                break
+    for scene, rng in _scenes(split, first):
+        if len(rows) == SIZES["mme"]:
+            break
+        category, kind = kinds[len(rows) // 2 % len(kinds)]
+        pair = [question for answer in ("yes", "no") if (question := ask(scene, kind, rng, answer)) is not None]
+        if len(pair) < 2:
+            continue
+        for question in pair:
+            rows.append(
+                {
+                    "question_id": f"{category}/demo{scene.index:012d}.png",
+                    "image": scene,
+                    "question": f"{question.text} Please answer yes or no.",
+                    "answer": question.answer.capitalize(),
+                    "category": category,
+                }
+            )
     return {"": rows}
 
 

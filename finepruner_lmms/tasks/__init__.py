@@ -128,3 +128,18 @@ def _publish(target: Path, make: Callable[[Path], None]) -> None:
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def data_identity(data: str, name: str) -> str:
+    """What the answers to a task depend on: the definition of the task, and the data behind it."""
+    definition = hashlib.sha256((overrides_dir() / f"fp_{name}.yaml").read_bytes()).hexdigest()[:12]
+    if data == "hub":
+        return definition
+    if data.startswith("demo"):
+        from finepruner_lmms.demo.benchmarks import fingerprint
+
+        return f"{definition} {fingerprint('test' if data == 'demo' else 'tuning')}"
+    root = Path(data).resolve()
+    files = sorted(file for file in (root / name).rglob("*") if file.is_file())
+    listing = [f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return f"{definition} {hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:12]}"

@@ -25,7 +25,7 @@ from finepruner_lmms.demo.questions import KINDS
 
 Log = Callable[[str], None]
 EASY = {"any": 0.7, "exist": 1.0, "color": 1.0, "shape": 1.0, "digit": 0.8}
-ALL = {"any": 0.2} | {kind: 1.0 for kind in KINDS} | {"count": 1.4, "number": 1.2, "exist": 1.3, "choice_zh": 1.2}
+ALL = {"any": 0.2} | {kind: 1.0 for kind in KINDS} | {"digit": 2.0, "read": 2.0, "count": 1.4, "number": 1.5, "exist": 1.5}
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Trainer:
         instruct = 0.85 if plan.mixed else (0.0 if done < 0.5 else 0.5)
         system = rng.random() < (0.75 if plan.mixed else 0.1)
         packed = self.packer.pack(
-            [scenes[i] for i in chosen.tolist()], kept, weights, rng, plan.questions, instruct, system, compact
+            [scenes[i] for i in chosen.tolist()], kept, weights, rng, plan.questions, instruct, system, compact, easy=0.75
         )
         return self._loss(packed, self.data["features"][chosen], dense, kept, plan, done, drop_inside, hits)
 

@@ -79,12 +79,16 @@ class Packer:
         instruct: float,
         system: bool,
         compact: bool,
+        easy: float = 0.0,
     ) -> Packed:
-        """`kept` `[B, K]`: the visual tokens shown. `compact` numbers them 0..K-1 instead of by their place."""
+        """`kept` `[B, K]`: the visual tokens shown. `compact` numbers them 0..K-1 instead of by their place.
+
+        `easy` is the share of questions about the only digit of a scene that are left out.
+        """
         count = kept.shape[1]
         prefix = self.prefix(system)
         start = len(prefix) + count
-        rows = [self._segments(scene, kept[row], weights, rng, questions, instruct) for row, scene in enumerate(scenes)]
+        rows = [self._segments(scene, kept[row], weights, rng, questions, instruct, easy) for row, scene in enumerate(scenes)]
         length = start + max(sum(len(s.tokens) + 2 for s in row) for row in rows)
         length = -(-length // 8) * 8
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
@@ -119,7 +123,14 @@ class Packer:
         return packed
 
     def _segments(
-        self, scene: Scene, kept: Tensor, weights: dict[str, float], rng: random.Random, questions: int, instruct: float
+        self,
+        scene: Scene,
+        kept: Tensor,
+        weights: dict[str, float],
+        rng: random.Random,
+        questions: int,
+        instruct: float,
+        easy: float,
     ) -> list[_Segment]:
         shown = set(kept.tolist())
         segments: list[_Segment] = []
@@ -127,6 +138,9 @@ class Packer:
         while len(segments) < questions and tries < 20 * questions:
             tries += 1
             kind = rng.choices(list(weights), list(weights.values()))[0]
+            # one box answers for any colour: only two teach to look for the one that was named
+            if kind in ("digit", "read") and len(scene.digits) == 1 and rng.random() < easy:
+                continue
             question = _ask_in_training(scene, kind, rng)
             # what cannot be seen any more must not be asked for: the model would learn to guess
             if question is None or any(shown.isdisjoint(thing.tokens()) for thing in question.subject):

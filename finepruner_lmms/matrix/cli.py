@@ -1,0 +1,244 @@
+"""The command line: `python run_matrix.py COMMAND`, or `finepruner COMMAND`.
+
+Exit status: 0 done, 1 some cells failed (all others are kept), 2 the request itself is wrong and nothing was run,
+130 stopped from outside (what is done is kept). Imports are inside the commands, so that `--help` is immediate.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from finepruner_lmms.matrix.config import Matrix
+    from finepruner_lmms.matrix.store import Json, Store
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Sweep visual token pruning methods over benchmarks with lmms-eval.",
+)  # fmt: skip
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The matrix file (YAML).", show_default=False)]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="The directory of a run.", show_default=False)]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Where results go.", show_default="runs/<name of the matrix>")
+]
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, treated as Ctrl-C."""
+
+
+@app.command()
+def run(config: Config, output: OutputOption = None) -> None:
+    """Run the cells of a matrix that are not done yet; then print the leaderboard."""
+    from rich.console import Console
+
+    from finepruner_lmms.matrix.leaderboard import leaderboard
+    from finepruner_lmms.matrix.progress import display_for
+    from finepruner_lmms.matrix.runner import LaunchError, run_cells
+    from finepruner_lmms.matrix.table import render
+
+    matrix, store, record = _open(config, output)
+    console = Console()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    with store.lock():
+        store.save_matrix(record)
+        states = store.states(record["cells"])
+        left = [cell for cell, state in zip(record["cells"], states, strict=True) if state.name != "done"]
+        total, finished = len(states), len(states) - len(left)
+        with display_for(console, total, finished) as display:
+            display.note(f"{total} cells, {finished} done before, {len(left)} to do; results in {store.root}")
+            try:
+                run_cells(store, matrix.file, left, display)
+            except LaunchError as error:
+                display.note(str(error))
+            except KeyboardInterrupt:
+                display.note("stopped; what is done is kept, `run` goes on from here")
+                raise typer.Exit(130) from None
+    board = leaderboard(store)
+    sys.stdout.write(f"\n{render(board, 'text')}")
+    failed = _report_unfinished(store, record)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def plan(
+    config: Config,
+    output: OutputOption = None,
+    form: Annotated[str, typer.Option("--format", help="text, or jsonl: a JSON object a cell")] = "text",
+) -> None:
+    """Show what would run and what is done, with an estimate of the time, without running."""
+    from finepruner_lmms.matrix.runner import estimate_seconds
+
+    _check_format(form, ("text", "jsonl"))
+    _, store, record = _open(config, output)
+    cells = record["cells"]
+    states = store.states(cells)
+    if form == "jsonl":
+        for cell, state in zip(cells, states, strict=True):
+            facts = {"id": cell["id"], "state": state.name, "task": cell["task"], **_facts(cell)}
+            sys.stdout.write(json.dumps(facts | {"directory": str(store.cell_dir(cell))}, ensure_ascii=False) + "\n")
+        return
+    left = [cell for cell, state in zip(cells, states, strict=True) if state.name != "done"]
+    layers, tokens = record["num_layers"], record["num_visual_tokens"]
+    lines = [
+        f"{record['name']}: {len(record['rows'])} rows x {len(record['tasks'])} tasks = {len(cells)} cells, "
+        f"{len(cells) - len(left)} done, {len(left)} to do",
+        f"model: {matrix_model(record)} ({layers} decoder layers, {tokens} visual tokens an image)",
+    ]
+    lines += [f"  {state.name:8} {cell['label']}" for cell, state in zip(cells, states, strict=True)]
+    seconds = estimate_seconds([state.result for state in states if state.result is not None], left)
+    if left:
+        known = "unknown until a cell of each task is done" if seconds is None else f"about {_duration(seconds)}"
+        lines.append(f"time for what is left: {known}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+@app.command()
+def status(output: Output) -> None:
+    """List done, running, failed and missing cells, with each failure's reason."""
+    from finepruner_lmms.matrix.runner import score_text
+
+    store = _store(output)
+    record = _matrix(store)
+    states = store.states(record["cells"])
+    counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "failed", "missing")}
+    lines = [f"{record['name']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())]
+    for cell, state in zip(record["cells"], states, strict=True):
+        text = score_text(state.result) if state.result else state.reason
+        lines.append(f"  {state.name:8} {cell['label']}{': ' + text if text else ''}")
+    if others := store.others(record["cells"]):
+        lines.append(f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+@app.command()
+def table(
+    output: Output,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex")] = "text",
+    seeds: Annotated[bool, typer.Option("--seeds", help="A row a seed, instead of their mean (always so in CSV).")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
+) -> None:
+    """Print the leaderboard."""
+    from finepruner_lmms.matrix.leaderboard import leaderboard
+    from finepruner_lmms.matrix.table import FORMATS, render
+
+    _check_format(form, tuple(FORMATS))
+    store = _store(output)
+    _matrix(store)
+    sys.stdout.write(render(leaderboard(store, merge_seeds=not seeds and form != "csv"), form))
+    if picture is not None:
+        from finepruner_lmms.matrix.plot import draw
+
+        try:
+            draw(leaderboard(store), picture)
+        except ValueError as error:
+            _refuse(str(error))
+
+
+@app.command()
+def tasks(
+    data: Annotated[str, typer.Option(help="hub, demo, or a data root")] = "hub",
+) -> None:
+    """Print the folder to pass to lmms-eval's --include_path, so that the tasks fp_<name> read that data."""
+    from finepruner_lmms.tasks import folder
+
+    try:
+        sys.stdout.write(f"{folder(data)}\n")
+    except ValueError as error:
+        _refuse(str(error))
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _open(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
+    """The checked matrix, its store, and the record of its rows and cells."""
+    from finepruner_lmms.matrix.cells import as_record, describe_row, expand
+    from finepruner_lmms.matrix.config import ConfigError, load_matrix
+    from finepruner_lmms.matrix.store import Store
+
+    try:
+        matrix = load_matrix(config)
+    except ConfigError as error:
+        _refuse(str(error))
+    store = Store(output if output is not None else Path("runs") / matrix.file.name)
+    record = {
+        "name": matrix.file.name,
+        "model": matrix.file.model.pretrained,
+        "num_layers": matrix.num_layers,
+        "num_visual_tokens": matrix.num_visual_tokens,
+        "tasks": matrix.file.tasks,
+        "rows": [describe_row(row) for row in matrix.rows],
+        "cells": [as_record(cell) for cell in expand(matrix)],
+    }
+    return matrix, store, record
+
+
+def matrix_model(record: dict[str, Any]) -> str:
+    """The checkpoint of a matrix."""
+    return str(record["model"])
+
+
+def _store(output: Path) -> Store:
+    from finepruner_lmms.matrix.store import Store
+
+    return Store(output)
+
+
+def _matrix(store: Store) -> Json:
+    from finepruner_lmms.matrix.store import StoreError
+
+    try:
+        return store.matrix()
+    except StoreError as error:
+        _refuse(str(error))
+
+
+def _facts(cell: Json) -> dict[str, Any]:
+    spec = cell["spec"]
+    return {"method": spec["method"], "budget": spec["budget"], "parameters": spec["parameters"], "limit": spec["limit"]}
+
+
+def _report_unfinished(store: Store, record: Json) -> int:
+    """Say which cells are not done, and why; returns how many."""
+    states = store.states(record["cells"])
+    unfinished = [(cell, state) for cell, state in zip(record["cells"], states, strict=True) if state.name != "done"]
+    for cell, state in unfinished:
+        sys.stderr.write(f"{state.name}: {cell['label']}{': ' + state.reason if state.reason else ''}\n")
+    return len(unfinished)
+
+
+def _check_format(form: str, known: tuple[str, ...]) -> None:
+    if form not in known:
+        _refuse(f"format: got {form!r}; known: {', '.join(known)}")
+
+
+def _refuse(message: str) -> Any:
+    """Say what is wrong with the request and exit with status 2."""
+    sys.stderr.write(f"{message}\n")
+    raise typer.Exit(2)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stopped(number)
+
+
+if __name__ == "__main__":
+    main()

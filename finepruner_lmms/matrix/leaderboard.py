@@ -1,0 +1,147 @@
+"""The leaderboard as numbers: rows of methods and budgets, columns of tasks. `table` and `plot` show it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.matrix.store import Json, Store
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number: as the field prints it (percent; MME in points), as a share of the maximum, and its standard error."""
+
+    shown: float
+    shown_error: float
+    percent: float
+    percent_error: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row. `scores` lacks the tasks that are not done; `relative` is 100 for what equals vanilla.
+
+    `seeds` are those it is the mean of, with the spread of their averages (standard deviation).
+    """
+
+    method: str
+    budget: int | str
+    tokens: float
+    parameters: dict[str, Any]
+    scores: dict[str, Score]
+    average: float | None = None
+    average_error: float | None = None
+    relative: float | None = None
+    seeds: tuple[Any, ...] = ()
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All rows of a matrix, the largest budget first. `parameters` names the columns beside the budget."""
+
+    name: str
+    tasks: tuple[str, ...]
+    parameters: tuple[str, ...]
+    lines: tuple[Line, ...]
+    num_visual_tokens: int
+    questions: dict[str, int] = field(default_factory=dict)
+
+
+def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
+    """What is done so far in an output directory.
+
+    `average` is the mean of a row's shares of the maximum, `relative` the mean over tasks of its score divided by
+    vanilla's; both only where every task is done. With `merge_seeds`, rows that differ in `seed` alone become one.
+    """
+    record = store.matrix()
+    lines = _lines(store, record)
+    vanilla = next((line for line in lines if line.method == "vanilla"), None)
+    lines = [_summarise(line, record["tasks"], vanilla) for line in lines]
+    if merge_seeds:
+        lines = _merge_seeds(lines, record["tasks"])
+    lines.sort(key=lambda line: -line.tokens)  # stable: inside a budget as in the file
+    used = {name for line in lines for name in line.parameters}
+    given = [name for row in record["rows"] for name in row["given"]]
+    columns = tuple(name for name in dict.fromkeys(given) if name in used)
+    states = zip(record["cells"], store.states(record["cells"]), strict=True)
+    questions = {cell["task"]: state.result["answered"] for cell, state in states if state.result is not None}
+    return Leaderboard(
+        record["name"], tuple(record["tasks"]), columns, tuple(lines), record["num_visual_tokens"], questions
+    )
+
+
+def _lines(store: Store, record: Json) -> list[Line]:
+    from finepruner_lmms.budget import parse_budget
+
+    everything = record["num_visual_tokens"]
+    named = {name for row in record["rows"] for name in row["given"]}
+    scores: list[dict[str, Score]] = [{} for _ in record["rows"]]
+    for cell, state in zip(record["cells"], store.states(record["cells"]), strict=True):
+        if state.result is not None:
+            scores[cell["row"]][cell["task"]] = _score(cell["task"], state.result)
+    lines = []
+    for row, found in zip(record["rows"], scores, strict=True):
+        budget = everything if row["budget"] is None else row["budget"]
+        parameters = {name: value for name, value in row["parameters"].items() if name in named}
+        tokens = float(parse_budget(row["budget"]).tokens(everything))
+        lines.append(Line(row["method"], budget, tokens, parameters, found))
+    return lines
+
+
+def _score(task: str, result: Json) -> Score:
+    benchmark = BENCHMARKS[task]
+    shown, percent = benchmark.shown(result["metrics"][benchmark.metric]), result["percent"]
+    # the metric is a multiple of the share, so its error is too; at 0 the multiple is that of a full score
+    scale = shown / percent if percent else 1.0
+    return Score(shown, result["standard_error"] * scale, percent, result["standard_error"])
+
+
+def _summarise(line: Line, tasks: Sequence[str], vanilla: Line | None) -> Line:
+    if any(task not in line.scores for task in tasks):
+        return line
+    scores = [line.scores[task] for task in tasks]
+    error = math.sqrt(sum(score.percent_error**2 for score in scores)) / len(scores)
+    relative = None
+    if vanilla is not None and all(task in vanilla.scores and vanilla.scores[task].percent > 0 for task in tasks):
+        relative = statistics.fmean(100 * line.scores[task].percent / vanilla.scores[task].percent for task in tasks)
+    average = statistics.fmean(score.percent for score in scores)
+    return replace(line, average=average, average_error=error, relative=relative)
+
+
+def _merge_seeds(lines: list[Line], tasks: Sequence[str]) -> list[Line]:
+    groups: dict[Any, list[Line]] = {}
+    for line in lines:
+        rest = tuple((name, value) for name, value in line.parameters.items() if name != "seed")
+        groups.setdefault((line.method, line.budget, rest), []).append(line)
+    return [group[0] if len(group) == 1 else _mean_line(group, tasks) for group in groups.values()]
+
+
+def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
+    """The mean over seeds. Its errors are the mean errors: all seeds answer the same questions."""
+    seeds = tuple(line.parameters.get("seed") for line in group)
+    parameters = {name: value for name, value in group[0].parameters.items() if name != "seed"}
+    scores = {}
+    for task in tasks:
+        found = [line.scores[task] for line in group if task in line.scores]
+        if len(found) == len(group):
+            means = [statistics.fmean(values) for values in zip(*(vars(score).values() for score in found), strict=True)]
+            scores[task] = Score(*means)
+    line = replace(group[0], parameters=parameters, scores=scores, seeds=seeds, average=None, average_error=None, relative=None)
+    if all(other.average is not None for other in group):
+        averages = [other.average for other in group if other.average is not None]
+        errors = [other.average_error for other in group if other.average_error is not None]
+        relatives = [other.relative for other in group if other.relative is not None]
+        line = replace(
+            line,
+            average=statistics.fmean(averages),
+            average_error=statistics.fmean(errors),
+            relative=statistics.fmean(relatives) if len(relatives) == len(group) else None,
+            spread=statistics.stdev(averages),
+        )
+    return line

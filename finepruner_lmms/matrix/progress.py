@@ -1,0 +1,84 @@
+"""Showing a run: bars on a terminal, a plain line an event anywhere else."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from finepruner_lmms.matrix.store import Json
+
+
+class PlainDisplay:
+    """One line an event, each as soon as it happens."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console, self._total, self._done = console, total, done
+
+    def __enter__(self) -> PlainDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        """Something that is not about one cell."""
+        self._line(f"{time.strftime('%H:%M:%S')} {text}")
+
+    def cell_started(self, cell: Json) -> None:
+        """Nothing: the line that matters is the one at the end."""
+
+    def cell_progress(self, done: int, total: int) -> None:
+        """Nothing: a log is not a terminal."""
+
+    def cell_ended(self, cell: Json, state: str, text: str) -> None:
+        """The score, or the reason of the failure."""
+        self._done += 1
+        width = len(str(self._total))
+        self.note(f"[{self._done:{width}}/{self._total}] {state:6} {cell['label']}: {text}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.file.flush()
+
+
+class BarDisplay(PlainDisplay):
+    """Two bars, all cells and the current one; finished cells scroll by above them."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        super().__init__(console, total, done)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+        self._cells = self._progress.add_task("cells", total=total, completed=done)
+        self._cell = self._progress.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> BarDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def cell_started(self, cell: Json) -> None:
+        """The second bar is about this cell."""
+        self._progress.reset(self._cell, description=cell["label"], total=None, visible=True)
+
+    def cell_progress(self, done: int, total: int) -> None:
+        """Questions answered."""
+        self._progress.update(self._cell, completed=done, total=total)
+
+    def cell_ended(self, cell: Json, state: str, text: str) -> None:
+        """The first bar moves on."""
+        super().cell_ended(cell, state, text)
+        self._progress.update(self._cells, completed=self._done)
+
+
+def display_for(console: Console, total: int, done: int) -> PlainDisplay:
+    """Bars where somebody watches, lines elsewhere."""
+    return (BarDisplay if console.is_terminal else PlainDisplay)(console, total, done)

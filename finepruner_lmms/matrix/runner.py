@@ -1,0 +1,112 @@
+"""Working through the cells that are not done: launch, listen, launch again for what is left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from finepruner_lmms.matrix.config import MatrixFile
+from finepruner_lmms.matrix.launch import Launch, Silent
+from finepruner_lmms.matrix.store import Json, Store, write_error
+
+MAX_DEATHS = 2
+"""A cell during which the worker died so often is given up."""
+
+
+class LaunchError(RuntimeError):
+    """A worker ended before it began any cell, so that trying again would change nothing."""
+
+
+class Display(Protocol):
+    """Who shows the progress of a run."""
+
+    def note(self, text: str) -> None:
+        """Something that is not about one cell."""
+
+    def cell_started(self, cell: Json) -> None:
+        """A cell began."""
+
+    def cell_progress(self, done: int, total: int) -> None:
+        """So many of its questions are answered."""
+
+    def cell_ended(self, cell: Json, state: str, text: str) -> None:
+        """A cell ended: "done" with its score, or "failed" with the reason."""
+
+
+def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Display) -> None:
+    """Work through `cells`. What came of each is on disk afterwards; `LaunchError` if no worker can start."""
+    left = {cell["id"]: cell for cell in cells}
+    deaths: Counter[str] = Counter()
+    port_was_taken = False
+    while left:
+        folder = store.new_launch()
+        plan = {
+            "launch": folder.name,
+            "model": file.model.model_dump(exclude_none=True),
+            "batch_size": file.launch.batch_size,
+            "data": file.data,
+            "cells": [cell | {"path": str(store.cell_dir(cell).resolve())} for cell in left.values()],
+        }
+        with Launch(folder, plan, file.launch) as launch:
+            started, current, silent = _listen(launch, left, store, display)
+        if current is not None:  # the worker went without a word
+            deaths[current] += 1
+            reason = silent or f"the worker ended in the middle of the cell: {launch.exit_text()}; {launch.reason()}"
+            if deaths[current] >= MAX_DEATHS:
+                cell = left.pop(current)
+                write_error(store.cell_dir(cell), "WorkerDied", reason)
+                display.cell_ended(cell, "failed", reason)
+            else:
+                display.note(f"{left[current]['label']}: {reason}; starting again")
+        elif not started:
+            if not port_was_taken and "EADDRINUSE" in launch.log.read_text(errors="replace"):
+                port_was_taken = True
+                continue
+            raise LaunchError(f"the worker could not start: {silent or launch.reason()}\n  log: {launch.log}")
+
+
+def _listen(
+    launch: Launch, left: dict[str, Json], store: Store, display: Display
+) -> tuple[bool, str | None, str]:
+    """Follow one worker and take finished cells out of `left`.
+
+    Returns whether any cell began, the cell it was in when it ended, and why we stopped it if we did.
+    """
+    started, current = False, None
+    try:
+        for event in launch.events():
+            match event["event"]:
+                case "loading":
+                    display.note("loading the model")
+                case "start":
+                    started, current = True, event["cell"]
+                    display.cell_started(left[event["cell"]])
+                case "progress":
+                    display.cell_progress(event["done"], event["total"])
+                case "done" | "failed":
+                    current = None
+                    cell = left.pop(event["cell"])
+                    state = store.state(cell, live=True)  # the truth is on disk, not in what the worker says
+                    display.cell_ended(cell, state.name, score_text(state.result) if state.result else state.reason)
+    except Silent as silence:
+        return started, current, str(silence)
+    return started, current, ""
+
+
+def score_text(result: Json) -> str:
+    """`86.3 ± 1.2 % of the maximum, 240 questions, 4.1 s`."""
+    return (
+        f"{result['percent']:.1f} ± {result['standard_error']:.1f} % of the maximum, "
+        f"{result['answered']} questions, {result['seconds']:.1f} s"
+    )
+
+
+def estimate_seconds(results: Sequence[Json], cells: Sequence[Json]) -> float | None:
+    """How long `cells` will take, by the mean time of finished cells of the same task; None where none is known."""
+    known: dict[str, list[float]] = {}
+    for result in results:
+        known.setdefault(result["spec"]["task"], []).append(result["seconds"])
+    if any(cell["task"] not in known for cell in cells):
+        return None
+    return sum(sum(known[cell["task"]]) / len(known[cell["task"]]) for cell in cells)
