@@ -153,8 +153,8 @@ def _mmbench_rows(samples: Sequence[Sample]) -> Rows:
 
 
 def _benchmarks() -> list[Benchmark]:
-    accuracy = {"metric": "exact_match,none", "points": _mean, "full": _one}
-    circular = {"metric": "gpt_eval_score,none", "points": _mean, "full": _hundred}
+    accuracy: dict[str, Any] = {"metric": "exact_match,none", "points": _mean, "full": _one}
+    circular: dict[str, Any] = {"metric": "gpt_eval_score,none", "points": _mean, "full": _hundred}
     return [
         Benchmark("vqav2", "VQAv2", image_column="image_id", rows=_mean_rows, **accuracy),
         Benchmark("gqa", "GQA", image_column="imageId", rows=_mean_rows, **accuracy),

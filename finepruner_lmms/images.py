@@ -29,5 +29,6 @@ def preprocess(image_processor: Any, image: Image.Image, aspect_ratio: str = "pa
     """
     image = ImageOps.exif_transpose(image).convert("RGB")
     if aspect_ratio == "pad":
-        image = pad_to_square(image, tuple(int(255 * mean) for mean in image_processor.image_mean))
+        red, green, blue = (int(255 * mean) for mean in image_processor.image_mean)
+        image = pad_to_square(image, (red, green, blue))
     return image_processor(image, return_tensors="pt")["pixel_values"][0].float()

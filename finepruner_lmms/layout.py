@@ -116,9 +116,7 @@ def drop_visual(layout: Layout, keep: Tensor, retained: int) -> tuple[Tensor, La
     )
 
 
-def shorten_prompt(
-    input_ids: Tensor, layout: Layout, retained: int, padding_id: int
-) -> tuple[Tensor, Tensor]:
+def shorten_prompt(input_ids: Tensor, layout: Layout, retained: int, padding_id: int) -> tuple[Tensor, Tensor]:
     """The prompt with `retained` placeholders an image: `input_ids` and `attention_mask`, both `[B, L']`.
 
     A placeholder carries no content, so which of them go does not matter; the features decide what is seen.

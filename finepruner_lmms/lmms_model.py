@@ -1,4 +1,4 @@
-"""The model `llava_finepruner` of lmms-eval: prompts, batches and answers. It knows nothing about how tokens are pruned."""
+"""The model `llava_finepruner` of lmms-eval: prompts, batches, answers. It knows nothing of how tokens are pruned."""
 
 from __future__ import annotations
 
@@ -132,13 +132,15 @@ class LlavaFinePruner(lmms):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Not defined for a pruned prompt, whose logits are fewer than its tokens."""
-        raise NotImplementedError("llava_finepruner generates answers; tasks of output_type 'loglikelihood' need logits")
+        raise NotImplementedError(
+            "llava_finepruner generates answers; tasks of output_type 'loglikelihood' need logits"
+        )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported: pruning starts from an empty cache."""
         raise NotImplementedError("llava_finepruner answers single questions; multi-round tasks are not supported")
 
-    def generate_until(self, requests: list[Instance]) -> Iterator[GenerationResult]:  # type: ignore[override]
+    def generate_until(self, requests: list[Instance]) -> Iterator[GenerationResult]:
         """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         window = _WINDOW * self.batch_size
@@ -153,26 +155,27 @@ class LlavaFinePruner(lmms):
                         self.on_progress(done, len(requests))
                     yield answer
         elapsed = time.monotonic() - started
-        log_metrics(
-            total_elapsed_time=elapsed, total_gen_tokens=tokens, avg_speed=tokens / elapsed if elapsed else 0.0
-        )
+        log_metrics(total_elapsed_time=elapsed, total_gen_tokens=tokens, avg_speed=tokens / elapsed if elapsed else 0.0)
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def _answer_window(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         prepared = [self._prepare(request) for request in requests]
         order = sorted(range(len(prepared)), key=lambda i: (prepared[i].decoding_key, prepared[i].length, i))
-        answers: list[GenerationResult | None] = [None] * len(prepared)
+        answers: dict[int, GenerationResult] = {}
         batch: list[int] = []
         for place, i in enumerate(order):
             batch.append(i)
             last = place + 1 == len(order)
-            if last or len(batch) == self.batch_size or prepared[order[place + 1]].decoding_key != prepared[i].decoding_key:
+            if (
+                last
+                or len(batch) == self.batch_size
+                or prepared[order[place + 1]].decoding_key != prepared[i].decoding_key
+            ):
                 for j, answer in zip(batch, self._answer_batch([prepared[j] for j in batch]), strict=True):
                     answers[j] = answer
                 batch = []
-        assert all(answer is not None for answer in answers)
-        return answers  # type: ignore[return-value]
+        return [answers[i] for i in range(len(prepared))]
 
     def _prepare(self, request: Instance) -> _Prepared:
         question, gen_kwargs, doc_to_visual, doc_id, task, split = request.args
@@ -180,7 +183,9 @@ class LlavaFinePruner(lmms):
         if len(visuals) > 1:
             raise ValueError(f"task {task!r}, document {doc_id}: {len(visuals)} images; LLaVA-1.5 answers about one")
         if visuals and not isinstance(visuals[0], Image.Image):
-            raise ValueError(f"task {task!r}, document {doc_id}: the visual is a {type(visuals[0]).__name__}, not an image")
+            raise ValueError(
+                f"task {task!r}, document {doc_id}: the visual is a {type(visuals[0]).__name__}, not an image"
+            )
         text = prompt(self.arguments.conv, self.processor, question, bool(visuals))
         text = text.replace(IMAGE, self.processor.image_token * self.num_visual_tokens)
         ids = self.tokenizer(text)["input_ids"]

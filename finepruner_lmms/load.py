@@ -36,7 +36,9 @@ def read_config(pretrained: str) -> LlavaConfig:
     try:
         config = AutoConfig.from_pretrained(resolve(pretrained))
     except (OSError, ValueError) as error:
-        raise ValueError(f"pretrained: cannot read the configuration of {pretrained!r}: {_first_line(error)}") from error
+        raise ValueError(
+            f"pretrained: cannot read the configuration of {pretrained!r}: {_first_line(error)}"
+        ) from error
     if not isinstance(config, LlavaConfig):
         raise ValueError(
             f"pretrained: {pretrained!r} is a {config.model_type!r} model; only LLaVA-1.5 ('llava') can be pruned"

@@ -96,7 +96,10 @@ def _take_method(given: dict[str, Any]) -> str:
             given[name] = given.pop(synonym)
     method = given.pop("method", None)
     if _flag("enable_dynamic_selection", given.pop("enable_dynamic_selection", False)):
-        if method not in (None, "finepruner", "fastv+finepruner") or given.get("head_strategy", "consensus") != "consensus":
+        if (
+            method not in (None, "finepruner", "fastv+finepruner")
+            or given.get("head_strategy", "consensus") != "consensus"
+        ):
             raise ValueError(
                 "enable_dynamic_selection: stands for method=finepruner,head_strategy=consensus; "
                 f"it cannot be combined with method={method!r}, head_strategy={given.get('head_strategy')!r}"

@@ -36,6 +36,7 @@ ENCODED = 6000  # training scenes whose tower features are kept
 
 
 def main() -> None:
+    """Read the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="where the checkpoint goes")
     parser.add_argument("--work", type=Path, default=Path(".cache/demo_training"), help="where phases are saved")

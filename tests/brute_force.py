@@ -52,7 +52,9 @@ def answer(
                 if renumber:
                     positions = (seen.long().cumsum(0) - 1).clamp(min=0)
             attn, x = layer.self_attn, layer.input_layernorm(hidden)
-            q, k, v = (p(x).view(1, length, -1, attn.head_dim).transpose(1, 2) for p in (attn.q_proj, attn.k_proj, attn.v_proj))
+            q, k, v = (
+                p(x).view(1, length, -1, attn.head_dim).transpose(1, 2) for p in (attn.q_proj, attn.k_proj, attn.v_proj)
+            )
             q, k = apply_rotary_pos_emb(q, k, *decoder.rotary_emb(hidden, position_ids=positions[None]))
             k, v = repeat_kv(k, attn.num_key_value_groups), repeat_kv(v, attn.num_key_value_groups)
             allowed = torch.ones(length, length).tril().bool() & (seen[None] | torch.eye(length, dtype=torch.bool))

@@ -116,7 +116,12 @@ def test_a_budget_of_all_tokens_is_the_untouched_model(name, attention, rows):
     )
     for budget in (None, VISUAL, "100%"):
         result = fp.generate(
-            model, fp.build_pruner(name, budget=budget), inputs, max_new_tokens=STEPS, do_sample=False, output_logits=True
+            model,
+            fp.build_pruner(name, budget=budget),
+            inputs,
+            max_new_tokens=STEPS,
+            do_sample=False,
+            output_logits=True,
         )
         assert torch.equal(torch.stack(plain.logits), torch.stack(result.logits))
         assert torch.equal(plain.sequences[:, inputs["input_ids"].shape[1] :], result.sequences)
@@ -148,9 +153,15 @@ def test_vision_side_equals_a_prompt_built_by_hand(name):
             features = model.get_image_features(single["pixel_values"]).pooler_output[0]
             text = ids[0] != IMAGE
             place = int((~text).nonzero()[0])
-            embeds = torch.cat([embeds[0, :place], features[result.trace.kept[0][row]], embeds[0, place + VISUAL :]])[None]
+            embeds = torch.cat([embeds[0, :place], features[result.trace.kept[0][row]], embeds[0, place + VISUAL :]])[
+                None
+            ]
         by_hand = model.generate(
-            inputs_embeds=embeds, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
+            inputs_embeds=embeds,
+            max_new_tokens=STEPS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
         logits = torch.stack([step[row] for step in result.logits])
         torch.testing.assert_close(logits, torch.stack(by_hand.logits)[:, 0], rtol=1e-4, atol=1e-4)
@@ -166,7 +177,10 @@ def test_a_batch_gives_each_row_what_it_gets_alone(name):
         for layer, kept in single.trace.kept.items():
             assert torch.equal(kept[0], together.trace.kept[layer][row])
         torch.testing.assert_close(
-            torch.stack([s[row] for s in together.logits]), torch.stack([s[0] for s in single.logits]), rtol=1e-4, atol=1e-4
+            torch.stack([s[row] for s in together.logits]),
+            torch.stack([s[0] for s in single.logits]),
+            rtol=1e-4,
+            atol=1e-4,
         )
 
 
@@ -175,7 +189,9 @@ def test_random_draws_differ_by_seed_image_and_question():
 
     def draw(seed=0, **kwargs):
         inputs = prompts((5, 7), **kwargs)
-        return fp.generate(model, fp.build_pruner("random", budget=8, seed=seed), inputs, max_new_tokens=1).trace.kept[0][0]
+        return fp.generate(model, fp.build_pruner("random", budget=8, seed=seed), inputs, max_new_tokens=1).trace.kept[
+            0
+        ][0]
 
     assert torch.equal(draw(), draw())
     assert not torch.equal(draw(), draw(seed=1))
@@ -319,7 +335,9 @@ def bad_calls():
     yield "give the images once", good | {"image_features": torch.zeros(2, VISUAL, 64)}, {}
 
 
-@pytest.mark.parametrize("message, inputs, options", bad_calls(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "message, inputs, options", bad_calls(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_what_cannot_be_pruned_is_refused(message, inputs, options):
     model = tiny_llava()
     with pytest.raises(ValueError, match=message):
@@ -331,8 +349,13 @@ def test_vision_side_methods_need_the_vision_tower():
     inputs = prompts((5, 7))
     inputs.pop("pixel_values")
     with pytest.raises(ValueError, match="pixel_values"):
-        fp.generate(tiny_llava(), fp.build_pruner("random", budget=8), inputs | {"image_features": torch.zeros(1, 16, 64)})
-    with pytest.raises(ValueError, match=r"finepruner_lmms\.generate"), fp.attach(tiny_llava(), fp.build_pruner("random", budget=8)):
+        fp.generate(
+            tiny_llava(), fp.build_pruner("random", budget=8), inputs | {"image_features": torch.zeros(1, 16, 64)}
+        )
+    with (
+        pytest.raises(ValueError, match=r"finepruner_lmms\.generate"),
+        fp.attach(tiny_llava(), fp.build_pruner("random", budget=8)),
+    ):
         pass
 
 

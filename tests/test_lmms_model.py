@@ -71,7 +71,13 @@ def toy(tmp_path_factory) -> Path:
 def evaluate(model, toy: Path, **options):
     manager = TaskManager(include_path=str(toy), include_defaults=False, model_name="llava_finepruner")
     out = simple_evaluate(
-        model=model, tasks=["toy"], task_manager=manager, log_samples=True, bootstrap_iters=0, datetime_str="t", **options
+        model=model,
+        tasks=["toy"],
+        task_manager=manager,
+        log_samples=True,
+        bootstrap_iters=0,
+        datetime_str="t",
+        **options,
     )
     return {s["doc_id"]: s["filtered_resps"][0] for s in out["samples"]["toy"]}, out
 

@@ -164,7 +164,7 @@ def test_grids_are_grids():
         assert len({p // 24 for p in places}) == shape[0] and len({p % 24 for p in places}) == shape[1]
     for retained in range(1, 577):
         places = grid_indices(576, retained)
-        assert len(set(places)) == retained and places == sorted(places) and 0 <= places[0] and places[-1] < 576
+        assert len(set(places)) == retained and places == sorted(places) and places[0] >= 0 and places[-1] < 576
 
 
 def test_ties_go_to_the_lower_index():

@@ -36,9 +36,8 @@ def build(target: Path, split: str) -> None:
 
 def fingerprint(split: str) -> str:
     """What the content depends on, as 12 hexadecimal digits: this code, the tasks' files, the drawing libraries."""
-    from finepruner_lmms.tasks import overrides_dir
-
     import finepruner_lmms.tasks as tasks
+    from finepruner_lmms.tasks import overrides_dir
 
     digest = hashlib.sha256(split.encode())
     for module in (scenes, questions, tasks, inspect.getmodule(build)):
@@ -278,13 +277,13 @@ def _features(row: Row, name: str) -> Any:
     special = {
         "groups": {"global": text, "local": text},
         "types": {"structural": text, "semantic": text, "detailed": text},
-        "annotations": {
-            key: List({"objectId": text, "value": text}) for key in ("answer", "fullAnswer", "question")
-        },
+        "annotations": {key: List({"objectId": text, "value": text}) for key in ("answer", "fullAnswer", "question")},
         "semantic": List({"operation": text, "argument": text, "dependencies": List(Value("int32"))}),
         "isBalanced": Value("bool"),
         "ocr_info": List({"word": text}),
-        "answers": List({"answer": text, "answer_confidence": text, "answer_id": whole}) if name == "vqav2" else List(text),
+        "answers": List({"answer": text, "answer_confidence": text, "answer_id": whole})
+        if name == "vqav2"
+        else List(text),
     }
     kinds: dict[str, Any] = {}
     for key, value in row.items():

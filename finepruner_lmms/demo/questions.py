@@ -120,9 +120,7 @@ def existence(scene: Scene, rng: random.Random, want: str | None, negatives: str
     pairs = {(thing.name, thing.color): thing for thing in scene.shapes}
     if _yes_no(rng, want):
         name, color = rng.choice(sorted(pairs))
-        return Question(
-            "exist", f"Is there a {color} {name} in the image?", "yes", subject=(pairs[name, color],)
-        )
+        return Question("exist", f"Is there a {color} {name} in the image?", "yes", subject=(pairs[name, color],))
     absent = [(s, c) for s in SHAPES for c in COLOR_NAMES if (s, c) not in pairs]
     shapes, colors = {s for s, _ in pairs}, {c for _, c in pairs}
     tempting = [(s, c) for s, c in absent if s in shapes and c in colors]
@@ -176,7 +174,13 @@ def _verify(scene: Scene, rng: random.Random, want: str | None) -> Question | No
         return None
     thing, yes = rng.choice(clear), _yes_no(rng, want)
     here = [t.color for t in scene.things if t.color != thing.color]
-    color = thing.color if yes else rng.choice(here) if here and rng.random() < 0.7 else _other(rng, COLOR_NAMES, thing.color)
+    color = (
+        thing.color
+        if yes
+        else rng.choice(here)
+        if here and rng.random() < 0.7
+        else _other(rng, COLOR_NAMES, thing.color)
+    )
     return Question("verify", f"Is the {thing.name} {color}?", "yes" if yes else "no", subject=(thing,))
 
 
@@ -227,6 +231,7 @@ def _multiple(scene: Scene, rng: random.Random, kind: str, language: str) -> Que
     if not by_color and not by_shape:
         return None
     chinese = language == "zh"
+    pool: tuple[str, ...]
     if by_color and (rng.random() < 0.5 or not by_shape):
         thing, words = rng.choice(by_color), SHAPES_ZH
         text = f"{COLORS_ZH[thing.color]}的物体是什么形状？" if chinese else f"What shape is the {thing.color} object?"

@@ -181,7 +181,7 @@ def _draw_digit(
 
 @functools.cache
 def digit_samples(split: str) -> dict[int, tuple[np.ndarray, ...]]:
-    """Handwritten digits of a split: digit → 8×8 uint8 images. A tenth of the samples is for tuning, a tenth for test."""
+    """Handwritten digits of a split: digit → 8×8 uint8 images. A tenth is for tuning, a tenth for test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -15,7 +15,8 @@ _PIECE = r"\n|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]"
 # words of the benchmarks' own prompts, and some that a curious user may type
 _MORE = (
     "Please answer yes or no . Reference OCR token Yes No unanswerable Unanswerable Hint There are several options : "
-    "请直接使用所提供的选项字母作为答案回答。 the picture photo left right top bottom middle above below not and this that "
+    "请直接使用所提供的选项字母作为答案回答。 the "
+    "picture photo left right top bottom middle above below not and this that "
     "a an of to on has have does do it which Which where Where who why when me tell Tell describe Describe big small"
 )
 _TEMPLATE = (

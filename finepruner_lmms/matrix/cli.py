@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -115,7 +115,9 @@ def status(output: Output) -> None:
         text = score_text(state.result) if state.result else state.reason
         lines.append(f"  {state.name:8} {cell['label']}{': ' + text if text else ''}")
     if others := store.others(record["cells"]):
-        lines.append(f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown")
+        lines.append(
+            f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown"
+        )
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -123,7 +125,9 @@ def status(output: Output) -> None:
 def table(
     output: Output,
     form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex")] = "text",
-    seeds: Annotated[bool, typer.Option("--seeds", help="A row a seed, instead of their mean (always so in CSV).")] = False,
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="A row a seed, instead of their mean (always so in CSV).")
+    ] = False,
     picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
 ) -> None:
     """Print the leaderboard."""
@@ -209,7 +213,12 @@ def _matrix(store: Store) -> Json:
 
 def _facts(cell: Json) -> dict[str, Any]:
     spec = cell["spec"]
-    return {"method": spec["method"], "budget": spec["budget"], "parameters": spec["parameters"], "limit": spec["limit"]}
+    return {
+        "method": spec["method"],
+        "budget": spec["budget"],
+        "parameters": spec["parameters"],
+        "limit": spec["limit"],
+    }
 
 
 def _report_unfinished(store: Store, record: Json) -> int:
@@ -226,7 +235,7 @@ def _check_format(form: str, known: tuple[str, ...]) -> None:
         _refuse(f"format: got {form!r}; known: {', '.join(known)}")
 
 
-def _refuse(message: str) -> Any:
+def _refuse(message: str) -> NoReturn:
     """Say what is wrong with the request and exit with status 2."""
     sys.stderr.write(f"{message}\n")
     raise typer.Exit(2)

@@ -128,7 +128,7 @@ def load_matrix(path: Path) -> Matrix:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
-        root, data = yaml.compose(text, _Loader), yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        root, data = yaml.compose(text, _Loader), yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
@@ -181,12 +181,20 @@ def _check_tasks(file: MatrixFile, errors: _Errors) -> None:
     for number, task in enumerate(file.tasks):
         place = ("tasks", number)
         if task not in BENCHMARKS:
-            errors.add(place, f"tasks.{number}: unknown task {task!r}{_nearest(task, available)}; known: {', '.join(available)}")
+            errors.add(
+                place,
+                f"tasks.{number}: unknown task {task!r}{_nearest(task, available)}; known: {', '.join(available)}",
+            )
         elif task not in available:
-            errors.add(place, f"tasks.{number}: {task!r} is not available in this version; known: {', '.join(available)}")
+            errors.add(
+                place, f"tasks.{number}: {task!r} is not available in this version; known: {', '.join(available)}"
+            )
         elif task in file.tasks[:number]:
             errors.add(place, f"tasks.{number}: {task!r} is given twice")
-    for task, group, why in (("mme", 2, "two questions an image"), ("mmbench", 4, "every question in up to four orders")):
+    for task, group, why in (
+        ("mme", 2, "two questions an image"),
+        ("mmbench", 4, "every question in up to four orders"),
+    ):
         if file.limit is not None and task in file.tasks and file.limit % group:
             errors.add(("limit",), f"limit: got {file.limit}; {task} asks {why}, so give a multiple of {group}")
     if file.data not in ("hub", "demo", "demo-tuning") and not Path(file.data).is_dir():
@@ -253,15 +261,17 @@ def _multiply(file: MatrixFile, errors: _Errors) -> Iterator[Row]:
             errors.add(place, f"{_dotted(place)}.method: got {entry.get('method')!r}; expected the name of one method")
             continue
         axes = [(k, v if isinstance(v, list) else [v]) for k, v in entry.items() if k != "method"]
-        for name, values in axes:
-            if not values:
+        for name, choices in axes:
+            if not choices:
                 errors.add((*place, name), f"{_dotted(place)}.{name}: the list is empty, so no row would be left")
         for values in itertools.product(*(values for _, values in axes)):
             given = tuple((name, value) for (name, _), value in zip(axes, values, strict=True))
             try:
                 hash(given)
             except TypeError:
-                errors.add(place, f"{_dotted(place)}: got {dict(given)!r}; parameters are single values or lists of them")
+                errors.add(
+                    place, f"{_dotted(place)}: got {dict(given)!r}; parameters are single values or lists of them"
+                )
                 continue
             yield Row(entry["method"], given, place)
 

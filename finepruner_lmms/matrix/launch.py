@@ -151,5 +151,9 @@ def _environment(processes: int, gpus: int) -> dict[str, str]:
         environment["ACCELERATE_USE_CPU"] = "true"
         cores = len(os.sched_getaffinity(0))
         # threads that spin while they wait take the cores from each other
-        defaults |= {"OMP_NUM_THREADS": str(max(1, cores // processes)), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+        defaults |= {
+            "OMP_NUM_THREADS": str(max(1, cores // processes)),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "GOMP_SPINCOUNT": "0",
+        }
     return defaults | environment

@@ -14,7 +14,7 @@ from finepruner_lmms.matrix.store import Json, Store
 
 @dataclass(frozen=True)
 class Score:
-    """One number: as the field prints it (percent; MME in points), as a share of the maximum, and its standard error."""
+    """A score as the field prints it (percent; MME in points) and as a share of the maximum, with standard errors."""
 
     shown: float
     shown_error: float
@@ -130,9 +130,13 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
     for task in tasks:
         found = [line.scores[task] for line in group if task in line.scores]
         if len(found) == len(group):
-            means = [statistics.fmean(values) for values in zip(*(vars(score).values() for score in found), strict=True)]
+            means = [
+                statistics.fmean(values) for values in zip(*(vars(score).values() for score in found), strict=True)
+            ]
             scores[task] = Score(*means)
-    line = replace(group[0], parameters=parameters, scores=scores, seeds=seeds, average=None, average_error=None, relative=None)
+    line = replace(
+        group[0], parameters=parameters, scores=scores, seeds=seeds, average=None, average_error=None, relative=None
+    )
     if all(other.average is not None for other in group):
         averages = [other.average for other in group if other.average is not None]
         errors = [other.average_error for other in group if other.average_error is not None]

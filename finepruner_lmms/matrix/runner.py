@@ -66,9 +66,7 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Di
             raise LaunchError(f"the worker could not start: {silent or launch.reason()}\n  log: {launch.log}")
 
 
-def _listen(
-    launch: Launch, left: dict[str, Json], store: Store, display: Display
-) -> tuple[bool, str | None, str]:
+def _listen(launch: Launch, left: dict[str, Json], store: Store, display: Display) -> tuple[bool, str | None, str]:
     """Follow one worker and take finished cells out of `left`.
 
     Returns whether any cell began, the cell it was in when it ended, and why we stopped it if we did.

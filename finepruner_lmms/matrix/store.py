@@ -145,7 +145,9 @@ class Store:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise StoreError(f"output: {str(self.root)!r} is in use by {file.read().strip() or 'another run'}") from None
+                raise StoreError(
+                    f"output: {str(self.root)!r} is in use by {file.read().strip() or 'another run'}"
+                ) from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()

@@ -20,8 +20,13 @@ def render(board: Leaderboard, form: str) -> str:
     return FORMATS[form](board)
 
 
-def _frame(board: Leaderboard, cell: Callable[[str, Score | None], object], average: Callable[[Line], object],
-           relative: Callable[[Line], object], titles: bool) -> pd.DataFrame:
+def _frame(
+    board: Leaderboard,
+    cell: Callable[[str, Score | None], object],
+    average: Callable[[Line], object],
+    relative: Callable[[Line], object],
+    titles: bool,
+) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
@@ -51,16 +56,19 @@ def _for_reading(board: Leaderboard, plus_minus: str, percent: str) -> pd.DataFr
 
 def notes(board: Leaderboard) -> list[str]:
     """What a reader must know about the numbers."""
-    counts = ", ".join(f"{BENCHMARKS[task].title} {board.questions[task]}" for task in board.tasks if task in board.questions)
+    counts = ", ".join(
+        f"{BENCHMARKS[task].title} {board.questions[task]}" for task in board.tasks if task in board.questions
+    )
     lines = [
-        f"Questions: {counts or 'none answered yet'}. ± is the standard error over images. MME in points, all else in percent.",
+        f"Questions: {counts or 'none answered yet'}.",
+        "± is the standard error over images; MME in points, the rest in percent.",
         "average: mean share of the maximum. relative: mean over tasks of the score divided by vanilla's.",
     ]
     for line in board.lines:
         if line.spread is not None:
             lines.append(
-                f"{line.method} {line.budget}: mean of {len(line.seeds)} seeds, whose averages spread by {line.spread:.2f} "
-                "(standard deviation)."
+                f"{line.method} {line.budget}: mean of {len(line.seeds)} seeds, whose averages spread by "
+                f"{line.spread:.2f} (standard deviation)."
             )
     return lines
 

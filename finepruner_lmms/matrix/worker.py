@@ -69,7 +69,9 @@ def main() -> None:
     events.send("loading")
     lm = LlavaFinePruner(**plan["model"], batch_size=plan["batch_size"])
     lm.on_progress = events.progress if first else None
-    manager = TaskManager(include_path=str(task_folder(plan["data"])), include_defaults=False, model_name="llava_finepruner")
+    manager = TaskManager(
+        include_path=str(task_folder(plan["data"])), include_defaults=False, model_name="llava_finepruner"
+    )
     events.send("ready", processes=lm.world_size)
     for cell in plan["cells"]:
         if not _attempt(lm, manager, cell, plan, events, first):
@@ -78,9 +80,7 @@ def main() -> None:
     events.send("end")
 
 
-def _attempt(
-    lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, events: Events, first: bool
-) -> bool:
+def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, events: Events, first: bool) -> bool:
     """Run one cell and write what came of it; False if this worker must not go on."""
     folder = Path(cell["path"])
     attempt = begin_attempt(folder, plan["launch"]) if first else folder
@@ -181,7 +181,7 @@ def _leave_with_the_parent() -> None:
     """End this process when the parent does, however it ends: its end of our standard input closes."""
 
     def wait() -> None:
-        while sys.stdin.buffer.raw.read(1):
+        while os.read(sys.stdin.fileno(), 1):
             pass
         os._exit(1)
 

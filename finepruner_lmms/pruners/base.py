@@ -211,4 +211,3 @@ def check_integer(field: str, value: Any, least: int, most: int | None = None) -
     wanted = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
     if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
         raise ValueError(f"{field}: got {value!r}; expected {wanted}")
-

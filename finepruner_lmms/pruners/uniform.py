@@ -37,9 +37,7 @@ def grid_indices(num_visual: int, retained: int) -> list[int]:
     factors = [r for r in range(1, math.isqrt(retained) + 1) if retained % r == 0 and retained // r <= min(side, 2 * r)]
     rows = factors[-1] if factors else max(round(math.sqrt(retained)), math.ceil(retained / side))
     lengths = [(row + 1) * retained // rows - row * retained // rows for row in range(rows)]
-    return [
-        y * side + x for y, length in zip(spread(rows, side), lengths, strict=True) for x in spread(length, side)
-    ]
+    return [y * side + x for y, length in zip(spread(rows, side), lengths, strict=True) for x in spread(length, side)]
 
 
 def spread(count: int, length: int) -> list[int]:

@@ -15,7 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
-_SPLIT = {"vqav2": "validation", "gqa": "testdev", "textvqa": "validation", "pope": "test", "mme": "test", "mmbench": "dev"}
+_SPLIT = {
+    "vqav2": "validation",
+    "gqa": "testdev",
+    "textvqa": "validation",
+    "pope": "test",
+    "mme": "test",
+    "mmbench": "dev",
+}
 
 
 def overrides_dir() -> Path:

@@ -25,7 +25,7 @@ from finepruner_lmms.demo.questions import KINDS
 
 Log = Callable[[str], None]
 EASY = {"any": 0.7, "exist": 1.0, "color": 1.0, "shape": 1.0, "digit": 0.8}
-ALL = {"any": 0.2} | {kind: 1.0 for kind in KINDS} | {"digit": 2.0, "read": 2.0, "count": 1.4, "number": 1.5, "exist": 1.5}
+ALL = {"any": 0.2} | dict.fromkeys(KINDS, 1.0) | {"digit": 2.0, "read": 2.0, "count": 1.4, "number": 1.5, "exist": 1.5}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,11 @@ class Trainer:
         started, hits, losses = time.monotonic(), defaultdict(list), []
         for step in range(plan.steps):
             done = step / plan.steps
-            rate = plan.rate * min(1, (step + 1) / 40) * (plan.floor + (1 - plan.floor) * (1 + math.cos(math.pi * done)) / 2)
+            rate = (
+                plan.rate
+                * min(1, (step + 1) / 40)
+                * (plan.floor + (1 - plan.floor) * (1 + math.cos(math.pi * done)) / 2)
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss = self.step(plan, done, hits)
@@ -110,7 +114,9 @@ class Trainer:
             if step % 50 == 49 or step == plan.steps - 1:
                 shown = " ".join(f"{kind} {sum(h) / len(h):.2f}" for kind, h in sorted(hits.items()))
                 spent = time.monotonic() - started
-                self.log(f"{plan.name} {step + 1}/{plan.steps} {spent:.0f} s loss {sum(losses) / len(losses):.3f} | {shown}")
+                self.log(
+                    f"{plan.name} {step + 1}/{plan.steps} {spent:.0f} s loss {sum(losses) / len(losses):.3f} | {shown}"
+                )
                 hits.clear()
                 losses.clear()
             if step % 200 == 199 or step == plan.steps - 1:
@@ -137,7 +143,15 @@ class Trainer:
         instruct = 0.85 if plan.mixed else (0.0 if done < 0.5 else 0.5)
         system = rng.random() < (0.75 if plan.mixed else 0.1)
         packed = self.packer.pack(
-            [scenes[i] for i in chosen.tolist()], kept, weights, rng, plan.questions, instruct, system, compact, easy=0.75
+            [scenes[i] for i in chosen.tolist()],
+            kept,
+            weights,
+            rng,
+            plan.questions,
+            instruct,
+            system,
+            compact,
+            easy=0.75,
         )
         return self._loss(packed, self.data["features"][chosen], dense, kept, plan, done, drop_inside, hits)
 

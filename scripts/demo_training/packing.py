@@ -56,6 +56,7 @@ class Packer:
         self._cache: dict[str, list[int]] = {}
 
     def encode(self, text: str, start: bool = False) -> list[int]:
+        """Token ids of `text`, with the begin token where it starts a prompt."""
         if start:
             return self.tokenizer(text)["input_ids"]
         if text not in self._cache:
@@ -88,7 +89,10 @@ class Packer:
         count = kept.shape[1]
         prefix = self.prefix(system)
         start = len(prefix) + count
-        rows = [self._segments(scene, kept[row], weights, rng, questions, instruct, easy) for row, scene in enumerate(scenes)]
+        rows = [
+            self._segments(scene, kept[row], weights, rng, questions, instruct, easy)
+            for row, scene in enumerate(scenes)
+        ]
         length = start + max(sum(len(s.tokens) + 2 for s in row) for row in rows)
         length = -(-length // 8) * 8
         pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id

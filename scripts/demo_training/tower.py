@@ -97,7 +97,9 @@ class _Readers(nn.Module):
         self.held, self.held_last = nn.Linear(TOWER_WIDTH, held), nn.Linear(TOWER_WIDTH, held)
 
 
-def train_tower(model: LlavaForConditionalGeneration, seed: int, log: Log, partial: int = 1000, whole: int = 60) -> None:
+def train_tower(
+    model: LlavaForConditionalGeneration, seed: int, log: Log, partial: int = 1000, whole: int = 60
+) -> None:
     """Train in place: `partial` steps on some patches of 64 scenes, then `whole` steps on all of 16."""
     torch.manual_seed(seed)
     tower, readers = tower_of(model), _Readers()
@@ -135,8 +137,9 @@ def train_tower(model: LlavaForConditionalGeneration, seed: int, log: Log, parti
         if step % 100 == 99 or step == total - 1:
             spent = time.monotonic() - started
             log(
-                f"tower step {step + 1}/{total} {spent:.0f} s name {loss_name.item():.3f} color {loss_color.item():.3f} "
-                f"place {loss_place.item():.3f} scene {loss_scene.item():.3f} | {_report(tower, readers)}"
+                f"tower step {step + 1}/{total} {spent:.0f} s name {loss_name.item():.3f} "
+                f"color {loss_color.item():.3f} place {loss_place.item():.3f} "
+                f"scene {loss_scene.item():.3f} | {_report(tower, readers)}"
             )
 
 
