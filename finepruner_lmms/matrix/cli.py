@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -42,13 +43,18 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.matrix.leaderboard import leaderboard
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.runner import LaunchError, run_cells
+    from finepruner_lmms.matrix.store import StoreError
     from finepruner_lmms.matrix.table import render
 
     matrix, store, record = _open(config, output)
     console = Console()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
-    with store.lock():
+    with ExitStack() as held:
+        try:
+            held.enter_context(store.lock())
+        except StoreError as error:
+            _refuse(str(error))
         store.save_matrix(record)
         states = store.states(record["cells"])
         left = [cell for cell, state in zip(record["cells"], states, strict=True) if state.name != "done"]

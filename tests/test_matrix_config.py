@@ -1,0 +1,113 @@
+"""Matrix files: what they multiply out to, and where mistakes are reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finepruner_lmms.matrix.cells import expand
+from finepruner_lmms.matrix.config import ConfigError, load_matrix
+
+GOOD = """\
+name: study
+model: {pretrained: demo}
+data: demo
+tasks: [pope, mme]
+limit: 8
+methods:
+  - vanilla
+  - {method: random, budget: [192, 64], seed: [0, 1]}
+  - {method: finepruner, budget: 128, heads: [2, 4]}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "m.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_lists_multiply_within_an_entry(tmp_path):
+    matrix = load_matrix(write(tmp_path, GOOD))
+    assert [(row.method, row.arguments) for row in matrix.rows] == [
+        ("vanilla", {}),
+        ("random", {"budget": 192, "seed": 0}),
+        ("random", {"budget": 192, "seed": 1}),
+        ("random", {"budget": 64, "seed": 0}),
+        ("random", {"budget": 64, "seed": 1}),
+        ("finepruner", {"budget": 128, "heads": 2}),
+        ("finepruner", {"budget": 128, "heads": 4}),
+    ]
+    cells = expand(matrix)
+    assert len(cells) == 14 and len({cell.folder for cell in cells}) == 14
+    assert [cell.task for cell in cells] == ["pope"] * 7 + ["mme"] * 7
+
+
+@pytest.mark.parametrize(
+    "old, new, where, what",
+    [
+        ("tasks: [pope, mme]", "tasks: [pope, mne]", "4:15", "tasks.1: unknown task 'mne' (did you mean 'mme'?)"),
+        ("tasks: [pope, mme]", "tasks: [pope, pope]", "4:15", "tasks.1: 'pope' is given twice"),
+        ("tasks: [pope, mme]", "tasks: [pope, mmvet]", "4:15", "not available in this version"),
+        ("tasks: [pope, mme]", "tasks: []", "4:1", "tasks: got []"),
+        ("tasks: [pope, mme]", "task: [pope]", "4:1", "task: unknown field (did you mean 'tasks'?)"),
+        ("tasks: [pope, mme]\n", "", "1:1", "tasks: is missing"),
+        ("limit: 8", "limit: 7", "5:1", "limit: got 7; mme asks two questions an image"),
+        ("limit: 8", "limit: lots", "5:1", "limit: got 'lots'"),
+        ("data: demo", "data: demmo", "3:1", "data: 'demmo' is neither"),
+        ("- vanilla", "- vanila", "7:5", "methods.0.method: unknown method 'vanila' (did you mean 'vanilla'?)"),
+        ("- vanilla", "- {budget: 64}", "7:5", "methods.0.method: got None"),
+        ("seed: [0, 1]", "seeds: [0, 1]", "8:41", "methods.1.seeds: method 'random' does not read it (did you mean 'seed'?)"),
+        ("seed: [0, 1]", "seed: [0, 0]", "8:5", "methods.1: the same row as one of methods.1"),
+        ("seed: [0, 1]", "seed: []", "8:41", "methods.1.seed: the list is empty"),
+        ("seed: [0, 1]", "seed: {a: 1}", "8:5", "parameters are single values"),
+        ("budget: [192, 64]", "budget: [192, lots]", "8:36", "methods.1.budget: got 'lots'"),
+        ("heads: [2, 4]", "heads: [2, 99]", "9:50", "methods.2.heads: got 99; the layers of this model have"),
+        ("budget: 128", "budget: 3", "9:26", "methods.2.budget: finepruner cannot reach"),
+        ("{pretrained: demo}", "{pretrained: demo, dtype: int4}", "2:27", "model.dtype: got 'int4'"),
+        ("{pretrained: demo}", "{pretrained: nowhere/at-all}", "2:9", "model.pretrained: cannot read"),
+        ("{pretrained: demo}", "{pretrain: demo}", "2:9", "model.pretrain: unknown field (did you mean 'pretrained'?)"),
+        ("limit: 8", "limit: 8\nlaunch: {processes: many}", "6:10", "launch.processes: got 'many'"),
+        ("limit: 8", "limit: 8\nname: again", "6:1", "name: given twice (first in line 1)"),
+        ("tasks: [pope, mme]", "tasks: [pope, mme", "5:6", "expected ',' or ']'"),
+        ("name: study", "name: ../away", "1:1", "name: got '../away'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path, old, new, where, what):
+    assert old in GOOD
+    file = write(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(ConfigError) as error:
+        load_matrix(file)
+    lines = str(error.value).splitlines()
+    assert any(line.startswith(f"{file}:{where}: ") and what in line for line in lines), lines
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path):
+    text = GOOD.replace("[pope, mme]", "[pop, mme]").replace("vanilla", "vanila").replace("limit: 8", "limit: 3")
+    with pytest.raises(ConfigError) as error:
+        load_matrix(write(tmp_path, text))
+    assert [int(line.split(":")[1]) for line in str(error.value).splitlines()] == [4, 5, 7]
+
+
+def test_a_file_that_is_not_there_or_not_a_mapping(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
+        load_matrix(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match=r"m\.yaml:1:1: expected a mapping"):
+        load_matrix(write(tmp_path, "- a\n- b\n"))
+
+
+def test_an_id_changes_with_whatever_changes_an_answer(tmp_path, monkeypatch):
+    def ids(text: str) -> list[str]:
+        return [cell.id for cell in expand(load_matrix(write(tmp_path, text)))]
+
+    first = ids(GOOD)
+    assert ids(GOOD) == first
+    # where and how fast it runs does not count, nor does naming a default
+    assert ids(GOOD + "launch: {batch_size: 4}\n") == first
+    assert ids(GOOD.replace("heads: [2, 4]", "heads: [2, 4], layer: 2")) == first
+    assert not set(ids(GOOD.replace("limit: 8", "limit: 16"))) & set(first)
+    assert not set(ids(GOOD.replace("{pretrained: demo}", "{pretrained: demo, dtype: bfloat16}"))) & set(first)
+    assert not set(ids(GOOD.replace("data: demo", "data: demo-tuning"))) & set(first)
+    monkeypatch.setattr("finepruner_lmms.revision.code_revision", lambda: "other")
+    assert not set(ids(GOOD)) & set(first)

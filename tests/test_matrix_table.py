@@ -1,0 +1,117 @@
+"""The leaderboard, from results written by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+
+import pytest
+
+from finepruner_lmms.matrix.leaderboard import leaderboard
+from finepruner_lmms.matrix.plot import draw
+from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
+from finepruner_lmms.matrix.table import FORMATS, render
+
+ROWS = [
+    {"method": "vanilla", "budget": None, "parameters": {}, "given": {}},
+    {"method": "random", "budget": 64, "parameters": {"seed": 0}, "given": {"seed": 0}},
+    {"method": "random", "budget": 64, "parameters": {"seed": 1}, "given": {"seed": 1}},
+    {"method": "fastv", "budget": "25%", "parameters": {"layer": 2, "rows": "raw"}, "given": {"layer": 2}},
+    {"method": "uniform", "budget": 64, "parameters": {}, "given": {}},
+]
+# shares of the maximum; the last row lacks a task
+GQA, MME = (0.8, 0.4, 0.6, 0.72, 0.5), (0.9, 0.45, 0.45, 0.81, None)
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    store, cells = Store(tmp_path), []
+    for task, shares in (("gqa", GQA), ("mme", MME)):
+        for number, share in enumerate(shares):
+            cell = {"id": f"{task}{number}", "folder": f"{task}{number}", "task": task, "row": number, "label": "x"}
+            cells.append(cell)
+            if share is None:
+                continue
+            metric = {"exact_match,none": share} if task == "gqa" else {"mme_perception_score,none": 800 * share}
+            result = {"id": cell["id"], "metrics": metric, "percent": 100 * share, "standard_error": 2.0}
+            folder = store.cell_dir(cell)
+            begin_attempt(folder, "1")
+            write_result(folder, result | {"answered": 240, "expected": 240, "seconds": 1, "spec": {"task": task}}, [])
+    record = {"name": "study", "model": "demo", "num_layers": 8, "num_visual_tokens": 576}
+    store.save_matrix(record | {"tasks": ["gqa", "mme"], "rows": ROWS, "cells": cells})
+    return store
+
+
+def table(store: Store, **options) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(render(leaderboard(store, **options), "csv"))))
+
+
+def test_csv_has_the_columns_of_the_contract_and_full_precision(store):
+    rows = table(store, merge_seeds=False)
+    assert list(rows[0]) == ["method", "budget", "seed", "layer", "gqa", "mme", "average", "relative"]
+    assert [row["method"] for row in rows] == ["vanilla", "fastv", "random", "random", "uniform"]
+    vanilla, fastv, seed0, seed1, uniform = rows
+    assert vanilla["budget"] == "576" and fastv["budget"] == "25%" and (seed0["seed"], seed1["seed"]) == ("0", "1")
+    assert math.isclose(float(vanilla["gqa"]), 80) and math.isclose(float(vanilla["mme"]), 720)  # points, not a share
+    assert math.isclose(float(vanilla["average"]), 85) and math.isclose(float(vanilla["relative"]), 100)
+    assert math.isclose(float(fastv["relative"]), 90) and math.isclose(float(fastv["average"]), 76.5)
+    assert math.isclose(float(seed0["relative"]), 50)
+    # missing is missing, and so is what would be computed from it
+    assert float(uniform["gqa"]) == 50 and uniform["mme"] == uniform["average"] == uniform["relative"] == ""
+
+
+def test_seeds_become_one_row_with_their_spread(store):
+    board = leaderboard(store)
+    line = next(line for line in board.lines if line.method == "random")
+    assert line.seeds == (0, 1) and math.isclose(line.scores["gqa"].shown, 50)
+    assert math.isclose(line.average, statistics.fmean([42.5, 52.5])) and math.isclose(line.spread, statistics.stdev([42.5, 52.5]))
+    assert math.isclose(line.relative, statistics.fmean([50, 62.5]))
+    text = render(board, "text")
+    assert "random (2 seeds)" in text and "spread by 7.07" in text
+
+
+def test_errors_are_in_the_units_of_the_score(store):
+    line = leaderboard(store).lines[0]
+    assert math.isclose(line.scores["gqa"].shown_error, 2) and math.isclose(line.scores["mme"].shown_error, 16)
+    assert math.isclose(line.average_error, math.sqrt(2**2 + 2**2) / 2)
+
+
+@pytest.mark.parametrize("form", sorted(FORMATS))
+def test_every_format_shows_missing_as_missing(store, form):
+    text = render(leaderboard(store), form)
+    (uniform,) = [line for line in text.splitlines() if "uniform" in line]
+    assert {"text": "–", "markdown": "–", "latex": "--", "csv": ",,"}[form] in uniform
+    assert text.endswith("\n")
+
+
+def test_markdown_and_latex_are_well_formed(store):
+    board = leaderboard(store)
+    lines = [line for line in render(board, "markdown").splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 4 and len({line.count("|") for line in lines}) == 1
+    latex = render(board, "latex")
+    assert r"\toprule" in latex and r"25\%" in latex and r"$\pm$" in latex and "±" not in latex
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_the_picture_is_drawn(store, tmp_path, suffix):
+    file = tmp_path / f"board{suffix}"
+    draw(leaderboard(store), file)
+    assert file.stat().st_size > 5000
+    if suffix == ".svg":
+        assert "<svg" in file.read_text()
+
+
+def test_a_picture_of_nothing_is_an_error(store, tmp_path):
+    for file in store.root.glob("cells/*/result.json"):
+        file.unlink()
+    with pytest.raises(ValueError, match="no row has all of its tasks done"):
+        draw(leaderboard(store), tmp_path / "board.png")
+    with pytest.raises(ValueError, match=r"ends in \.png"):
+        finished = leaderboard(store)
+        draw(type(finished)(**{**vars(finished), "lines": (_whole(finished.lines[0]),)}), tmp_path / "board.gif")
+
+
+def _whole(line):
+    return type(line)(**{**vars(line), "average": 1.0, "average_error": 0.1})
