@@ -1,6 +1,6 @@
 """Train the demo model from nothing: `python scripts/train_demo.py --out finepruner_lmms/demo/checkpoint`.
 
-Four phases, each saved under `--work` when it is done; a run that was stopped goes on after the last finished phase
+Five phases, each saved under `--work` when it is done; a run that was stopped goes on after the last finished phase
 (`--fresh` starts over). Times on two CPU cores are in docs/demo_model.md.
 """
 
@@ -28,9 +28,52 @@ from demo_training.tower import encode, train_tower
 from finepruner_lmms.demo.vocabulary import SPECIAL, build_processor
 
 PLANS = {
-    "lookups": Plan("lookups", steps=700, rate=2e-3, floor=0.3, batch=24, questions=10, probe=0.5),
-    "operations": Plan("operations", steps=500, rate=1.5e-3, floor=0.1, batch=24, questions=10, probe=0.5),
-    "deep": Plan("deep", steps=360, rate=8e-4, floor=0.03, batch=16, questions=10, probe=0.15, mixed=True),
+    "lookups": Plan(
+        "lookups",
+        steps=700,
+        rate=2e-3,
+        floor=0.3,
+        batch=24,
+        questions=10,
+        probe=0.5,
+        emphasis={"count": 1.4, "number": 1.2, "exist": 1.3, "choice_zh": 1.2},
+    ),
+    "operations": Plan(
+        "operations",
+        steps=500,
+        rate=1.5e-3,
+        floor=0.1,
+        batch=24,
+        questions=10,
+        probe=0.5,
+        easy=0.75,
+        emphasis={"digit": 2.0, "read": 2.0, "count": 1.4, "number": 1.5, "exist": 1.5},
+    ),
+    "boxes": Plan(
+        "boxes",
+        steps=160,
+        rate=1.5e-3,
+        floor=0.1,
+        batch=24,
+        questions=10,
+        probe=0.5,
+        instructed=0.7,
+        easy=1.0,
+        emphasis={"digit": 8.0, "read": 2.0, "count": 1.5, "number": 2.0, "exist": 2.0},
+    ),
+    "deep": Plan(
+        "deep",
+        steps=360,
+        rate=8e-4,
+        floor=0.03,
+        batch=16,
+        questions=10,
+        probe=0.15,
+        mixed=True,
+        instructed=0.85,
+        easy=0.75,
+        emphasis={"digit": 3.0, "count": 2.0, "number": 2.0, "exist": 2.0},
+    ),
 }
 ENCODED = 6000  # training scenes whose tower features are kept
 
@@ -83,7 +126,7 @@ def train(work: Path, seed: int, out: Path) -> dict[str, float]:
     data = encode(model, "train", 20_000, ENCODED, work / "features.pt")
     tuning = encode(model, "tuning", 0, 160)
     trainer = Trainer(model, tokenizer, data, tuning, seed, log)
-    for name in ("lookups", "operations"):
+    for name in ("lookups", "operations", "boxes"):
         both = torch.nn.ModuleList([model, trainer.probes])
         phase(name, both, lambda name=name: trainer.run(PLANS[name]))  # type: ignore[misc]
     probes = trainer.probes

@@ -58,7 +58,12 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("data: demo", "data: demmo", "3:1", "data: 'demmo' is neither"),
         ("- vanilla", "- vanila", "7:5", "methods.0.method: unknown method 'vanila' (did you mean 'vanilla'?)"),
         ("- vanilla", "- {budget: 64}", "7:5", "methods.0.method: got None"),
-        ("seed: [0, 1]", "seeds: [0, 1]", "8:41", "methods.1.seeds: method 'random' does not read it (did you mean 'seed'?)"),
+        (
+            "seed: [0, 1]",
+            "seeds: [0, 1]",
+            "8:41",
+            "methods.1.seeds: method 'random' does not read it (did you mean 'seed'?)",
+        ),
         ("seed: [0, 1]", "seed: [0, 0]", "8:5", "methods.1: the same row as one of methods.1"),
         ("seed: [0, 1]", "seed: []", "8:41", "methods.1.seed: the list is empty"),
         ("seed: [0, 1]", "seed: {a: 1}", "8:5", "parameters are single values"),

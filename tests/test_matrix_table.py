@@ -66,7 +66,9 @@ def test_seeds_become_one_row_with_their_spread(store):
     board = leaderboard(store)
     line = next(line for line in board.lines if line.method == "random")
     assert line.seeds == (0, 1) and math.isclose(line.scores["gqa"].shown, 50)
-    assert math.isclose(line.average, statistics.fmean([42.5, 52.5])) and math.isclose(line.spread, statistics.stdev([42.5, 52.5]))
+    assert math.isclose(line.average, statistics.fmean([42.5, 52.5])) and math.isclose(
+        line.spread, statistics.stdev([42.5, 52.5])
+    )
     assert math.isclose(line.relative, statistics.fmean([50, 62.5]))
     text = render(board, "text")
     assert "random (2 seeds)" in text and "spread by 7.07" in text

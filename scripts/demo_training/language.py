@@ -10,8 +10,8 @@ import math
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from finepruner_lmms.demo.questions import KINDS
 
 Log = Callable[[str], None]
 EASY = {"any": 0.7, "exist": 1.0, "color": 1.0, "shape": 1.0, "digit": 0.8}
-ALL = {"any": 0.2} | dict.fromkeys(KINDS, 1.0) | {"digit": 2.0, "read": 2.0, "count": 1.4, "number": 1.5, "exist": 1.5}
+ALL = {"any": 0.2} | dict.fromkeys(KINDS, 1.0)
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Plan:
     questions: int
     probe: float
     mixed: bool = False  # all visual tokens and subsets of them, as at inference
+    instructed: float = 0.0  # share of questions with the benchmark's instruction; 0: none at first, half later
+    easy: float = 0.0  # share of left-out questions about the only digit of a scene
+    emphasis: Mapping[str, float] = field(default_factory=dict)  # kinds asked more often than the others
 
 
 class Probes(nn.Module):
@@ -137,10 +140,10 @@ class Trainer:
                 drop_inside = rng.choice((166, 98, 40))
         else:
             kept = keep_some(objects, rng.choice((40, 48, 64, 96)))
-        weights = dict(EASY) if plan.name == "lookups" and done < 0.35 else dict(ALL)
+        weights = dict(EASY) if plan.name == "lookups" and done < 0.35 else ALL | dict(plan.emphasis)
         if plan.name == "lookups":
             weights |= {k: w * 1.5 for k, w in EASY.items() if done < 0.7}
-        instruct = 0.85 if plan.mixed else (0.0 if done < 0.5 else 0.5)
+        instruct = plan.instructed or (0.0 if done < 0.5 else 0.5)
         system = rng.random() < (0.75 if plan.mixed else 0.1)
         packed = self.packer.pack(
             [scenes[i] for i in chosen.tolist()],
@@ -151,7 +154,7 @@ class Trainer:
             instruct,
             system,
             compact,
-            easy=0.75,
+            easy=plan.easy,
         )
         return self._loss(packed, self.data["features"][chosen], dense, kept, plan, done, drop_inside, hits)
 

@@ -1,0 +1,96 @@
+"""The benchmarks' scores from logged samples: equal to lmms-eval's own, and right where they can be counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from finepruner_lmms.benchmarks import BENCHMARKS
+
+
+def pope(*answers: tuple[str, str]) -> list[dict]:
+    return [
+        {"doc_id": i, "pope_f1_score": {"prediction": said, "ground_truth": true}} for i, (said, true) in enumerate(answers)
+    ]
+
+
+def mme(*pairs: tuple[str, int, int]) -> list[dict]:
+    """`(category, first right, second right)` an image."""
+    samples = []
+    for number, (category, *right) in enumerate(pairs):
+        for hit in right:
+            entry = {"category": category, "question_id": f"{category}/{number}", "score": float(hit)}
+            samples.append({"doc_id": len(samples), "mme_perception_score": entry})
+    return samples
+
+
+def mmbench(*questions: str) -> list[dict]:
+    """What was said to each order of a question whose right answers are A, B, C, D in turn."""
+    samples = []
+    for index, said in enumerate(questions):
+        for turn, letter in enumerate(said):
+            entry = {
+                "index": index + turn * 1_000_000,
+                "question": "q",
+                "answer": "ABCD"[turn],
+                "prediction": letter,
+                "category": "c",
+                "split": "dev",
+                **dict(zip("ABCD", ("red", "green", "blue", "white"), strict=True)),
+            }
+            samples.append({"doc_id": len(samples), "gpt_eval_score": entry})
+    return samples
+
+
+def test_pope_is_the_f1_of_yes():
+    score = BENCHMARKS["pope"]
+    samples = pope(("yes", "yes"), ("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no"))
+    assert math.isclose(score.value(samples), 2 / 3)  # precision 2/3, recall 2/3
+    assert score.value(pope(("no", "yes"), ("no", "no"))) == 0
+    assert score.value(pope(("yes", "yes"), ("no", "no"))) == 1
+    assert score.value(pope(("maybe", "yes"), ("yes", "yes"))) == pytest.approx(1.0)  # as lmms-eval counts it: no "no"
+
+
+def test_mme_counts_both_questions_and_pairs():
+    score = BENCHMARKS["mme"]
+    samples = mme(("color", 1, 1), ("color", 1, 0), ("count", 0, 0))
+    # colour: 75 + 50; count: 0 + 0; out of 200 each
+    assert score.value(samples) == 125 and math.isclose(score.percent(samples), 31.25)
+    assert score.percent(mme(("color", 1, 1), ("OCR", 1, 1))) == 100
+
+
+def test_mmbench_is_circular():
+    score = BENCHMARKS["mmbench"]
+    assert score.value(mmbench("ABCD", "ABCA")) == 50  # one order wrong: the whole question is
+    assert score.value(mmbench("ABCD")) == 100 and score.value(mmbench("DCBA")) == 0
+
+
+def test_the_error_of_a_mean_is_the_known_one():
+    score, rng = BENCHMARKS["gqa"], np.random.default_rng(0)
+    hits = rng.random(400) < 0.8
+    samples = [{"doc_id": i, "exact_match": float(hit)} for i, hit in enumerate(hits)]
+    expected = 100 * math.sqrt(hits.mean() * (1 - hits.mean()) / len(hits))
+    assert score.standard_error(samples, [str(i) for i in range(400)]) == pytest.approx(expected, rel=0.08)
+    # questions about one image stand and fall together: four times as many of them say no more
+    grouped = [{"doc_id": i, "exact_match": float(hits[i // 4])} for i in range(1600)]
+    images = [str(i // 4) for i in range(1600)]
+    assert score.standard_error(grouped, images) == pytest.approx(expected, rel=0.08)
+
+
+def test_a_perfect_and_a_hopeless_model_have_no_error():
+    score = BENCHMARKS["mme"]
+    samples = mme(*[("color", 1, 1)] * 5)
+    assert score.standard_error(samples, list(range(10))) == 0
+
+
+def test_no_samples_and_no_task_are_errors():
+    with pytest.raises(ValueError, match="pope: no samples"):
+        BENCHMARKS["pope"].value([])
+    with pytest.raises(ValueError, match="'mmvet' is not available"):
+        BENCHMARKS["mmvet"].value([{"doc_id": 0}])
+
+
+def test_the_ten_names_are_those_of_the_contract():
+    assert list(BENCHMARKS) == "vqav2 gqa vizwiz sqa textvqa pope mme mmbench mmbench_cn mmvet".split()

@@ -1,0 +1,239 @@
+"""The tasks on the miniature benchmarks, run by lmms-eval itself with models that know the answers, or none."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import yaml
+from lmms_eval.api.model import lmms
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.tasks import TaskManager
+from PIL import Image
+
+from finepruner_lmms import tasks
+from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.demo import benchmarks as demo
+from finepruner_lmms.tasks import pope
+
+NAMES = ["vqav2", "gqa", "textvqa", "pope", "mme", "mmbench"]
+
+
+class Oracle(lmms):
+    """Says what `answer(document)` says, after checking that there is one picture and a prompt."""
+
+    is_simple = True
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self._answer, self.prompts = answer, {}
+
+    def generate_until(self, requests):
+        said = []
+        for request in requests:
+            prompt, _, doc_to_visual, doc_id, task, split = request.args
+            doc = self.task_dict[task][split][doc_id]
+            (picture,) = doc_to_visual(doc)
+            assert isinstance(picture, Image.Image) and picture.size == (336, 336)
+            self.prompts[doc_id] = prompt
+            said.append(self._answer(doc))
+        return said
+
+    def loglikelihood(self, requests):
+        raise NotImplementedError
+
+    def generate_until_multi_round(self, requests):
+        raise NotImplementedError
+
+    def clean(self):
+        pass
+
+
+def evaluate(name: str, answer, tmp_path: Path, limit: int | None = None):
+    model = Oracle(answer)
+    manager = TaskManager(include_path=str(tasks.folder("demo")), include_defaults=False, model_name="llava_finepruner")
+    out = simple_evaluate(
+        model=model,
+        tasks=[f"fp_{name}"],
+        task_manager=manager,
+        limit=limit,
+        log_samples=True,
+        bootstrap_iters=0,
+        datetime_str="t",
+        cli_args=SimpleNamespace(output_path=str(tmp_path), process_with_media=True),
+    )
+    metric = out["results"][f"fp_{name}"][BENCHMARKS[name].metric]
+    return float(metric), out["samples"][f"fp_{name}"], model
+
+
+def right(doc) -> str:
+    if "multiple_choice_answer" in doc:
+        return doc["multiple_choice_answer"]
+    if "answers" in doc:
+        return doc["answers"][0]
+    return doc["answer"]
+
+
+def wrong(doc) -> str:
+    """Opposites where there are two answers, else something that is never right."""
+    return {"yes": "no", "no": "yes"}.get(right(doc).lower(), "E")
+
+
+def half(doc) -> str:
+    """Right for every other question, by something that no task orders by."""
+    return right(doc) if len(str(doc["question"])) % 2 else wrong(doc)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_knows_scores_full_and_one_that_does_not_scores_nothing(name, tmp_path):
+    benchmark = BENCHMARKS[name]
+    value, samples, model = evaluate(name, right, tmp_path)
+    assert benchmark.percent(samples) == pytest.approx(100) and benchmark.value(samples) == pytest.approx(value)
+    assert len(samples) == demo.SIZES[name] >= 200
+    assert all("ASSISTANT" not in prompt and prompt.strip() == prompt for prompt in model.prompts.values())
+    value, samples, _ = evaluate(name, wrong, tmp_path)
+    assert value == 0 and benchmark.percent(samples) == 0
+
+
+@pytest.mark.parametrize("name", ["vqav2", "gqa", "textvqa", "pope", "mme"])
+def test_our_score_is_lmms_evals_score(name, tmp_path):
+    value, samples, _ = evaluate(name, half, tmp_path, limit=120)
+    assert 0 < BENCHMARKS[name].percent(samples) < 100
+    assert BENCHMARKS[name].value(samples) == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "said, read",
+    [("yes", "yes"), ("No.", "no"), ("No, there is not. Yes", "no"), ("Yes, there is. No dog", "yes"), ("nothing", "yes")],
+)
+def test_pope_reads_answers_as_llava_does(said, read):
+    entry = pope.process_results({"answer": "no", "question_id": "1"}, [said])["pope_f1_score"]
+    assert entry["prediction"] == read and entry["score"] == float(read == "no")
+
+
+def test_mmbench_is_scored_in_every_order_of_its_options(tmp_path):
+    def only_in_two_orders(doc):
+        return doc["answer"] if doc["index"] // 1_000_000 < 2 or doc["index"] % 2 else "E"
+
+    value, samples, _ = evaluate("mmbench", only_in_two_orders, tmp_path, limit=160)
+    assert value == pytest.approx(50) and BENCHMARKS["mmbench"].value(samples) == pytest.approx(50)
+
+
+def test_the_prompts_are_those_of_llava(tmp_path):
+    word = "\nAnswer the question using a single word or phrase."
+    ends = {
+        "pope": f" in the image?{word}",
+        "gqa": f"?{word}",
+        "mme": f"?{word}",
+        "textvqa": f"box?\nReference OCR token: {word}",
+    }
+    for name, end in ends.items():
+        _, _, model = evaluate(name, right, tmp_path, limit=8)
+        assert all(prompt.endswith(end) for prompt in model.prompts.values()), name
+    _, _, model = evaluate("mmbench", right, tmp_path, limit=4)
+    lines = model.prompts[0].splitlines()
+    assert [line[:3] for line in lines[1:5]] == ["A. ", "B. ", "C. ", "D. "]
+    assert lines[5] == "Answer with the option's letter from the given choices directly." and len(lines) == 6
+
+
+# -- the data ---------------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "vqav2": "question_type multiple_choice_answer answers image_id answer_type question_id question image",
+    "gqa": "id imageId question isBalanced groups entailed equivalent types annotations semantic semanticStr answer "
+    "fullAnswer",
+    "textvqa": "image_id question_id question question_tokens image image_width image_height flickr_original_url "
+    "flickr_300k_url answers image_classes set_name ocr_name ocr_info ocr_tokens",
+    "pope": "id question_id question answer image_source image category",
+    "mme": "question_id image question answer category",
+    "mmbench": "index question hint answer A B C D category image source L2-category comment split",
+}
+
+
+def table(name: str, data: str = "demo") -> datasets.Dataset:
+    folder = tasks.data_root(data) / name / ("testdev_balanced_instructions" if name == "gqa" else "")
+    return datasets.load_dataset("parquet", data_files=str(folder / "*.parquet"), split="train")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_columns_are_those_of_the_real_dataset(name):
+    assert table(name).column_names == COLUMNS[name].split()
+
+
+def test_the_answers_have_the_form_of_the_real_ones():
+    assert all(len(row["answers"]) == 10 for row in table("vqav2").remove_columns("image"))
+    assert set(table("vqav2")[0]["answers"][0]) == {"answer", "answer_confidence", "answer_id"}
+    assert all(len(row) == 10 for row in table("textvqa")["answers"])
+    assert set(Counter(table("mme")["question_id"]).values()) == {2}  # pairs
+    assert Counter(table("mme")["answer"]) == {"Yes": 120, "No": 120}
+    assert set(Counter(table("mme")["category"]).values()) == {60}
+    assert Counter(table("pope")["answer"]) == {"yes": 120, "no": 120}
+    rows = table("mmbench").remove_columns("image")
+    for start in range(0, len(rows), 4):
+        four = [rows[start + turn] for turn in range(4)]
+        assert [row["index"] - four[0]["index"] for row in four] == [0, 1_000_000, 2_000_000, 3_000_000]
+        assert len({row[row["answer"]] for row in four}) == 1 and len({row["answer"] for row in four}) == 4
+
+
+@pytest.mark.parametrize("name", ["vqav2", "gqa", "textvqa", "pope"])
+def test_no_answer_is_so_frequent_that_guessing_pays(name):
+    answers = Counter(str(right(row)) for row in table(name).select_columns(_answer_columns(name)))
+    assert max(answers.values()) / sum(answers.values()) <= 0.55
+
+
+def _answer_columns(name: str) -> list[str]:
+    return {"vqav2": ["multiple_choice_answer"], "textvqa": ["answers"]}.get(name, ["answer"])
+
+
+def test_the_tuning_questions_are_about_other_scenes(tmp_path):
+    test, tuning = table("pope"), table("pope", "demo-tuning")
+    assert set(test["image_source"]).isdisjoint(tuning["image_source"])
+    assert test[0]["image"].tobytes() != tuning[0]["image"].tobytes()
+
+
+# -- where tasks read their data --------------------------------------------------------------------------------------
+
+
+def test_a_data_root_is_read_without_the_network(tmp_path):
+    root = tmp_path / "root"
+    (root / "pope").mkdir(parents=True)
+    table("pope").select(range(12)).to_parquet(root / "pope" / "part.parquet")
+    folder = tasks.folder(str(root))
+    assert sorted(file.name for file in folder.glob("fp_*.yaml")) == ["fp_pope.yaml"]
+    assert tasks.folder(str(root)) == folder  # the same root, the same folder
+    assert tasks.data_root(str(root)) == root
+    before = tasks.data_identity(str(root), "pope")
+    table("pope").select(range(10)).to_parquet(root / "pope" / "part.parquet")
+    assert tasks.data_identity(str(root), "pope") != before
+
+
+def test_wrong_data_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="neither 'hub', 'demo' nor an existing folder"):
+        tasks.folder(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="holds none of the folders"):
+        tasks.folder(str(tmp_path))
+
+
+def test_the_hub_tasks_name_public_datasets():
+    for file in tasks.folder("hub").glob("fp_*.yaml"):
+        text = file.read_text()
+        plain = yaml.safe_load(text.replace("!function ", ""))
+        assert plain["task"] == file.stem and plain["dataset_path"].startswith("lmms-lab-encoder/")
+        assert BENCHMARKS[file.stem.removeprefix("fp_")].available
+
+
+def test_the_miniatures_are_made_once_and_alike(tmp_path, monkeypatch):
+    kept = {name: table(name) for name in ("vqav2", "mme")}
+    monkeypatch.setenv("FINEPRUNER_CACHE", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(3) as pool:  # whoever comes second finds the folder of the first
+        folders = set(pool.map(tasks.folder, ["demo"] * 3))
+    assert len(folders) == 1 and [d.name for d in (tmp_path / "cache" / "demo").iterdir()] == [folders.pop().parent.name]
+    for name, before in kept.items():
+        again = table(name)
+        assert json.dumps(again.remove_columns("image")[:]) == json.dumps(before.remove_columns("image")[:])
+        assert [row["image"].tobytes() for row in again] == [row["image"].tobytes() for row in before]
