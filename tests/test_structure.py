@@ -1,0 +1,32 @@
+"""The seams of the package, checked where a reader would otherwise have to believe them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "finepruner_lmms"
+INTERNALS = re.compile(
+    r"transformers\.(models|masking_utils|cache_utils|modeling_)|\.self_attn|\.language_model|register_forward|\.q_proj"
+)
+
+
+def test_transformers_internals_are_touched_in_one_file():
+    touching = [file.name for file in PACKAGE.rglob("*.py") if INTERNALS.search(file.read_text())]
+    assert touching == ["engine.py"]
+
+
+@pytest.mark.parametrize("module", ["finepruner_lmms", "finepruner_lmms.benchmarks", "finepruner_lmms.matrix.cli"])
+def test_what_a_command_line_imports_is_light(module):
+    code = f"import {module}, sys; print([m for m in ('torch', 'transformers', 'pandas', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_methods_know_nothing_of_transformers():
+    for file in (PACKAGE / "pruners").glob("*.py"):
+        assert "transformers" not in re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL), file.name
