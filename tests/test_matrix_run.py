@@ -136,7 +136,7 @@ def test_plan_status_and_table(finished, tmp_path):
 
 
 def test_a_result_that_was_spoiled_is_computed_again(finished):
-    config, output, first = finished
+    config, output, _ = finished
     file = next(output.glob("cells/mme-uniform-64-*/result.json"))
     good = json.loads(file.read_text())
     file.write_text(json.dumps(good | {"metrics": {"mme_perception_score,none": "N/A"}}))

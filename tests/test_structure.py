@@ -22,7 +22,9 @@ def test_transformers_internals_are_touched_in_one_file():
 
 @pytest.mark.parametrize("module", ["finepruner_lmms", "finepruner_lmms.benchmarks", "finepruner_lmms.matrix.cli"])
 def test_what_a_command_line_imports_is_light(module):
-    code = f"import {module}, sys; print([m for m in ('torch', 'transformers', 'pandas', 'datasets') if m in sys.modules])"
+    code = (
+        f"import {module}, sys; print([m for m in ('torch', 'transformers', 'pandas', 'datasets') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -109,7 +109,13 @@ def test_our_score_is_lmms_evals_score(name, tmp_path):
 
 @pytest.mark.parametrize(
     "said, read",
-    [("yes", "yes"), ("No.", "no"), ("No, there is not. Yes", "no"), ("Yes, there is. No dog", "yes"), ("nothing", "yes")],
+    [
+        ("yes", "yes"),
+        ("No.", "no"),
+        ("No, there is not. Yes", "no"),
+        ("Yes, there is. No dog", "yes"),
+        ("nothing", "yes"),
+    ],
 )
 def test_pope_reads_answers_as_llava_does(said, read):
     entry = pope.process_results({"answer": "no", "question_id": "1"}, [said])["pope_f1_score"]
@@ -232,7 +238,9 @@ def test_the_miniatures_are_made_once_and_alike(tmp_path, monkeypatch):
     monkeypatch.setenv("FINEPRUNER_CACHE", str(tmp_path / "cache"))
     with ThreadPoolExecutor(3) as pool:  # whoever comes second finds the folder of the first
         folders = set(pool.map(tasks.folder, ["demo"] * 3))
-    assert len(folders) == 1 and [d.name for d in (tmp_path / "cache" / "demo").iterdir()] == [folders.pop().parent.name]
+    assert len(folders) == 1 and [d.name for d in (tmp_path / "cache" / "demo").iterdir()] == [
+        folders.pop().parent.name
+    ]
     for name, before in kept.items():
         again = table(name)
         assert json.dumps(again.remove_columns("image")[:]) == json.dumps(before.remove_columns("image")[:])

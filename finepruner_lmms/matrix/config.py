@@ -284,8 +284,15 @@ def _field(error: ValueError) -> str:
 
 
 def _place_of(row: Row, field: str) -> Place:
-    """Where a row's parameter stands, down to the item of a list."""
-    return (*row.place, field, _Value(row.arguments[field])) if field in row.arguments else (*row.place, field)
+    """Where a row's parameter stands: down to the item of a list, unless the method does not read it at all."""
+    from finepruner_lmms.pruners import method_class, parameter_names
+
+    try:
+        known = parameter_names(method_class(row.method).name)
+    except ValueError:
+        known = []
+    where = (*row.place, field)
+    return (*where, _Value(row.arguments[field])) if field in row.arguments and field in known else where
 
 
 class _Value(str):

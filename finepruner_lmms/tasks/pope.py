@@ -15,7 +15,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
     lmms-eval itself accepts nothing but "yes" and "no": "No." is then neither right nor a wrong "yes", and an answer
     that is neither is left out of precision and recall, so that a model that stammers gains by it.
     """
-    return pope_process_results(doc, [read(results[0])])  # type: ignore[no-any-return]
+    return pope_process_results(doc, [read(results[0])])
 
 
 def read(answer: str) -> str:
