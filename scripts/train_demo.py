@@ -63,16 +63,16 @@ PLANS = {
     ),
     "deep": Plan(
         "deep",
-        steps=360,
+        steps=200,
         rate=8e-4,
         floor=0.03,
         batch=16,
-        questions=10,
+        questions=8,
         probe=0.15,
         mixed=True,
         instructed=0.85,
         easy=0.75,
-        emphasis={"digit": 3.0, "count": 2.0, "number": 2.0, "exist": 2.0},
+        emphasis={"digit": 2.0, "count": 3.0, "number": 3.0, "exist": 2.0},
     ),
 }
 ENCODED = 6000  # training scenes whose tower features are kept

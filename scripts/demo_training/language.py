@@ -114,7 +114,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             losses.append(loss.item())
-            if step % 50 == 49 or step == plan.steps - 1:
+            if step % 25 == 24 or step == plan.steps - 1:
                 shown = " ".join(f"{kind} {sum(h) / len(h):.2f}" for kind, h in sorted(hits.items()))
                 spent = time.monotonic() - started
                 self.log(
@@ -128,7 +128,7 @@ class Trainer:
     def step(self, plan: Plan, done: float, hits: dict[str, list[bool]]) -> Tensor:
         """The loss of one batch; `hits` collects what was answered rightly, by kind."""
         rng, scenes = self.rng, self.data["scenes"]
-        count = rng.choices((VISUAL, 192, 128, 64, 32), (8, 3, 3, 3, 3))[0] if plan.mixed else 0
+        count = rng.choices((VISUAL, 192, 128, 64, 32), (6, 3, 3, 3, 3))[0] if plan.mixed else 0
         chosen = torch.randint(0, len(scenes), (plan.batch // 2 if count == VISUAL else plan.batch,))
         dense = self.data["dense"][chosen]
         objects = dense[:, 0] > 0
