@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -133,6 +134,30 @@ def test_plan_status_and_table(finished, tmp_path):
     rows = list(csv.DictReader(io.StringIO(table)))
     assert list(rows[0]) == ["method", "budget", "gqa", "mme", "average", "relative"] and picture.stat().st_size > 5000
     assert [row["method"] for row in rows] == ["vanilla", "uniform"]
+
+
+def test_a_terminal_sees_bars(finished):
+    """One cell is computed again with a real terminal as output."""
+    config, output, _ = finished
+    next(output.glob("cells/gqa-vanilla-*/result.json")).unlink()
+    ours, theirs = pty.openpty()
+    command = [*COMMAND, "run", str(config), "--output", str(output)]
+    run = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment() | {"TERM": "xterm", "COLUMNS": "120"})
+    os.close(theirs)
+    seen = b""
+    while chunk := _read(ours):
+        seen += chunk
+    assert run.wait(60) == 0
+    text = seen.decode()
+    assert "\x1b[" in text and "━" in text  # bars, drawn over and over
+    assert "4/4" in text and "gqa · vanilla" in text and "relative" in text
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # the other side is closed
+        return b""
 
 
 def test_a_result_that_was_spoiled_is_computed_again(finished):

@@ -27,9 +27,9 @@ def draw(board: Leaderboard, target: Path) -> None:
     whole = next((line for line in lines if line.method == "vanilla"), None)
     if whole is not None:
         axes.axhline(whole.average, color="0.45", linestyle="--", linewidth=1.2)
-        text = f"vanilla, all {board.num_visual_tokens} tokens "
+        text = f"vanilla, all {board.num_visual_tokens} tokens"
         place = axes.get_yaxis_transform()
-        axes.text(0.995, whole.average, text, ha="right", va="bottom", color="0.35", transform=place)
+        axes.text(0.01, whole.average, text, ha="left", va="bottom", color="0.35", transform=place)
     for number, (label, curve) in enumerate(_curves(board, lines).items()):
         style = {"color": _COLORS[number % len(_COLORS)], "marker": _MARKERS[number % len(_MARKERS)]}
         tokens = [line.tokens for line in curve]
