@@ -30,7 +30,9 @@ def test_the_geometry_is_llavas():
 
 def test_the_weights_are_small_and_need_no_unpickling():
     assert sum(file.stat().st_size for file in DEMO.iterdir()) <= 8_000_000
-    assert [file.suffix for file in DEMO.iterdir() if file.suffix in (".bin", ".pt", ".safetensors")] == [".safetensors"]
+    assert [file.suffix for file in DEMO.iterdir() if file.suffix in (".bin", ".pt", ".safetensors")] == [
+        ".safetensors"
+    ]
     guide = Path(__file__).parents[1] / "docs" / "demo_model.md"
     assert "3,695,520" in guide.read_text()
     assert fp.load_model("demo")[0].num_parameters() == 3_695_520
@@ -39,7 +41,9 @@ def test_the_weights_are_small_and_need_no_unpickling():
 @pytest.mark.slow
 def test_it_answers_by_what_it_sees():
     lm = LlavaFinePruner(pretrained="demo", batch_size=8)
-    manager = TaskManager(include_path=str(folder("demo-tuning")), include_defaults=False, model_name="llava_finepruner")
+    manager = TaskManager(
+        include_path=str(folder("demo-tuning")), include_defaults=False, model_name="llava_finepruner"
+    )
 
     def percent(**method) -> float:
         lm.configure(**method)

@@ -142,7 +142,9 @@ def test_a_terminal_sees_bars(finished):
     next(output.glob("cells/gqa-vanilla-*/result.json")).unlink()
     ours, theirs = pty.openpty()
     command = [*COMMAND, "run", str(config), "--output", str(output)]
-    run = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment() | {"TERM": "xterm", "COLUMNS": "120"})
+    run = subprocess.Popen(
+        command, stdout=theirs, stderr=theirs, env=environment() | {"TERM": "xterm", "COLUMNS": "120"}
+    )
     os.close(theirs)
     seen = b""
     while chunk := _read(ours):
