@@ -34,8 +34,8 @@ def test_the_weights_are_small_and_need_no_unpickling():
         ".safetensors"
     ]
     guide = Path(__file__).parents[1] / "docs" / "demo_model.md"
-    assert "3,695,520" in guide.read_text()
-    assert fp.load_model("demo")[0].num_parameters() == 3_695_520
+    assert "3,696,096" in guide.read_text()
+    assert fp.load_model("demo")[0].num_parameters() == 3_696_096
 
 
 @pytest.mark.slow
