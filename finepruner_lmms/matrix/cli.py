@@ -97,7 +97,7 @@ def plan(
     lines = [
         f"{record['name']}: {len(record['rows'])} rows x {len(record['tasks'])} tasks = {len(cells)} cells, "
         f"{len(cells) - len(left)} done, {len(left)} to do",
-        f"model: {matrix_model(record)} ({layers} decoder layers, {tokens} visual tokens an image)",
+        f"model: {record['model']} ({layers} decoder layers, {tokens} visual tokens an image)",
     ]
     lines += [f"  {state.name:8} {cell['label']}" for cell, state in zip(cells, states, strict=True)]
     seconds = estimate_seconds([state.result for state in states if state.result is not None], left)
@@ -195,11 +195,6 @@ def _open(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
         "cells": [as_record(cell) for cell in expand(matrix)],
     }
     return matrix, store, record
-
-
-def matrix_model(record: dict[str, Any]) -> str:
-    """The checkpoint of a matrix."""
-    return str(record["model"])
 
 
 def _store(output: Path) -> Store:

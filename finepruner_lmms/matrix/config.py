@@ -153,27 +153,34 @@ def _check_shape(data: dict[Any, Any], errors: _Errors) -> MatrixFile:
     try:
         return MatrixFile.model_validate(data)
     except ValidationError as error:
+        problems: dict[Place, list[Any]] = {}
         for problem in error.errors():
-            place = tuple(part for part in problem["loc"] if part not in ("str", "int", "constrained-int"))
-            errors.add(_existing(place), f"{_dotted(place)}: {_explain(problem, place)}")
+            problems.setdefault(_without_branches(problem["loc"]), []).append(problem)
+        for place, found in problems.items():
+            errors.add(place, f"{_dotted(place)}: {_explain(found, place)}")
         errors.raise_any()
         raise
 
 
-def _existing(place: Place) -> Place:
-    # pydantic names the branch of a union inside the place: cut it there
-    return tuple(part for part in place if not (isinstance(part, str) and part.startswith(("literal[", "dict["))))
+def _without_branches(place: Place) -> Place:
+    """Pydantic names the branch of a union inside the place; the file has no such level."""
+    branches = ("str", "int", "constrained-int")
+    return tuple(
+        part for part in place if not (part in branches or str(part).startswith(("literal[", "dict[", "function-")))
+    )
 
 
-def _explain(problem: Any, place: Place) -> str:
-    if problem["type"] == "extra_forbidden":
+def _explain(problems: list[Any], place: Place) -> str:
+    """What is wrong at one place; several problems are the alternatives of a union."""
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
         section: Any = {"model": ModelSection, "launch": LaunchSection}.get(str(place[0]), MatrixFile)
         known = list((section if len(place) > 1 else MatrixFile).model_fields)
         return f"unknown field{_nearest(str(place[-1]), known)}; known: {', '.join(known)}"
-    if problem["type"] == "missing":
+    if first["type"] == "missing":
         return "is missing"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"got {problem['input']!r}; {message}"
+    wanted = " or ".join(problem["msg"].removeprefix("Input should be ") for problem in problems)
+    return f"got {first['input']!r}; expected {wanted[0].lower() + wanted[1:]}"
 
 
 def _check_tasks(file: MatrixFile, errors: _Errors) -> None:

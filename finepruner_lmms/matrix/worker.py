@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from loguru import logger
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.lmms_model import LlavaFinePruner
@@ -98,7 +99,7 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
             shutil.rmtree(folder / "cache", ignore_errors=True)
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
-        print(details, file=sys.stderr, flush=True)  # noqa: T201 - the launch's log
+        logger.error(details)  # the launch's log
         write_error(folder, type(error).__name__, str(error).strip() or "no message", details)
         events.send("failed", cell=cell["id"])
         return lm.world_size == 1 and not isinstance(error, _POISONED)
