@@ -60,7 +60,8 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     vanilla's; both only where every task is done. With `merge_seeds`, rows that differ in `seed` alone become one.
     """
     record = store.matrix()
-    lines = _lines(store, record)
+    results = [state.result for state in store.states(record["cells"])]
+    lines = _lines(record, results)
     vanilla = next((line for line in lines if line.method == "vanilla"), None)
     lines = [_summarise(line, record["tasks"], vanilla) for line in lines]
     if merge_seeds:
@@ -69,22 +70,22 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     used = {name for line in lines for name in line.parameters}
     given = [name for row in record["rows"] for name in row["given"]]
     columns = tuple(name for name in dict.fromkeys(given) if name in used)
-    states = zip(record["cells"], store.states(record["cells"]), strict=True)
-    questions = {cell["task"]: state.result["answered"] for cell, state in states if state.result is not None}
+    answered = zip(record["cells"], results, strict=True)
+    questions = {cell["task"]: result["answered"] for cell, result in answered if result is not None}
     return Leaderboard(
         record["name"], tuple(record["tasks"]), columns, tuple(lines), record["num_visual_tokens"], questions
     )
 
 
-def _lines(store: Store, record: Json) -> list[Line]:
+def _lines(record: Json, results: Sequence[Json | None]) -> list[Line]:
     from finepruner_lmms.budget import parse_budget
 
     everything = record["num_visual_tokens"]
     named = {name for row in record["rows"] for name in row["given"]}
     scores: list[dict[str, Score]] = [{} for _ in record["rows"]]
-    for cell, state in zip(record["cells"], store.states(record["cells"]), strict=True):
-        if state.result is not None:
-            scores[cell["row"]][cell["task"]] = _score(cell["task"], state.result)
+    for cell, result in zip(record["cells"], results, strict=True):
+        if result is not None:
+            scores[cell["row"]][cell["task"]] = _score(cell["task"], result)
     lines = []
     for row, found in zip(record["rows"], scores, strict=True):
         budget = everything if row["budget"] is None else row["budget"]
