@@ -33,7 +33,6 @@ class Benchmark:
     rows: Callable[[Sequence[Sample]], Rows] | None
     points: Callable[[np.ndarray], np.ndarray]
     full: Callable[[np.ndarray], np.ndarray]
-    digits: int = 1
 
     @property
     def task(self) -> str:
