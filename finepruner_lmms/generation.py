@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from finepruner_lmms.engine import Geometry, attach, check_model, encode_images, encoder_outputs
+from finepruner_lmms.engine import (
+    Geometry,
+    attach,
+    check_model,
+    encode_images,
+    encoder_outputs,
+    word_embeddings,
+)
 from finepruner_lmms.layout import Layout, read_layout, shorten_prompt
+from finepruner_lmms.prompts import bare_question
 from finepruner_lmms.pruners import Pruner, VisionPruner, build_pruner
-from finepruner_lmms.selection import fingerprint, mask_to_index
+from finepruner_lmms.selection import fingerprint
 from finepruner_lmms.trace import Trace
 from finepruner_lmms.vision import VisionOutputs
 
@@ -63,26 +71,28 @@ def generate(
     _check_call(model, inputs, questions, generation_kwargs)
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
-    stages = pruner.stages(geometry.num_layers, geometry.num_visual_tokens)
+    pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
+    before, inside = pruner.parts(geometry.num_visual_tokens)
+    under: Pruner = inside or build_pruner("vanilla")
 
-    if isinstance(pruner, VisionPruner) and stages and any(layout.has_image):
-        vision = _vision_for(model, inputs, layout, pruner)
-        keep = pruner.select_visual(vision)
-        retained = stages[0].retained
-        index = mask_to_index(keep, retained)[..., None].expand(-1, -1, vision.projected.shape[-1])
-        padding_id = _padding_id(model, geometry)
-        short_ids, short_mask = shorten_prompt(ids, layout, retained, padding_id)
-        arguments = {"input_ids": short_ids, "attention_mask": short_mask}
-        arguments |= encoder_outputs(vision.projected.gather(1, index))
-        output = _run(model, arguments, generation_kwargs)
-        trace = _vision_trace(geometry, layout, keep, output, short_ids.shape[1])
-        return _finish(output, short_ids.shape[1], trace)
+    if (
+        before is None
+        or before.retained(geometry.num_visual_tokens) == geometry.num_visual_tokens
+        or not any(layout.has_image)
+    ):
+        arguments = {"input_ids": ids, "attention_mask": mask} | _images(inputs, layout)
+        with attach(model, under) as trace:
+            output = _run(model, arguments, generation_kwargs)
+        return _finish(output, ids.shape[1], trace.every(len(trace.has_image) // len(ids)))
 
-    arguments = {"input_ids": ids, "attention_mask": mask} | _images(inputs, layout)
-    under = build_pruner("vanilla") if pruner.side == "vision" else pruner
-    with attach(model, under) as trace:
+    reduced = before.reduce(_vision_for(model, inputs, layout, before, questions))
+    left = reduced.tokens.shape[1]
+    short_ids, short_mask = shorten_prompt(ids, layout, left, _padding_id(model, geometry))
+    arguments = {"input_ids": short_ids, "attention_mask": short_mask} | encoder_outputs(reduced.tokens)
+    with attach(model, under, num_visual_tokens=left) as trace:
         output = _run(model, arguments, generation_kwargs)
-    return _finish(output, ids.shape[1], trace.every(len(trace.has_image) // len(ids)))
+    trace = trace.every(len(trace.has_image) // len(ids)).behind(reduced)
+    return _finish(output, short_ids.shape[1], trace)
 
 
 def _check_call(
@@ -145,9 +155,16 @@ def _of_rows(key: str, images: Tensor, layout: Layout) -> Tensor:
 
 
 def _vision_for(
-    model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], layout: Layout, pruner: Pruner
+    model: LlavaForConditionalGeneration,
+    inputs: Mapping[str, Any],
+    layout: Layout,
+    pruner: VisionPruner,
+    questions: list[str] | None,
 ) -> VisionOutputs:
-    """The encoded images of the rows that show one, with keys that tell samples (image and prompt) apart."""
+    """The encoded images of the rows that show one, with their questions where the method reads them.
+
+    Sample keys tell image and prompt apart.
+    """
     rows = [row for row, shown in enumerate(layout.has_image) if shown]
     vision = inputs.get("vision")
     if vision is None:
@@ -160,9 +177,23 @@ def _vision_for(
         vision = encode_images(model, _of_rows("pixel_values", inputs["pixel_values"], layout))
     elif len(vision.features) != len(rows):
         raise ValueError(f"vision: holds {len(vision.features)} images, but {len(rows)} rows show one")
-    prompts = fingerprint(inputs["input_ids"], layout.valid)[rows]
+    ids = inputs["input_ids"]
+    prompts = fingerprint(ids, layout.valid)[rows]
     keys = fingerprint(vision.features) if vision.sample_keys is None else vision.sample_keys
-    return vision.with_keys(keys.to(prompts.device) ^ prompts)
+    vision = vision.replace(sample_keys=keys.to(prompts.device) ^ prompts)
+    if pruner.reads_question == "embedding":
+        words = word_embeddings(model, ids[:, ids.shape[1] - layout.tail :])
+        behind = layout.behind.tolist()
+        return vision.replace(text_embeds=[words[row, layout.tail - behind[row] :] for row in rows])
+    if pruner.reads_question == "clip":
+        if questions is None:
+            raise ValueError(f"questions: {pruner.name!r} reads the question apart from the prompt; give one a row")
+        from finepruner_lmms.clip import clip_checkpoint, joint_space
+
+        space = joint_space(clip_checkpoint(model.config, getattr(pruner, "clip", None)), model.device)
+        texts = space.embed_texts([bare_question(questions[row]) for row in rows])
+        return vision.replace(image_embeds=space.embed_patches(model, vision.features), text_embeds=texts)
+    return vision
 
 
 def _padding_id(model: LlavaForConditionalGeneration, geometry: Geometry) -> int:
@@ -175,18 +206,6 @@ def _padding_id(model: LlavaForConditionalGeneration, geometry: Geometry) -> int
 
 def _run(model: LlavaForConditionalGeneration, arguments: dict[str, Any], generation_kwargs: dict[str, Any]) -> Any:
     return model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
-
-
-def _vision_trace(geometry: Geometry, layout: Layout, keep: Tensor, output: Any, prompt_length: int) -> Trace:
-    """The trace of a vision-side call; `keep` has a row an image, the trace a row a prompt."""
-    trace = Trace(geometry.num_layers, geometry.num_visual_tokens, layout.has_image)
-    rows = torch.tensor([row for row, shown in enumerate(layout.has_image) if shown], device=keep.device)
-    mask = torch.zeros(len(layout.has_image), keep.shape[1], dtype=torch.bool, device=keep.device)
-    trace.keep_masks[0] = mask.index_copy(0, rows, keep)
-    decoded = output.sequences.shape[1] - prompt_length - 1  # the last new token is never fed back
-    cache = output.past_key_values
-    trace.kv_lengths = [cache.get_seq_length(layer) - decoded for layer in range(geometry.num_layers)]
-    return trace
 
 
 def _finish(output: Any, prompt_length: int, trace: Trace) -> Generation:

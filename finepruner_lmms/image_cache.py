@@ -10,9 +10,7 @@ import hashlib
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.engine import encode_images
@@ -38,13 +36,7 @@ class ImageCache:
 
         Each picture is encoded alone, so that its features do not depend on what it happened to be batched with.
         """
-        rows = [self._one(picture) for picture in pictures]
-        keys = [row.sample_keys for row in rows]
-        return VisionOutputs(
-            torch.cat([row.features for row in rows]),
-            torch.cat([row.projected for row in rows]),
-            sample_keys=torch.cat([key for key in keys if key is not None]),
-        )
+        return VisionOutputs.join([self._one(picture) for picture in pictures])
 
     def _one(self, picture: Image.Image) -> VisionOutputs:
         key = _digest(picture)
@@ -54,13 +46,12 @@ class ImageCache:
         pixels = preprocess(self._processor, picture, self._aspect_ratio)[None]
         outputs = encode_images(self._model, pixels.to(self._model.device))
         self.encoded += 1
-        size = _bytes(outputs.features) + _bytes(outputs.projected)
-        if size <= self._room:
+        if outputs.nbytes <= self._room:
             self._entries[key] = outputs
-            self._used += size
+            self._used += outputs.nbytes
             while self._used > self._room:
                 _, oldest = self._entries.popitem(last=False)
-                self._used -= _bytes(oldest.features) + _bytes(oldest.projected)
+                self._used -= oldest.nbytes
         return outputs
 
 
@@ -69,7 +60,3 @@ def _digest(picture: Image.Image) -> bytes:
     orientation = picture.getexif().get(0x0112, 1)
     header = f"{picture.mode} {picture.size} {orientation} {picture.getpalette() if picture.mode == 'P' else ''}"
     return hashlib.blake2b(header.encode() + picture.tobytes(), digest_size=16).digest()
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -15,9 +15,11 @@ from torch import Tensor
 class Layout:
     """The tokens of a batch at one depth.
 
-    `valid` `[B, L]` is False on padding; `columns` `[B, N]` says in which column each visual token of the image
-    stands, and `present` `[B, N]` whether it is still there (all False in a row without an image). `lengths` are the
-    valid tokens of each row, known on the host, so that no later step has to wait for the device.
+    `valid` `[B, L]` is False on padding; `columns` `[B, V]` says in which column each visual token of the image
+    stands, and `present` `[B, V]` whether it is still there (all False in a row without an image). V is N, and grows
+    by the tokens that a method merges; visual tokens stand in the order of their numbers. `behind` `[B]` counts the
+    text behind the image, and `tail` is the largest such count among rows with an image. `lengths` (the valid tokens
+    of each row), `visual_counts` and `tail` are known on the host, so that no later step has to wait for the device.
     """
 
     valid: Tensor
@@ -25,6 +27,8 @@ class Layout:
     present: Tensor
     lengths: tuple[int, ...]
     visual_counts: tuple[int, ...]
+    behind: Tensor
+    tail: int
 
     @property
     def width(self) -> int:
@@ -38,8 +42,12 @@ class Layout:
 
     @property
     def has_image(self) -> tuple[bool, ...]:
-        """Which rows show an image."""
+        """Which rows show an image (asked of the prompt's layout: later ones may have dropped every token of it)."""
         return tuple(count > 0 for count in self.visual_counts)
+
+    def text_behind_image(self) -> Tensor:
+        """Which of the last `tail` columns hold text behind the image: `[B, tail]`."""
+        return torch.arange(self.tail, 0, -1, device=self.valid.device) <= self.behind[:, None]
 
 
 def read_layout(input_ids: Tensor, attention_mask: Tensor | None, image_token_id: int, num_visual: int) -> Layout:
@@ -57,7 +65,8 @@ def read_layout(input_ids: Tensor, attention_mask: Tensor | None, image_token_id
         )
     visual = (input_ids == image_token_id) & valid
     gaps = (valid[:, :-1] & ~valid[:, 1:]).sum(1) + (~valid[:, -1]).long()
-    lengths, counts, broken = torch.stack([valid.sum(1), visual.sum(1), gaps]).tolist()
+    behind = (valid & (visual.long().cumsum(1) == visual.sum(1, keepdim=True)) & ~visual).sum(1)
+    lengths, counts, broken, tails = torch.stack([valid.sum(1), visual.sum(1), gaps, behind]).tolist()
     for row, (count, gap) in enumerate(zip(counts, broken, strict=True)):
         if gap:
             raise ValueError(
@@ -76,43 +85,60 @@ def read_layout(input_ids: Tensor, attention_mask: Tensor | None, image_token_id
         present=visual.gather(1, order),
         lengths=tuple(lengths),
         visual_counts=tuple(counts),
+        behind=behind,
+        tail=max((tail for tail, count in zip(tails, counts, strict=True) if count), default=0),
     )
 
 
-def left_compact(keep: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def left_compact(keep: Tensor, width: int, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Indices `[B, width]` that move the kept tokens of each row, in order, to its right end, and their validity.
 
     `keep` is `[B, L]` bool and no row may keep more than `width`. Rows that keep fewer are filled on the left with
     dropped tokens marked invalid, which is ordinary left padding; the last column stays the last prompt token.
+    `order` `[B, L]`, not negative, sorts the kept tokens; without it they stay as they are.
     """
-    index = keep.int().argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
+    place = keep.int() if order is None else order.masked_fill(~keep, -1)
+    index = place.argsort(dim=1, stable=True)[:, keep.shape[1] - width :]
     return index, keep.gather(1, index)
 
 
-def drop_visual(layout: Layout, keep: Tensor, retained: int) -> tuple[Tensor, Layout]:
-    """Drop the visual tokens that `keep` `[B, N]` does not name; text always stays.
+def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) -> tuple[Tensor, Layout]:
+    """Drop the visual tokens that `keep` `[B, V]` does not name, and make room for `merged` new ones behind the rest.
 
-    Returns the gather index `[B, L']` and the layout after it. No row may keep more than `retained` tokens; a row
-    may keep fewer.
+    Returns the gather index `[B, L']` into the columns followed by the merged tokens, `[B, L + merged]`, and the
+    layout after it. Text always stays. No row may keep more than `retained` tokens; a row may keep fewer. A row
+    whose image is gone, or that never had one, gets no merged tokens.
     """
     keep = keep & layout.present
     dropped = torch.zeros(layout.valid.shape, dtype=torch.int8, device=keep.device)
     # adding instead of assigning: tokens that left earlier share columns with others, and must not overwrite them
     dropped.scatter_add_(1, layout.columns, (layout.present & ~keep).to(torch.int8))
-    counts = tuple(min(count, retained) for count in layout.visual_counts)
+    stays = layout.valid & (dropped == 0)
+    counts = tuple(min(count, retained) + (merged if count else 0) for count in layout.visual_counts)
     lengths = tuple(
         length - before + after
         for length, before, after in zip(layout.lengths, layout.visual_counts, counts, strict=True)
     )
-    index, valid = left_compact(layout.valid & (dropped == 0), max(lengths))
+    columns, order = layout.columns, None
+    if merged:
+        place = torch.arange(layout.width, device=keep.device).expand_as(stays)
+        shown = layout.present.any(1, keepdim=True).expand(-1, merged)
+        last = columns.masked_fill(~layout.present, 0).amax(1, keepdim=True).expand(-1, merged)
+        order = torch.cat([2 * place, 2 * last + 1], dim=1)  # behind the image's last token, before the next one
+        stays, keep = torch.cat([stays, shown], dim=1), torch.cat([keep, shown], dim=1)
+        new = torch.arange(layout.width, layout.width + merged, device=keep.device)
+        columns = torch.cat([columns, new.expand(len(columns), -1)], dim=1)
+    index, valid = left_compact(stays, max(lengths), order)
     place = torch.arange(index.shape[1], device=index.device).expand_as(index)
-    moved = torch.zeros(layout.valid.shape, dtype=torch.long, device=index.device).scatter_(1, index, place)
+    moved = torch.zeros(stays.shape, dtype=torch.long, device=index.device).scatter_(1, index, place)
     return index, Layout(
         valid=valid,
-        columns=moved.gather(1, layout.columns),
+        columns=moved.gather(1, columns),
         present=keep,
         lengths=lengths,
         visual_counts=counts,
+        behind=layout.behind,
+        tail=layout.tail,
     )
 
 

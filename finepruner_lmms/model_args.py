@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from finepruner_lmms.checks import check_choice, check_integer, nearest
 from finepruner_lmms.images import ASPECT_RATIOS
 from finepruner_lmms.prompts import CONVERSATIONS
-from finepruner_lmms.pruners import Pruner, build_pruner, method_class, parameter_names
-from finepruner_lmms.pruners.base import check_choice, check_integer, known_parameters
+from finepruner_lmms.pruners import Pruner, build_pruner, canonical_name, parameter_names
+from finepruner_lmms.pruners.registry import known_parameters
 
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 _DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -46,8 +46,7 @@ class ModelArguments:
         for key in given:
             if key not in known:
                 everything = sorted({*known, *_SYNONYMS, "method", "enable_dynamic_selection"})
-                near = difflib.get_close_matches(key, everything, 1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                hint = nearest(key, everything)
                 raise ValueError(f"model_args: unknown argument {key!r}{hint}; known: {', '.join(everything)}")
         settings = {key: given.pop(key) for key in own & set(given)}
         if "batch_size" in settings:
@@ -111,7 +110,7 @@ def _take_method(given: dict[str, Any]) -> str:
             given[name] = _integer(name, given[name])
     if isinstance(given.get("budget"), float):
         given["budget"] = _integer("budget", given["budget"])
-    return method_class(method).name
+    return canonical_name(method)
 
 
 def _flag(name: str, value: Any) -> bool:

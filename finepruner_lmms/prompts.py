@@ -6,6 +6,10 @@ from typing import Any
 
 IMAGE = "<image>"
 CONVERSATIONS = ("vicuna_v1", "chat_template")
+_FORM_OF_ANSWER = (
+    "\nAnswer the question using a single word or phrase.",
+    "\nAnswer with the option's letter from the given choices directly.",
+)
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -33,3 +37,13 @@ def prompt(conv: str, processor: Any, question: str, has_image: bool) -> str:
     """
     question = question.replace(IMAGE, "").strip() if IMAGE in question else question
     return vicuna_v1(question, has_image) if conv == "vicuna_v1" else chat_template(processor, question, has_image)
+
+
+def bare_question(question: str) -> str:
+    """The question without LLaVA's instructions on the form of the answer: what a method reads for relevance.
+
+    As in CDPruner's released code: options, hints and OCR tokens stay.
+    """
+    for instruction in _FORM_OF_ANSWER:
+        question = question.replace(instruction, "")
+    return question.replace(IMAGE, "").strip()

@@ -15,13 +15,36 @@ def top_mask(scores: Tensor, retained: int, present: Tensor | None = None) -> Te
     if present is not None:
         scores = scores.masked_fill(~present, float("-inf"))
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :retained]
-    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, best, torch.ones_like(best, dtype=torch.bool))
+    mask = index_to_mask(best, scores.shape[1])
     return mask if present is None else mask & present
 
 
 def mask_to_index(mask: Tensor, retained: int) -> Tensor:
     """The kept columns of each row, ascending: `[B, retained]`, for a mask `[B, N]` with that many True a row."""
     return mask.int().argsort(dim=1, descending=True, stable=True)[:, :retained]
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """The tokens `[B, R, D]` that `index` `[B, R]` names of `[B, N, D]`."""
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def index_to_mask(index: Tensor, num_tokens: int) -> Tensor:
+    """The named columns `[B, R]` as a bool mask `[B, N]`."""
+    mask = torch.zeros(len(index), num_tokens, dtype=torch.bool, device=index.device)
+    return mask.scatter_(1, index, torch.ones_like(index, dtype=torch.bool))
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision becomes float32; float64 stays. Low precision makes ties, and ties make arbitrary choices."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def unit_vectors(tokens: Tensor) -> Tensor:
+    """Tokens `[..., D]` of length 1, in float32 or better; a token without a direction stays zero."""
+    tokens = at_least_float32(tokens)
+    length = tokens.norm(dim=-1, keepdim=True)
+    return tokens / length.masked_fill(length == 0, 1)
 
 
 def fingerprint(values: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from finepruner_lmms.pruners.base import Reduction
 
 
 @dataclass
 class Trace:
     """The record of one prefill.
 
-    `keep_masks` maps the first decoder layer that sees fewer tokens to the kept ones, `[B, N]` bool (key 0 for
-    vision-side methods). They stay on the device until somebody looks at `kept` or `tokens_entering`.
+    `keep_masks` maps the first decoder layer that sees fewer tokens to the kept ones, `[B, V]` bool (key 0 for
+    vision-side methods): the N of the image, then tokens that a method made. They stay on the device until somebody
+    looks at `kept` or `tokens_entering`.
     """
 
     num_layers: int = 0
@@ -32,7 +37,8 @@ class Trace:
     def kept(self) -> dict[int, list[Tensor]]:
         """First layer that sees only these → per row the retained visual tokens, ascending indices into 0..N-1."""
         return {
-            layer: [row.nonzero().squeeze(1).cpu() for row in mask] for layer, mask in sorted(self.keep_masks.items())
+            layer: [row.nonzero().squeeze(1).cpu() for row in mask[:, : self.num_visual_tokens]]
+            for layer, mask in sorted(self.keep_masks.items())
         }
 
     @property
@@ -62,6 +68,33 @@ class Trace:
         """Remember to check that `values` are finite (where `present`), without waiting for the device now."""
         finite = torch.isfinite(values)
         self.suspects[what] = (finite if present is None else finite | ~present).all()
+
+    def behind(self, reduction: Reduction) -> Trace:
+        """This trace, of prompts that a vision-side method had shortened, told of the image's own tokens.
+
+        `reduction` has a row an image, the trace a row a prompt.
+        """
+        keep, (_, made, _) = reduction.keep, reduction.tokens.shape
+        rows = torch.tensor([row for row, shown in enumerate(self.has_image) if shown], device=keep.device)
+        images, count = keep.shape
+        # which of the shortened prompt's tokens are the image's own, and which of the image's these are
+        order = keep.int().argsort(dim=1, descending=True, stable=True)
+        place = torch.arange(made, device=keep.device).expand(images, -1) - reduction.lead
+        rank = keep.sum(1, keepdim=True)
+        own = (place >= 0) & (place < rank)
+        spare = count + torch.arange(made, device=keep.device).expand(images, -1)
+        column = torch.where(own, order.gather(1, place.clamp(0, count - 1)), spare)
+
+        def told(mask: Tensor) -> Tensor:
+            """`mask` `[images, made ...]` over the shortened image → over N, what was made, and what was merged."""
+            full = torch.zeros(images, count + made, dtype=torch.bool, device=keep.device)
+            full.scatter_(1, column, mask[:, :made])
+            full = torch.cat([full, mask[:, made:]], dim=1)
+            return full.new_zeros(len(self.has_image), full.shape[1]).index_copy(0, rows, full)
+
+        masks = {0: told(torch.ones_like(own))}
+        masks |= {layer: told(mask[rows]) for layer, mask in self.keep_masks.items()}
+        return replace(self, num_visual_tokens=count, keep_masks=masks)
 
     def every(self, step: int) -> Trace:
         """The trace of every `step`-th row: undoes the copies that beam search makes of a sample."""

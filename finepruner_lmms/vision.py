@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import torch
 from torch import Tensor
+
+_WHY = {
+    "cls_attention": "this vision tower has no CLS token apart from its patches",
+    "cls_projected": "this vision tower has no CLS token apart from its patches",
+    "keys": "this vision tower has no CLS token apart from its patches",
+    "image_embeds": "pass the patches in CLIP's joint space",
+    "text_embeds": "pass the question as vectors, one [M, P] a row",
+}
 
 
 @dataclass(frozen=True)
 class VisionOutputs:
     """The encoded images of a batch, one a row.
 
-    Shapes: `features` `[B, N, C]` before the projector, `projected` `[B, N, D]` after it, `cls_attention`
-    `[B, Hc, N]` the attention of the CLS token, `image_embeds` `[B, N, P]` and `text_embeds` (one `[M, P]` a row) in
-    the joint space of CLIP. `sample_keys` `[B]` int64 identify the content of each sample, for methods that draw at
-    random; without them the draw follows `features`.
+    Shapes: `features` `[B, N, C]` before the projector, `projected` `[B, N, D]` after it; of the same layer of the
+    tower: `cls_attention` `[B, Hc, N]` the attention of the CLS token (a softmax with the CLS token in it), `keys`
+    `[B, N, C/Hc]` the patches' attention keys, mean of heads, `cls_projected` `[B, 1, D]` the CLS token after the
+    projector. `image_embeds` `[B, N, P]` and `text_embeds` (one `[M, P]` a row) are in the joint space of CLIP; for
+    relevance by embedding, `text_embeds` are `[M, D]` word embeddings. `projector` maps features to projected tokens.
+    `sample_keys` `[B]` int64 identify the content of each sample, for methods that draw at random; without them the
+    draw follows `features`.
     """
 
     features: Tensor
@@ -23,12 +37,46 @@ class VisionOutputs:
     image_embeds: Tensor | None = None
     text_embeds: list[Tensor] | None = None
     sample_keys: Tensor | None = None
+    keys: Tensor | None = None
+    cls_projected: Tensor | None = None
+    projector: Callable[[Tensor], Tensor] | None = None
 
     @property
     def num_visual_tokens(self) -> int:
         """N."""
         return self.features.shape[1]
 
-    def with_keys(self, sample_keys: Tensor) -> VisionOutputs:
-        """The same images with other sample keys."""
-        return replace(self, sample_keys=sample_keys)
+    @property
+    def nbytes(self) -> int:
+        """What the tensors take."""
+        return sum(value.nbytes for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor))
+
+    def need(self, name: str, method: str) -> Any:
+        """The field `name`; `ValueError` saying who needs it if it is not there."""
+        if (value := getattr(self, name)) is None:
+            raise ValueError(f"{name}: method {method!r} needs it, and it is missing: {_WHY[name]}")
+        return value
+
+    def project(self, features: Tensor) -> Tensor:
+        """`features` `[B, M, C]` through the model's projector: `[B, M, D]`."""
+        if self.projector is None:
+            raise ValueError("projector: missing; a method that makes new tokens before the projector needs it")
+        return self.projector(features)
+
+    def replace(self, **changes: Any) -> VisionOutputs:
+        """The same images with some fields changed."""
+        return replace(self, **changes)
+
+    @classmethod
+    def join(cls, parts: Sequence[VisionOutputs]) -> VisionOutputs:
+        """The images of several batches, in order."""
+        joined: dict[str, Any] = {}
+        for f in fields(cls):
+            values = [getattr(part, f.name) for part in parts]
+            if isinstance(values[0], Tensor):
+                joined[f.name] = torch.cat(values)
+            elif isinstance(values[0], list):
+                joined[f.name] = [text for value in values for text in value]
+            else:
+                joined[f.name] = values[0]
+        return cls(**joined)

@@ -18,7 +18,7 @@ RECORD = json.loads((GOLDEN / "llm_s1.json").read_text())
 CASES = [
     case
     for case in RECORD["cases"]
-    if case["method"] == "fastv" or (case["method"] == "finepruner" and case.get("head_strategy") == "sum")
+    if case["method"] != "finepruner" or case.get("head_strategy") == "sum"
 ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Hashable, Iterator
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.checks import nearest
 
 Place = tuple[str | int, ...]
 
@@ -176,7 +176,7 @@ def _explain(problems: list[Any], place: Place) -> str:
     if first["type"] == "extra_forbidden":
         section: Any = {"model": ModelSection, "launch": LaunchSection}.get(str(place[0]), MatrixFile)
         known = list((section if len(place) > 1 else MatrixFile).model_fields)
-        return f"unknown field{_nearest(str(place[-1]), known)}; known: {', '.join(known)}"
+        return f"unknown field{nearest(str(place[-1]), known)}; known: {', '.join(known)}"
     if first["type"] == "missing":
         return "is missing"
     wanted = " or ".join(problem["msg"].removeprefix("Input should be ") for problem in problems)
@@ -190,7 +190,7 @@ def _check_tasks(file: MatrixFile, errors: _Errors) -> None:
         if task not in BENCHMARKS:
             errors.add(
                 place,
-                f"tasks.{number}: unknown task {task!r}{_nearest(task, available)}; known: {', '.join(available)}",
+                f"tasks.{number}: unknown task {task!r}{nearest(task, available)}; known: {', '.join(available)}",
             )
         elif task not in available:
             errors.add(
@@ -292,10 +292,10 @@ def _field(error: ValueError) -> str:
 
 def _place_of(row: Row, field: str) -> Place:
     """Where a row's parameter stands: down to the item of a list, unless the method does not read it at all."""
-    from finepruner_lmms.pruners import method_class, parameter_names
+    from finepruner_lmms.pruners import parameter_names
 
     try:
-        known = parameter_names(method_class(row.method).name)
+        known = parameter_names(row.method)
     except ValueError:
         known = []
     where = (*row.place, field)
@@ -311,11 +311,6 @@ class _Value(str):
 
 def _dotted(place: Place) -> str:
     return ".".join(str(part) for part in place if not isinstance(part, _Value))
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _mark(node: yaml.Node, place: Place) -> yaml.Mark:

@@ -1,20 +1,33 @@
-"""The pruning methods, one a file. Importing this package registers all of them."""
+"""The pruning methods, one a file. Importing this package registers all of them, and those of installed plug-ins."""
 
-from finepruner_lmms.pruners import fastv, finepruner, random, uniform, vanilla
-from finepruner_lmms.pruners.base import (
-    DecoderContext,
-    DecoderPruner,
-    Pruner,
-    Selection,
-    Stage,
-    VisionPruner,
+from finepruner_lmms.pruners import (
+    cdpruner,
+    divprune,
+    fastervlm,
+    fastv,
+    finepruner,
+    pdrop,
+    pool,
+    random,
+    sparsevlm,
+    uniform,
+    vanilla,
+    visionzip,
+    vispruner,
+)
+from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, VisionPruner
+from finepruner_lmms.pruners.context import DecoderContext, Selection
+from finepruner_lmms.pruners.registry import (
     build_pruner,
+    canonical_name,
     known_methods,
+    load_plugins,
     method_class,
     parameter_names,
     register,
 )
 
+load_plugins()
 METHODS = known_methods()
 
 __all__ = [
@@ -22,16 +35,26 @@ __all__ = [
     "DecoderContext",
     "DecoderPruner",
     "Pruner",
+    "Reduction",
     "Selection",
     "Stage",
     "VisionPruner",
     "build_pruner",
+    "canonical_name",
+    "cdpruner",
+    "divprune",
+    "fastervlm",
     "fastv",
     "finepruner",
     "method_class",
     "parameter_names",
+    "pdrop",
+    "pool",
     "random",
     "register",
+    "sparsevlm",
     "uniform",
     "vanilla",
+    "visionzip",
+    "vispruner",
 ]

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
 
 from finepruner_lmms import heads as head_selection
-from finepruner_lmms.pruners.base import DecoderContext, Selection, check_choice, check_integer, register
+from finepruner_lmms.checks import check_choice, check_integer
+from finepruner_lmms.pruners.attention_guided import AttentionGuided
+from finepruner_lmms.pruners.base import Stage
+from finepruner_lmms.pruners.context import DecoderContext, Selection
 from finepruner_lmms.pruners.fastv import FastV
+from finepruner_lmms.pruners.pdrop import PDrop
+from finepruner_lmms.pruners.registry import register
+from finepruner_lmms.pruners.sparsevlm import SparseVLM
 from finepruner_lmms.scores import token_scores
 
+GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
 QUERIES = ("last",)
 NORMALISATIONS = ("resoftmax",)
 
 
 @register("finepruner", "fastv+finepruner")
 @dataclass(frozen=True, kw_only=True)
-class FinePruner(FastV):
-    """FastV scored by the `heads` best heads of each sample, ranked by `head_strategy`.
+class FinePruner(AttentionGuided):
+    """Another method, `guide`, scored by the `heads` best heads of each sample, ranked by `head_strategy`.
 
-    All heads still take part in the layer's own attention; with all of them as guides this is FastV exactly.
-    `heads=None` is 16, or half of the heads of a model with fewer than 32.
+    All heads still take part in the layer's own attention; with all of them as guides this is `guide` exactly. That
+    is FastV with its `layer`, unless `guide` says `pdrop` or `sparsevlm`. `heads=None` is 16, or half of the heads
+    of a model with fewer than 32.
     """
 
+    guide: str = "fastv"
+    layer: int = 2
     heads: int | None = None
     head_strategy: str = "sum"
     query: str = "last"
@@ -29,24 +43,54 @@ class FinePruner(FastV):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("guide", self.guide, tuple(GUIDED))
+        if self.layer != 2 and self.guide != "fastv":
+            raise ValueError(f"layer: got {self.layer!r}; guide={self.guide!r} has depths of its own, so leave it out")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
         check_choice("head_strategy", self.head_strategy, head_selection.HEAD_STRATEGIES)
         check_choice("query", self.query, QUERIES)
         check_choice("normalise", self.normalise, NORMALISATIONS)
+        self.guided  # noqa: B018 - its parameters are checked here, too
+
+    @cached_property
+    def guided(self) -> AttentionGuided:
+        """The method whose rows the heads provide."""
+        common: dict[str, Any] = {
+            "budget": self.budget,
+            "rows": self.rows,
+            "aggregate": self.aggregate,
+            "positions": self.positions,
+        }
+        if self.guide == "fastv":
+            common["layer"] = self.layer
+        return GUIDED[self.guide](**common)
+
+    @property
+    def published_positions(self) -> str:
+        """As the guided method."""
+        return self.guided.published_positions
+
+    def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+        """As the guided method."""
+        return self.guided.stages(num_layers, num_visual_tokens)
 
     def check_heads(self, num_heads: int) -> None:
         """`heads` may be at most the query heads of the model."""
         if self.heads is not None and self.heads > num_heads:
             raise ValueError(f"heads: got {self.heads}; the layers of this model have {num_heads} query heads")
 
+    def head_attention(self, context: DecoderContext) -> Tensor:
+        """As the guided method, all heads."""
+        return self.guided.head_attention(context)
+
     def select(self, context: DecoderContext, retained: int) -> Selection:
-        """Rank the heads, then keep the best tokens by the combined row of the chosen ones."""
-        attention = context.attention
+        """Rank the heads, then choose as the guided method does, by the combined row of the best."""
+        attention = self.head_attention(context)
         count = min(16, max(1, attention.shape[1] // 2)) if self.heads is None else self.heads
         scores = head_selection.head_scores(attention, self.head_strategy)
         chosen = head_selection.best_heads(scores, count)
-        # ascending, so that choosing every head adds them up in the same order as FastV does
+        # ascending, so that choosing every head adds them up in the same order as without a choice
         index = chosen.sort(dim=1).values[..., None].expand(-1, -1, attention.shape[2])
         tokens = token_scores(attention.gather(1, index), self.rows, self.aggregate)
-        return self.keep_best(tokens, context, retained, heads=chosen, head_scores=scores)
+        return replace(self.guided.choose(tokens, context, retained), heads=chosen, head_scores=scores)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finepruner_lmms.pruners.base import VisionPruner, check_integer, register
+from finepruner_lmms.checks import check_integer
+from finepruner_lmms.pruners.base import VisionPruner
+from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.selection import fingerprint, mix64, top_mask
 from finepruner_lmms.vision import VisionOutputs
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from finepruner_lmms.pruners.base import Pruner, Side, Stage, register
+from finepruner_lmms.pruners.base import Pruner, Side, Stage
+from finepruner_lmms.pruners.registry import register
 
 
 @register("vanilla")

@@ -1,0 +1,117 @@
+"""CDPruner: Maximizing Conditional Diversity for Token Pruning in MLLMs (Zhang et al., NeurIPS 2025, 2506.10967)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from finepruner_lmms.checks import check_choice
+from finepruner_lmms.pruners.base import VisionPruner
+from finepruner_lmms.pruners.registry import register
+from finepruner_lmms.selection import index_to_mask, unit_vectors
+from finepruner_lmms.vision import VisionOutputs
+
+RELEVANCES = ("clip", "embedding", "none")
+_RANGE = 1e-6
+_EXHAUSTED = 1e-14  # of the largest L_jj: above rounding noise, below the gain of the least relevant token
+
+
+@register("cdpruner")
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(VisionPruner):
+    """Keeps tokens that are diverse and relevant to the question: greedy MAP of a conditional DPP (section 3.3).
+
+    `relevance="clip"`: by CLIP's text tower, as published; `clip` names its checkpoint where the model's own is not
+    known. `"embedding"`: by the language model's embeddings of the words behind the image, for models without a text
+    tower; not the published method. `"none"`: diversity alone (the paper's ablation). Every image is normalised by
+    itself, so a batch never changes a result (the released code normalises over the batch).
+    """
+
+    relevance: str = "clip"
+    clip: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("relevance", self.relevance, RELEVANCES)
+        if self.clip is not None and self.relevance != "clip":
+            raise ValueError(f"clip: got {self.clip!r}, which relevance={self.relevance!r} does not read; leave it out")
+
+    @property
+    def reads_question(self) -> Literal["", "clip", "embedding"]:
+        """Through what the question becomes vectors."""
+        return {"clip": "clip", "embedding": "embedding"}.get(self.relevance, "")  # type: ignore[return-value]
+
+    def select_visual(self, vision: VisionOutputs) -> Tensor:
+        """The greedy choice: `[B, N]`."""
+        retained = self.retained(vision.num_visual_tokens)
+        kernel = conditional_kernel(vision.projected, self._relevance(vision))
+        return index_to_mask(greedy_map(kernel, retained), vision.num_visual_tokens)
+
+    def _relevance(self, vision: VisionOutputs) -> Tensor:
+        """`[B, N]`, from almost 0 to 1 in each image."""
+        if self.relevance == "none":
+            return torch.ones_like(vision.projected[..., 0], dtype=torch.float32)
+        texts = vision.need("text_embeds", self.name)
+        if self.relevance == "clip":
+            # CLIP's patches resemble the text where the image does not: the released code takes the negative
+            return scale_relevance(-mean_similarity(vision.need("image_embeds", self.name), texts))
+        return scale_relevance(mean_similarity(vision.projected, texts))
+
+
+def mean_similarity(tokens: Tensor, texts: list[Tensor]) -> Tensor:
+    """Each token's mean cosine `[B, N]` with the vectors `[M, P]` of its row's text; `tokens` `[B, N, P]`."""
+    unit = unit_vectors(tokens)
+    # the mean of cosines is the cosine with the mean of unit vectors
+    sums = unit_vectors(pad_sequence(list(texts), batch_first=True).to(tokens.device)).to(unit.dtype).sum(1)
+    counts = torch.tensor([len(text) for text in texts], dtype=unit.dtype).to(tokens.device, non_blocking=True)
+    return (unit @ (sums / counts[:, None])[..., None]).squeeze(-1)
+
+
+def scale_relevance(relevance: Tensor) -> Tensor:
+    """Stretch each row of `[B, N]` to (0, 1]; a row without differences becomes 1."""
+    low, high = relevance.aminmax(dim=1, keepdim=True)
+    flat = high == low
+    return ((relevance - low + _RANGE) / (high - low).masked_fill(flat, 1)).masked_fill(flat, 1)
+
+
+def conditional_kernel(projected: Tensor, relevance: Tensor) -> Tensor:
+    """L = diag(r) S diag(r), `[B, N, N]` float64, with S the cosines of `projected` `[B, N, D]`, r `[B, N]`.
+
+    In float64: a residual of the greedy steps below is a small difference of large numbers, and in float32 it turns
+    negative, and then NaN, as soon as more tokens are kept than the features have numerical rank.
+    """
+    weighted = unit_vectors(projected.double()) * relevance.double()[..., None]
+    return weighted @ weighted.transpose(1, 2)
+
+
+def greedy_map(kernel: Tensor, count: int) -> Tensor:
+    """`count` tokens in the order of picking, `[B, count]`: each has the largest gain in log det L of the picked.
+
+    Fast greedy MAP inference (Chen et al., NeurIPS 2018, Algorithm 1), a batch at a time. Once no token gains
+    anything (the rank is exhausted), the rest follow by L_jj; the lower index wins a tie.
+    """
+    batch, size, _ = kernel.shape
+    rows, flat = kernel.reshape(-1, size), torch.arange(0, batch * size, size, device=kernel.device)
+    gains = kernel.diagonal(dim1=1, dim2=2).clone()
+    spent = _EXHAUSTED * gains.amax(1, keepdim=True)
+    order = gains * _EXHAUSTED**2  # stands in for the gain of exhausted tokens, whose own is rounding noise
+    factors = kernel.new_zeros(batch * size, count)  # row j: token j's part in each pick so far
+    gone = torch.full((batch, 1), float("-inf"), dtype=kernel.dtype, device=kernel.device)
+    picks = []
+    for step in range(count):
+        pick = gains.argmax(1, keepdim=True)
+        picks.append(pick)
+        at = pick.squeeze(1) + flat
+        own = factors.index_select(0, at)[:, :step]
+        seen = factors.view(batch, size, count)[:, :, :step]
+        residual = torch.baddbmm(rows.index_select(0, at)[..., None], seen, own[..., None], alpha=-1).squeeze(-1)
+        factor = residual / torch.maximum(gains.gather(1, pick), spent).sqrt()
+        factors[:, step] = factor.flatten()
+        gains.addcmul_(factor, factor, value=-1)
+        order.scatter_(1, pick, gone)
+        gains = torch.where(gains > spent, gains, order).scatter_(1, pick, gone)
+    return torch.cat(picks, dim=1)

@@ -1,0 +1,67 @@
+"""One method before the language model, another inside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from finepruner_lmms.budget import parse_budget, round_half_up, show_tokens
+from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Side, Stage, VisionPruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(Pruner):
+    """`before` leaves `first` tokens (a count or a share) of each image, `inside` prunes on to the budget.
+
+    The budget is that of the whole: the average over the layers of the tokens that enter them.
+    """
+
+    side: ClassVar[Side] = "both"
+
+    first: int | str | None = None
+    before: VisionPruner
+    inside: DecoderPruner
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.first is None and self.budget is not None:
+            raise ValueError(
+                f"first: missing; say how many tokens {self.before.name!r} leaves for {self.inside.name!r}, such as "
+                "first=288 or first='50%'"
+            )
+        try:
+            parse_budget(self.first)
+        except ValueError as error:
+            raise ValueError(f"first{str(error).removeprefix('budget')}") from None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Both names."""
+        return f"{self.before.name}+{self.inside.name}"
+
+    def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
+        """Both, with their budgets."""
+        total = parse_budget(self.budget).tokens(num_visual_tokens)
+        if total == num_visual_tokens:
+            return None, None
+        before = replace(self.before, budget=self.first)
+        left = before.retained(num_visual_tokens)
+        if total > left:
+            raise ValueError(f"first: leaves {left} tokens, fewer than the budget of {show_tokens(total)}; raise it")
+        return before, replace(self.inside, budget=round_half_up(total))
+
+    def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+        """The drop before the model, then those inside, of what is left."""
+        before, inside = self.parts(num_visual_tokens)
+        if before is None or inside is None:
+            return ()
+        drop = before.stages(num_layers, num_visual_tokens)
+        return (*drop, *inside.stages(num_layers, before.retained(num_visual_tokens)))
+
+    def check_heads(self, num_heads: int) -> None:
+        """As the inner method."""
+        self.inside.check_heads(num_heads)
+
+    def parameters(self) -> dict[str, Any]:
+        """`first`, and those of both methods."""
+        return {"first": self.first, **self.before.parameters(), **self.inside.parameters()}

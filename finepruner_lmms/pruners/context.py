@@ -1,0 +1,107 @@
+"""What a decoder-side method sees, and what it answers: plain tensors over the visual tokens of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Source = Tensor | Callable[[], Tensor]
+
+
+class DecoderContext:
+    """What a decoder-side method may look at when it chooses, before decoder layer `layer`.
+
+    Shapes: B rows of the batch, H query heads, V visual tokens (the N of the image, then those merged at earlier
+    stages), T the longest text behind an image, D the model's width. Every attention is a softmax over the whole row
+    in float32, cut to the visual columns, 0 where a token is not `present`. `present` `[B, V]` tells the tokens still
+    there: none in a row without an image; `count` how many an image still has. What is not read is not computed; a
+    source may be a function.
+    """
+
+    def __init__(
+        self, layer: int, attention: Source, present: Tensor, count: int | None = None, **sources: Source
+    ) -> None:
+        self.layer, self.present = layer, present
+        self.count = present.shape[1] if count is None else count
+        self._sources: dict[str, Source] = {"attention": attention, **sources}
+        self._once: dict[str, Any] = {}
+
+    @property
+    def attention(self) -> Tensor:
+        """`[B, H, V]`: of the last prompt token, in the layer before."""
+        return self._read("attention")
+
+    @property
+    def next_attention(self) -> Tensor:
+        """`[B, H, V]`: of the last prompt token, as `layer` itself would compute it with nothing dropped."""
+        return self._read("next_attention")
+
+    @property
+    def text_attention(self) -> Tensor:
+        """`[B, H, T, V]`: of the text behind the image, in the layer before; see `text_present`."""
+        return self._read("text_attention")
+
+    @property
+    def text_present(self) -> Tensor:
+        """`[B, T]` bool: which of the T are text behind the image of their row; shorter texts stand on the right."""
+        return self._read("text_present")
+
+    @property
+    def prefix_lengths(self) -> Tensor:
+        """`[B]`: tokens before the image. By causality, none of them attends to it."""
+        return self._read("prefix_lengths")
+
+    @property
+    def hidden(self) -> Tensor:
+        """`[B, V, D]`: the visual tokens on their way into `layer`."""
+        return self._read("hidden")
+
+    @property
+    def visual_embeds(self) -> Tensor:
+        """`[B, N, D]`: the projected visual tokens, as they enter the language model."""
+        return self._read("visual_embeds")
+
+    @property
+    def text_embeds(self) -> Tensor:
+        """`[B, T, D]`: the input embeddings of the text behind the image."""
+        return self._read("text_embeds")
+
+    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` returns, computed at the first drop of a prefill and remembered for the later ones."""
+        if name not in self._once:
+            self._once[name] = compute()
+        return self._once[name]
+
+    def remember_in(self, memory: dict[str, Any]) -> DecoderContext:
+        """The same context, whose `once` is shared through `memory`."""
+        self._once = memory
+        return self
+
+    def _read(self, name: str) -> Tensor:
+        if name not in self._sources:
+            raise ValueError(f"{name}: not given to this DecoderContext; pass {name}=... to it")
+        value = self._sources[name] = _value(self._sources[name])
+        return value
+
+
+def _value(source: Source) -> Tensor:
+    return source if isinstance(source, Tensor) else source()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice: `keep` `[B, V]` bool, at most the stage's count in a row; and what it was based on.
+
+    `merged` `[B, M, D]` are new tokens for the stage's `merged` places; `merged_from` `[B, M]` names for each a
+    visual token whose position it takes where positions are kept.
+    """
+
+    keep: Tensor
+    scores: Tensor | None = None
+    heads: Tensor | None = None
+    head_scores: Tensor | None = None
+    merged: Tensor | None = None
+    merged_from: Tensor | None = None

@@ -1,0 +1,46 @@
+"""DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (Alvar et al., CVPR 2025, 2503.02175)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finepruner_lmms.pruners.base import VisionPruner
+from finepruner_lmms.pruners.registry import register
+from finepruner_lmms.selection import index_to_mask, unit_vectors
+from finepruner_lmms.vision import VisionOutputs
+
+
+@register("divprune")
+@dataclass(frozen=True, kw_only=True)
+class DivPrune(VisionPruner):
+    """Keeps tokens far from each other: greedy max-min of the cosine distance of projected tokens (section 3.2)."""
+
+    def select_visual(self, vision: VisionOutputs) -> Tensor:
+        """The farthest points: `[B, N]`."""
+        unit = unit_vectors(vision.projected)
+        picks = farthest_points(1 - unit @ unit.transpose(1, 2), self.retained(vision.num_visual_tokens))
+        return index_to_mask(picks, vision.num_visual_tokens)
+
+
+def farthest_points(distance: Tensor, count: int) -> Tensor:
+    """`count` tokens in the order of picking, `[B, count]`, by `distance` `[B, N, N]`; the lower one wins a tie.
+
+    First the token farthest from its nearest neighbour, then always the one farthest from all picked ones.
+    """
+    size = distance.shape[1]
+    if size == 1:
+        return torch.zeros(len(distance), count, dtype=torch.long, device=distance.device)
+    itself = torch.eye(size, dtype=torch.bool, device=distance.device)
+    pick = distance.masked_fill(itself, float("inf")).amin(1).argmax(1, keepdim=True)
+    picks, nearest = [pick], torch.full_like(distance[:, 0], float("inf"))
+    rows = distance.reshape(-1, size)
+    offset = torch.arange(0, len(rows), size, device=distance.device)
+    for _ in range(count - 1):
+        nearest = torch.minimum(nearest, rows.index_select(0, pick.squeeze(1) + offset))
+        nearest.scatter_(1, pick, float("-inf"))
+        pick = nearest.argmax(1, keepdim=True)
+        picks.append(pick)
+    return torch.cat(picks, dim=1)

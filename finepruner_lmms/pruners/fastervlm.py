@@ -1,0 +1,23 @@
+"""FasterVLM: [CLS] Attention is All You Need for Training-Free Visual Token Pruning (Zhang et al., 2412.01818v1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from finepruner_lmms.pruners.base import VisionPruner
+from finepruner_lmms.pruners.registry import register
+from finepruner_lmms.selection import top_mask
+from finepruner_lmms.vision import VisionOutputs
+
+
+@register("fastervlm")
+@dataclass(frozen=True, kw_only=True)
+class FasterVLM(VisionPruner):
+    """Keeps the tokens that the vision tower's CLS token attends to most (section 3.2)."""
+
+    def select_visual(self, vision: VisionOutputs) -> Tensor:
+        """The best of the mean over the tower's heads: `[B, N]`."""
+        scores = vision.need("cls_attention", self.name).double().mean(1)
+        return top_mask(scores, self.retained(vision.num_visual_tokens))

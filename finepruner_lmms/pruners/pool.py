@@ -1,0 +1,51 @@
+"""Average pooling: the simplest way to fewer tokens, and one that papers leave out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from finepruner_lmms.grid import grid_shape, image_side
+from finepruner_lmms.pruners.base import Reduction, VisionPruner
+from finepruner_lmms.pruners.registry import register
+from finepruner_lmms.vision import VisionOutputs
+
+
+@register("pool")
+@dataclass(frozen=True, kw_only=True)
+class Pool(VisionPruner):
+    """Replaces the projected tokens by the means of a coarser grid, 8×8 for 64, 8×16 for 128, 12×16 for 192.
+
+    A budget that is no rows × columns within 1:2 is refused: 60 is 6×10, 61 is none.
+    """
+
+    def retained(self, num_visual_tokens: int) -> int:
+        """R, if it is a grid."""
+        retained = super().retained(num_visual_tokens)
+        side = image_side(num_visual_tokens)
+        if side is None:
+            raise ValueError(f"method: pool needs a square grid of visual tokens; this model has {num_visual_tokens}")
+        if grid_shape(retained, side) is None:
+            near = [n for n in range(1, num_visual_tokens + 1) if grid_shape(n, side)]
+            below, above = max(n for n in near if n < retained), min(n for n in near if n > retained)
+            raise ValueError(
+                f"budget: got {self.budget!r}; pool makes grids, and {retained} tokens are not rows × columns within "
+                f"1:2; the nearest that are: {below} and {above}"
+            )
+        return retained
+
+    def select_visual(self, vision: VisionOutputs) -> Tensor:
+        """None is kept as it is: `[B, N]` False."""
+        return torch.zeros(vision.features.shape[:2], dtype=torch.bool, device=vision.features.device)
+
+    def reduce(self, vision: VisionOutputs) -> Reduction:
+        """The means, in raster order."""
+        side = image_side(vision.num_visual_tokens)
+        shape = grid_shape(self.retained(vision.num_visual_tokens), side or 0)
+        assert side is not None and shape is not None
+        square = vision.projected.float().transpose(1, 2).unflatten(2, (side, side))
+        pooled = adaptive_avg_pool2d(square, shape).flatten(2).transpose(1, 2)
+        return Reduction(pooled.to(vision.projected.dtype), self.select_visual(vision))
