@@ -15,11 +15,7 @@ import finepruner_lmms as fp
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "llm_s1.json").read_text())
-CASES = [
-    case
-    for case in RECORD["cases"]
-    if case["method"] != "finepruner" or case.get("head_strategy") == "sum"
-]
+CASES = [case for case in RECORD["cases"] if case["method"] != "finepruner" or case.get("head_strategy") == "sum"]
 
 
 @functools.cache

@@ -82,7 +82,7 @@ class SparseVLM(AttentionGuided):
         recycled, clusters = recycling(context.count - retained, official=self.variant == "official")
         keep = top_mask(scores, retained, context.present)
         rest = scores.masked_fill(~context.present | keep, float("-inf"))
-        again = rest.argsort(dim=1, descending=True, stable=True)[:, :recycled].sort(dim=1).values
+        again = rest.argsort(dim=1, descending=True, stable=True)[:, :recycled]
         merged, centres = merge_by_density_peaks(take(context.hidden, again), clusters)
         return Selection(keep, scores, merged=merged, merged_from=again.gather(1, centres))
 
