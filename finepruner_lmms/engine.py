@@ -313,6 +313,8 @@ class _Hooks:
         self.trace.keep_masks[layer] = layout.present
         if chosen.heads is not None:
             self.trace.heads, self.trace.head_scores = chosen.heads, chosen.head_scores
+        if chosen.details is not None:
+            self.trace.details[layer] = chosen.details
         del self.inputs[layer]
         if stage is self.stages[-1]:
             self.embeds, self.memory = None, {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,9 +28,11 @@ class Trace:
     kv_lengths: list[int] = field(default_factory=list)
     """Cache length of each layer after prefill, in tokens (padding included)."""
     heads: Tensor | None = None
-    """`[B, heads]`, best first, where heads were selected."""
+    """`[B, heads]`, best first, where heads were selected (at the last drop, if there are several); -1 for none."""
     head_scores: Tensor | None = None
     """`[B, H]`, the score of every head, where heads were selected."""
+    details: dict[int, Any] = field(default_factory=dict)
+    """By layer, what a method says of its choice (`consensus.Consensus`); its rows are those of the call."""
     suspects: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -108,4 +110,5 @@ class Trace:
             list(self.kv_lengths),
             None if self.heads is None else self.heads[::step],
             None if self.head_scores is None else self.head_scores[::step],
+            dict(self.details),
         )

@@ -96,7 +96,7 @@ class Selection:
     """The choice: `keep` `[B, V]` bool, at most the stage's count in a row; and what it was based on.
 
     `merged` `[B, M, D]` are new tokens for the stage's `merged` places; `merged_from` `[B, M]` names for each a
-    visual token whose position it takes where positions are kept.
+    visual token whose position it takes where positions are kept. `heads` `[B, H']` are -1 where a row chose fewer.
     """
 
     keep: Tensor
@@ -105,3 +105,5 @@ class Selection:
     head_scores: Tensor | None = None
     merged: Tensor | None = None
     merged_from: Tensor | None = None
+    details: Any = None
+    """What a method wants written down of its choice; the trace keeps it by layer."""

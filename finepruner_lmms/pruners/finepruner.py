@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from finepruner_lmms import consensus
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.checks import check_choice, check_integer
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
@@ -17,11 +20,11 @@ from finepruner_lmms.pruners.fastv import FastV
 from finepruner_lmms.pruners.pdrop import PDrop
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.sparsevlm import SparseVLM
-from finepruner_lmms.scores import token_scores
+from finepruner_lmms.scores import head_rows, token_scores
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
 QUERIES = ("last",)
-NORMALISATIONS = ("resoftmax",)
+CONSENSUS = "consensus"
 
 
 @register("finepruner", "fastv+finepruner")
@@ -32,6 +35,9 @@ class FinePruner(AttentionGuided):
     All heads still take part in the layer's own attention; with all of them as guides this is `guide` exactly. That
     is FastV with its `layer`, unless `guide` says `pdrop` or `sparsevlm`. `heads=None` is 16, or half of the heads
     of a model with fewer than 32.
+
+    `head_strategy="consensus"` chooses heads and their weights by `finepruner_lmms.consensus` with `preset` (None is
+    `doc`); the number of heads follows from the attention, and `heads` has no effect.
     """
 
     guide: str = "fastv"
@@ -40,6 +46,7 @@ class FinePruner(AttentionGuided):
     head_strategy: str = "sum"
     query: str = "last"
     normalise: str = "resoftmax"
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,10 +55,30 @@ class FinePruner(AttentionGuided):
             raise ValueError(f"layer: got {self.layer!r}; guide={self.guide!r} has depths of its own, so leave it out")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
-        check_choice("head_strategy", self.head_strategy, head_selection.HEAD_STRATEGIES)
+        check_choice("head_strategy", self.head_strategy, (*head_selection.HEAD_STRATEGIES, CONSENSUS))
+        if self.head_strategy == CONSENSUS:
+            self._check_consensus()
+        elif self.preset is not None:
+            raise ValueError(f"preset: got {self.preset!r}; only head_strategy='consensus' reads it, so leave it out")
         check_choice("query", self.query, QUERIES)
-        check_choice("normalise", self.normalise, NORMALISATIONS)
+        check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
         self.guided  # noqa: B018 - its parameters are checked here, too
+
+    def _check_consensus(self) -> None:
+        if self.preset is not None:
+            check_choice("preset", self.preset, tuple(consensus.PRESETS))
+        if self.aggregate != "mean":
+            raise ValueError(
+                f"aggregate: got {self.aggregate!r}; consensus fuses the heads by weights, so leave it out"
+            )
+        if self.normalise != "resoftmax":
+            raise ValueError(f"normalise: got {self.normalise!r}; the presets have their own, so leave it out")
+        if self.heads is not None:
+            warnings.warn(
+                f"heads={self.heads} has no effect with head_strategy='consensus': the number of heads follows from "
+                "the attention of each sample",
+                stacklevel=2,
+            )
 
     @cached_property
     def guided(self) -> AttentionGuided:
@@ -87,10 +114,20 @@ class FinePruner(AttentionGuided):
     def select(self, context: DecoderContext, retained: int) -> Selection:
         """Rank the heads, then choose as the guided method does, by the combined row of the best."""
         attention = self.head_attention(context)
+        if self.head_strategy == CONSENSUS:
+            return self._by_consensus(attention, context, retained)
         count = min(16, max(1, attention.shape[1] // 2)) if self.heads is None else self.heads
-        scores = head_selection.head_scores(attention, self.head_strategy)
+        scores = head_selection.head_scores(attention, self.head_strategy, count, self.normalise)
         chosen = head_selection.best_heads(scores, count)
         # ascending, so that choosing every head adds them up in the same order as without a choice
         index = chosen.sort(dim=1).values[..., None].expand(-1, -1, attention.shape[2])
         tokens = token_scores(attention.gather(1, index), self.rows, self.aggregate)
         return replace(self.guided.choose(tokens, context, retained), heads=chosen, head_scores=scores)
+
+    def _by_consensus(self, attention: Tensor, context: DecoderContext, retained: int) -> Selection:
+        found = consensus.select_batch(attention, self.preset or "doc")
+        tokens = torch.einsum("bh,bhn->bn", found.weights, head_rows(attention, self.rows).double())
+        place = torch.arange(found.order.shape[1], device=found.order.device)
+        chosen = found.order.masked_fill(place >= found.count[:, None], -1)
+        selection = self.guided.choose(tokens, context, retained)
+        return replace(selection, heads=chosen, head_scores=found.weights, details=found)

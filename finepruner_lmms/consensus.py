@@ -1,0 +1,354 @@
+"""Intelligent Consensus-Diversity selection of heads, in five steps (after the LLaVA-FinePruner-Head code base).
+
+1. Every strategy scores the heads, chooses some, and gets a *quality*.
+2. The strategies *vote* for the heads they chose, weighted by quality; a *threshold* follows from how much they agree.
+3. The largest gap between votes, and the *complexity* of the attention, give the number of heads.
+4. Heads above the threshold are the *consensus*; *diversity* fills what is missing with heads unlike them.
+5. The chosen heads' rows are *fused* with weights.
+
+Presets differ in strategies and thresholds (`PRESETS`). Everything is computed in float64, for a batch at a time,
+without a loop over heads or strategies. The formulas of the strategies are not those of `heads`, though some names are
+the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finepruner_lmms.checks import check_choice
+from finepruner_lmms.heads import EPS, HeadView, best_heads, min_max, unit_rows
+
+MOST_DIVERSE = 32
+"""At most so many heads are added for diversity: a fixed number of steps, whatever the batch needs."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What tells two versions of the algorithm apart."""
+
+    strategies: tuple[str, ...]
+    base: float
+    agreed: tuple[float, float]  # above a consistency of 0.6: slope and cap
+    split: tuple[float, float]  # below 0.2: slope and floor
+    otherwise: float  # share of `base` in between
+
+
+_ALL = (
+    "sum",
+    "sparsity",
+    "hierarchical",
+    "graph_based",
+    "top_k_sum",
+    "max_attention",
+    "attention_range",
+    "multi_objective",
+)
+PRESETS = {
+    "doc": Preset(_ALL, 1 / 3, (1.0, 0.5), (2.0, 0.15), 1.0),
+    "latest": Preset(("sparsity", "hierarchical", "attention_range"), 1 / 4, (0.8, 0.4), (1.5, 0.1), 0.9),
+}
+
+
+@dataclass(frozen=True)
+class ConsensusSelection:
+    """What was chosen for one sample. `heads` are the consensus heads, then those added for diversity."""
+
+    heads: list[int]
+    consensus: list[int]
+    diversity: list[int]
+    weights: list[float]
+    token_scores: Tensor
+    qualities: dict[str, float]
+    threshold: float
+    complexity: float
+    target: int
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """The same for a batch, on its device: B samples, S strategies, H heads, N tokens.
+
+    `order` `[B, H]` lists the chosen heads first, `count` `[B]` says how many those are and `agreed` `[B]` how many
+    of them are consensus heads; `weights` `[B, H]` are by head, 0 where not chosen.
+    """
+
+    names: tuple[str, ...]
+    qualities: Tensor
+    chosen: Tensor  # [B, S] heads chosen by each strategy
+    consistency: Tensor
+    threshold: Tensor
+    complexity: Tensor
+    gap: Tensor
+    target: Tensor
+    order: Tensor
+    agreed: Tensor
+    count: Tensor
+    weights: Tensor
+    token_scores: Tensor
+
+    def record(self, row: int) -> ConsensusSelection:
+        """One sample as plain values; waits for the device."""
+        count, agreed = int(self.count[row]), int(self.agreed[row])
+        heads = self.order[row, :count].tolist()
+        return ConsensusSelection(
+            heads=heads,
+            consensus=heads[:agreed],
+            diversity=heads[agreed:],
+            weights=self.weights[row, self.order[row, :count]].tolist(),
+            token_scores=self.token_scores[row],
+            qualities=dict(zip(self.names, self.qualities[row].tolist(), strict=True)),
+            threshold=float(self.threshold[row]),
+            complexity=float(self.complexity[row]),
+            target=int(self.target[row]),
+        )
+
+
+def select(attention: Tensor, preset: str = "doc", proper: bool = False) -> list[ConsensusSelection]:
+    """Choose heads for each of `attention` `[B, H, N]`, the last prompt token's attention to the visual tokens.
+
+    `proper` fills with heads far from the nearest chosen one where nothing is agreed on; the original takes the
+    distance to the farthest. Raises `ValueError` for an unknown preset or attention that is not finite.
+    """
+    if attention.ndim != 3:
+        raise ValueError(f"attention: shape {list(attention.shape)}; expected [batch, heads, visual tokens]")
+    if not bool(torch.isfinite(attention).all()):
+        raise ValueError("attention: holds NaN or infinite values")
+    result = select_batch(attention, preset, proper)
+    return [result.record(row) for row in range(len(attention))]
+
+
+def select_batch(attention: Tensor, preset: str = "doc", proper: bool = False) -> Consensus:
+    """The five steps; no wait for the device."""
+    check_choice("preset", preset, tuple(PRESETS))
+    rules, view = PRESETS[preset], HeadView(attention, attention.shape[1])
+    mass = view.attention.sum(-1)
+    scores = torch.stack([STRATEGIES[name](view) for name in rules.strategies], dim=1)
+    quality = strategy_quality(scores, mass)
+    chosen = chosen_by_strategies(scores, quality)
+    votes, total = weighted_votes(scores, quality, chosen)
+    agreement = consistency(chosen)
+    threshold = dynamic_threshold(agreement, rules)
+    complex_ = complexity(view)
+    gap = gap_count(votes)
+    target = adaptive_count(gap, complex_, attention.shape[1])
+    agreed_rank, agreed = consensus_heads(votes, total, threshold * quality.sum(1), target)
+    order, count = add_diversity(view, mass, agreed_rank, agreed, target, proper)
+    weights = fusion_weights(quality, chosen, mass, order, agreed, count)
+    return Consensus(
+        names=rules.strategies,
+        qualities=quality,
+        chosen=chosen.sum(-1),
+        consistency=agreement,
+        threshold=threshold,
+        complexity=complex_,
+        gap=gap,
+        target=target,
+        order=order,
+        agreed=agreed,
+        count=count,
+        weights=weights,
+        token_scores=torch.einsum("bh,bhn->bn", weights, view.attention),
+    )
+
+
+# -- step 1: strategies and their quality -----------------------------------------------------------------------------
+
+
+def _sparsity(view: HeadView) -> Tensor:
+    return 0.7 * view.energy + 0.3 * view.peak
+
+
+def _hierarchical(view: HeadView) -> Tensor:
+    uniform = 1 / view.p.shape[-1]
+    divergence = uniform * (torch.tensor(uniform, dtype=view.p.dtype).log().item() - (view.p + EPS).log()).sum(-1)
+    return 0.4 * view.energy + 0.3 * (1 - min_max(view.entropy)) + 0.3 * divergence
+
+
+def _graph_based(view: HeadView) -> Tensor:
+    unit = unit_rows(view.attention)
+    centrality = torch.linalg.vecdot(unit, unit.sum(1, keepdim=True))
+    return 0.6 * centrality + 0.4 * view.attention.var(-1) if view.p.shape[1] > 1 else view.attention.sum(-1)
+
+
+def _top_k_sum(view: HeadView) -> Tensor:
+    size = view.attention.shape[-1]
+    return view.attention.topk(max(1, min(64, size // 4))).values.sum(-1)
+
+
+def _multi_objective(view: HeadView) -> Tensor:
+    return 0.4 * min_max(view.entropy) + 0.3 * min_max(view.energy) + 0.3 * min_max(view.peak)
+
+
+def _attention_range(view: HeadView) -> Tensor:
+    low, high = view.attention.aminmax(dim=-1)
+    return high - low
+
+
+STRATEGIES: dict[str, Callable[[HeadView], Tensor]] = {
+    "sum": lambda view: view.attention.sum(-1),
+    "sparsity": _sparsity,
+    "hierarchical": _hierarchical,
+    "graph_based": _graph_based,
+    "top_k_sum": _top_k_sum,
+    "max_attention": lambda view: view.attention.amax(-1),
+    "attention_range": _attention_range,
+    "multi_objective": _multi_objective,
+}
+
+
+def strategy_quality(scores: Tensor, mass: Tensor) -> Tensor:
+    """How far to trust each strategy, `[B, S]`, from its `scores` `[B, S, H]` and the heads' visual `mass` `[B, H]`.
+
+    Spread, balance, and agreement with the mass.
+    """
+    low, high = scores.aminmax(dim=-1)
+    balance = 1 - ((high - low) / (scores.mean(-1) + EPS)).clamp(0, 1)
+    agreement = torch.linalg.vecdot(unit_rows(scores), unit_rows(mass)[:, None]).abs()
+    spread = scores.std(-1) if scores.shape[-1] > 1 else torch.zeros_like(low)
+    return 0.4 * spread + 0.3 * balance + 0.3 * agreement
+
+
+def chosen_by_strategies(scores: Tensor, quality: Tensor) -> Tensor:
+    """Which heads each strategy chooses, `[B, S, H]` bool: the fewer, the better the strategy."""
+    heads = scores.shape[-1]
+    base = heads // 2
+    few, some, many = max(1, int(0.6 * base)), base, min(heads, int(1.3 * base))
+    count = torch.where(quality > 0.7, few, torch.where(quality > 0.4, some, many))
+    return ranks(scores) < count[..., None]
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """The place of each of `scores` `[..., H]`, 0 for the largest, the lower head first on a tie."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
+    return torch.zeros_like(order).scatter_(-1, order, place)
+
+
+# -- step 2: votes and threshold --------------------------------------------------------------------------------------
+
+
+def weighted_votes(scores: Tensor, quality: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Votes and weighted scores of each head, both `[B, H]`."""
+    ballot = quality[..., None] * chosen
+    return ballot.sum(1), (ballot * scores).sum(1)
+
+
+def consistency(chosen: Tensor) -> Tensor:
+    """The mean Jaccard overlap of two strategies' choices, `[B]`; 0 for a single strategy."""
+    picked = chosen.to(torch.float64)
+    common = picked @ picked.transpose(1, 2)
+    sizes = picked.sum(-1)
+    overlap = common / (sizes[:, :, None] + sizes[:, None] - common).clamp_min(1)
+    strategies = chosen.shape[1]
+    pairs = strategies * (strategies - 1)
+    return (overlap.sum((1, 2)) - overlap.diagonal(dim1=1, dim2=2).sum(-1)) / max(pairs, 1)
+
+
+def dynamic_threshold(agreement: Tensor, rules: Preset) -> Tensor:
+    """The share of all votes, `[B]`, that makes a consensus head: high where strategies agree."""
+    (slope, cap), (low_slope, floor) = rules.agreed, rules.split
+    high = (rules.base * (1 + slope * agreement)).clamp_max(cap)
+    low = (low_slope * rules.base * agreement).clamp_min(floor)
+    middle = torch.full_like(agreement, rules.otherwise * rules.base)
+    return torch.where(agreement > 0.6, high, torch.where(agreement < 0.2, low, middle))
+
+
+# -- step 3: how many heads -------------------------------------------------------------------------------------------
+
+
+def complexity(view: HeadView) -> Tensor:
+    """How different the heads are, how flat and how uneven: `[B]`, 0.4, 0.3 and 0.3 of it."""
+    heads, size = view.attention.shape[1:]
+    unit = unit_rows(view.attention)
+    if heads > 1:
+        cosines = unit.sum(1).square().sum(-1) - unit.square().sum((1, 2))
+        different = 1 - cosines / (heads * (heads - 1))
+    else:
+        different = torch.full_like(view.entropy[:, 0], 0.5)
+    flat = view.entropy.mean(-1) / torch.tensor(size, dtype=torch.float64).log().item()
+    uneven = view.attention.var(-1).mean(-1) / (view.attention.mean((1, 2)) + EPS)
+    return 0.4 * different + 0.3 * flat + 0.3 * uneven.clamp(0, 1)
+
+
+def gap_count(votes: Tensor) -> Tensor:
+    """How many heads stand before the first clear gap of the sorted votes, `[B]`; a quarter of all without one."""
+    heads = votes.shape[1]
+    if heads < 3:
+        return torch.full((len(votes),), max(heads // 4, 1), device=votes.device)
+    ordered = votes.sort(dim=1, descending=True).values
+    gaps = ordered[:, :-1] - ordered[:, 1:]
+    clear = gaps > gaps.mean(1, keepdim=True) + 0.5 * gaps.std(1, keepdim=True)
+    first = clear.int().argmax(1) + 1
+    return torch.where(clear.any(1), first, heads // 4)
+
+
+def adaptive_count(gap: Tensor, complex_: Tensor, heads: int) -> Tensor:
+    """More heads for complex attention, fewer for simple: `[B]`, from 1 to `heads`."""
+    more = (gap * (1.2 + 0.3 * complex_)).floor().long()
+    fewer = (gap * (0.7 + 0.6 * complex_)).floor().long()
+    return torch.where(complex_ > 0.7, more, torch.where(complex_ < 0.3, fewer, gap)).clamp(1, heads)
+
+
+# -- step 4: consensus and diversity ----------------------------------------------------------------------------------
+
+
+def consensus_heads(votes: Tensor, total: Tensor, needed: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The rank of each head among those with the votes `needed` `[B]`, and how many of them fit `target`: `[B]`."""
+    enough = votes >= needed[:, None]
+    rank = ranks((votes + 0.1 * total).masked_fill(~enough, float("-inf")))
+    return rank, torch.minimum(enough.sum(1), target)
+
+
+def add_diversity(
+    view: HeadView, mass: Tensor, rank: Tensor, agreed: Tensor, target: Tensor, proper: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Fill up to `target` with heads unlike the consensus: the order of all heads `[B, H]`, and how many count `[B]`.
+
+    Without consensus heads, start at the largest `mass` and go far from what is chosen.
+    """
+    heads = rank.shape[1]
+    unit = unit_rows(view.attention)
+    cosine = unit @ unit.transpose(1, 2)
+    member = rank < agreed[:, None]
+    unlike = 1 - (cosine * member[:, None]).sum(-1) / agreed.clamp_min(1)[:, None]
+    nothing = (agreed == 0)[:, None]
+    place = torch.where(member, rank, heads)  # the place in the final order
+    first = torch.where(nothing, mass, unlike)
+    total, near = torch.zeros_like(unlike), torch.full_like(unlike, float("-inf" if proper else "inf"))
+    extreme = torch.maximum if proper else torch.minimum
+    taken = member
+    for step in range(min(MOST_DIVERSE, heads)):
+        far = 1 - near
+        score = torch.where(nothing, far, 0.6 * unlike + 0.4 * (1 - total / max(step, 1))) if step else first
+        pick = score.masked_fill(taken, float("-inf")).argmax(1, keepdim=True)
+        wanted = (agreed + step < target)[:, None]
+        row = cosine.gather(1, pick[..., None].expand(-1, -1, heads)).squeeze(1)
+        picked = torch.zeros_like(taken).scatter(1, pick, wanted)
+        place = torch.where(picked, agreed[:, None] + step, place)
+        taken, total, near = taken | picked, total + row, extreme(near, row)
+    order = place.argsort(dim=1, stable=True)
+    return order, (place < heads).sum(1)
+
+
+# -- step 5: fusion ---------------------------------------------------------------------------------------------------
+
+
+def fusion_weights(
+    quality: Tensor, chosen: Tensor, mass: Tensor, order: Tensor, agreed: Tensor, count: Tensor
+) -> Tensor:
+    """The weight of each head, `[B, H]`, 0 where not chosen; a sample's weights sum to 1."""
+    supporters = chosen.sum(1)
+    support = (quality[..., None] * chosen).sum(1) / supporters.clamp_min(1)
+    for_consensus = torch.where(supporters > 0, 1 + 0.5 * support, 1.2)
+    for_diversity = 0.8 + 0.4 * mass / (mass.amax(1, keepdim=True) + EPS)
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    place = torch.zeros_like(order).scatter_(1, order, place)
+    raw = torch.where(place < agreed[:, None], for_consensus, for_diversity)
+    return raw.masked_fill(place >= count[:, None], float("-inf")).softmax(-1)
+
+
+__all__ = ["PRESETS", "STRATEGIES", "Consensus", "ConsensusSelection", "best_heads", "select", "select_batch"]
