@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,46 @@ def prefill_flops(sizes: DecoderSizes, lengths: Sequence[int], scored_layers: Se
     layers = sum(n * (2 * d * q + 2 * d * kv + 3 * d * m) + 2 * n * n * q for n in lengths)
     scores = sum(d * q + lengths[layer] * q for layer in scored_layers)
     return 2 * (layers + scores)
+
+
+@dataclass(frozen=True)
+class PrefillCost:
+    """What the prefills of an evaluation took, the mean over its questions with an image.
+
+    `visual_tokens` is the average over the decoder layers, `final_visual_tokens` what the last one saw; `macs_2` and
+    `macs_3` the two published conventions (`published_macs`); `kv_bytes` the cache after prefill.
+    """
+
+    questions: int
+    text_tokens: float
+    visual_tokens: float
+    final_visual_tokens: float
+    macs_2: float
+    macs_3: float
+    kv_bytes: float
+
+    @classmethod
+    def of(cls, sizes: DecoderSizes, lengths: Mapping[tuple[int, tuple[int, ...]], int]) -> PrefillCost | None:
+        """From how often a prompt had so many text tokens and these visual tokens entering its layers."""
+        seen = {key: times for key, times in lengths.items() if key[1][0]}
+        if not (questions := sum(seen.values())):
+            return None
+
+        def mean(value: Callable[[int, tuple[int, ...]], float]) -> float:
+            return sum(times * value(*key) for key, times in seen.items()) / questions
+
+        def macs(matrices: int) -> Callable[[int, tuple[int, ...]], float]:
+            return lambda text, visual: published_macs(sizes, [text + tokens for tokens in visual], matrices)
+
+        return cls(
+            questions,
+            mean(lambda text, _: text),
+            mean(lambda _, visual: sum(visual) / len(visual)),
+            mean(lambda _, visual: visual[-1]),
+            mean(macs(2)),
+            mean(macs(3)),
+            mean(lambda text, visual: cache_bytes(sizes, [text + tokens for tokens in visual])),
+        )
 
 
 def published_macs(sizes: DecoderSizes, lengths: Sequence[int], matrices: int = 3) -> int:

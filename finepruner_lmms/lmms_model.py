@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
+from finepruner_lmms.cost import DecoderSizes, PrefillCost
 from finepruner_lmms.engine import Geometry
 from finepruner_lmms.generation import Generation, generate
 from finepruner_lmms.image_cache import ImageCache
@@ -58,6 +60,8 @@ class LlavaFinePruner(lmms):
         self.images = ImageCache(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
         self.on_progress: Callable[[int, int], None] | None = None
+        self.lengths: Counter[tuple[int, tuple[int, ...]]] = Counter()
+        """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers."""
         self._warned: set[str] = set()
         identify(self)
 
@@ -90,6 +94,10 @@ class LlavaFinePruner(lmms):
     def num_visual_tokens(self) -> int:
         """N, the visual tokens of one image."""
         return self.geometry.num_visual_tokens
+
+    def prefill_cost(self) -> PrefillCost | None:
+        """What the prefills since `lengths` was cleared took; None if none had an image."""
+        return PrefillCost.of(DecoderSizes.of(self.model.config.text_config), self.lengths)
 
     @property
     def identity(self) -> str:
@@ -212,6 +220,9 @@ class LlavaFinePruner(lmms):
             inputs["vision"] = self.images.encode(pictures)
         questions = [item.question for item in batch]
         result = generate(self.model, self.pruner, inputs, questions=questions, **batch[0].decoding)
+        for item, entering in zip(batch, result.trace.tokens_entering, strict=True):
+            text = item.length - (self.num_visual_tokens if item.image is not None else 0)
+            self.lengths[text, tuple(entering)] += 1
         self._report(batch, result)
         texts = self.tokenizer.batch_decode(result.sequences, skip_special_tokens=True)
         ends = self._end_ids()

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,7 @@ def evaluate_cell(
     benchmark = BENCHMARKS[spec["task"]]
     lm.configure(method=spec["method"], budget=spec["budget"], **spec["parameters"])
     os.environ["LMMS_CACHE_RUN_ID"] = run_id
+    lm.lengths.clear()
     out = simple_evaluate(
         model=lm,
         model_args=lm.arguments.canonical(),
@@ -156,6 +158,8 @@ def evaluate_cell(
         "standard_error": benchmark.standard_error(logged, images),
         "answered": len(logged),
         "expected": expected,
+        # of this process's questions; those that an earlier attempt had answered are not among them
+        "cost": None if (cost := lm.prefill_cost()) is None else asdict(cost),
     }
     return result, [_line(sample, benchmark.metric.partition(",")[0], images) for sample in logged]
 
