@@ -85,12 +85,15 @@ def generate(
             output = _run(model, arguments, generation_kwargs)
         return _finish(output, ids.shape[1], trace.every(len(trace.has_image) // len(ids)))
 
-    reduced = before.reduce(_vision_for(model, inputs, layout, before, questions))
+    vision = _vision_for(model, inputs, layout, before, questions)
+    reduced = before.reduce(vision)
     left = reduced.tokens.shape[1]
     short_ids, short_mask = shorten_prompt(ids, layout, left, _padding_id(model, geometry))
     arguments = {"input_ids": short_ids, "attention_mask": short_mask} | encoder_outputs(reduced.tokens)
     with attach(model, under, num_visual_tokens=left) as trace:
         output = _run(model, arguments, generation_kwargs)
+        for what, values in vision.tensors().items():
+            trace.watch(what, values)
     trace = trace.every(len(trace.has_image) // len(ids)).behind(reduced)
     return _finish(output, short_ids.shape[1], trace)
 
@@ -183,8 +186,7 @@ def _vision_for(
     vision = vision.replace(sample_keys=keys.to(prompts.device) ^ prompts)
     if pruner.reads_question == "embedding":
         words = word_embeddings(model, ids[:, ids.shape[1] - layout.tail :])
-        behind = layout.behind.tolist()
-        return vision.replace(text_embeds=[words[row, layout.tail - behind[row] :] for row in rows])
+        return vision.replace(text_embeds=[words[row, layout.tail - layout.tails[row] :] for row in rows])
     if pruner.reads_question == "clip":
         if questions is None:
             raise ValueError(f"questions: {pruner.name!r} reads the question apart from the prompt; give one a row")

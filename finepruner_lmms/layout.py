@@ -18,8 +18,9 @@ class Layout:
     `valid` `[B, L]` is False on padding; `columns` `[B, V]` says in which column each visual token of the image
     stands, and `present` `[B, V]` whether it is still there (all False in a row without an image). V is N, and grows
     by the tokens that a method merges; visual tokens stand in the order of their numbers. `behind` `[B]` counts the
-    text behind the image, and `tail` is the largest such count among rows with an image. `lengths` (the valid tokens
-    of each row), `visual_counts` and `tail` are known on the host, so that no later step has to wait for the device.
+    text behind the image, `tails` too, and `tail` is the largest such count among rows with an image. `lengths` (the
+    valid tokens of each row), `visual_counts` and `tails` are known on the host, so that no later step has to wait for
+    the device.
     """
 
     valid: Tensor
@@ -28,7 +29,7 @@ class Layout:
     lengths: tuple[int, ...]
     visual_counts: tuple[int, ...]
     behind: Tensor
-    tail: int
+    tails: tuple[int, ...]
 
     @property
     def width(self) -> int:
@@ -44,6 +45,11 @@ class Layout:
     def has_image(self) -> tuple[bool, ...]:
         """Which rows show an image (asked of the prompt's layout: later ones may have dropped every token of it)."""
         return tuple(count > 0 for count in self.visual_counts)
+
+    @property
+    def tail(self) -> int:
+        """The most text behind an image."""
+        return max((tail for tail, count in zip(self.tails, self.visual_counts, strict=True) if count), default=0)
 
     def text_behind_image(self) -> Tensor:
         """Which of the last `tail` columns hold text behind the image: `[B, tail]`."""
@@ -86,7 +92,7 @@ def read_layout(input_ids: Tensor, attention_mask: Tensor | None, image_token_id
         lengths=tuple(lengths),
         visual_counts=tuple(counts),
         behind=behind,
-        tail=max((tail for tail, count in zip(tails, counts, strict=True) if count), default=0),
+        tails=tuple(tails),
     )
 
 
@@ -138,7 +144,7 @@ def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) ->
         lengths=lengths,
         visual_counts=counts,
         behind=layout.behind,
-        tail=layout.tail,
+        tails=layout.tails,
     )
 
 

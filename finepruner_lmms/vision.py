@@ -49,7 +49,14 @@ class VisionOutputs:
     @property
     def nbytes(self) -> int:
         """What the tensors take."""
-        return sum(value.nbytes for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor))
+        return sum(value.nbytes for value in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that hold numbers, by name; `text_embeds` as one."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.text_embeds:
+            named["text_embeds"] = torch.cat([text.flatten() for text in self.text_embeds])
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     def need(self, name: str, method: str) -> Any:
         """The field `name`; `ValueError` saying who needs it if it is not there."""

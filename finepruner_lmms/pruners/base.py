@@ -120,12 +120,19 @@ class VisionPruner(Pruner):
         return round_half_up(self._tokens(num_visual_tokens, Fraction(1)))
 
     @abstractmethod
+    def choose(self, vision: VisionOutputs) -> Tensor:
+        """Which visual tokens to keep: `[B, N]` bool, exactly `retained(N)` True a row. No wait for the device."""
+
     def select_visual(self, vision: VisionOutputs) -> Tensor:
-        """Which visual tokens to keep: `[B, N]` bool, exactly `retained(N)` True a row."""
+        """`choose`, of outputs that are checked to be finite: `[B, N]` bool. `ValueError` if they are not."""
+        for what, values in vision.tensors().items():
+            if not bool(values.isfinite().all()):
+                raise ValueError(f"{what}: holds NaN or infinite values, so no token can be chosen by it")
+        return self.choose(vision)
 
     def reduce(self, vision: VisionOutputs) -> Reduction:
         """The tokens that the language model sees: the kept ones in raster order, unless a method makes new ones."""
-        keep = self.select_visual(vision)
+        keep = self.choose(vision)
         return Reduction(take(vision.projected, mask_to_index(keep, self.retained(vision.num_visual_tokens))), keep)
 
 

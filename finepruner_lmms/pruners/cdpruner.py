@@ -45,7 +45,7 @@ class CDPruner(VisionPruner):
         """Through what the question becomes vectors."""
         return {"clip": "clip", "embedding": "embedding"}.get(self.relevance, "")  # type: ignore[return-value]
 
-    def select_visual(self, vision: VisionOutputs) -> Tensor:
+    def choose(self, vision: VisionOutputs) -> Tensor:
         """The greedy choice: `[B, N]`."""
         retained = self.retained(vision.num_visual_tokens)
         kernel = conditional_kernel(vision.projected, self._relevance(vision))

@@ -18,7 +18,7 @@ from finepruner_lmms.vision import VisionOutputs
 class DivPrune(VisionPruner):
     """Keeps tokens far from each other: greedy max-min of the cosine distance of projected tokens (section 3.2)."""
 
-    def select_visual(self, vision: VisionOutputs) -> Tensor:
+    def choose(self, vision: VisionOutputs) -> Tensor:
         """The farthest points: `[B, N]`."""
         unit = unit_vectors(vision.projected)
         picks = farthest_points(1 - unit @ unit.transpose(1, 2), self.retained(vision.num_visual_tokens))

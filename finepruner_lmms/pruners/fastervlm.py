@@ -17,7 +17,7 @@ from finepruner_lmms.vision import VisionOutputs
 class FasterVLM(VisionPruner):
     """Keeps the tokens that the vision tower's CLS token attends to most (section 3.2)."""
 
-    def select_visual(self, vision: VisionOutputs) -> Tensor:
+    def choose(self, vision: VisionOutputs) -> Tensor:
         """The best of the mean over the tower's heads: `[B, N]`."""
         scores = vision.need("cls_attention", self.name).double().mean(1)
         return top_mask(scores, self.retained(vision.num_visual_tokens))

@@ -37,7 +37,7 @@ class Pool(VisionPruner):
             )
         return retained
 
-    def select_visual(self, vision: VisionOutputs) -> Tensor:
+    def choose(self, vision: VisionOutputs) -> Tensor:
         """None is kept as it is: `[B, N]` False."""
         return torch.zeros(vision.features.shape[:2], dtype=torch.bool, device=vision.features.device)
 
@@ -48,4 +48,4 @@ class Pool(VisionPruner):
         assert side is not None and shape is not None
         square = vision.projected.float().transpose(1, 2).unflatten(2, (side, side))
         pooled = adaptive_avg_pool2d(square, shape).flatten(2).transpose(1, 2)
-        return Reduction(pooled.to(vision.projected.dtype), self.select_visual(vision))
+        return Reduction(pooled.to(vision.projected.dtype), self.choose(vision))

@@ -28,7 +28,7 @@ class Random(VisionPruner):
         super().__post_init__()
         check_integer("seed", self.seed, 0, 2**31 - 1)
 
-    def select_visual(self, vision: VisionOutputs) -> Tensor:
+    def choose(self, vision: VisionOutputs) -> Tensor:
         """The tokens with the largest of N pseudo-random numbers: `[B, N]`."""
         keys = fingerprint(vision.features) if vision.sample_keys is None else vision.sample_keys
         place = torch.arange(vision.num_visual_tokens, device=keys.device)

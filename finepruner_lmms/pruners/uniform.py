@@ -18,7 +18,7 @@ from finepruner_lmms.vision import VisionOutputs
 class Uniform(VisionPruner):
     """Keeps the tokens of an even grid, the same in every image."""
 
-    def select_visual(self, vision: VisionOutputs) -> Tensor:
+    def choose(self, vision: VisionOutputs) -> Tensor:
         """The grid, for each of B images: `[B, N]`."""
         num_visual = vision.num_visual_tokens
         mask = torch.zeros(num_visual, dtype=torch.bool)

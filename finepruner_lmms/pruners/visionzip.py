@@ -29,7 +29,7 @@ class VisionZip(VisionPruner):
         wanted = round_half_up(Fraction(10 * retained, 64))
         return min(wanted, num_visual_tokens - (retained - wanted - 1))
 
-    def select_visual(self, vision: VisionOutputs) -> Tensor:
+    def choose(self, vision: VisionOutputs) -> Tensor:
         """The dominant patches, `[B, N]`: fewer than the budget by the CLS token and the contextual ones."""
         scores = vision.need("cls_attention", self.name).double().sum(1)
         dominant = self.retained(vision.num_visual_tokens) - self.contextual(vision.num_visual_tokens) - 1
@@ -37,7 +37,7 @@ class VisionZip(VisionPruner):
 
     def reduce(self, vision: VisionOutputs) -> Reduction:
         """CLS, the dominant patches in raster order, and the contextual tokens."""
-        keep, contextual = self.select_visual(vision), self.contextual(vision.num_visual_tokens)
+        keep, contextual = self.choose(vision), self.contextual(vision.num_visual_tokens)
         dominant = self.retained(vision.num_visual_tokens) - contextual - 1
         order = mask_to_index(keep, vision.num_visual_tokens)
         own, rest = order[:, :dominant], order[:, dominant:]
@@ -62,8 +62,8 @@ def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tenso
     order = is_target.int().argsort(descending=True, stable=True)
     targets, others = order[:contextual], order[contextual:]
     unit = unit_vectors(keys)
-    nearest = (unit[:, others] @ unit[:, targets].transpose(1, 2)).argmax(-1)
-    joined = torch.nn.functional.one_hot(nearest, contextual).to(unit.dtype)
+    nearest = (unit[:, others] @ unit[:, targets].transpose(1, 2)).argmax(-1, keepdim=True)
+    joined = (nearest == torch.arange(contextual, device=nearest.device)).to(unit.dtype)
     total = joined.transpose(1, 2) @ features[:, others].to(unit.dtype)
     mean = total / joined.sum(1).clamp(min=1)[..., None]
     return features[:, targets].to(unit.dtype) + mean

@@ -33,7 +33,7 @@ class VisPruner(VisionPruner):
         super().__post_init__()
         check_share("important_ratio", self.important_ratio)
 
-    def select_visual(self, vision: VisionOutputs) -> Tensor:
+    def choose(self, vision: VisionOutputs) -> Tensor:
         """The important and the diverse tokens: `[B, N]`."""
         scores = vision.need("cls_attention", self.name).double().mean(1)
         retained = self.retained(vision.num_visual_tokens)
