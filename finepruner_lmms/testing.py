@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -182,10 +183,23 @@ class _NoHostSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _NoReading(TorchFunctionMode):
+    """Refuses the methods of a tensor that hand its values to Python; on a CPU, some of them dispatch nothing."""
+
+    _READING = frozenset(
+        ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__")
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._READING:
+            raise HostSync(f"Tensor.{func.__name__} reads a value back to the host")
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def no_host_sync() -> Iterator[None]:
     """Raise `HostSync` where the code inside reads a tensor's value on the host, or indexes with a mask."""
-    with _NoHostSync():
+    with _NoReading(), _NoHostSync():
         yield
 
 

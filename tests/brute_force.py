@@ -22,12 +22,30 @@ def best(scores: Tensor, alive: list[int], count: int) -> list[int]:
 
 @torch.no_grad()
 def answer(
-    model, row: dict[str, Tensor], stages: dict[int, int], choose: Choose, steps: int, renumber: bool = False, index=0
+    model,
+    row: dict[str, Tensor],
+    stages: dict[int, int],
+    choose: Choose,
+    steps: int,
+    renumber: bool = False,
+    next_layer: bool = False,
 ) -> tuple[Tensor, dict[int, list[int]]]:
     """Greedy logits `[steps, V]` of one unpadded row, and the visual tokens kept from each stage on.
 
-    `choose(layer, attention [H, N], alive, count)` names the tokens to keep; `stages` maps layers to counts.
+    `choose(layer, attention [H, N], alive, count)` names the tokens to keep; `stages` maps layers to counts. The
+    attention is that of the layer before the drop, or with `next_layer` what the layer behind it would compute.
     """
+
+    def attend(layer, hidden, positions, seen):
+        attn, x, length = layer.self_attn, layer.input_layernorm(hidden), hidden.shape[1]
+        q, k, v = (
+            p(x).view(1, length, -1, attn.head_dim).transpose(1, 2) for p in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
+        q, k = apply_rotary_pos_emb(q, k, *decoder.rotary_emb(hidden, position_ids=positions[None]))
+        k, v = repeat_kv(k, attn.num_key_value_groups), repeat_kv(v, attn.num_key_value_groups)
+        allowed = torch.ones(length, length).tril().bool() & (seen[None] | torch.eye(length, dtype=torch.bool))
+        return (q @ k.transpose(2, 3) * attn.scaling).masked_fill(~allowed, -torch.inf).softmax(-1), v
+
     decoder, ids = model.model.language_model, row["input_ids"][0]
     visual = (ids == IMAGE).nonzero().squeeze(1).tolist()
     embedded = decoder.embed_tokens(ids)
@@ -45,21 +63,16 @@ def answer(
         for number, layer in enumerate(decoder.layers):
             if number in stages and visual:
                 if step == 0:
+                    if next_layer:
+                        attention, _ = attend(layer, hidden, positions, seen)
                     last = attention[0, :, len(ids) - 1][:, visual]
                     kept[number] = choose(number, last, alive, stages[number])
                 alive = kept[number]
                 seen[[column for token, column in enumerate(visual) if token not in alive]] = False
                 if renumber:
                     positions = (seen.long().cumsum(0) - 1).clamp(min=0)
-            attn, x = layer.self_attn, layer.input_layernorm(hidden)
-            q, k, v = (
-                p(x).view(1, length, -1, attn.head_dim).transpose(1, 2) for p in (attn.q_proj, attn.k_proj, attn.v_proj)
-            )
-            q, k = apply_rotary_pos_emb(q, k, *decoder.rotary_emb(hidden, position_ids=positions[None]))
-            k, v = repeat_kv(k, attn.num_key_value_groups), repeat_kv(v, attn.num_key_value_groups)
-            allowed = torch.ones(length, length).tril().bool() & (seen[None] | torch.eye(length, dtype=torch.bool))
-            attention = (q @ k.transpose(2, 3) * attn.scaling).masked_fill(~allowed, -torch.inf).softmax(-1)
-            hidden = hidden + attn.o_proj((attention @ v).transpose(1, 2).flatten(2))
+            attention, v = attend(layer, hidden, positions, seen)
+            hidden = hidden + layer.self_attn.o_proj((attention @ v).transpose(1, 2).flatten(2))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         logits.append(model.lm_head(decoder.norm(hidden))[0, -1])
         new.append(int(logits[-1].argmax()))
