@@ -8,6 +8,8 @@ import json
 from importlib import metadata
 from pathlib import Path
 
+from finepruner_lmms.plugins import plugin_files
+
 _PACKAGE = Path(__file__).parent
 # these folders decide which answers are computed and how they are shown, not what they are
 _SILENT = {"matrix", "__pycache__"}
@@ -16,12 +18,14 @@ _LIBRARIES = ("lmms_eval", "transformers", "torch", "pillow")
 
 @functools.cache
 def code_revision() -> str:
-    """A fingerprint of the package's source that can change an answer or its score: 12 hexadecimal digits."""
+    """A fingerprint of the source, plug-ins included, that can change an answer or its score: 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for file in sorted(_PACKAGE.rglob("*.py")):
         relative = file.relative_to(_PACKAGE)
         if not _SILENT & set(relative.parts):
             digest.update(f"{relative.as_posix()}\n".encode() + file.read_bytes())
+    for file in plugin_files():
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 

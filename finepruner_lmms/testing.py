@@ -203,6 +203,31 @@ def no_host_sync() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def prefill_without_host_sync(model: Any) -> Iterator[None]:
+    """`no_host_sync` from the first decoder layer of the first forward inside to its last."""
+    layers, mode, seen = model.model.language_model.layers, no_host_sync(), list[str]()
+
+    def enter(*_: Any) -> None:
+        if not seen:
+            mode.__enter__()
+            seen.append("entered")
+
+    def leave(*_: Any) -> None:
+        if seen == ["entered"]:
+            mode.__exit__(None, None, None)
+            seen.append("left")
+
+    handles = [layers[0].register_forward_pre_hook(enter), layers[-1].register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        leave()
+        for handle in handles:
+            handle.remove()
+    assert seen == ["entered", "left"], "the model did not run"
+
+
 def build(name: str, **parameters: Any) -> Any:
     """The method with the parameters that the small model needs."""
     return build_pruner(name, **(_PARAMETERS.get(name, {}) | parameters))
@@ -313,29 +338,8 @@ def check_no_host_sync(name: str, reference: Reference) -> None:
     if before is not None:
         with no_host_sync():
             before.reduce(vision_outputs(visual=VISUAL))
-    layers = model.model.language_model.layers
-    mode = no_host_sync()
-    seen: list[int] = []
-
-    def enter(*_: Any) -> None:
-        if not seen:
-            mode.__enter__()
-            seen.append(1)
-
-    def leave(*_: Any) -> None:
-        if len(seen) == 1:
-            mode.__exit__(None, None, None)
-            seen.append(2)
-
-    handles = [layers[0].register_forward_pre_hook(enter), layers[-1].register_forward_hook(leave)]
-    try:
+    with prefill_without_host_sync(model):
         fp.generate(model, pruner, inputs, **OPTIONS)
-    finally:
-        if len(seen) == 1:
-            mode.__exit__(None, None, None)
-        for handle in handles:
-            handle.remove()
-    assert seen == [1, 2]
 
 
 def check_degenerate(name: str, reference: Reference) -> None:

@@ -1,5 +1,6 @@
 """The pruning methods, one a file. Importing this package registers all of them, and those of installed plug-ins."""
 
+from finepruner_lmms.plugins import load_plugins
 from finepruner_lmms.pruners import (
     cdpruner,
     divprune,
@@ -21,7 +22,6 @@ from finepruner_lmms.pruners.registry import (
     build_pruner,
     canonical_name,
     known_methods,
-    load_plugins,
     method_class,
     parameter_names,
     register,

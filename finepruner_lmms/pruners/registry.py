@@ -1,18 +1,14 @@
-"""Methods by name: registration, plug-ins, and building a pruner from its name and parameters."""
+"""Methods by name: registration, and building a pruner from its name and parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from finepruner_lmms.checks import nearest
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, VisionPruner
 from finepruner_lmms.pruners.chain import Chain
-
-PLUGINS = "finepruner_lmms.methods"
-"""The entry point group in which other packages name modules that register methods."""
 
 P = TypeVar("P", bound=type[Pruner])
 _METHODS: dict[str, type[Pruner]] = {}
@@ -34,19 +30,6 @@ def register(name: str, *aliases: str) -> Callable[[P], P]:
         return cls
 
     return add
-
-
-def load_plugins() -> None:
-    """Import what other installed packages name in the group `PLUGINS`, so that their methods are registered."""
-    for point in entry_points(group=PLUGINS):
-        try:
-            point.load()
-        except Exception as error:
-            owner = point.dist.name if point.dist is not None else "an unknown package"
-            raise RuntimeError(
-                f"plug-in {point.name!r} ({point.value}) of {owner!r} cannot be loaded, so repair or uninstall that "
-                f"package: {type(error).__name__}: {error}"
-            ) from error
 
 
 def known_methods() -> list[str]:

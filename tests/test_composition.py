@@ -1,0 +1,183 @@
+"""Methods made of methods, and methods from other packages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import VISUAL, alone, prompts, tiny_llava
+
+import finepruner_lmms as fp
+from finepruner_lmms.testing import prefill_without_host_sync
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = {"max_new_tokens": 4, "do_sample": False, "output_logits": True}
+
+
+@pytest.mark.parametrize("inside", ["fastv", "pdrop", "sparsevlm", "finepruner"])
+@pytest.mark.parametrize("before", ["divprune", "visionzip", "random"])
+def test_a_chain_keeps_its_budget_and_its_batch(before, inside):
+    pruner = fp.build_pruner(f"{before}+{inside}", budget=7, first=12)
+    assert pruner.name == f"{before}+{inside}"
+    model, inputs = tiny_llava(), prompts((5, 7), 11, (2, 4))
+    together = fp.generate(model, pruner, inputs, **OPTIONS)
+    schedule = pruner.schedule(6, VISUAL)
+    assert together.trace.tokens_entering == [schedule, [0] * 6, schedule]
+    assert schedule[0] == 12 and abs(sum(schedule) / 6 - 7) <= 1
+    first = set(together.trace.kept[0][0].tolist())
+    for layer, kept in together.trace.kept.items():
+        assert set(kept[0].tolist()) <= first, layer
+    for row in range(3):
+        single = fp.generate(model, pruner, alone(inputs, row), **OPTIONS)
+        for layer, kept in single.trace.kept.items():
+            assert torch.equal(kept[0], together.trace.kept[layer][row])
+        ours = torch.stack([step[row] for step in together.logits])
+        torch.testing.assert_close(ours, torch.stack([s[0] for s in single.logits]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_chain_that_drops_nothing_first_is_the_second_alone():
+    model, inputs = tiny_llava(), prompts((5, 7), (2, 4))
+    chain = fp.generate(model, fp.build_pruner("uniform+fastv", budget=8, first=VISUAL), inputs, **OPTIONS)
+    plain = fp.generate(model, fp.build_pruner("fastv", budget=8), inputs, **OPTIONS)
+    assert torch.equal(torch.stack(chain.logits), torch.stack(plain.logits))
+    whole = fp.build_pruner("uniform+fastv")
+    assert whole.schedule(6, VISUAL) == [VISUAL] * 6
+
+
+def test_a_chain_sees_what_the_first_left():
+    """The second stage of a chain chooses as it does on a prompt that holds the first stage's tokens only."""
+    model, inputs = tiny_llava(), prompts((5, 7))
+    pruner = fp.build_pruner("uniform+fastv", budget=6, first=8)
+    trace = fp.generate(model, pruner, inputs, max_new_tokens=1).trace
+    left = trace.kept[0][0]
+    features = model.get_image_features(inputs["pixel_values"]).pooler_output[0][left]
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    short = torch.cat([embeds[:, :5], features[None], embeds[:, 5 + VISUAL :]], 1)
+    tiny_llava("eager")
+    eager = tiny_llava("eager").model.language_model(inputs_embeds=short, output_attentions=True).attentions[1]
+    scores = eager[0, :, -1, 5:13].mean(0)
+    retained = pruner.schedule(6, VISUAL)[-1]
+    expected = left[scores.argsort(descending=True, stable=True)[:retained].sort().values]
+    assert trace.kept[2][0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "name, parameters, message",
+    [
+        ("fastv+divprune", {"budget": 8, "first": 9}, "one vision-side method, '.', and one decoder-side"),
+        ("divprune+uniform", {"budget": 8, "first": 9}, "one vision-side method"),
+        ("divprune+fastw", {"budget": 8, "first": 9}, "unknown method 'fastw' .did you mean 'fastv'"),
+        ("divprune+fastv", {"budget": 8}, "first: missing; say how many tokens 'divprune' leaves for 'fastv'"),
+        ("divprune+fastv", {"budget": 8, "first": 0}, "first: got 0; expected a positive number"),
+        ("divprune+fastv", {"budget": 8, "first": 12, "heads": 3}, "heads: method 'divprune.fastv' does not read it"),
+        ("fastv", {"first": 12}, "first: method 'fastv' does not read it"),
+        ("finepruner", {"guide": "pdropp"}, "guide: got 'pdropp' .did you mean 'pdrop'"),
+        ("finepruner", {"guide": "pdrop", "layer": 3}, "layer: got 3; guide='pdrop' has depths of its own"),
+        ("finepruner", {"preset": "doc"}, "preset: got 'doc'; only head_strategy='consensus'"),
+        ("finepruner", {"head_strategy": "consensus", "preset": "new"}, "preset: got 'new'"),
+        ("finepruner", {"head_strategy": "consensus", "aggregate": "max"}, "aggregate: got 'max'"),
+        ("cdpruner", {"relevance": "none", "clip": "x"}, "clip: got 'x'"),
+        ("cdpruner", {"relevance": "words"}, "relevance: got 'words'; known: clip, embedding, none"),
+        ("vispruner", {"important_ratio": 1.5}, "important_ratio: got 1.5; expected a number from 0 to 1"),
+        ("pdrop", {"variant": "old"}, "variant: got 'old'; known: equal, official"),
+        ("sparsevlm", {"positions": "kept"}, "positions: got 'kept'; known: original, renumbered"),
+    ],
+)
+def test_mistakes_are_told_when_the_pruner_is_built(name, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        fp.build_pruner(name, **parameters)
+
+
+def test_budgets_of_chains_are_checked():
+    with pytest.raises(ValueError, match="first: leaves 9 tokens, fewer than the budget of 10"):
+        fp.build_pruner("divprune+fastv", budget=10, first=9).schedule(6, VISUAL)
+    with pytest.raises(ValueError, match=r"budget: fastv cannot reach an average of 2 .* reachable: 4 to 12"):
+        fp.build_pruner("divprune+fastv", budget=2, first=12).schedule(6, VISUAL)
+    schedule = fp.build_pruner("divprune+pdrop", budget="20%", first="50%").schedule(32, 576)
+    assert schedule[0] == 288 and abs(Fraction(sum(schedule), 32) - Fraction(576, 5)) < 2
+
+
+def test_a_chain_does_not_wait_for_the_device():
+    model, inputs = tiny_llava(), prompts((5, 7), (2, 4))
+    with prefill_without_host_sync(model):
+        fp.generate(model, fp.build_pruner("divprune+sparsevlm", budget=8, first=12), inputs, max_new_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def plugged_in(tmp_path_factory) -> dict[str, str]:
+    """The environment in which the example package is installed."""
+    target = tmp_path_factory.mktemp("site")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*install, str(target), str(ROOT / "examples" / "peak_pruner")], check=True)
+    return os.environ | {"PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"}
+
+
+def run(command: list[str], environment: dict[str, str], cwd: Path) -> str:
+    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def test_a_method_from_outside_is_known_and_changes_the_revision(plugged_in, tmp_path):
+    code = (
+        "import finepruner_lmms as fp; from finepruner_lmms.revision import code_revision;"
+        "print('peak' in fp.METHODS, fp.build_pruner('peak', budget=100).schedule(32, 576)[-1], code_revision())"
+    )
+    known, retained, revision = run([sys.executable, "-c", code], plugged_in, tmp_path).split()
+    assert (known, retained) == ("True", "68")
+    code = code.replace("fp.build_pruner('peak', budget=100).schedule(32, 576)[-1]", "0")
+    without = run([sys.executable, "-c", code], os.environ | {"PYTHONPATH": ""}, tmp_path).split()
+    assert without[0] == "False" and without[2] != revision
+
+
+def test_a_method_from_outside_passes_the_matrix_of_checks(plugged_in, tmp_path):
+    tests = str(ROOT / "examples" / "peak_pruner" / "tests")
+    said = run(
+        [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", tests], plugged_in, tmp_path
+    )
+    assert "11 passed" in said
+
+
+@pytest.mark.slow
+def test_a_method_from_outside_runs_in_lmms_eval_and_in_a_matrix(plugged_in, tmp_path):
+    folder = run([sys.executable, str(ROOT / "run_matrix.py"), "tasks", "--data", "demo"], plugged_in, tmp_path).strip()
+    arguments = ["--model", "llava_finepruner", "--model_args", "pretrained=demo,method=peak,budget=128"]
+    arguments += ["--tasks", "fp_pope", "--include_path", folder, "--batch_size", "2", "--limit", "2"]
+    assert "fp_pope" in run([sys.executable, "-m", "lmms_eval", *arguments], plugged_in, tmp_path)
+    file = tmp_path / "peak.yaml"
+    file.write_text(
+        "name: peak\nmodel: {pretrained: demo}\ndata: demo\ntasks: [pope]\nlimit: 2\n"
+        "methods: [{method: peak, budget: [192, 128]}]\n"
+    )
+    said = run([sys.executable, str(ROOT / "run_matrix.py"), "run", str(file), "--output", "out"], plugged_in, tmp_path)
+    assert "peak" in said and "[2/2] done" in said
+
+
+def test_a_broken_plug_in_is_named(tmp_path):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[finepruner_lmms.methods]\nnothing = broken_pruner\n")
+    (tmp_path / "broken_pruner.py").write_text("raise OSError('no such thing')\n")
+    done = subprocess.run([sys.executable, "-c", "import finepruner_lmms as fp; fp.METHODS"], capture_output=True,
+                          text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 1
+    assert "plug-in 'nothing' (broken_pruner) of 'broken' cannot be loaded" in done.stderr
+
+
+def test_two_methods_cannot_share_a_name():
+    from finepruner_lmms.pruners.registry import register
+    from finepruner_lmms.pruners.vanilla import Vanilla
+
+    class Other(Vanilla):
+        """Another one."""
+
+    with pytest.raises(ValueError, match=r"the name 'fastv' belongs to finepruner_lmms.pruners.fastv.FastV already"):
+        register("fastv")(Other)
+    with pytest.raises(ValueError, match=r"the name 'fastv.finepruner' belongs to"):
+        register("other", "fastv+finepruner")(Other)
