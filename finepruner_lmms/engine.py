@@ -114,6 +114,11 @@ def normalise_patches(model: LlavaForConditionalGeneration, features: Tensor) ->
     return getattr(tower, "vision_model", tower).post_layernorm(features)
 
 
+def decoder_layers(model: LlavaForConditionalGeneration) -> nn.ModuleList:
+    """The layers of the language model."""
+    return model.model.language_model.layers
+
+
 def word_embeddings(model: LlavaForConditionalGeneration, input_ids: Tensor) -> Tensor:
     """The language model's embeddings of `input_ids` `[...]`: `[..., D]`."""
     return model.get_input_embeddings()(input_ids)

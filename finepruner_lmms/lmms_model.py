@@ -21,7 +21,7 @@ from finepruner_lmms.cost import DecoderSizes, PrefillCost
 from finepruner_lmms.engine import Geometry
 from finepruner_lmms.generation import Generation, generate
 from finepruner_lmms.image_cache import ImageCache
-from finepruner_lmms.load import load_model, resolve
+from finepruner_lmms.load import check_pruner, load_model, read_config, resolve
 from finepruner_lmms.model_args import ModelArguments
 from finepruner_lmms.monitor import Monitor, describe
 from finepruner_lmms.prompts import IMAGE, prompt
@@ -51,12 +51,12 @@ class LlavaFinePruner(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         device = self.arguments.device
         self._device = torch.device(device) if device != "auto" else self.accelerator.device
-        self._check_reachable_before_loading()
+        check_pruner(self.pruner, read_config(self.arguments.pretrained))
         self.model, self.processor = load_model(
             self.arguments.pretrained, self.arguments.dtype, self._device, self.arguments.attn_implementation
         )
         self.geometry = Geometry.of(self.model.config)
-        self._check_reachable(self.pruner)
+        check_pruner(self.pruner, self.model.config)
         self.images = ImageCache(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
         self.on_progress: Callable[[int, int], None] | None = None
@@ -71,19 +71,8 @@ class LlavaFinePruner(lmms):
         """Change the method and its parameters; weights and encoded images stay. `ValueError` as for `model_args`."""
         arguments = self.arguments.with_method(method_arguments)
         pruner = arguments.build_pruner()
-        self._check_reachable(pruner)
+        check_pruner(pruner, self.model.config)
         self.arguments, self.pruner = arguments, pruner
-
-    def _check_reachable_before_loading(self) -> None:
-        from finepruner_lmms.load import read_config
-
-        geometry = Geometry.of(read_config(self.arguments.pretrained))
-        self.pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
-        self.pruner.check_heads(geometry.num_heads)
-
-    def _check_reachable(self, pruner: Pruner) -> None:
-        pruner.schedule(self.geometry.num_layers, self.geometry.num_visual_tokens)
-        pruner.check_heads(self.geometry.num_heads)
 
     @property
     def num_decoder_layers(self) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
+from finepruner_lmms.clip import clip_checkpoint
 from finepruner_lmms.engine import Geometry, check_model
+from finepruner_lmms.pruners import Pruner
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -50,6 +52,16 @@ def read_geometry(pretrained: str) -> tuple[int, int]:
     """Decoder layers and visual tokens an image, read from the checkpoint's configuration only."""
     geometry = Geometry.of(read_config(pretrained))
     return geometry.num_layers, geometry.num_visual_tokens
+
+
+def check_pruner(pruner: Pruner, config: LlavaConfig) -> None:
+    """Raise `ValueError` where a model of this configuration cannot do what the pruner asks: no weights are read."""
+    geometry = Geometry.of(config)
+    pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
+    pruner.check_heads(geometry.num_heads)
+    before, _ = pruner.parts(geometry.num_visual_tokens)
+    if before is not None and before.reads_question == "clip":
+        clip_checkpoint(config, getattr(before, "clip", None))
 
 
 def load_model(

@@ -31,6 +31,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import finepruner_lmms as fp
 from finepruner_lmms.budget import parse_budget
+from finepruner_lmms.engine import decoder_layers
 from finepruner_lmms.pruners import DecoderContext, DecoderPruner, VisionPruner, build_pruner, method_class
 
 IMAGE, PAD, VISUAL = 99, 0, 16
@@ -206,7 +207,7 @@ def no_host_sync() -> Iterator[None]:
 @contextmanager
 def prefill_without_host_sync(model: Any) -> Iterator[None]:
     """`no_host_sync` from the first decoder layer of the first forward inside to its last."""
-    layers, mode, seen = model.model.language_model.layers, no_host_sync(), list[str]()
+    layers, mode, seen = decoder_layers(model), no_host_sync(), list[str]()
 
     def enter(*_: Any) -> None:
         if not seen:

@@ -96,7 +96,7 @@ def test_mistakes_are_told_when_the_pruner_is_built(name, parameters, message):
 def test_budgets_of_chains_are_checked():
     with pytest.raises(ValueError, match="first: leaves 9 tokens, fewer than the budget of 10"):
         fp.build_pruner("divprune+fastv", budget=10, first=9).schedule(6, VISUAL)
-    with pytest.raises(ValueError, match=r"budget: fastv cannot reach an average of 2 .* reachable: 4 to 12"):
+    with pytest.raises(ValueError, match=r"budget: cannot reach an average of 2 .* reachable: 4 to 12"):
         fp.build_pruner("divprune+fastv", budget=2, first=12).schedule(6, VISUAL)
     schedule = fp.build_pruner("divprune+pdrop", budget="20%", first="50%").schedule(32, 576)
     assert schedule[0] == 288 and abs(Fraction(sum(schedule), 32) - Fraction(576, 5)) < 2

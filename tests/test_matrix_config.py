@@ -69,7 +69,7 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("seed: [0, 1]", "seed: {a: 1}", "8:5", "parameters are single values"),
         ("budget: [192, 64]", "budget: [192, lots]", "8:36", "methods.1.budget: got 'lots'"),
         ("heads: [2, 4]", "heads: [2, 99]", "9:50", "methods.2.heads: got 99; the layers of this model have"),
-        ("budget: 128", "budget: 3", "9:26", "methods.2.budget: finepruner cannot reach"),
+        ("budget: 128", "budget: 3", "9:26", "methods.2.budget: cannot reach"),
         ("{pretrained: demo}", "{pretrained: demo, dtype: int4}", "2:27", "model.dtype: got 'int4'"),
         ("{pretrained: demo}", "{pretrained: nowhere/at-all}", "2:9", "model.pretrained: cannot read"),
         ("{pretrained: demo}", "{pretrain: demo}", "2:9", "model.pretrain: unknown field (did you mean 'pretrained'?)"),

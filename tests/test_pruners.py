@@ -17,8 +17,15 @@ from finepruner_lmms.selection import fingerprint, top_mask
 
 
 def test_methods_are_the_contract():
-    assert sorted(fp.METHODS) == list(fp.METHODS) == ["fastv", "finepruner", "random", "uniform", "vanilla"]
+    decoder, vision = (
+        "fastv finepruner pdrop sparsevlm",
+        "cdpruner divprune fastervlm random uniform visionzip vispruner",
+    )
+    assert sorted(["vanilla", "pool", *decoder.split(), *vision.split()]) == fp.METHODS
     assert build_pruner("fastv+finepruner", heads=8) == build_pruner("finepruner", heads=8)
+    sides = {name: build_pruner(name).side for name in fp.METHODS}
+    assert [name for name, side in sides.items() if side == "decoder"] == decoder.split()
+    assert build_pruner("divprune+fastv").side == "both"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +37,7 @@ def test_methods_are_the_contract():
         ("fastv", {"layer": 0}, "layer: got 0; expected a whole number of at least 1"),
         ("fastv", {"layer": 2.0}, "layer: got 2.0"),
         ("fastv", {"rows": "row"}, "rows: got 'row' .did you mean 'raw'"),
-        ("fastv", {"aggregate": "sum"}, "aggregate: got 'sum'; known: mean, max"),
+        ("fastv", {"aggregate": "sum"}, "aggregate: got 'sum'; known: mean, max, quota"),
         ("fastv", {"budget": 0}, "budget: got 0"),
         ("fastv", {"budget": -3}, "budget: got -3"),
         ("fastv", {"budget": "150%"}, "budget: got '150%'"),
@@ -103,7 +110,9 @@ def test_finepruner_listens_to_the_chosen_heads_only():
     chosen = build_pruner("finepruner", heads=1).select(context, 1)
     assert chosen.heads.tolist() == [[2]] and chosen.keep.tolist() == [[False, False, False, True]]
     assert select_heads(attention, "sum", 2).tolist() == [[2, 0]]
-    torch.testing.assert_close(chosen.head_scores, torch.tensor([[0.8, 0.6, 0.9]]))
+    torch.testing.assert_close(
+        chosen.head_scores, torch.tensor([[0.8, 0.6, 0.9]], dtype=torch.float64), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_equal_voices_undo_what_a_loud_head_does():

@@ -135,15 +135,17 @@ def table(
         bool, typer.Option("--seeds", help="A row a seed, instead of their mean (always so in CSV).")
     ] = False,
     picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="What prefill cost in each row, instead of scores.")] = False,
 ) -> None:
     """Print the leaderboard."""
     from finepruner_lmms.matrix.leaderboard import leaderboard
-    from finepruner_lmms.matrix.table import FORMATS, render
+    from finepruner_lmms.matrix.table import FORMATS, render, render_costs
 
     _check_format(form, tuple(FORMATS))
     store = _store(output)
     _matrix(store)
-    sys.stdout.write(render(leaderboard(store, merge_seeds=not seeds and form != "csv"), form))
+    show = render_costs if costs else render
+    sys.stdout.write(show(leaderboard(store, merge_seeds=not seeds and form != "csv"), form))
     if picture is not None:
         from finepruner_lmms.matrix.plot import draw
 

@@ -239,21 +239,20 @@ def _check_rows(file: MatrixFile, errors: _Errors) -> list[Row]:
 
 def _check_reachable(file: MatrixFile, rows: list[Row], errors: _Errors) -> tuple[int, int]:
     from finepruner_lmms.engine import Geometry
-    from finepruner_lmms.load import read_config
+    from finepruner_lmms.load import check_pruner, read_config
     from finepruner_lmms.pruners import build_pruner
 
     try:
-        geometry = Geometry.of(read_config(file.model.pretrained))
+        config = read_config(file.model.pretrained)
     except ValueError as error:
         errors.add(("model", "pretrained"), f"model.{error}")
         return 0, 0
     for row in rows:
-        pruner = build_pruner(row.method, **row.arguments)
         try:
-            pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
-            pruner.check_heads(geometry.num_heads)
+            check_pruner(build_pruner(row.method, **row.arguments), config)
         except ValueError as error:
             errors.add(_place_of(row, _field(error)), f"{_dotted(row.place[:2])}.{error}")
+    geometry = Geometry.of(config)
     return geometry.num_layers, geometry.num_visual_tokens
 
 

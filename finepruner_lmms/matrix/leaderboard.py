@@ -26,7 +26,8 @@ class Score:
 class Line:
     """A row. `scores` lacks the tasks that are not done; `relative` is 100 for what equals vanilla.
 
-    `seeds` are those it is the mean of, with the spread of their averages (standard deviation).
+    `seeds` are those it is the mean of, with the spread of their averages (standard deviation). `cost` is the mean
+    over tasks of what its prefills took (`finepruner_lmms.cost.PrefillCost`), where that was recorded.
     """
 
     method: str
@@ -39,6 +40,7 @@ class Line:
     relative: float | None = None
     seeds: tuple[Any, ...] = ()
     spread: float | None = None
+    cost: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,19 @@ def _lines(record: Json, results: Sequence[Json | None]) -> list[Line]:
     everything = record["num_visual_tokens"]
     named = {name for row in record["rows"] for name in row["given"]}
     scores: list[dict[str, Score]] = [{} for _ in record["rows"]]
+    costs: list[list[dict[str, float]]] = [[] for _ in record["rows"]]
     for cell, result in zip(record["cells"], results, strict=True):
         if result is not None:
             scores[cell["row"]][cell["task"]] = _score(cell["task"], result)
+            if result.get("cost") is not None:
+                costs[cell["row"]].append(result["cost"])
     lines = []
-    for row, found in zip(record["rows"], scores, strict=True):
+    for row, found, spent in zip(record["rows"], scores, costs, strict=True):
         budget = everything if row["budget"] is None else row["budget"]
         parameters = {name: value for name, value in row["parameters"].items() if name in named}
         tokens = float(parse_budget(row["budget"]).tokens(everything))
-        lines.append(Line(row["method"], budget, tokens, parameters, found))
+        cost = {key: statistics.fmean(one[key] for one in spent) for key in spent[0]} if spent else None
+        lines.append(Line(row["method"], budget, tokens, parameters, found, cost=cost))
     return lines
 
 

@@ -20,6 +20,56 @@ def render(board: Leaderboard, form: str) -> str:
     return FORMATS[form](board)
 
 
+def render_costs(board: Leaderboard, form: str) -> str:
+    """What the prefills took, in one of `FORMATS`, ending in a newline; CSV with full precision."""
+    import pandas as pd
+
+    whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
+    rows = [_row(board, line) | _cost_cells(line, whole, exact=form == "csv") for line in board.lines]
+    frame = pd.DataFrame(rows, dtype=object)
+    if form == "csv":
+        return str(frame.to_csv(index=False, lineterminator="\n"))
+    if form == "latex":
+        return _as_latex(frame.astype(str))
+    text = _as_markdown(frame) if form == "markdown" else _as_text(frame, board, f"{board.name}: cost of prefill")
+    return text + "\n".join(COST_NOTES) + "\n"
+
+
+COST_NOTES = (
+    "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
+    "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
+    "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
+    "KV: the cache after prefill, at 2 bytes a value.",
+)
+
+
+def _cost_cells(line: Line, whole: dict[str, float] | None, exact: bool) -> dict[str, object]:
+    names = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
+    names |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
+    if exact:
+        return {key: None if line.cost is None else line.cost[key] for key in names}
+    if line.cost is None:
+        return dict.fromkeys(names.values(), MISSING)
+    cells: dict[str, object] = {}
+    for key, title in names.items():
+        value = line.cost[key]
+        if key.startswith("macs"):
+            share = f" ({100 * value / whole[key]:.0f} %)" if whole else ""
+            cells[title] = (f"{value / 1e12:.3f} T" if value >= 1e11 else f"{value / 1e9:.3f} G") + share
+        else:
+            cells[title] = f"{value / 2**20:.2f} MiB" if key == "kv_bytes" else f"{value:.1f}"
+    return cells
+
+
+def _row(board: Leaderboard, line: Line) -> dict[str, object]:
+    """What a row is called: method, budget and parameters."""
+    row: dict[str, object] = {"method": line.method, "budget": line.budget}
+    row |= {name: line.parameters.get(name, "") for name in board.parameters}
+    if line.seeds and not any(name == "seed" for name in board.parameters):
+        row["method"] = f"{line.method} ({len(line.seeds)} seeds)"
+    return row
+
+
 def _frame(
     board: Leaderboard,
     cell: Callable[[str, Score | None], object],
@@ -31,10 +81,7 @@ def _frame(
 
     rows = []
     for line in board.lines:
-        row: dict[str, object] = {"method": line.method, "budget": line.budget}
-        row |= {name: line.parameters.get(name, "") for name in board.parameters}
-        if line.seeds and not any(name == "seed" for name in board.parameters):
-            row["method"] = f"{line.method} ({len(line.seeds)} seeds)"
+        row = _row(board, line)
         for task in board.tasks:
             row[BENCHMARKS[task].title if titles else task] = cell(task, line.scores.get(task))
         rows.append(row | {"average": average(line), "relative": relative(line)})
@@ -74,12 +121,15 @@ def notes(board: Leaderboard) -> list[str]:
 
 
 def _text(board: Leaderboard) -> str:
+    return _as_text(_for_reading(board, " ±", " %"), board, board.name) + "\n".join(notes(board)) + "\n"
+
+
+def _as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    frame = _for_reading(board, " ±", " %")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{board.name}", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     for number, column in enumerate(frame.columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     previous = None
@@ -90,14 +140,16 @@ def _text(board: Leaderboard) -> str:
         table.add_row(*map(str, row))
     file = io.StringIO()
     Console(file=file, width=400, no_color=True, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in [*file.getvalue().splitlines(), *notes(board)]) + "\n"
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
 def _markdown(board: Leaderboard) -> str:
-    frame = _for_reading(board, " ± ", " %")
+    return _as_markdown(_for_reading(board, " ± ", " %")) + "\n".join(notes(board)) + "\n"
+
+
+def _as_markdown(frame: pd.DataFrame) -> str:
     align = ["left"] + ["right"] * (len(frame.columns) - 1)
-    table = frame.to_markdown(index=False, colalign=align, disable_numparse=True)
-    return f"{table}\n\n" + "\n".join(notes(board)) + "\n"
+    return f"{frame.to_markdown(index=False, colalign=align, disable_numparse=True)}\n\n"
 
 
 def _csv(board: Leaderboard) -> str:
@@ -113,7 +165,11 @@ def _csv(board: Leaderboard) -> str:
 
 
 def _latex(board: Leaderboard) -> str:
-    frame = _for_reading(board, " ± ", " %").astype(str).map(_escape)
+    return _as_latex(_for_reading(board, " ± ", " %").astype(str))
+
+
+def _as_latex(frame: pd.DataFrame) -> str:
+    frame = frame.map(_escape)
     frame.columns = [_escape(column) for column in frame.columns]
     layout = "l" + "r" * (len(frame.columns) - 1)
     return str(frame.style.hide(axis="index").to_latex(hrules=True, column_format=layout))

@@ -89,7 +89,7 @@ class Pruner(ABC):
         tokens = parse_budget(self.budget).tokens(num_visual_tokens)
         if not least <= tokens <= num_visual_tokens:
             raise ValueError(
-                f"budget: {self.name} cannot reach an average of {show_tokens(tokens)} visual tokens per layer "
+                f"budget: cannot reach an average of {show_tokens(tokens)} visual tokens per layer "
                 f"(budget={self.budget!r}) on this model; reachable: {show_tokens(least)} to {num_visual_tokens}"
             )
         return tokens
