@@ -91,27 +91,33 @@ def conditional_kernel(projected: Tensor, relevance: Tensor) -> Tensor:
 def greedy_map(kernel: Tensor, count: int) -> Tensor:
     """`count` tokens in the order of picking, `[B, count]`: each has the largest gain in log det L of the picked.
 
-    Fast greedy MAP inference (Chen et al., NeurIPS 2018, Algorithm 1), a batch at a time. Once no token gains
-    anything (the rank is exhausted), the rest follow by L_jj; the lower index wins a tie.
+    Fast greedy MAP inference (Chen et al., NeurIPS 2018, Algorithm 1), a batch at a time, in few operations a step.
+    Once no token gains anything (the rank is exhausted), the rest follow by L_jj; the lower index wins a tie.
     """
     batch, size, _ = kernel.shape
-    rows, flat = kernel.reshape(-1, size), torch.arange(0, batch * size, size, device=kernel.device)
-    gains = kernel.diagonal(dim1=1, dim2=2).clone()
-    spent = _EXHAUSTED * gains.amax(1, keepdim=True)
-    order = gains * _EXHAUSTED**2  # stands in for the gain of exhausted tokens, whose own is rounding noise
-    factors = kernel.new_zeros(batch * size, count)  # row j: token j's part in each pick so far
-    gone = torch.full((batch, 1), float("-inf"), dtype=kernel.dtype, device=kernel.device)
-    picks = []
+    rows, flat = kernel.reshape(-1, 1, size), torch.arange(0, batch * size, size, device=kernel.device)
+    diagonal = kernel.diagonal(dim1=1, dim2=2)
+    gains, factors = diagonal[:, None].clone(), kernel.new_empty(batch, count, size)  # each token's part in each pick
+    values, picks = [], []
     for step in range(count):
-        pick = gains.argmax(1, keepdim=True)
+        # a picked token's gain is rounding noise from then on, below that of any token worth picking
+        value, pick = gains.max(2, keepdim=True)
+        values.append(value)
         picks.append(pick)
-        at = pick.squeeze(1) + flat
-        own = factors.index_select(0, at)[:, :step]
-        seen = factors.view(batch, size, count)[:, :, :step]
-        residual = torch.baddbmm(rows.index_select(0, at)[..., None], seen, own[..., None], alpha=-1).squeeze(-1)
-        factor = residual / torch.maximum(gains.gather(1, pick), spent).sqrt()
-        factors[:, step] = factor.flatten()
+        row = rows.index_select(0, pick.view(batch) + flat)
+        if step:
+            seen = factors.narrow(1, 0, step)
+            row = torch.baddbmm(row, seen.gather(2, pick.expand(batch, step, 1)).mT, seen, alpha=-1)
+        factor = torch.mul(row, value.rsqrt(), out=factors.narrow(1, step, 1))
         gains.addcmul_(factor, factor, value=-1)
-        order.scatter_(1, pick, gone)
-        gains = torch.where(gains > spent, gains, order).scatter_(1, pick, gone)
-    return torch.cat(picks, dim=1)
+    return _fill_exhausted(torch.cat(picks, 1).squeeze(2), torch.cat(values, 1).squeeze(2), diagonal)
+
+
+def _fill_exhausted(picks: Tensor, values: Tensor, diagonal: Tensor) -> Tensor:
+    """`picks` `[B, K]` while their gains `values` mean something, and then the best of the rest by L_jj."""
+    worth = values > _EXHAUSTED * diagonal.amax(1, keepdim=True)  # a NaN behind the first worthless pick is not
+    worth = worth.int().cummin(1).values.bool()
+    taken = torch.zeros_like(diagonal).scatter_reduce_(1, picks, worth.to(diagonal.dtype), "amax")
+    rest = diagonal.masked_fill(taken > 0, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(picks.shape[1], device=picks.device) - worth.sum(1, keepdim=True)
+    return torch.where(worth, picks, rest.gather(1, place.clamp_min(0)))
