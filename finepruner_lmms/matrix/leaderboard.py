@@ -41,6 +41,8 @@ class Line:
     seeds: tuple[Any, ...] = ()
     spread: float | None = None
     cost: dict[str, float] | None = None
+    given: dict[str, Any] = field(default_factory=dict)
+    """The parameters that the matrix file names for this very row."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def _lines(record: Json, results: Sequence[Json | None]) -> list[Line]:
         parameters = {name: value for name, value in row["parameters"].items() if name in named}
         tokens = float(parse_budget(row["budget"]).tokens(everything))
         cost = {key: statistics.fmean(one[key] for one in spent) for key in spent[0]} if spent else None
-        lines.append(Line(row["method"], budget, tokens, parameters, found, cost=cost))
+        lines.append(Line(row["method"], budget, tokens, parameters, found, cost=cost, given=row["given"]))
     return lines
 
 
@@ -133,6 +135,7 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
     """The mean over seeds. Its errors are the mean errors: all seeds answer the same questions."""
     seeds = tuple(line.parameters.get("seed") for line in group)
     parameters = {name: value for name, value in group[0].parameters.items() if name != "seed"}
+    given = {name: value for name, value in group[0].given.items() if name != "seed"}
     scores = {}
     for task in tasks:
         found = [line.scores[task] for line in group if task in line.scores]
@@ -142,7 +145,14 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
             ]
             scores[task] = Score(*means)
     line = replace(
-        group[0], parameters=parameters, scores=scores, seeds=seeds, average=None, average_error=None, relative=None
+        group[0],
+        parameters=parameters,
+        given=given,
+        scores=scores,
+        seeds=seeds,
+        average=None,
+        average_error=None,
+        relative=None,
     )
     if all(other.average is not None for other in group):
         averages = [other.average for other in group if other.average is not None]

@@ -9,7 +9,7 @@ from finepruner_lmms.matrix.leaderboard import Leaderboard, Line
 
 # distinct for colour-blind readers too (Okabe and Ito), and told apart by their markers in print
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPX<>p*hHd"
 
 
 def draw(board: Leaderboard, target: Path) -> None:
@@ -24,7 +24,7 @@ def draw(board: Leaderboard, target: Path) -> None:
         raise ValueError("picture: no row has all of its tasks done yet")
     if target.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"picture: got {target.name!r}; expected a file that ends in .png, .pdf or .svg")
-    figure, axes = plt.subplots(figsize=(7.2 if len(_curves(board, lines)) <= 7 else 9.0, 4.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2 if len(_curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
     whole = next((line for line in lines if line.method == "vanilla"), None)
     if whole is not None:
         axes.axhline(whole.average, color="0.45", linestyle="--", linewidth=1.2)
@@ -32,7 +32,7 @@ def draw(board: Leaderboard, target: Path) -> None:
         place = axes.get_yaxis_transform()
         axes.text(0.01, whole.average, text, ha="left", va="bottom", color="0.35", transform=place)
     plain = 0
-    for label, curve in _curves(board, lines).items():
+    for label, curve in _curves(lines).items():
         tokens = [line.tokens for line in curve]
         values = [line.average or 0.0 for line in curve]
         errors = [line.average_error or 0.0 for line in curve]
@@ -53,8 +53,8 @@ def draw(board: Leaderboard, target: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        if len(_curves(board, lines)) > 7:
-            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+        if len(_curves(lines)) > 7:
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=4)
         else:
             axes.legend(frameon=False, loc="lower right")
     axes.set_xlabel("visual tokens entering a decoder layer, on average")
@@ -67,13 +67,13 @@ def draw(board: Leaderboard, target: Path) -> None:
     plt.close(figure)
 
 
-def _curves(board: Leaderboard, lines: list[Line]) -> dict[str, list[Line]]:
+def _curves(lines: list[Line]) -> dict[str, list[Line]]:
     """Rows by what the legend calls them, each from the smallest budget to the largest."""
     curves: dict[str, list[Line]] = {}
     for line in lines:
         if line.method == "vanilla":
             continue
-        chosen = " ".join(f"{name}={line.parameters[name]}" for name in board.parameters if name in line.parameters)
+        chosen = " ".join(f"{name}={value}" for name, value in line.given.items())
         seeds = f"({len(line.seeds)} seeds)" if line.seeds else ""
         curves.setdefault(" ".join(filter(None, (line.method, chosen, seeds))), []).append(line)
     return {label: sorted(curve, key=lambda line: line.tokens) for label, curve in curves.items()}

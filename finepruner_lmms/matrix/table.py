@@ -25,7 +25,7 @@ def render_costs(board: Leaderboard, form: str) -> str:
     import pandas as pd
 
     whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
-    rows = [_row(board, line) | _cost_cells(line, whole, exact=form == "csv") for line in board.lines]
+    rows = [_row(board, line, form == "csv") | _cost_cells(line, whole, exact=form == "csv") for line in board.lines]
     frame = pd.DataFrame(rows, dtype=object)
     if form == "csv":
         return str(frame.to_csv(index=False, lineterminator="\n"))
@@ -61,10 +61,13 @@ def _cost_cells(line: Line, whole: dict[str, float] | None, exact: bool) -> dict
     return cells
 
 
-def _row(board: Leaderboard, line: Line) -> dict[str, object]:
-    """What a row is called: method, budget and parameters."""
+def _row(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
+    """What a row is called: method, budget and parameters, each in a column, or where these are many, in one."""
     row: dict[str, object] = {"method": line.method, "budget": line.budget}
-    row |= {name: line.parameters.get(name, "") for name in board.parameters}
+    if columns or len(board.parameters) <= 2:
+        row |= {name: line.parameters.get(name, "") for name in board.parameters}
+    else:
+        row["parameters"] = ", ".join(f"{name}={value}" for name, value in line.given.items())
     if line.seeds and not any(name == "seed" for name in board.parameters):
         row["method"] = f"{line.method} ({len(line.seeds)} seeds)"
     return row
@@ -81,7 +84,7 @@ def _frame(
 
     rows = []
     for line in board.lines:
-        row = _row(board, line)
+        row = _row(board, line, columns=not titles)
         for task in board.tasks:
             row[BENCHMARKS[task].title if titles else task] = cell(task, line.scores.get(task))
         rows.append(row | {"average": average(line), "relative": relative(line)})
