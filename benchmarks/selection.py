@@ -101,6 +101,7 @@ def encoded(batch: int) -> fp.VisionOutputs:
         cls_attention=torch.randn(batch, 16, VISUAL, generator=generator).softmax(-1),
         image_embeds=torch.randn(batch, VISUAL, 768, generator=generator),
         text_embeds=[torch.randn(1, 768, generator=generator) for _ in range(batch)],
+        sample_keys=torch.arange(batch),  # as `encode_images` gives them
         keys=torch.randn(batch, VISUAL, 64, generator=generator),
         cls_projected=torch.randn(batch, 1, 4096, generator=generator),
         projector=lambda tokens: tokens.repeat(1, 1, 4),

@@ -35,3 +35,11 @@ def test_published_figures_of_llava():
     one = 4 * 100 * 4096**2 + 2 * 100**2 * 4096 + 2 * 100 * 4096 * 11008
     assert published_macs(sizes, [100] * 3, matrices=2) == 3 * one
     assert cache_bytes(sizes, [600] * 32) == 32 * 2 * 600 * 4096 * 2
+
+
+def test_scoring_is_cheap_beside_the_prefill():
+    """LLaVA-1.5-7B, 576 visual and 64 text tokens: exact count of one row for FastV, four for PDrop."""
+    sizes = DecoderSizes(hidden=4096, feed_forward=11008, query_width=4096, key_value_width=4096)
+    dense = prefill_flops(sizes, [640] * 32)
+    for scored in ([1], [1, 7, 15, 23]):
+        assert 0 < prefill_flops(sizes, [640] * 32, scored) - dense < 0.02 * dense

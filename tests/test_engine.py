@@ -278,10 +278,21 @@ def test_a_plain_forward_is_pruned_too():
     assert trace.kept[2][0].tolist() == generated.trace.kept[2][0].tolist()
 
 
-@pytest.mark.parametrize("name", ["uniform", "fastv"])
+BEAMED = {
+    "uniform": {},
+    "visionzip": {},
+    "fastv": {},
+    "sparsevlm": {},
+    "pdrop": {"variant": "official"},
+    "divprune+fastv": {"first": 12},
+}
+
+
+@pytest.mark.parametrize("name", BEAMED)
 def test_beam_search(name):
     """Beams of one sample share what was kept; a batch of beams equals each sample's beams alone."""
-    model, inputs, pruner = tiny_llava(), prompts((5, 7), 11, (2, 4)), fp.build_pruner(name, budget=8)
+    model, inputs = tiny_llava(), prompts((5, 7), 11, (2, 4))
+    pruner = fp.build_pruner(name, budget=8, **BEAMED[name])
     options = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False}
     together = fp.generate(model, pruner, inputs, **options)
     assert len(together.sequences) == 3 and all(len(rows) == 3 for rows in together.trace.kept.values())
@@ -374,3 +385,73 @@ def test_scores_that_are_not_finite_raise():
         model.model.language_model.layers[1].self_attn.q_proj.weight[0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         fp.generate(model, fp.build_pruner("fastv", budget=8), inputs, max_new_tokens=1)
+
+
+class Identity(Pyramid):
+    """Stages that drop nothing, by the way that drops."""
+
+    name: ClassVar[str] = "identity"
+
+    def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+        return (Stage(1, num_visual_tokens), Stage(3, num_visual_tokens))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_gathering_everything_changes_nothing(attention):
+    model, inputs = tiny_llava(attention), prompts((5, 7))
+    options = {"max_new_tokens": STEPS, "do_sample": False, "output_logits": True}
+    plain = fp.generate(model, fp.build_pruner("vanilla"), inputs, **options)
+    gathered = fp.generate(model, Identity(), inputs, **options)
+    torch.testing.assert_close(torch.stack(plain.logits), torch.stack(gathered.logits), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_every_row_that_a_method_may_read_is_what_eager_attention_computes(batch):
+    """The last token's in the layer before and in the next one, and those of all words behind the image."""
+    model, inputs, seen = tiny_llava(), prompts(*BATCHES[batch]), []
+
+    class Look(Pyramid):
+        def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+            return (Stage(3, 4),)
+
+        def select(self, context: DecoderContext, retained: int) -> Selection:
+            names = ("attention", "next_attention", "text_attention", "text_present", "hidden", "prefix_lengths")
+            seen.append({name: getattr(context, name) for name in (*names, "visual_embeds", "text_embeds")})
+            return super().select(context, retained)
+
+    fp.generate(model, Look(), inputs, max_new_tokens=1)
+    (found,) = seen
+    for row in range(len(inputs["input_ids"])):
+        single = alone(inputs, row)
+        visual = (single["input_ids"][0] == IMAGE).nonzero().squeeze(1)
+        if not len(visual):
+            assert not found["attention"][row].any() and not found["text_attention"][row].any()
+            continue
+        eager = tiny_llava("eager")
+        outputs = eager(**single, output_attentions=True, output_hidden_states=True)
+        words = single["input_ids"].shape[1] - int(visual[-1]) - 1
+        near = {"rtol": 1e-5, "atol": 1e-6}
+        torch.testing.assert_close(found["attention"][row], outputs.attentions[2][0, :, -1, visual], **near)
+        torch.testing.assert_close(found["next_attention"][row], outputs.attentions[3][0, :, -1, visual], **near)
+        behind = outputs.attentions[2][0, :, -words:][..., visual]
+        torch.testing.assert_close(found["text_attention"][row][:, -words:], behind, **near)
+        assert int(found["text_present"][row].sum()) == words and bool(found["text_present"][row][-words:].all())
+        assert int(found["prefix_lengths"][row]) == int(visual[0])
+        torch.testing.assert_close(found["hidden"][row], outputs.hidden_states[3][0, visual], rtol=1e-4, atol=1e-4)
+        embeds = outputs.hidden_states[0][0]
+        torch.testing.assert_close(found["visual_embeds"][row], embeds[visual])
+        torch.testing.assert_close(found["text_embeds"][row][-words:], embeds[-words:])
+
+
+def test_layers_get_no_position_ids_behind_a_drop():
+    """Gaps in positions would be read as several packed prompts by flash attention; rotary embeddings say it all."""
+    model, inputs, positions = tiny_llava(), prompts((5, 7)), []
+
+    def look(_module, _args, kwargs):
+        positions.append(kwargs["position_ids"])
+
+    with fp.attach(model, fp.build_pruner("fastv", budget=8)):
+        handle = model.model.language_model.layers[4].register_forward_pre_hook(look, with_kwargs=True)
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        handle.remove()
+    assert positions == [None] * 3
