@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from dataclasses import dataclass
 from fractions import Fraction
@@ -80,9 +81,18 @@ def tokens_left(variant: str, share: int, drops: int, num_visual_tokens: int) ->
 def _solve(variant: str, tokens: Fraction, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
     layers = drop_layers(variant, num_layers)
     published = _PUBLISHED.get((num_layers, int(tokens))) if variant == "equal" and num_visual_tokens == 576 else None
-    shares = range(_STEPS + 1) if published is None or tokens.denominator > 1 else [published]
-    candidates = (tokens_left(variant, share, len(layers), num_visual_tokens) for share in shares)
-    best = min(candidates, key=lambda counts: abs(_average(layers, counts, num_layers, num_visual_tokens) - tokens))
+
+    def average(share: int) -> Fraction:
+        return _average(
+            layers, tokens_left(variant, share, len(layers), num_visual_tokens), num_layers, num_visual_tokens
+        )
+
+    if published is None or tokens.denominator > 1:
+        above = bisect.bisect_left(range(_STEPS), tokens, key=average)  # more of λ never leaves fewer tokens
+        share = min((max(above - 1, 0), above), key=lambda share: abs(average(share) - tokens))
+    else:
+        share = published
+    best = tokens_left(variant, share, len(layers), num_visual_tokens)
     return tuple(Stage(layer, count) for layer, count in zip(layers, best, strict=True))
 
 

@@ -18,7 +18,7 @@ from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.selection import at_least_float32, take, top_mask
 
 VARIANTS = ("equal", "official")
-_STEPS = 4096
+_STEPS = 512  # between two tables
 # tokens kept by score at the three depths, by decoder layers and budget, of 576: the LLaVA-FinePruner-Head code base
 _EQUAL = {
     32: {192: (300, 200, 110), 128: (300, 110, 35), 64: (65, 30, 15)},
@@ -144,14 +144,17 @@ def _solve(tokens: Fraction, num_layers: int, num_visual_tokens: int) -> tuple[S
         kept = tuple(int(count * scale) for count in tables[int(tokens / scale)])
         return with_merged(layers, kept, num_visual_tokens)
     corners = [(0, 0, 0), *(tables[budget] for budget in sorted(tables)), (576, 576, 576)]
-    candidates = []
-    for step in range(_STEPS + 1):
-        corner, rest = divmod(step * (len(corners) - 1), _STEPS)
+    best: tuple[Fraction, tuple[Stage, ...]] | None = None
+    for step in range((len(corners) - 1) * _STEPS + 1):
+        corner, rest = divmod(step, _STEPS)
         ends = zip(corners[corner], corners[min(corner + 1, len(corners) - 1)], strict=True)
-        kept = tuple(int(scale * (a + Fraction(rest, _STEPS) * (b - a))) for a, b in ends)
+        kept = tuple(num_visual_tokens * (a * _STEPS + rest * (b - a)) // (576 * _STEPS) for a, b in ends)
         stages = with_merged(layers, kept, num_visual_tokens)
-        candidates.append((abs(_average(stages, num_layers, num_visual_tokens) - tokens), step, stages))
-    return min(candidates)[2]
+        off = abs(_average(stages, num_layers, num_visual_tokens) - tokens)
+        if best is None or off < best[0]:
+            best = off, stages
+    assert best is not None
+    return best[1]
 
 
 def _average(stages: tuple[Stage, ...], num_layers: int, num_visual_tokens: int) -> Fraction:
