@@ -6,13 +6,14 @@
 4. Heads above the threshold are the *consensus*; *diversity* fills what is missing with heads unlike them.
 5. The chosen heads' rows are *fused* with weights.
 
-Presets differ in strategies and thresholds (`PRESETS`). Everything is computed in float64, for a batch at a time,
-without a loop over heads or strategies. The formulas of the strategies are not those of `heads`, though some names are
-the same.
+Presets differ in strategies and thresholds (`PRESETS`). Everything is computed for a batch at a time, in a number of
+operations that depends neither on the batch nor on the heads; what concerns a head as a whole is float64. The formulas
+of the strategies are not those of `heads`, though some names are the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,15 @@ import torch
 from torch import Tensor
 
 from finepruner_lmms.checks import check_choice
-from finepruner_lmms.heads import EPS, HeadView, best_heads, min_max, unit_rows
+from finepruner_lmms.heads import (
+    EPS,
+    HeadView,
+    attention_range,
+    largest,
+    max_attention,
+    min_max,
+    unit_rows,
+)
 
 MOST_DIVERSE = 32
 """At most so many heads are added for diversity: a fixed number of steps, whatever the batch needs."""
@@ -125,7 +134,7 @@ def select_batch(attention: Tensor, preset: str = "doc", proper: bool = False) -
     """The five steps; no wait for the device."""
     check_choice("preset", preset, tuple(PRESETS))
     rules, view = PRESETS[preset], HeadView(attention, attention.shape[1])
-    mass = view.attention.sum(-1)
+    mass = view.mass
     scores = torch.stack([STRATEGIES[name](view) for name in rules.strategies], dim=1)
     quality = strategy_quality(scores, mass)
     chosen = chosen_by_strategies(scores, quality)
@@ -151,7 +160,7 @@ def select_batch(attention: Tensor, preset: str = "doc", proper: bool = False) -
         agreed=agreed,
         count=count,
         weights=weights,
-        token_scores=torch.einsum("bh,bhn->bn", weights, view.attention),
+        token_scores=torch.einsum("bh,bhn->bn", weights, view.attention.double()),
     )
 
 
@@ -163,39 +172,35 @@ def _sparsity(view: HeadView) -> Tensor:
 
 
 def _hierarchical(view: HeadView) -> Tensor:
-    uniform = 1 / view.p.shape[-1]
-    divergence = uniform * (torch.tensor(uniform, dtype=view.p.dtype).log().item() - (view.p + EPS).log()).sum(-1)
+    size = view.deviation.shape[-1]
+    # the mean of log(1/N) - log(p + eps)
+    divergence = -(view.deviation * size).add_(size * EPS).log1p_().mean(-1)
     return 0.4 * view.energy + 0.3 * (1 - min_max(view.entropy)) + 0.3 * divergence
 
 
 def _graph_based(view: HeadView) -> Tensor:
-    unit = unit_rows(view.attention)
-    centrality = torch.linalg.vecdot(unit, unit.sum(1, keepdim=True))
-    return 0.6 * centrality + 0.4 * view.attention.var(-1) if view.p.shape[1] > 1 else view.attention.sum(-1)
+    if view.attention.shape[1] == 1:
+        return view.mass
+    centrality = (view.unit @ view.unit.sum(1)[..., None]).squeeze(-1)
+    return 0.6 * centrality + 0.4 * view.raw_variance
 
 
 def _top_k_sum(view: HeadView) -> Tensor:
-    size = view.attention.shape[-1]
-    return view.attention.topk(max(1, min(64, size // 4))).values.sum(-1)
+    return largest(view.attention, max(1, min(64, view.attention.shape[-1] // 4)))
 
 
 def _multi_objective(view: HeadView) -> Tensor:
     return 0.4 * min_max(view.entropy) + 0.3 * min_max(view.energy) + 0.3 * min_max(view.peak)
 
 
-def _attention_range(view: HeadView) -> Tensor:
-    low, high = view.attention.aminmax(dim=-1)
-    return high - low
-
-
 STRATEGIES: dict[str, Callable[[HeadView], Tensor]] = {
-    "sum": lambda view: view.attention.sum(-1),
+    "sum": lambda view: view.mass,
     "sparsity": _sparsity,
     "hierarchical": _hierarchical,
     "graph_based": _graph_based,
     "top_k_sum": _top_k_sum,
-    "max_attention": lambda view: view.attention.amax(-1),
-    "attention_range": _attention_range,
+    "max_attention": max_attention,
+    "attention_range": attention_range,
     "multi_objective": _multi_objective,
 }
 
@@ -263,14 +268,14 @@ def dynamic_threshold(agreement: Tensor, rules: Preset) -> Tensor:
 def complexity(view: HeadView) -> Tensor:
     """How different the heads are, how flat and how uneven: `[B]`, 0.4, 0.3 and 0.3 of it."""
     heads, size = view.attention.shape[1:]
-    unit = unit_rows(view.attention)
     if heads > 1:
-        cosines = unit.sum(1).square().sum(-1) - unit.square().sum((1, 2))
+        together = view.unit.sum(1)
+        cosines = torch.linalg.vecdot(together, together) - torch.linalg.vecdot(view.unit, view.unit).sum(-1)
         different = 1 - cosines / (heads * (heads - 1))
     else:
         different = torch.full_like(view.entropy[:, 0], 0.5)
-    flat = view.entropy.mean(-1) / torch.tensor(size, dtype=torch.float64).log().item()
-    uneven = view.attention.var(-1).mean(-1) / (view.attention.mean((1, 2)) + EPS)
+    flat = view.entropy.mean(-1) / math.log(size)
+    uneven = view.raw_variance.mean(-1) / (view.mass.mean(-1) / size + EPS)
     return 0.4 * different + 0.3 * flat + 0.3 * uneven.clamp(0, 1)
 
 
@@ -311,8 +316,7 @@ def add_diversity(
     Without consensus heads, start at the largest `mass` and go far from what is chosen.
     """
     heads = rank.shape[1]
-    unit = unit_rows(view.attention)
-    cosine = unit @ unit.transpose(1, 2)
+    cosine = view.unit @ view.unit.transpose(1, 2)
     member = rank < agreed[:, None]
     unlike = 1 - (cosine * member[:, None]).sum(-1) / agreed.clamp_min(1)[:, None]
     nothing = (agreed == 0)[:, None]
@@ -321,7 +325,7 @@ def add_diversity(
     total, near = torch.zeros_like(unlike), torch.full_like(unlike, float("-inf" if proper else "inf"))
     extreme = torch.maximum if proper else torch.minimum
     taken = member
-    for step in range(min(MOST_DIVERSE, heads)):
+    for step in range(MOST_DIVERSE):
         far = 1 - near
         score = torch.where(nothing, far, 0.6 * unlike + 0.4 * (1 - total / max(step, 1))) if step else first
         pick = score.masked_fill(taken, float("-inf")).argmax(1, keepdim=True)
@@ -349,6 +353,3 @@ def fusion_weights(
     place = torch.zeros_like(order).scatter_(1, order, place)
     raw = torch.where(place < agreed[:, None], for_consensus, for_diversity)
     return raw.masked_fill(place >= count[:, None], float("-inf")).softmax(-1)
-
-
-__all__ = ["PRESETS", "STRATEGIES", "Consensus", "ConsensusSelection", "best_heads", "select", "select_batch"]

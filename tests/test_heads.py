@@ -1,0 +1,220 @@
+"""Head strategies and consensus-diversity selection: recorded references, a toy by hand, invariants."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finepruner_lmms import consensus
+from finepruner_lmms.heads import HEAD_STRATEGIES, HeadView, head_scores, select_heads, sort_rows
+
+GOLDEN = Path(__file__).parent / "golden"
+RECORD = json.loads((GOLDEN / "heads.json").read_text())
+MAPS = load_file(GOLDEN / "heads.safetensors")
+TOY = torch.tensor(
+    [
+        [0.001 + 0.005 * (1 + 0.1 * h) * (1 + math.sin(0.7 * (h + 1) * (j + 1))) ** 2 for j in range(16)]
+        for h in range(8)
+    ],
+    dtype=torch.float64,
+)[None]
+TOY_HEADS = {  # the best four, and the scores of heads 0 and 7
+    "sum": ([7, 6, 5, 4], 0.145008, 0.206927),
+    "variance": ([7, 6, 4, 5], 5.98603e-5, 1.70596e-4),
+    "entropy": ([7, 6, 4, 5], -2.77256, -2.77251),
+    "max_attention": ([7, 6, 4, 3], 0.0207641, 0.0349291),
+    "attention_range": ([7, 6, 4, 3], 0.0197625, 0.0339254),
+    "sparsity": ([7, 6, 4, 5], 0.0625035, 0.0625101),
+    "top_k_sum": ([7, 6, 5, 4], 0.136163, 0.197657),
+    "weighted_quality": ([7, 6, 4, 3], 0.0627949, 0.063058),
+    "gini_coefficient": ([7, 6, 4, 5], 0.00418239, 0.00685981),
+    "multi_objective": ([7, 6, 4, 5], 0.279946, 0.719462),
+    "graph_based": ([1, 0, 4, 3], 2.66267, 2.6444),
+    "hierarchical": ([7, 6, 4, 3], 0.050222, 0.0504206),
+}
+
+
+@pytest.mark.parametrize("kind", RECORD, ids=lambda entry: entry["key"])
+def test_strategies_equal_their_reference_also_where_it_is_unstable(kind):
+    """In a batch with another map; the reference cannot compute `graph_based` in float64 and recorded nothing."""
+    batch = torch.stack([MAPS[kind["key"]].flip(0), MAPS[kind["key"]]])
+    compared = 0
+    for name, found in kind["strategies"].items():
+        strategy, heads = name.split("/")
+        if "error" in found:
+            assert strategy == "graph_based"
+            continue
+        assert sorted(select_heads(batch, strategy, int(heads))[1].tolist()) == sorted(found["heads"]), name
+        compared += 1
+    assert compared == 33
+
+
+@pytest.mark.parametrize("strategy", HEAD_STRATEGIES)
+def test_strategies_by_hand(strategy):
+    best, first, last = TOY_HEADS[strategy]
+    scores = head_scores(TOY, strategy, 4)[0]
+    assert select_heads(TOY, strategy, 4)[0].tolist() == best
+    assert (float(scores[0]), float(scores[7])) == pytest.approx((first, last), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalise", ["resoftmax", "renormalise"])
+@pytest.mark.parametrize("strategy", HEAD_STRATEGIES)
+def test_invariants(strategy, normalise):
+    generator = torch.Generator().manual_seed(0)
+    attention = torch.randn(3, 32, 100, generator=generator).mul(2).softmax(-1) * torch.rand(
+        3, 32, 1, generator=generator
+    )
+    chosen = {heads: select_heads(attention, strategy, heads, normalise) for heads in (1, 8, 16, 24, 32)}
+    for heads, found in chosen.items():
+        assert all(len(set(row)) == heads for row in found.tolist())
+    if strategy != "hierarchical":  # its first stage depends on how many are wanted
+        for few, many in ((8, 16), (16, 24), (24, 32)):
+            assert torch.equal(chosen[few], chosen[many][:, :few])
+    for row in range(3):
+        assert torch.equal(select_heads(attention[row : row + 1], strategy, 16, normalise)[0], chosen[16][row])
+    order = torch.randperm(32, generator=generator)
+    if strategy != "weighted_quality" or normalise == "renormalise":  # it ties, and ties go by number
+        moved = select_heads(attention[:, order], strategy, 16, normalise)
+        assert [sorted(row) for row in order[moved].tolist()] == [sorted(row) for row in chosen[16].tolist()]
+    flat = torch.full((1, 32, 100), 1e-3)
+    assert select_heads(flat, strategy, 8, normalise).shape == (1, 8)
+    assert bool(head_scores(torch.zeros(1, 8, 10), strategy, 4, normalise).isnan().sum() == 0)
+
+
+def test_renormalised_strategies_do_not_see_how_loud_a_head_is():
+    attention = torch.rand(1, 16, 50) ** 4 / 50
+    loud = attention * torch.rand(1, 16, 1)
+    for strategy in ("entropy", "sparsity", "gini_coefficient"):
+        first = select_heads(attention, strategy, 4, "renormalise")
+        assert torch.equal(first, select_heads(loud, strategy, 4, "renormalise"))
+
+
+@pytest.mark.parametrize("normalise", ["resoftmax", "renormalise"])
+def test_a_view_is_the_plain_formula(normalise):
+    attention = (torch.rand(2, 8, 40, dtype=torch.float64) ** 6) / 40
+    view = HeadView(attention, 4, normalise)
+    p = attention.softmax(-1) if normalise == "resoftmax" else attention / attention.sum(-1, keepdim=True)
+    near = {"rtol": 1e-9, "atol": 1e-12}
+    torch.testing.assert_close(view.deviation, p - 1 / 40, **near)
+    torch.testing.assert_close(view.entropy, -(p * (p + 1e-8).log()).sum(-1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(view.energy, p.square().sum(-1), **near)
+    torch.testing.assert_close(view.peak, p.amax(-1), **near)
+    torch.testing.assert_close(view.variance, p.var(-1), **near)
+    torch.testing.assert_close(view.raw_variance, attention.var(-1), **near)
+    unit = p / p.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(view.alike, unit @ unit.transpose(1, 2), rtol=1e-6, atol=1e-6)
+
+
+def test_rows_are_sorted():
+    values = torch.rand(2, 3, 50)
+    assert torch.equal(sort_rows(values), values.sort(dim=-1).values)
+
+
+# -- consensus --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", ["doc", "latest"])
+@pytest.mark.parametrize("kind", RECORD, ids=lambda entry: entry["key"])
+def test_consensus_equals_its_reference(kind, preset):
+    key, expected = kind["key"], kind["consensus"][preset]
+    found = consensus.select(torch.stack([MAPS[key].flip(1), MAPS[key]]), preset)[1]
+    assert found.heads == expected["heads"]
+    assert found.qualities == pytest.approx({k: expected["qualities"][k] for k in found.qualities}, rel=1e-6)
+    assert found.complexity == pytest.approx(expected["complexity"], rel=1e-6)
+    scores = MAPS[f"{key}.{preset}.token_score"].double()
+    torch.testing.assert_close(found.token_scores, scores, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", consensus.PRESETS["doc"].strategies)
+def test_consensus_scores_equal_their_reference(strategy):
+    for kind in RECORD:
+        view = HeadView(MAPS[kind["key"]][None], 32)
+        expected = MAPS[f"{kind['key']}.score.{strategy}"].double()
+        torch.testing.assert_close(consensus.STRATEGIES[strategy](view)[0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_consensus_by_hand():
+    latest = consensus.select(TOY, "latest")[0]
+    assert latest.qualities == pytest.approx(
+        {"sparsity": 0.597519, "hierarchical": 0.309707, "attention_range": 0.436983}, abs=1e-6
+    )
+    assert (latest.threshold, latest.target) == (pytest.approx(0.4), 4)
+    assert latest.complexity == pytest.approx(0.501843, abs=1e-6)
+    assert (latest.heads, latest.consensus, latest.diversity) == ([7, 6, 4, 3], [7, 6, 4, 3], [])
+    assert latest.weights == pytest.approx([0.25] * 4)
+    assert sorted(latest.token_scores.topk(4).indices.tolist()) == [6, 7, 12, 15]
+    assert float(latest.token_scores[0]) == pytest.approx(0.0049232, abs=1e-7)
+    doc = consensus.select(TOY, "doc")[0]
+    assert doc.qualities["graph_based"] == pytest.approx(0.601843, abs=1e-6)
+    assert doc.threshold == pytest.approx(0.5) and doc.heads == [7, 6, 4, 3]
+    assert doc.weights == pytest.approx([0.249482, 0.249482, 0.249482, 0.251553], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "agreement, doc, latest",
+    [
+        (0, 0.15, 0.1),
+        (0.19, 0.15, 0.1),
+        (0.2, 1 / 3, 0.225),
+        (0.6, 1 / 3, 0.225),
+        (0.61, 0.5, 0.372),
+        (0.7, 0.5, 0.39),
+        (0.75, 0.5, 0.4),
+        (1, 0.5, 0.4),
+    ],
+)
+def test_thresholds(agreement, doc, latest):
+    at = torch.tensor([agreement], dtype=torch.float64)
+    for name, expected in (("doc", doc), ("latest", latest)):
+        assert float(consensus.dynamic_threshold(at, consensus.PRESETS[name])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "gap, complexity, count", [(10, 0.75, 14), (10, 0.25, 8), (10, 0.5, 10), (16, 0.9, 23), (16, 0.1, 12)]
+)
+def test_counts_follow_complexity(gap, complexity, count):
+    found = consensus.adaptive_count(torch.tensor([gap]), torch.tensor([complexity], dtype=torch.float64), 32)
+    assert found.tolist() == [count]
+
+
+def test_diversity_by_hand():
+    """Branches that real attention never reaches: consensus short of the target, and none at all."""
+    view, rank = HeadView(TOY, 8), torch.full((1, 8), 8)
+    nobody = torch.tensor([0])
+    for proper, expected in ((False, [7, 0, 6, 1]), (True, [7, 0, 3, 1])):
+        order, count = consensus.add_diversity(view, view.mass, rank, nobody, torch.tensor([4]), proper)
+        assert order[0, : int(count)].tolist() == expected
+    two = rank.clone()
+    two[0, 7], two[0, 6] = 0, 1
+    order, count = consensus.add_diversity(view, view.mass, two, torch.tensor([2]), torch.tensor([5]))
+    assert order[0, : int(count)].tolist() == [7, 6, 1, 0, 5]
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 8, 32, 40])
+@pytest.mark.parametrize("preset", ["doc", "latest"])
+def test_consensus_of_any_size(preset, heads):
+    generator = torch.Generator().manual_seed(heads)
+    attention = torch.randn(4, heads, 60, generator=generator).mul(3).softmax(-1) * 0.4
+    attention[3] = 0.001  # nothing to tell heads apart
+    for row, found in enumerate(consensus.select(attention, preset)):
+        assert 1 <= len(found.heads) <= heads and len(set(found.heads)) == len(found.heads)
+        assert sum(found.weights) == pytest.approx(1)
+        assert found.heads == found.consensus + found.diversity
+        single = consensus.select(attention[row : row + 1], preset)[0]
+        assert (single.heads, single.threshold) == (found.heads, pytest.approx(found.threshold))
+
+
+def test_consensus_refuses_nonsense():
+    with pytest.raises(ValueError, match=r"preset: got 'docs' .did you mean 'doc'"):
+        consensus.select(TOY, "docs")
+    with pytest.raises(ValueError, match=r"expected .batch, heads, visual tokens"):
+        consensus.select(TOY[0])
+    with pytest.raises(ValueError, match="NaN"):
+        consensus.select(TOY * torch.nan)
+    with pytest.raises(ValueError, match="normalise: got 'softmax'"):
+        select_heads(TOY, "sum", 2, "softmax")
