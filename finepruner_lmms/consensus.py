@@ -21,15 +21,8 @@ import torch
 from torch import Tensor
 
 from finepruner_lmms.checks import check_choice
-from finepruner_lmms.heads import (
-    EPS,
-    HeadView,
-    attention_range,
-    largest,
-    max_attention,
-    min_max,
-    unit_rows,
-)
+from finepruner_lmms.heads import ablation, consensus_registry
+from finepruner_lmms.heads.view import EPS, HeadView, unit_rows
 
 MOST_DIVERSE = 32
 """At most so many heads are added for diversity: a fixed number of steps, whatever the batch needs."""
@@ -167,41 +160,15 @@ def select_batch(attention: Tensor, preset: str = "doc", proper: bool = False) -
 # -- step 1: strategies and their quality -----------------------------------------------------------------------------
 
 
-def _sparsity(view: HeadView) -> Tensor:
-    return 0.7 * view.energy + 0.3 * view.peak
-
-
-def _hierarchical(view: HeadView) -> Tensor:
-    size = view.deviation.shape[-1]
-    # the mean of log(1/N) - log(p + eps)
-    divergence = -(view.deviation * size).add_(size * EPS).log1p_().mean(-1)
-    return 0.4 * view.energy + 0.3 * (1 - min_max(view.entropy)) + 0.3 * divergence
-
-
-def _graph_based(view: HeadView) -> Tensor:
-    if view.attention.shape[1] == 1:
-        return view.mass
-    centrality = (view.unit @ view.unit.sum(1)[..., None]).squeeze(-1)
-    return 0.6 * centrality + 0.4 * view.raw_variance
-
-
-def _top_k_sum(view: HeadView) -> Tensor:
-    return largest(view.attention, max(1, min(64, view.attention.shape[-1] // 4)))
-
-
-def _multi_objective(view: HeadView) -> Tensor:
-    return 0.4 * min_max(view.entropy) + 0.3 * min_max(view.energy) + 0.3 * min_max(view.peak)
-
-
 STRATEGIES: dict[str, Callable[[HeadView], Tensor]] = {
-    "sum": lambda view: view.mass,
-    "sparsity": _sparsity,
-    "hierarchical": _hierarchical,
-    "graph_based": _graph_based,
-    "top_k_sum": _top_k_sum,
-    "max_attention": max_attention,
-    "attention_range": attention_range,
-    "multi_objective": _multi_objective,
+    "sum": ablation.visual_mass,
+    "sparsity": consensus_registry.sparsity,
+    "hierarchical": consensus_registry.hierarchical,
+    "graph_based": consensus_registry.graph_based,
+    "top_k_sum": consensus_registry.top_k_sum,
+    "max_attention": ablation.max_attention,
+    "attention_range": ablation.attention_range,
+    "multi_objective": consensus_registry.multi_objective,
 }
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from finepruner_lmms import consensus
-from finepruner_lmms.heads import HEAD_STRATEGIES, HeadView, head_scores, select_heads, sort_rows
+from finepruner_lmms.heads import HEAD_STRATEGIES, HeadView, head_scores, select_heads
+from finepruner_lmms.heads.view import sort_rows
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORD = json.loads((GOLDEN / "heads.json").read_text())
@@ -54,7 +55,7 @@ def test_strategies_equal_their_reference_also_where_it_is_unstable(kind):
     assert compared == 33
 
 
-@pytest.mark.parametrize("strategy", HEAD_STRATEGIES)
+@pytest.mark.parametrize("strategy", TOY_HEADS)
 def test_strategies_by_hand(strategy):
     best, first, last = TOY_HEADS[strategy]
     scores = head_scores(TOY, strategy, 4)[0]
@@ -92,6 +93,17 @@ def test_renormalised_strategies_do_not_see_how_loud_a_head_is():
     for strategy in ("entropy", "sparsity", "gini_coefficient"):
         first = select_heads(attention, strategy, 4, "renormalise")
         assert torch.equal(first, select_heads(loud, strategy, 4, "renormalise"))
+
+
+def test_the_names_of_both_registries():
+    own = {name for name in HEAD_STRATEGIES if not name.startswith("consensus_")}
+    assert own == set(TOY_HEADS)
+    others = {name.removeprefix("consensus_") for name in set(HEAD_STRATEGIES) - own}
+    assert others == {"sparsity", "hierarchical", "graph_based", "top_k_sum", "multi_objective"}
+    for name in others:
+        ours = head_scores(TOY, f"consensus_{name}", 4)
+        assert torch.equal(ours, consensus.STRATEGIES[name](HeadView(TOY, 4)))
+        assert not torch.allclose(ours, head_scores(TOY, name, 4))
 
 
 @pytest.mark.parametrize("normalise", ["resoftmax", "renormalise"])

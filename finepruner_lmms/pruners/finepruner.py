@@ -20,10 +20,10 @@ from finepruner_lmms.pruners.fastv import FastV
 from finepruner_lmms.pruners.pdrop import PDrop
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.sparsevlm import SparseVLM
+from finepruner_lmms.queries import QUERIES, query_rows
 from finepruner_lmms.scores import head_rows, token_scores
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
-QUERIES = ("last",)
 CONSENSUS = "consensus"
 
 
@@ -36,6 +36,7 @@ class FinePruner(AttentionGuided):
     is FastV with its `layer`, unless `guide` says `pdrop` or `sparsevlm`. `heads=None` is 16, or half of the heads
     of a model with fewer than 32.
 
+    `query` says whose attention the rows are: the last prompt token's, or other words' (`finepruner_lmms.queries`).
     `head_strategy="consensus"` chooses heads and their weights by `finepruner_lmms.consensus` with `preset` (None is
     `doc`); the number of heads follows from the attention, and `heads` has no effect.
     """
@@ -55,12 +56,14 @@ class FinePruner(AttentionGuided):
             raise ValueError(f"layer: got {self.layer!r}; guide={self.guide!r} has depths of its own, so leave it out")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
-        check_choice("head_strategy", self.head_strategy, (*head_selection.HEAD_STRATEGIES, CONSENSUS))
+        check_choice("head_strategy", self.head_strategy, (*head_selection.known_strategies(), CONSENSUS))
         if self.head_strategy == CONSENSUS:
             self._check_consensus()
         elif self.preset is not None:
             raise ValueError(f"preset: got {self.preset!r}; only head_strategy='consensus' reads it, so leave it out")
         check_choice("query", self.query, QUERIES)
+        if self.query != "last" and self.guide == "sparsevlm":
+            raise ValueError(f"query: got {self.query!r}; guide='sparsevlm' asks by its raters, so leave it out")
         check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
         self.guided  # noqa: B018 - its parameters are checked here, too
 
@@ -108,8 +111,11 @@ class FinePruner(AttentionGuided):
             raise ValueError(f"heads: got {self.heads}; the layers of this model have {num_heads} query heads")
 
     def head_attention(self, context: DecoderContext) -> Tensor:
-        """As the guided method, all heads."""
-        return self.guided.head_attention(context)
+        """The rows of all heads: the guided method's, or those that `query` asks by, in the same layer."""
+        if self.query == "last":
+            return self.guided.head_attention(context)
+        text, present = context.text_attention, context.text_present
+        return query_rows(self.query, context.attention, text, present, context.prefix_lengths)
 
     def select(self, context: DecoderContext, retained: int) -> Selection:
         """Rank the heads, then choose as the guided method does, by the combined row of the best."""

@@ -1,0 +1,52 @@
+"""Which attention heads guide the pruning: head strategies, and the selection of the best-scored heads.
+
+The strategies are those of the ablation registry of the LLaVA-FinePruner-Head code base. It takes a softmax of the
+attention, which is a softmax already: `normalise="resoftmax"`. The result is nearly uniform, and several strategies
+rank heads by differences below half precision, some below float32: see `HeadView` for how ours keep them.
+`normalise="renormalise"` divides by the head's attention to the image instead. The names `consensus_…` are what
+consensus-diversity selection means by a strategy of the same name.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from finepruner_lmms.checks import check_choice
+from finepruner_lmms.heads import ablation, consensus_registry
+from finepruner_lmms.heads.registry import best_heads, head_scores, known_strategies, register_head_strategy
+from finepruner_lmms.heads.view import HeadView
+
+NORMALISATIONS = ("resoftmax", "renormalise")
+HEAD_STRATEGIES = known_strategies()
+
+
+def select_heads(attention: Tensor, strategy: str, heads: int, normalise: str = "resoftmax") -> Tensor:
+    """The heads that guide, best first: `[B, heads]`.
+
+    `attention` `[B, H, N]` is the last prompt token's post-softmax attention to the visual tokens. Raises
+    `ValueError` for an unknown strategy or normalisation, a number of heads outside 1..H, or attention that is not
+    finite.
+    """
+    if attention.ndim != 3:
+        raise ValueError(f"attention: shape {list(attention.shape)}; expected [batch, heads, visual tokens]")
+    if not 1 <= heads <= attention.shape[1]:
+        raise ValueError(f"heads: got {heads}; expected 1 to {attention.shape[1]}, the query heads of the attention")
+    check_choice("normalise", normalise, NORMALISATIONS)
+    if not bool(torch.isfinite(attention).all()):
+        raise ValueError("attention: holds NaN or infinite values")
+    return best_heads(head_scores(attention, strategy, heads, normalise), heads)
+
+
+__all__ = [
+    "HEAD_STRATEGIES",
+    "NORMALISATIONS",
+    "HeadView",
+    "ablation",
+    "best_heads",
+    "consensus_registry",
+    "head_scores",
+    "known_strategies",
+    "register_head_strategy",
+    "select_heads",
+]

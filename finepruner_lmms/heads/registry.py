@@ -1,0 +1,42 @@
+"""Head strategies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from finepruner_lmms.checks import nearest
+from finepruner_lmms.heads.view import HeadView
+
+HeadStrategy = Callable[[HeadView], Tensor]
+_STRATEGIES: dict[str, HeadStrategy] = {}
+
+
+def register_head_strategy(name: str) -> Callable[[HeadStrategy], HeadStrategy]:
+    """Add a head strategy: a function from a `HeadView` to head scores `[B, H]`, larger is better."""
+
+    def add(function: HeadStrategy) -> HeadStrategy:
+        _STRATEGIES[name] = function
+        return function
+
+    return add
+
+
+def known_strategies() -> tuple[str, ...]:
+    """The sorted names of all strategies."""
+    return tuple(sorted(_STRATEGIES))
+
+
+def head_scores(attention: Tensor, strategy: str, heads: int, normalise: str = "resoftmax") -> Tensor:
+    """The score `[B, H]` of each head of `attention` `[B, H, N]`, in float64, for choosing `heads` of them."""
+    if strategy not in _STRATEGIES:
+        known = known_strategies()
+        hint = nearest(strategy, known)
+        raise ValueError(f"head_strategy: unknown strategy {strategy!r}{hint}; known: {', '.join(known)}")
+    return _STRATEGIES[strategy](HeadView(attention, heads, normalise))
+
+
+def best_heads(scores: Tensor, heads: int) -> Tensor:
+    """The `heads` best of `scores` `[B, H]`, best first, the lower head on a tie: `[B, heads]`."""
+    return scores.argsort(dim=-1, descending=True, stable=True)[:, :heads]
