@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from finepruner_lmms.checks import check_choice
-from finepruner_lmms.heads import ablation, consensus_registry
+from finepruner_lmms.heads import ablation, best_heads, consensus_registry
 from finepruner_lmms.heads.view import EPS, HeadView, unit_rows
 
 MOST_DIVERSE = 32
@@ -78,12 +78,15 @@ class Consensus:
     of them are consensus heads; `weights` `[B, H]` are by head, 0 where not chosen.
     """
 
+    preset: str
     names: tuple[str, ...]
-    qualities: Tensor
-    chosen: Tensor  # [B, S] heads chosen by each strategy
+    qualities: Tensor  # [B, S]
+    chosen: Tensor  # [B, S], how many heads each strategy chooses
+    flat: Tensor  # [B] bool, whether a strategy cannot tell heads apart
     consistency: Tensor
     threshold: Tensor
     complexity: Tensor
+    complexity_parts: Tensor  # [B, 3]: how different, flat and uneven
     gap: Tensor
     target: Tensor
     order: Tensor
@@ -91,6 +94,7 @@ class Consensus:
     count: Tensor
     weights: Tensor
     token_scores: Tensor
+    sparsest: Tensor  # [B, H], heads by the registry's sparsity: what the choice is compared with
 
     def record(self, row: int) -> ConsensusSelection:
         """One sample as plain values; waits for the device."""
@@ -134,19 +138,23 @@ def select_batch(attention: Tensor, preset: str = "doc", proper: bool = False) -
     votes, total = weighted_votes(scores, quality, chosen)
     agreement = consistency(chosen)
     threshold = dynamic_threshold(agreement, rules)
-    complex_ = complexity(view)
+    parts = complexity_parts(view)
+    complex_ = complexity(parts)
     gap = gap_count(votes)
     target = adaptive_count(gap, complex_, attention.shape[1])
     agreed_rank, agreed = consensus_heads(votes, total, threshold * quality.sum(1), target)
     order, count = add_diversity(view, mass, agreed_rank, agreed, target, proper)
     weights = fusion_weights(quality, chosen, mass, order, agreed, count)
     return Consensus(
+        preset=preset,
         names=rules.strategies,
         qualities=quality,
         chosen=chosen.sum(-1),
+        flat=(scores.amax(-1) == scores.amin(-1)).any(1),
         consistency=agreement,
         threshold=threshold,
         complexity=complex_,
+        complexity_parts=parts,
         gap=gap,
         target=target,
         order=order,
@@ -154,6 +162,7 @@ def select_batch(attention: Tensor, preset: str = "doc", proper: bool = False) -
         count=count,
         weights=weights,
         token_scores=torch.einsum("bh,bhn->bn", weights, view.attention.double()),
+        sparsest=best_heads(STRATEGIES["sparsity"](view), attention.shape[1]),
     )
 
 
@@ -232,8 +241,8 @@ def dynamic_threshold(agreement: Tensor, rules: Preset) -> Tensor:
 # -- step 3: how many heads -------------------------------------------------------------------------------------------
 
 
-def complexity(view: HeadView) -> Tensor:
-    """How different the heads are, how flat and how uneven: `[B]`, 0.4, 0.3 and 0.3 of it."""
+def complexity_parts(view: HeadView) -> Tensor:
+    """How different the heads are, how flat and how uneven: `[B, 3]`."""
     heads, size = view.attention.shape[1:]
     if heads > 1:
         together = view.unit.sum(1)
@@ -243,7 +252,12 @@ def complexity(view: HeadView) -> Tensor:
         different = torch.full_like(view.entropy[:, 0], 0.5)
     flat = view.entropy.mean(-1) / math.log(size)
     uneven = view.raw_variance.mean(-1) / (view.mass.mean(-1) / size + EPS)
-    return 0.4 * different + 0.3 * flat + 0.3 * uneven.clamp(0, 1)
+    return torch.stack([different, flat, uneven.clamp(0, 1)], dim=1)
+
+
+def complexity(parts: Tensor) -> Tensor:
+    """0.4, 0.3 and 0.3 of the parts `[B, 3]`: `[B]`."""
+    return parts @ parts.new_tensor([0.4, 0.3, 0.3])
 
 
 def gap_count(votes: Tensor) -> Tensor:

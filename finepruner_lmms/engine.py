@@ -316,8 +316,8 @@ class _Hooks:
         exact = bool(not layout.padded and self.pruner.fills_budget)
         self.views[layer] = _View(layout, new, None if exact else layout.valid, shift)
         self.trace.keep_masks[layer] = layout.present
-        if chosen.heads is not None:
-            self.trace.heads, self.trace.head_scores = chosen.heads, chosen.head_scores
+        if chosen.heads is not None and chosen.head_scores is not None:
+            self.trace.chosen_heads[layer] = chosen.heads, chosen.head_scores
         if chosen.details is not None:
             self.trace.details[layer] = chosen.details
         del self.inputs[layer]

@@ -17,6 +17,8 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
+from finepruner_lmms.consensus import Consensus
+from finepruner_lmms.consensus_report import debug_block
 from finepruner_lmms.cost import DecoderSizes, PrefillCost
 from finepruner_lmms.engine import Geometry
 from finepruner_lmms.generation import Generation, generate
@@ -232,10 +234,14 @@ class LlavaFinePruner(lmms):
         if not (self.arguments.debug or self.monitor.active):
             return
         for row, item in enumerate(batch):
-            record = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=self.pruner)
-            self.monitor.write(record)
+            records = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=self.pruner)
+            for record in records:
+                self.monitor.write(record)
             if self.arguments.debug:
-                logger.info(f"selection: {record}")
+                for record in records:
+                    found = result.trace.details.get(record["layer"])
+                    shown = debug_block(found, row) if isinstance(found, Consensus) else f"selection: {record}"
+                    logger.info(f"{item.task} {item.doc_id}, layer {record['layer']}\n{shown}")
 
     def monitor_to(self, folder: Path | None) -> None:
         """Write the selections of the coming evaluations to `folder`, or nowhere."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from finepruner_lmms.consensus import Consensus
+from finepruner_lmms.consensus_report import monitor_record
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.trace import Trace
 
@@ -51,17 +53,17 @@ class Monitor:
             self._file.flush()
 
 
-def describe(trace: Trace, row: int, *, task: str, doc_id: int, pruner: Pruner) -> dict[str, Any]:
-    """What was selected for one row of a call, as plain values."""
-    record: dict[str, Any] = {
-        "task": task,
-        "doc_id": doc_id,
-        "method": pruner.name,
-        "budget": pruner.budget,
-        "kept": {str(layer): kept[row].tolist() for layer, kept in trace.kept.items()},
-        "tokens_entering": trace.tokens_entering[row],
-    }
-    if trace.heads is not None and trace.head_scores is not None:
-        record["heads"] = trace.heads[row].tolist()
-        record["head_scores"] = [round(score, 6) for score in trace.head_scores[row].tolist()]
-    return record
+def describe(trace: Trace, row: int, *, task: str, doc_id: int, pruner: Pruner) -> list[dict[str, Any]]:
+    """What was selected for one row of a call, as plain values: a record for each layer before which tokens went."""
+    common = {"task": task, "doc_id": doc_id, "method": pruner.name, "budget": pruner.budget}
+    records = []
+    for layer, kept in trace.kept.items():
+        record: dict[str, Any] = common | {"layer": layer, "kept": kept[row].tolist(), "kept_tokens": len(kept[row])}
+        if layer in trace.chosen_heads:
+            heads, scores = trace.chosen_heads[layer]
+            record["heads"] = [head for head in heads[row].tolist() if head >= 0]
+            record["head_scores"] = [round(score, 6) for score in scores[row].tolist()]
+        if isinstance(found := trace.details.get(layer), Consensus):
+            record |= monitor_record(found, row)
+        records.append(record)
+    return records

@@ -27,13 +27,21 @@ class Trace:
     keep_masks: dict[int, Tensor] = field(default_factory=dict)
     kv_lengths: list[int] = field(default_factory=list)
     """Cache length of each layer after prefill, in tokens (padding included)."""
-    heads: Tensor | None = None
-    """`[B, heads]`, best first, where heads were selected (at the last drop, if there are several); -1 for none."""
-    head_scores: Tensor | None = None
-    """`[B, H]`, the score of every head, where heads were selected."""
+    chosen_heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By layer, where heads were selected: `[B, heads]`, best first, -1 for none; and every head's score `[B, H]`."""
     details: dict[int, Any] = field(default_factory=dict)
     """By layer, what a method says of its choice (`consensus.Consensus`); its rows are those of the call."""
     suspects: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def heads(self) -> Tensor | None:
+        """`[B, heads]`, best first, where heads were selected: at the first drop."""
+        return self.chosen_heads[min(self.chosen_heads)][0] if self.chosen_heads else None
+
+    @property
+    def head_scores(self) -> Tensor | None:
+        """`[B, H]`, the score of every head, where heads were selected: at the first drop."""
+        return self.chosen_heads[min(self.chosen_heads)][1] if self.chosen_heads else None
 
     @property
     def kept(self) -> dict[int, list[Tensor]]:
@@ -108,7 +116,6 @@ class Trace:
             self.has_image[::step],
             {layer: mask[::step] for layer, mask in self.keep_masks.items()},
             list(self.kv_lengths),
-            None if self.heads is None else self.heads[::step],
-            None if self.head_scores is None else self.head_scores[::step],
+            {layer: (heads[::step], scores[::step]) for layer, (heads, scores) in self.chosen_heads.items()},
             dict(self.details),
         )

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from finepruner_lmms import consensus
+from finepruner_lmms.consensus_report import debug_block, monitor_record
 from finepruner_lmms.heads import HEAD_STRATEGIES, HeadView, head_scores, select_heads
 from finepruner_lmms.heads.view import sort_rows
 
@@ -230,3 +231,36 @@ def test_consensus_refuses_nonsense():
         consensus.select(TOY * torch.nan)
     with pytest.raises(ValueError, match="normalise: got 'softmax'"):
         select_heads(TOY, "sum", 2, "softmax")
+
+
+def test_the_debug_block():
+    found = consensus.select_batch(TOY, "latest")
+    assert debug_block(found, 0).splitlines() == [
+        "🎯 Intelligent Consensus-Diversity: 4 heads",
+        "   Consensus: 4 | Diversity: 0",
+        "   Dynamic threshold: 0.400 | Complexity: 0.502",
+        "   Strategy qualities: [('sparsity', '0.598'), ('hierarchical', '0.310'), ('attention_range', '0.437')]",
+        "   Selected consensus heads: [7, 6, 4, 3]",
+        "   Selected diversity heads: []",
+        "   Final head indices: [7, 6, 4, 3]",
+        "   [COMPARISON] Simple sparsity top-8: [0, 1, 2, 3, 4, 5, 6, 7]",
+        "   [COMPARISON] Our selection: [3, 4, 6, 7]",
+        "   [COMPARISON] Overlap: 4/8 heads",
+    ]
+    shorter = debug_block(found, 0, "doc").splitlines()
+    assert shorter[3] == "   Strategy qualities: sparsity=0.60, hierarchical=0.31, attention_range=0.44"
+    assert shorter[2] == "   Dynamic threshold: 0.40 | Complexity: 0.50" and len(shorter) == 6
+
+
+def test_the_monitor_record():
+    attention = torch.cat([TOY, torch.full_like(TOY, 0.01)])
+    record, flat = (monitor_record(consensus.select_batch(attention, "latest"), row) for row in (0, 1))
+    assert record["counts"] == {"sparsity": 4, "hierarchical": 5, "attention_range": 4}
+    assert record["consistency"] == pytest.approx(0.866667, abs=1e-6) and record["tau"] == pytest.approx(0.4)
+    parts = [record[f"complexity_{part}"] for part in "DEV"]
+    assert parts == pytest.approx([0.497423, 0.999982, 0.009598], abs=1e-6)
+    assert (record["gap"], record["target"], record["n_heads"], record["branch"]) == (4, 4, 4, "gap")
+    assert record["inert"] == ["diversity", "complexity", "weights"] and not record["nan_guarded"]
+    assert record["share_consensus"] == pytest.approx(1) and record["share_diversity"] == 0
+    assert flat["nan_guarded"]
+    json.dumps([record, flat])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from loguru import logger
 from PIL import Image
 
 import finepruner_lmms as fp
@@ -217,8 +219,30 @@ def test_monitor_writes_each_selection(model, toy, tmp_path):
         model.monitor_to(None)
     lines = [json.loads(line) for line in (tmp_path / "selections-rank0.jsonl").read_text().splitlines()]
     assert sorted(line["doc_id"] for line in lines) == list(range(13))
-    shown = [line for line in lines if line["kept"]["2"]]
+    assert {line["layer"] for line in lines} == {2}
+    shown = [line for line in lines if line["kept"]]
     assert len(shown) == 11 and all(len(line["heads"]) == 3 and len(line["head_scores"]) == 8 for line in lines)
+
+
+def test_consensus_is_written_down_and_shown(model, toy, tmp_path):
+    said: list[str] = []
+    handler = logger.add(said.append, format="{message}")
+    model.configure(method="finepruner", guide="pdrop", budget=200, head_strategy="consensus", preset="latest")
+    model.monitor_to(tmp_path)
+    model.arguments = dataclasses.replace(model.arguments, debug=True)
+    try:
+        evaluate(model, toy, limit=2)
+    finally:
+        model.monitor_to(None)
+        model.arguments = dataclasses.replace(model.arguments, debug=False)
+        logger.remove(handler)
+    lines = [json.loads(line) for line in (tmp_path / "selections-rank0.jsonl").read_text().splitlines()]
+    assert [(line["doc_id"], line["layer"]) for line in lines] == [(d, k) for d in (0, 1) for k in (2, 8, 16, 24)]
+    for line in lines:
+        assert line["heads"] == line["consensus"] + line["diversity"] and line["n_heads"] == len(line["heads"])
+        assert line["share_consensus"] + line["share_diversity"] == pytest.approx(1)
+        assert line["kept_tokens"] == len(line["kept"]) and line["branch"] in ("gap", "high", "low", "fallback")
+    assert "".join(said).count("🎯 Intelligent Consensus-Diversity: ") == 8
 
 
 def test_response_cache_is_keyed_by_everything(toy, tmp_path, monkeypatch, model):
