@@ -1,0 +1,1 @@
+"""The head study: which attention heads guide pruning well; see docs/head_study.md."""
