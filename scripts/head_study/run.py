@@ -2,8 +2,9 @@
 
     python -m head_study.run --pretrained demo --split tuning --part heads --out runs/head_study/seed0
 
-run from `scripts/`. A part is a list of choices; each is judged on every question of the deck, and the answers (right
-or wrong, a question each) are kept, so that any two choices can be compared in pairs. Finished choices are not run again.
+run from `scripts/`. A part is a list of choices. Each is judged on every question of the deck, and the answers (right
+or wrong, a question each) are kept, so that any two choices can be compared in pairs. What is finished is not run
+again.
 """
 
 from __future__ import annotations
