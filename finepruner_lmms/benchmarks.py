@@ -6,6 +6,7 @@ image are not independent) by resampling these sums. Nothing here imports lmms-e
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,11 +60,15 @@ class Benchmark:
 
     def standard_error(self, samples: Sequence[Sample], images: Sequence[Any]) -> float:
         """The standard error of `percent`, by 1000 bootstrap draws of images; `images[doc_id]` names the image."""
+        return float(self.replicates(samples, images).std(ddof=1))
+
+    def replicates(self, samples: Sequence[Sample], images: Sequence[Any] | dict[int, Any]) -> np.ndarray:
+        """`percent` of 1000 bootstrap draws of images. The same images give the same draws, so two methods pair up."""
         rows, documents = self._rows(samples)
         names, inverse = np.unique([str(images[document]) for document in documents], return_inverse=True)
         sums = np.zeros((len(names), rows.shape[1]))
         np.add.at(sums, inverse, rows)
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(zlib.crc32(self.name.encode()))
         scores = []
         step = max(1, 2_000_000 // len(names))  # replicates at once, so that memory stays small
         for start in range(0, _REPLICATES, step):
@@ -71,7 +76,7 @@ class Benchmark:
             draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
             totals = draws @ sums
             scores.append(100 * self.points(totals) / self.full(totals))
-        return float(np.concatenate(scores).std(ddof=1))
+        return np.concatenate(scores)
 
     def _rows(self, samples: Sequence[Sample]) -> Rows:
         if self.rows is None:

@@ -156,6 +156,26 @@ def table(
 
 
 @app.command()
+def compare(
+    output: Output,
+    first: Annotated[str, typer.Argument(metavar="A", help="A row, such as 'finepruner 64 heads=4'.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another, such as 'fastv 64'.")],
+) -> None:
+    """Compare two rows question by question: A minus B, with standard errors and 95 % intervals."""
+    from finepruner_lmms.matrix.paired import differences, find_row
+    from finepruner_lmms.matrix.store import StoreError
+    from finepruner_lmms.matrix.table import render_differences
+
+    store = _store(output)
+    record = _matrix(store)
+    try:
+        found = differences(store, record, find_row(record, first), find_row(record, second))
+    except StoreError as error:
+        _refuse(str(error))
+    sys.stdout.write(render_differences(found, first, second))
+
+
+@app.command()
 def tasks(
     data: Annotated[str, typer.Option(help="hub, demo, or a data root")] = "hub",
 ) -> None:

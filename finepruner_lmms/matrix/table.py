@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.benchmarks import BENCHMARKS
@@ -11,6 +11,8 @@ from finepruner_lmms.matrix.leaderboard import Leaderboard, Line, Score
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from finepruner_lmms.matrix.paired import Difference
 
 MISSING = "–"
 
@@ -41,6 +43,24 @@ COST_NOTES = (
     "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
     "KV: the cache after prefill, at 2 bytes a value.",
 )
+
+
+def render_differences(found: Sequence[Difference], first: str, second: str) -> str:
+    """A paired comparison as Markdown, which reads well as text, too."""
+    import pandas as pd
+
+    rows = [
+        {
+            "task": BENCHMARKS[d.task].title if d.task in BENCHMARKS else d.task,
+            first: f"{d.first:.1f}",
+            second: f"{d.second:.1f}",
+            "difference": f"{d.value:+.1f} ± {d.error:.1f}",
+            "95 %": f"{d.low:+.1f} to {d.high:+.1f}",
+        }
+        for d in found
+    ]
+    note = "Percent of the maximum, paired over images: 1000 bootstrap draws, the same for both rows."
+    return f"{_as_markdown(pd.DataFrame(rows, dtype=object))}{note}\n"
 
 
 def _cost_cells(line: Line, whole: dict[str, float] | None, exact: bool) -> dict[str, object]:

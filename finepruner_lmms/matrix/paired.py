@@ -1,0 +1,76 @@
+"""Two rows of a matrix, question by question: the difference of their scores and how sure it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.matrix.store import Json, Store, StoreError
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second, in percent of the maximum: `value`, its standard error, and its 95 % interval."""
+
+    task: str
+    first: float
+    second: float
+    value: float
+    error: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, task: str, shown: tuple[float, float], draws: np.ndarray) -> Difference:
+        """From both scores and the bootstrapped differences."""
+        low, high = np.quantile(draws, (0.025, 0.975))
+        return cls(task, *shown, shown[0] - shown[1], float(draws.std(ddof=1)), float(low), float(high))
+
+
+def differences(store: Store, record: Json, first: int, second: int) -> list[Difference]:
+    """The paired difference on every task that both rows have done, and behind them the average of these.
+
+    Bootstrapped over images, with the same draws for both rows, so that what they share cancels. `StoreError` where
+    they have no finished task in common, or were asked other questions.
+    """
+    found: list[Difference] = []
+    draws = []
+    for task in record["tasks"]:
+        cells = [next(c for c in record["cells"] if c["row"] == row and c["task"] == task) for row in (first, second)]
+        if any(state.result is None for state in store.states(cells)):
+            continue
+        one, other = (_samples(store, cell) for cell in cells)
+        if [s["doc_id"] for s in one] != [s["doc_id"] for s in other]:
+            raise StoreError(f"compare: the two rows answered different questions of {task}")
+        benchmark = BENCHMARKS[task]
+        images = {sample["doc_id"]: sample["image"] for sample in one}
+        draws.append(benchmark.replicates(one, images) - benchmark.replicates(other, images))
+        found.append(Difference.of(task, (benchmark.percent(one), benchmark.percent(other)), draws[-1]))
+    if not found:
+        raise StoreError("compare: the two rows have no finished task in common")
+    if len(found) > 1:
+        means = float(np.mean([d.first for d in found])), float(np.mean([d.second for d in found]))
+        found.append(Difference.of("average", means, np.mean(draws, axis=0)))
+    return found
+
+
+def find_row(record: Json, label: str) -> int:
+    """The row that `label` names: `vanilla`, `fastv 64`, `finepruner 64 heads=4`. `StoreError` if there is none."""
+    from finepruner_lmms.checks import nearest
+    from finepruner_lmms.matrix.cells import row_label
+
+    labels = [row_label(row) for row in record["rows"]]
+    wanted = " ".join(label.split())
+    if wanted not in labels:
+        raise StoreError(f"row: got {label!r}{nearest(wanted, labels)}; rows: {', '.join(labels)}")
+    return labels.index(wanted)
+
+
+def _samples(store: Store, cell: Json) -> list[Json]:
+    """The logged samples of a finished cell, as its benchmark reads them."""
+    metric = BENCHMARKS[cell["task"]].metric.partition(",")[0]
+    lines = (store.cell_dir(cell) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return [sample | {metric: sample["score"]} for sample in map(json.loads, lines)]

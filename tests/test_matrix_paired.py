@@ -1,0 +1,112 @@
+"""Paired comparisons and cost tables, from results written by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from finepruner_lmms.cost import DecoderSizes, PrefillCost, cache_bytes, published_macs
+from finepruner_lmms.matrix.cli import app
+from finepruner_lmms.matrix.leaderboard import leaderboard
+from finepruner_lmms.matrix.paired import differences, find_row
+from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, write_result
+from finepruner_lmms.matrix.table import render_costs
+
+ROWS = [
+    {"method": "vanilla", "budget": None, "parameters": {}, "given": {}},
+    {"method": "fastv", "budget": 64, "parameters": {"layer": 2}, "given": {}},
+    {"method": "fastv", "budget": 64, "parameters": {"layer": 3}, "given": {"layer": 3}},
+]
+IMAGES, EACH = 50, 4
+COST = {"questions": 200, "text_tokens": 55.0, "visual_tokens": 64.1, "final_visual_tokens": 30.0}
+COST |= {"macs_2": 4.75e8, "macs_3": 5.45e8, "kv_bytes": 1463808.0}
+
+
+def answers(row: int) -> np.ndarray:
+    """Right or wrong, an image a line: row 1 misses what row 0 misses, and every second image's last question."""
+    rng = np.random.default_rng(1)
+    right = rng.random((IMAGES, EACH)) < 0.7
+    if row == 1:
+        right[::2, -1] = False
+    return right
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    store, cells = Store(tmp_path), []
+    for number in range(3):
+        cell = {"id": f"gqa{number}", "folder": f"gqa{number}", "task": "gqa", "row": number, "label": "x"}
+        cells.append(cell)
+        if number == 2:
+            continue
+        right = answers(number)
+        samples = [
+            {"doc_id": EACH * image + place, "image": f"i{image}", "target": "a", "answer": "b", "score": float(hit)}
+            for image, line in enumerate(right)
+            for place, hit in enumerate(line)
+        ]
+        result = {"id": cell["id"], "metrics": {"exact_match,none": right.mean()}, "percent": 100 * right.mean()}
+        result |= {"standard_error": 2.0, "answered": right.size, "expected": right.size, "seconds": 1}
+        result |= {"spec": {"task": "gqa"}, "cost": COST if number else COST | {"macs_2": 4e9, "macs_3": 4.4e9}}
+        begin_attempt(store.cell_dir(cell), "1")
+        write_result(store.cell_dir(cell), result, samples)
+    record = {"name": "study", "model": "demo", "num_layers": 32, "num_visual_tokens": 576}
+    store.save_matrix(record | {"tasks": ["gqa"], "rows": ROWS, "cells": cells})
+    return store
+
+
+def test_differences_are_paired(store):
+    (found,) = differences(store, store.matrix(), 1, 0)
+    one, other = answers(1), answers(0)
+    assert found.value == pytest.approx(100 * (one.mean() - other.mean()))
+    per_image = 100 * (one.mean(1) - other.mean(1))
+    assert found.error == pytest.approx(per_image.std(ddof=1) / IMAGES**0.5, rel=0.1)
+    unpaired = 100 * (one.mean(1).var(ddof=1) / IMAGES + other.mean(1).var(ddof=1) / IMAGES) ** 0.5
+    assert found.error < unpaired / 2  # what pairing is for
+    assert found.low < found.value < found.high < 0
+    (same,) = differences(store, store.matrix(), 0, 0)
+    assert (same.value, same.error, same.low, same.high) == (0, 0, 0, 0)
+
+
+def test_rows_are_named_as_people_see_them(store):
+    record = store.matrix()
+    assert [find_row(record, label) for label in ("vanilla", "fastv 64", "fastv  64 layer=3")] == [0, 1, 2]
+    with pytest.raises(StoreError, match=r"row: got 'fastv 65' \(did you mean 'fastv 64'\?\); rows: vanilla, fastv 64"):
+        find_row(record, "fastv 65")
+    with pytest.raises(StoreError, match="no finished task in common"):
+        differences(store, record, 0, 2)
+
+
+def test_the_command_compares(store):
+    done = CliRunner().invoke(app, ["compare", str(store.root), "fastv 64", "vanilla"])
+    assert done.exit_code == 0 and "| GQA " in done.output and "difference" in done.output
+    wrong = CliRunner().invoke(app, ["compare", str(store.root), "fastv 64", "vanila"])
+    assert wrong.exit_code == 2 and "did you mean 'vanilla'" in wrong.output
+
+
+def test_costs_are_shown_as_recorded(store):
+    board = leaderboard(store)
+    rows = list(csv.DictReader(io.StringIO(render_costs(board, "csv"))))
+    assert float(rows[1]["visual_tokens"]) == 64.1 and float(rows[1]["macs_2"]) == 4.75e8
+    assert rows[2]["visual_tokens"] == ""  # not run yet: missing, not 0
+    text = render_costs(board, "text")
+    assert "0.475 G (12 %)" in text and "1.40 MiB" in text and "64.1" in text and "–" in text
+    assert "0.475 G (12 %)" in render_costs(board, "markdown") and r"\%" in render_costs(board, "latex")
+    done = CliRunner().invoke(app, ["table", str(store.root), "--costs"])
+    assert done.exit_code == 0 and "cost of prefill" in done.output
+
+
+def test_the_cost_of_an_evaluation_is_the_mean_over_questions_with_an_image():
+    sizes = DecoderSizes(hidden=8, feed_forward=16, query_width=8, key_value_width=8)
+    lengths = {(10, (6, 6, 2)): 3, (20, (6, 6, 2)): 1, (30, (0, 0, 0)): 5}
+    cost = PrefillCost.of(sizes, lengths)
+    assert (cost.questions, cost.text_tokens, cost.final_visual_tokens) == (4, 12.5, 2)
+    assert cost.visual_tokens == pytest.approx(14 / 3)
+    short, long = [16, 16, 12], [26, 26, 22]
+    assert cost.macs_3 == (3 * published_macs(sizes, short) + published_macs(sizes, long)) / 4
+    assert cost.kv_bytes == (3 * cache_bytes(sizes, short) + cache_bytes(sizes, long)) / 4
+    assert PrefillCost.of(sizes, {(30, (0, 0, 0)): 5}) is None
