@@ -22,7 +22,7 @@ from torch import Tensor
 
 from finepruner_lmms.checks import check_choice
 from finepruner_lmms.heads import ablation, best_heads, consensus_registry
-from finepruner_lmms.heads.view import EPS, HeadView, unit_rows
+from finepruner_lmms.heads.view import EPS, HeadView, min_max, unit_rows
 
 MOST_DIVERSE = 32
 """At most so many heads are added for diversity: a fixed number of steps, whatever the batch needs."""
@@ -37,6 +37,22 @@ class Preset:
     agreed: tuple[float, float]  # above a consistency of 0.6: slope and cap
     split: tuple[float, float]  # below 0.2: slope and floor
     otherwise: float  # share of `base` in between
+    scales: Scales | None = None  # of `calibrated`
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What `calibrated` changes, so that every branch is reached by real attention.
+
+    The ranges are quantiles of the quantity over the demo model's layer 1 on the tuning split; what lies in such a
+    range is stretched to where the original has its thresholds.
+    """
+
+    quality: tuple[float, float]  # a third of the strategies below, a third above: they choose many, few heads
+    agreement: tuple[float, float]  # 20 % and 80 %, stretched to 0.2 and 0.6
+    complexity: tuple[float, float]  # 20 % and 80 %, stretched to 0.3 and 0.7
+    quota: float = 0.25  # share of the heads reserved for diversity
+    temperature: float = 0.1  # of the fusion weights
 
 
 _ALL = (
@@ -52,6 +68,7 @@ _ALL = (
 PRESETS = {
     "doc": Preset(_ALL, 1 / 3, (1.0, 0.5), (2.0, 0.15), 1.0),
     "latest": Preset(("sparsity", "hierarchical", "attention_range"), 1 / 4, (0.8, 0.4), (1.5, 0.1), 0.9),
+    "calibrated": Preset(_ALL, 1 / 3, (1.0, 0.5), (2.0, 0.15), 1.0, Scales((0.53, 0.63), (0.31, 0.44), (0.59, 0.67))),
 }
 
 
@@ -113,38 +130,52 @@ class Consensus:
         )
 
 
-def select(attention: Tensor, preset: str = "doc", proper: bool = False) -> list[ConsensusSelection]:
+def select(attention: Tensor, preset: str = "doc", heads: int | None = None) -> list[ConsensusSelection]:
     """Choose heads for each of `attention` `[B, H, N]`, the last prompt token's attention to the visual tokens.
 
-    `proper` fills with heads far from the nearest chosen one where nothing is agreed on; the original takes the
-    distance to the farthest. Raises `ValueError` for an unknown preset or attention that is not finite.
+    `heads` is the number that complexity adjusts in the preset `calibrated`; the others read none. Raises `ValueError`
+    for an unknown preset or attention that is not finite.
     """
     if attention.ndim != 3:
         raise ValueError(f"attention: shape {list(attention.shape)}; expected [batch, heads, visual tokens]")
     if not bool(torch.isfinite(attention).all()):
         raise ValueError("attention: holds NaN or infinite values")
-    result = select_batch(attention, preset, proper)
+    result = select_batch(attention, preset, heads)
     return [result.record(row) for row in range(len(attention))]
 
 
-def select_batch(attention: Tensor, preset: str = "doc", proper: bool = False) -> Consensus:
+def select_batch(attention: Tensor, preset: str = "doc", heads: int | None = None) -> Consensus:
     """The five steps; no wait for the device."""
     check_choice("preset", preset, tuple(PRESETS))
-    rules, view = PRESETS[preset], HeadView(attention, attention.shape[1])
+    rules, scales = PRESETS[preset], PRESETS[preset].scales
+    view = HeadView(attention, attention.shape[1], "resoftmax" if scales is None else "renormalise")
     mass = view.mass
     scores = torch.stack([STRATEGIES[name](view) for name in rules.strategies], dim=1)
-    quality = strategy_quality(scores, mass)
-    chosen = chosen_by_strategies(scores, quality)
+    if scales is None:
+        quality, cuts = strategy_quality(scores, mass), (0.4, 0.7)
+    else:
+        scores = min_max(scores)
+        quality, cuts = scaled_quality(scores, mass), scales.quality
+    chosen = chosen_by_strategies(scores, quality, cuts)
     votes, total = weighted_votes(scores, quality, chosen)
-    agreement = consistency(chosen)
-    threshold = dynamic_threshold(agreement, rules)
-    parts = complexity_parts(view)
+    agreement, parts = consistency(chosen), complexity_parts(view, scale_free=scales is not None)
     complex_ = complexity(parts)
-    gap = gap_count(votes)
-    target = adaptive_count(gap, complex_, attention.shape[1])
-    agreed_rank, agreed = consensus_heads(votes, total, threshold * quality.sum(1), target)
-    order, count = add_diversity(view, mass, agreed_rank, agreed, target, proper)
-    weights = fusion_weights(quality, chosen, mass, order, agreed, count)
+    if scales is not None:
+        agreement, complex_ = (
+            stretch(agreement, scales.agreement, 0.2, 0.6),
+            stretch(complex_, scales.complexity, 0.3, 0.7),
+        )
+    threshold = dynamic_threshold(agreement, rules)
+    gap = gap_count(votes if scales is None else votes + 0.1 * min_max(total), ignore_ties=scales is not None)
+    base = gap if scales is None or heads is None else torch.full_like(gap, heads)
+    target = adaptive_count(base, complex_, attention.shape[1])
+    reserved = (
+        torch.zeros_like(target) if scales is None else (scales.quota * target).ceil().long().clamp(max=target - 1)
+    )
+    agreed_rank, agreed = consensus_heads(votes, total, threshold * quality.sum(1), target - reserved)
+    order, count = add_diversity(view, mass, agreed_rank, agreed, target, proper=scales is not None)
+    temperature = 1.0 if scales is None else scales.temperature
+    weights = fusion_weights(quality, chosen, mass, order, agreed, count, temperature)
     return Consensus(
         preset=preset,
         names=rules.strategies,
@@ -193,12 +224,21 @@ def strategy_quality(scores: Tensor, mass: Tensor) -> Tensor:
     return 0.4 * spread + 0.3 * balance + 0.3 * agreement
 
 
-def chosen_by_strategies(scores: Tensor, quality: Tensor) -> Tensor:
+def scaled_quality(scores: Tensor, mass: Tensor) -> Tensor:
+    """As `strategy_quality`, of scores from 0 to 1: spread, balance and rank correlation are from 0 to 1, too."""
+    spread = (2 * scores.std(-1)).clamp_max(1) if scores.shape[-1] > 1 else torch.zeros_like(scores[..., 0])
+    balance = 1 - (2 * scores.mean(-1) - 1).abs()
+    places = ranks(scores).double(), ranks(mass).double()[:, None]
+    centred = [unit_rows(place - place.mean(-1, keepdim=True)) for place in places]
+    return 0.4 * spread + 0.3 * balance + 0.3 * torch.linalg.vecdot(*centred).abs()
+
+
+def chosen_by_strategies(scores: Tensor, quality: Tensor, cuts: tuple[float, float] = (0.4, 0.7)) -> Tensor:
     """Which heads each strategy chooses, `[B, S, H]` bool: the fewer, the better the strategy."""
     heads = scores.shape[-1]
     base = heads // 2
     few, some, many = max(1, int(0.6 * base)), base, min(heads, int(1.3 * base))
-    count = torch.where(quality > 0.7, few, torch.where(quality > 0.4, some, many))
+    count = torch.where(quality > cuts[1], few, torch.where(quality > cuts[0], some, many))
     return ranks(scores) < count[..., None]
 
 
@@ -241,8 +281,14 @@ def dynamic_threshold(agreement: Tensor, rules: Preset) -> Tensor:
 # -- step 3: how many heads -------------------------------------------------------------------------------------------
 
 
-def complexity_parts(view: HeadView) -> Tensor:
-    """How different the heads are, how flat and how uneven: `[B, 3]`."""
+def stretch(values: Tensor, measured: tuple[float, float], low: float, high: float) -> Tensor:
+    """Move the range that was `measured` to `low`..`high`, in a straight line; what leaves 0..1 is cut."""
+    slope = (high - low) / (measured[1] - measured[0])
+    return (low + slope * (values - measured[0])).clamp(0, 1)
+
+
+def complexity_parts(view: HeadView, scale_free: bool = False) -> Tensor:
+    """How different the heads are, how flat and how uneven: `[B, 3]`; `scale_free`, whatever their visual mass."""
     heads, size = view.attention.shape[1:]
     if heads > 1:
         together = view.unit.sum(1)
@@ -251,7 +297,11 @@ def complexity_parts(view: HeadView) -> Tensor:
     else:
         different = torch.full_like(view.entropy[:, 0], 0.5)
     flat = view.entropy.mean(-1) / math.log(size)
-    uneven = view.raw_variance.mean(-1) / (view.mass.mean(-1) / size + EPS)
+    if scale_free:
+        square = view.raw_variance / (view.mass / size).square().clamp_min(1e-30)  # of the coefficient of variation
+        uneven = (square / (1 + square)).mean(-1)
+    else:
+        uneven = view.raw_variance.mean(-1) / (view.mass.mean(-1) / size + EPS)
     return torch.stack([different, flat, uneven.clamp(0, 1)], dim=1)
 
 
@@ -260,14 +310,24 @@ def complexity(parts: Tensor) -> Tensor:
     return parts @ parts.new_tensor([0.4, 0.3, 0.3])
 
 
-def gap_count(votes: Tensor) -> Tensor:
-    """How many heads stand before the first clear gap of the sorted votes, `[B]`; a quarter of all without one."""
+def gap_count(votes: Tensor, ignore_ties: bool = False) -> Tensor:
+    """How many heads stand before the first clear gap of the sorted votes, `[B]`; a quarter of all without one.
+
+    A gap is clear above the mean by half a standard deviation of all gaps, or with `ignore_ties` of those above 0.
+    """
     heads = votes.shape[1]
     if heads < 3:
         return torch.full((len(votes),), max(heads // 4, 1), device=votes.device)
     ordered = votes.sort(dim=1, descending=True).values
     gaps = ordered[:, :-1] - ordered[:, 1:]
-    clear = gaps > gaps.mean(1, keepdim=True) + 0.5 * gaps.std(1, keepdim=True)
+    if ignore_ties:
+        real = gaps > 0
+        count = real.sum(1, keepdim=True).clamp_min(1)
+        mean = gaps.sum(1, keepdim=True) / count
+        spread = (((gaps - mean) * real).square().sum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
+        clear = real & (gaps > mean + 0.5 * spread)
+    else:
+        clear = gaps > gaps.mean(1, keepdim=True) + 0.5 * gaps.std(1, keepdim=True)
     first = clear.int().argmax(1) + 1
     return torch.where(clear.any(1), first, heads // 4)
 
@@ -301,20 +361,26 @@ def add_diversity(
     member = rank < agreed[:, None]
     unlike = 1 - (cosine * member[:, None]).sum(-1) / agreed.clamp_min(1)[:, None]
     nothing = (agreed == 0)[:, None]
-    place = torch.where(member, rank, heads)  # the place in the final order
-    first = torch.where(nothing, mass, unlike)
+    score, base = torch.where(nothing, mass, unlike), 0.6 * unlike + 0.4
     total, near = torch.zeros_like(unlike), torch.full_like(unlike, float("-inf" if proper else "inf"))
     extreme = torch.maximum if proper else torch.minimum
-    taken = member
+    barred = torch.zeros_like(unlike).masked_fill_(member, float("-inf"))
+    gone = torch.full_like(unlike[:, :1], float("-inf"))
+    picks = []
+    # always as many steps, so that nothing has to be asked of the device; those beyond the target do not count
     for step in range(MOST_DIVERSE):
-        far = 1 - near
-        score = torch.where(nothing, far, 0.6 * unlike + 0.4 * (1 - total / max(step, 1))) if step else first
-        pick = score.masked_fill(taken, float("-inf")).argmax(1, keepdim=True)
-        wanted = (agreed + step < target)[:, None]
+        if step:
+            score = torch.where(nothing, -near, torch.sub(base, total, alpha=0.4 / step))
+        pick = (score + barred).argmax(1, keepdim=True)
+        picks.append(pick)
+        barred.scatter_(1, pick, gone)
         row = cosine.gather(1, pick[..., None].expand(-1, -1, heads)).squeeze(1)
-        picked = torch.zeros_like(taken).scatter(1, pick, wanted)
-        place = torch.where(picked, agreed[:, None] + step, place)
-        taken, total, near = taken | picked, total + row, extreme(near, row)
+        total.add_(row)
+        extreme(near, row, out=near)
+    number = torch.arange(MOST_DIVERSE, device=rank.device)
+    places = (agreed[:, None] + number).masked_fill(number >= (target - agreed)[:, None], heads)
+    place = torch.where(member, rank, heads)  # in the final order
+    place = place.scatter_reduce(1, torch.cat(picks, 1), places, "amin")
     order = place.argsort(dim=1, stable=True)
     return order, (place < heads).sum(1)
 
@@ -323,7 +389,13 @@ def add_diversity(
 
 
 def fusion_weights(
-    quality: Tensor, chosen: Tensor, mass: Tensor, order: Tensor, agreed: Tensor, count: Tensor
+    quality: Tensor,
+    chosen: Tensor,
+    mass: Tensor,
+    order: Tensor,
+    agreed: Tensor,
+    count: Tensor,
+    temperature: float = 1.0,
 ) -> Tensor:
     """The weight of each head, `[B, H]`, 0 where not chosen; a sample's weights sum to 1."""
     supporters = chosen.sum(1)
@@ -333,4 +405,4 @@ def fusion_weights(
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     place = torch.zeros_like(order).scatter_(1, order, place)
     raw = torch.where(place < agreed[:, None], for_consensus, for_diversity)
-    return raw.masked_fill(place >= count[:, None], float("-inf")).softmax(-1)
+    return (raw / temperature).masked_fill(place >= count[:, None], float("-inf")).softmax(-1)

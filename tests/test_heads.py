@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from finepruner_lmms import consensus
 from finepruner_lmms.consensus_report import debug_block, monitor_record
@@ -209,7 +210,7 @@ def test_diversity_by_hand():
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 8, 32, 40])
-@pytest.mark.parametrize("preset", ["doc", "latest"])
+@pytest.mark.parametrize("preset", ["doc", "latest", "calibrated"])
 def test_consensus_of_any_size(preset, heads):
     generator = torch.Generator().manual_seed(heads)
     attention = torch.randn(4, heads, 60, generator=generator).mul(3).softmax(-1) * 0.4
@@ -220,6 +221,83 @@ def test_consensus_of_any_size(preset, heads):
         assert found.heads == found.consensus + found.diversity
         single = consensus.select(attention[row : row + 1], preset)[0]
         assert (single.heads, single.threshold) == (found.heads, pytest.approx(found.threshold))
+
+
+def varied(batch: int = 300) -> torch.Tensor:
+    """Attention from heads that are alike and flat to heads that each look at something of their own."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(batch, 1, 60, generator=generator)
+    own = torch.randn(batch, 16, 60, generator=generator)
+    mix, sharp = torch.rand(batch, 1, 1, generator=generator), 0.3 + 2 * torch.rand(batch, 1, 1, generator=generator)
+    mass = torch.rand(batch, 16, 1, generator=generator)
+    return (sharp * (mix * common + (1 - mix) * own)).softmax(-1) * mass
+
+
+def test_every_branch_of_calibrated_is_reached():
+    found = consensus.select_batch(varied(), "calibrated", 8)
+    assert bool((found.complexity > 0.7).any()) and bool((found.complexity < 0.3).any())
+    assert bool(((found.complexity > 0.3) & (found.complexity < 0.7)).any())
+    assert found.chosen.unique().numel() == 3  # few, some and many
+    tau = found.threshold.unique()
+    assert bool((tau < 0.3).any()) and bool((tau > 0.4).any()) and bool(((tau - 1 / 3).abs() < 1e-9).any())
+    assert bool((found.count > found.agreed).all())  # diversity always has its quota
+    heaviest = found.weights.amax(1)
+    lightest = found.weights.masked_fill(found.weights == 0, 1).amin(1)
+    assert float((heaviest / lightest).median()) > 2
+    # what the original's scale leaves dead: of nine recorded maps, none comes near a branch
+    assert all(0.3 < kind["consensus"]["doc"]["complexity"] < 0.7 for kind in RECORD)
+
+
+def test_calibrated_adjusts_the_reference():
+    attention = varied()
+    counts = {heads: consensus.select_batch(attention, "calibrated", heads).target for heads in (4, 8, 12)}
+    assert bool((counts[4] <= counts[8]).all()) and bool((counts[8] <= counts[12]).all())
+    target, complexity = counts[8], consensus.select_batch(attention, "calibrated", 8).complexity
+    assert bool((target[complexity > 0.7] > 8).all()) and bool((target[complexity < 0.3] < 8).all())
+    assert bool((target[(complexity > 0.3) & (complexity < 0.7)] == 8).all())
+    for preset in ("doc", "latest"):
+        few, many = (consensus.select_batch(attention, preset, heads).order for heads in (2, 12))
+        assert torch.equal(few, many)
+    loud = attention * torch.rand(300, 1, 1)
+    assert torch.allclose(consensus.select_batch(loud, "calibrated", 8).complexity, complexity)  # whatever the mass
+
+
+@pytest.mark.parametrize("preset", ["doc", "latest", "calibrated"])
+def test_operations_depend_neither_on_the_batch_nor_on_the_heads(preset):
+    counts = set()
+    for batch, heads in ((1, 32), (16, 32), (4, 40), (2, 64)):
+        attention = torch.rand(batch, heads, 100) / 100
+        with CountOperations() as counter:
+            consensus.select_batch(attention, preset, 16)
+        counts.add(counter.count)
+    assert len(counts) == 1 and counts.pop() < 700
+
+
+@pytest.mark.parametrize("strategy", HEAD_STRATEGIES)
+def test_strategies_take_few_operations(strategy):
+    counts = set()
+    for batch, heads in ((1, 32), (16, 32), (4, 40)):
+        with CountOperations() as counter:
+            head_scores(torch.rand(batch, heads, 100) / 100, strategy, 16)
+        counts.add(counter.count)
+    assert len(counts) == 1 and counts.pop() < 100
+
+
+class CountOperations(TorchDispatchMode):
+    """How many kernels would be launched; views launch none."""
+
+    VIEWS = frozenset(
+        ("view", "unsqueeze", "squeeze", "expand", "slice", "select", "transpose", "t", "permute", "alias")
+    )
+    VIEWS |= {"as_strided", "detach", "diagonal", "unbind"}
+
+    def __enter__(self):
+        self.count = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__.removeprefix("_unsafe_") not in self.VIEWS
+        return func(*args, **(kwargs or {}))
 
 
 def test_consensus_refuses_nonsense():

@@ -38,7 +38,8 @@ class FinePruner(AttentionGuided):
 
     `query` says whose attention the rows are: the last prompt token's, or other words' (`finepruner_lmms.queries`).
     `head_strategy="consensus"` chooses heads and their weights by `finepruner_lmms.consensus` with `preset` (None is
-    `doc`); the number of heads follows from the attention, and `heads` has no effect.
+    `doc`); the number of heads follows from the attention. `heads` has no effect, but in the preset `calibrated`: there
+    it is the number that the attention's complexity adjusts.
     """
 
     guide: str = "fastv"
@@ -76,10 +77,10 @@ class FinePruner(AttentionGuided):
             )
         if self.normalise != "resoftmax":
             raise ValueError(f"normalise: got {self.normalise!r}; the presets have their own, so leave it out")
-        if self.heads is not None:
+        if self.heads is not None and self.preset != "calibrated":
             warnings.warn(
-                f"heads={self.heads} has no effect with head_strategy='consensus': the number of heads follows from "
-                "the attention of each sample",
+                f"heads={self.heads} has no effect with preset={self.preset or 'doc'!r}: the number of heads follows "
+                "from the attention of each sample; only preset='calibrated' takes it as a reference",
                 stacklevel=2,
             )
 
@@ -122,7 +123,7 @@ class FinePruner(AttentionGuided):
         attention = self.head_attention(context)
         if self.head_strategy == CONSENSUS:
             return self._by_consensus(attention, context, retained)
-        count = min(16, max(1, attention.shape[1] // 2)) if self.heads is None else self.heads
+        count = self._heads_of(attention)
         scores = head_selection.head_scores(attention, self.head_strategy, count, self.normalise)
         chosen = head_selection.best_heads(scores, count)
         # ascending, so that choosing every head adds them up in the same order as without a choice
@@ -130,8 +131,12 @@ class FinePruner(AttentionGuided):
         tokens = token_scores(attention.gather(1, index), self.rows, self.aggregate)
         return replace(self.guided.choose(tokens, context, retained), heads=chosen, head_scores=scores)
 
+    def _heads_of(self, attention: Tensor) -> int:
+        """`heads`, or its default for a layer of so many."""
+        return min(16, max(1, attention.shape[1] // 2)) if self.heads is None else self.heads
+
     def _by_consensus(self, attention: Tensor, context: DecoderContext, retained: int) -> Selection:
-        found = consensus.select_batch(attention, self.preset or "doc")
+        found = consensus.select_batch(attention, self.preset or "doc", self._heads_of(attention))
         tokens = torch.einsum("bh,bhn->bn", found.weights, head_rows(attention, self.rows).double())
         place = torch.arange(found.order.shape[1], device=found.order.device)
         chosen = found.order.masked_fill(place >= found.count[:, None], -1)
