@@ -156,6 +156,25 @@ def table(
 
 
 @app.command()
+def report(
+    output: Output,
+    to: Annotated[Path | None, typer.Option("--to", help="The file.", show_default="OUTPUT/report.html")] = None,
+) -> None:
+    """Write a self-contained HTML report: tables, pictures, and the head study where rows differ in their heads."""
+    from finepruner_lmms.matrix.report import write_report
+    from finepruner_lmms.matrix.store import StoreError
+
+    store = _store(output)
+    _matrix(store)
+    target = output / "report.html" if to is None else to
+    try:
+        write_report(store, target)
+    except StoreError as error:
+        _refuse(str(error))
+    sys.stdout.write(f"{target}\n")
+
+
+@app.command()
 def compare(
     output: Output,
     first: Annotated[str, typer.Argument(metavar="A", help="A row, such as 'finepruner 64 heads=4'.")],

@@ -56,6 +56,7 @@ class MatrixFile(_Section):
     tasks: list[str] = Field(min_length=1)
     methods: list[str | dict[str, Any]] = Field(min_length=1)
     limit: PositiveInt | None = None
+    monitor: bool = False
     launch: LaunchSection = LaunchSection()
 
 

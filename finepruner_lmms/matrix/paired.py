@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,30 @@ def differences(store: Store, record: Json, first: int, second: int) -> list[Dif
     """
     found: list[Difference] = []
     draws = []
+    for task, scores, drawn in _by_task(store, record, first, second):
+        draws.append(drawn)
+        found.append(Difference.of(task, scores, drawn))
+    if not found:
+        raise StoreError("compare: the two rows have no finished task in common")
+    if len(found) > 1:
+        means = float(np.mean([d.first for d in found])), float(np.mean([d.second for d in found]))
+        found.append(Difference.of("average", means, np.mean(draws, axis=0)))
+    return found
+
+
+def average_draws(store: Store, record: Json, first: int, second: int) -> tuple[float, np.ndarray] | None:
+    """The difference averaged over all tasks, and its bootstrap draws; None unless both rows have done them all."""
+    found = list(_by_task(store, record, first, second))
+    if len(found) < len(record["tasks"]):
+        return None
+    value = float(np.mean([scores[0] - scores[1] for _, scores, _ in found]))
+    return value, np.mean([drawn for _, _, drawn in found], axis=0)
+
+
+def _by_task(
+    store: Store, record: Json, first: int, second: int
+) -> Iterator[tuple[str, tuple[float, float], np.ndarray]]:
+    """Task, both scores, and the draws of their difference, of every task that both rows have done."""
     for task in record["tasks"]:
         cells = [next(c for c in record["cells"] if c["row"] == row and c["task"] == task) for row in (first, second)]
         if any(state.result is None for state in store.states(cells)):
@@ -47,14 +72,8 @@ def differences(store: Store, record: Json, first: int, second: int) -> list[Dif
             raise StoreError(f"compare: the two rows answered different questions of {task}")
         benchmark = BENCHMARKS[task]
         images = {sample["doc_id"]: sample["image"] for sample in one}
-        draws.append(benchmark.replicates(one, images) - benchmark.replicates(other, images))
-        found.append(Difference.of(task, (benchmark.percent(one), benchmark.percent(other)), draws[-1]))
-    if not found:
-        raise StoreError("compare: the two rows have no finished task in common")
-    if len(found) > 1:
-        means = float(np.mean([d.first for d in found])), float(np.mean([d.second for d in found]))
-        found.append(Difference.of("average", means, np.mean(draws, axis=0)))
-    return found
+        draws = benchmark.replicates(one, images) - benchmark.replicates(other, images)
+        yield task, (benchmark.percent(one), benchmark.percent(other)), draws
 
 
 def find_row(record: Json, label: str) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.matrix.leaderboard import Leaderboard, Line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # distinct for colour-blind readers too (Okabe and Ito), and told apart by their markers in print
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -14,6 +17,18 @@ _MARKERS = "osD^vPX<>p*hHd"
 
 def draw(board: Leaderboard, target: Path) -> None:
     """Write the picture to `target` (PNG, PDF or SVG, by its suffix). `ValueError` where no row is complete."""
+    import matplotlib.pyplot as plt
+
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"picture: got {target.name!r}; expected a file that ends in .png, .pdf or .svg")
+    drawn = figure(board)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(target, dpi=160)
+    plt.close(drawn)
+
+
+def figure(board: Leaderboard) -> Figure:
+    """The picture. `ValueError` where no row is complete."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,9 +37,7 @@ def draw(board: Leaderboard, target: Path) -> None:
     lines = [line for line in board.lines if line.average is not None]
     if not lines:
         raise ValueError("picture: no row has all of its tasks done yet")
-    if target.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"picture: got {target.name!r}; expected a file that ends in .png, .pdf or .svg")
-    figure, axes = plt.subplots(figsize=(7.2 if len(_curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
+    drawn, axes = plt.subplots(figsize=(7.2 if len(_curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
     whole = next((line for line in lines if line.method == "vanilla"), None)
     if whole is not None:
         axes.axhline(whole.average, color="0.45", linestyle="--", linewidth=1.2)
@@ -62,9 +75,7 @@ def draw(board: Leaderboard, target: Path) -> None:
     axes.set_title(f"{board.name}: {len(board.tasks)} tasks, ± standard error", loc="left", fontsize=11)
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=160)
-    plt.close(figure)
+    return drawn
 
 
 def _curves(lines: list[Line]) -> dict[str, list[Line]]:

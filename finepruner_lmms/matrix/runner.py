@@ -46,6 +46,7 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Di
             "model": file.model.model_dump(exclude_none=True),
             "batch_size": file.launch.batch_size,
             "data": file.data,
+            "monitor": file.monitor,
             "cells": [cell | {"path": str(store.cell_dir(cell).resolve())} for cell in left.values()],
         }
         with Launch(folder, plan, file.launch) as launch:

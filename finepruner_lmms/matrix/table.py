@@ -24,17 +24,28 @@ def render(board: Leaderboard, form: str) -> str:
 
 def render_costs(board: Leaderboard, form: str) -> str:
     """What the prefills took, in one of `FORMATS`, ending in a newline; CSV with full precision."""
-    import pandas as pd
-
-    whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
-    rows = [_row(board, line, form == "csv") | _cost_cells(line, whole, exact=form == "csv") for line in board.lines]
-    frame = pd.DataFrame(rows, dtype=object)
+    frame = cost_frame(board, exact=form == "csv")
     if form == "csv":
         return str(frame.to_csv(index=False, lineterminator="\n"))
     if form == "latex":
         return _as_latex(frame.astype(str))
     text = _as_markdown(frame) if form == "markdown" else _as_text(frame, board, f"{board.name}: cost of prefill")
     return text + "\n".join(COST_NOTES) + "\n"
+
+
+def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
+    """What the prefills took, a row a line of the leaderboard, for reading or exact."""
+    import pandas as pd
+
+    whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
+    return pd.DataFrame(
+        [_row(board, line, exact) | _cost_cells(line, whole, exact) for line in board.lines], dtype=object
+    )
+
+
+def reading_frame(board: Leaderboard) -> pd.DataFrame:
+    """The leaderboard as texts."""
+    return _for_reading(board, " ± ", " %")
 
 
 COST_NOTES = (

@@ -88,6 +88,7 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
     attempt = begin_attempt(folder, plan["launch"]) if first else folder
     events.send("start", cell=cell["id"])
     started = time.monotonic()
+    lm.monitor_to(folder if plan.get("monitor") else None)
     try:
         outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache", cell["id"])
         if outcome is not None:

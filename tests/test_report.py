@@ -1,0 +1,114 @@
+"""The HTML report, from results written by hand."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from finepruner_lmms.matrix.cli import app
+from finepruner_lmms.matrix.report import build_report, selections
+from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
+
+STRATEGIES, IMAGES = {"sparsity": 0.9, "sum": 0.5, "graph_based": 0.7}, 60
+
+
+def save(store: Store, rows: list[dict], shares: list[float | None], data: str) -> Store:
+    cells = []
+    assert len(rows) == len(shares)
+    for number, share in enumerate(shares):
+        spec = {"data": data, "limit": IMAGES, "task": "gqa"}
+        cells.append(
+            {"id": f"c{number}", "folder": f"c{number}", "task": "gqa", "row": number, "spec": spec, "label": "x"}
+        )
+        if share is None:
+            continue
+        right = np.random.default_rng(0).random(IMAGES) < share
+        samples = [{"doc_id": i, "image": f"i{i}", "score": float(hit)} for i, hit in enumerate(right)]
+        result = {"id": f"c{number}", "metrics": {"exact_match,none": right.mean()}, "percent": 100 * right.mean()}
+        result |= {"standard_error": 2.0, "answered": IMAGES, "expected": IMAGES, "seconds": 1, "spec": {"task": "gqa"}}
+        begin_attempt(store.cell_dir(cells[-1]), "1")
+        write_result(store.cell_dir(cells[-1]), result, samples)
+    record = {"name": "a <study>", "model": "demo", "num_layers": 32, "num_visual_tokens": 576}
+    store.save_matrix(record | {"tasks": ["gqa"], "rows": rows, "cells": cells})
+    return store
+
+
+def row(method: str, budget: int | None = None, **given) -> dict:
+    return {"method": method, "budget": budget, "parameters": given, "given": given}
+
+
+@pytest.fixture
+def study(tmp_path) -> Store:
+    rows, shares = [row("vanilla"), row("fastv", 128), row("fastv", 64)], [0.95, 0.75, 0.6]
+    for strategy, share in STRATEGIES.items():
+        for budget in (128, 64):
+            for heads in (2, 4):
+                rows.append(row("finepruner", budget, head_strategy=strategy, heads=heads))
+                shares.append(share - 0.1 * (budget == 64) + 0.02 * (heads == 4))
+    shares[-1] = None  # not done yet
+    return save(Store(tmp_path), rows, shares, "demo")
+
+
+def pictures(page: str) -> dict[str, Image.Image]:
+    found = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)">', page)
+    return {text: Image.open(io.BytesIO(base64.b64decode(data))) for text, data in found}
+
+
+def test_a_head_study_is_drawn(study):
+    page = build_report(study)
+    drawn = pictures(page)
+    for title in ("GQA", "average of all tasks"):
+        assert {f"Heat map of {title}", f"Lines of {title}", f"Box plot of {title}"} <= set(drawn)
+    assert "Ranking of the strategies with 95 % intervals" in drawn
+    for image in drawn.values():
+        assert len(image.convert("L").getcolors(1 << 16)) > 10  # something is on it
+    assert "picked on the very questions" in page.replace("\n", " ")
+    best = page[page.index("Best configurations") :]
+    assert best.count("sparsity") == 2 and "graph_based" not in best  # one a budget
+    assert "a &lt;study&gt;" in page and "<study>" not in page
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
+
+
+def test_the_tuning_split_may_be_picked_on(tmp_path):
+    rows = [row("vanilla"), *(row("finepruner", 64, head_strategy=name) for name in STRATEGIES)]
+    page = build_report(save(Store(tmp_path), rows, [0.9, 0.8, 0.7, 0.6], "demo-tuning"))
+    assert "Heat map of GQA" in page and "picked on the very" not in page
+    assert "Ranking" not in page  # there is no fastv to compare with
+
+
+def test_without_heads_there_is_no_head_study(tmp_path):
+    page = build_report(save(Store(tmp_path), [row("vanilla"), row("fastv", 64)], [0.9, 0.7], "demo"))
+    assert "Head strategies" not in page and len(pictures(page)) == 1
+
+
+def test_consensus_selections_are_drawn(study):
+    record = study.matrix()
+    rng = np.random.default_rng(0)
+    lines = [
+        {
+            "task": "fp_gqa", "doc_id": doc, "layer": 2, "qualities": {"sum": rng.random(), "sparsity": rng.random()},
+            "complexity": rng.random(), "n_heads": int(rng.integers(1, 8)), "share_diversity": rng.random(),
+            "branch": "high" if doc % 4 == 0 else "gap",
+        }
+        for doc in range(40)
+    ]  # fmt: skip
+    folder = study.cell_dir(record["cells"][1])
+    (folder / "selections-rank0.jsonl").write_text("\n".join(map(json.dumps, [lines[0] | {"n_heads": 99}, *lines])))
+    assert [entry["n_heads"] for entry in selections(study, record, 1)] == [line["n_heads"] for line in lines]
+    page = build_report(study)
+    assert "Consensus selection: fastv 128" in page and "gap 75 %, high 25 %" in page
+    assert {"Complexity over the samples", "Number of heads over the samples"} <= set(pictures(page))
+
+
+def test_the_command_writes_a_file(study, tmp_path):
+    done = CliRunner().invoke(app, ["report", str(study.root), "--to", str(tmp_path / "deep" / "page.html")])
+    assert done.exit_code == 0 and (tmp_path / "deep" / "page.html").read_text().startswith("<!doctype html>")
+    nothing = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
+    assert nothing.exit_code == 2
