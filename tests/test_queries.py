@@ -79,6 +79,7 @@ def test_without_text_the_last_token_asks():
         assert torch.equal(found, last)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", QUERIES)
 def test_in_a_model(name):
     """In a mixed batch, the kept tokens are those that eager attention and plain arithmetic would keep."""
