@@ -1,7 +1,7 @@
 """Train the demo model from nothing: `python scripts/train_demo.py --out finepruner_lmms/demo/checkpoint`.
 
-Five phases, each saved under `--work` when it is done; a run that was stopped goes on after the last finished phase
-(`--fresh` starts over). Times on two CPU cores are in docs/demo_model.md.
+Five phases, each saved under `--work` when it is done, the long ones also every 50 steps; a run that was stopped goes
+on from there (`--fresh` starts over). Times on two CPU cores are in docs/demo_model.md.
 """
 
 from __future__ import annotations
@@ -128,14 +128,18 @@ def train(work: Path, seed: int, out: Path) -> dict[str, float]:
     trainer = Trainer(model, tokenizer, data, tuning, seed, log)
     for name in ("lookups", "operations", "boxes"):
         both = torch.nn.ModuleList([model, trainer.probes])
-        phase(name, both, lambda name=name: trainer.run(PLANS[name]))  # type: ignore[misc]
+        partial = work / f"{name}.partial.pt"
+        phase(name, both, lambda name=name, partial=partial: trainer.run(PLANS[name], partial))  # type: ignore[misc]
+        partial.unlink(missing_ok=True)
     probes = trainer.probes
     deep = grow(model, seed)
     assert len(deep.model.language_model.layers) == DEEP
     trainer = Trainer(deep, tokenizer, data, tuning, seed + 1, log)
     trainer.probes = probes
     log(f"grown to {DEEP} layers: {trainer.evaluate()}")
-    phase("deep", torch.nn.ModuleList([deep, trainer.probes]), lambda: trainer.run(PLANS["deep"]))
+    partial = work / "deep.partial.pt"
+    phase("deep", torch.nn.ModuleList([deep, trainer.probes]), lambda: trainer.run(PLANS["deep"], partial))
+    partial.unlink(missing_ok=True)
     for count in (576, 192, 128, 64, 32):
         log(f"{count} visual tokens: {trainer.evaluate(count)}")
     deep = deep.to(torch.bfloat16).eval()

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -93,13 +94,16 @@ class Trainer:
         self.name_ids = torch.tensor([tokenizer.convert_tokens_to_ids(name) for name in NAMES])
         self.color_ids = torch.tensor([tokenizer.convert_tokens_to_ids(name) for name in COLOR_NAMES])
 
-    def run(self, plan: Plan) -> None:
-        """All steps of a phase."""
+    def run(self, plan: Plan, partial: Path | None = None) -> None:
+        """All steps of a phase. With `partial`, a file written now and then, a stopped phase goes on from it."""
         trained = [self.decoder, self.projector, self.model.lm_head, self.probes]
         parameters = [p for module in trained for p in module.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
         started, hits, losses = time.monotonic(), defaultdict(list), []
-        for step in range(plan.steps):
+        first = 0 if partial is None or not partial.exists() else self._resume(partial, parameters, optimizer)
+        for step in range(first, plan.steps):
+            if partial is not None and step % 50 == 0 and step > first:
+                self._keep(partial, step, parameters, optimizer)
             done = step / plan.steps
             rate = (
                 plan.rate
@@ -124,6 +128,27 @@ class Trainer:
                 losses.clear()
             if step % 200 == 199 or step == plan.steps - 1:
                 self.log(f"  tuning: {self.evaluate()}")
+
+    def _keep(self, file: Path, step: int, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Save everything that the coming steps depend on."""
+        weights = [p.detach() for p in parameters]
+        state = {"step": step, "weights": weights, "optimizer": optimizer.state_dict(), "torch": torch.get_rng_state()}
+        beside = file.with_suffix(".new")
+        torch.save(state | {"python": self.rng.getstate()}, beside)
+        beside.replace(file)
+
+    def _resume(self, file: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+        """Load what `_keep` saved; returns the step to go on with."""
+        state = torch.load(file, weights_only=True)
+        with torch.no_grad():
+            for parameter, weight in zip(parameters, state["weights"], strict=True):
+                parameter.copy_(weight)
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["torch"])
+        version, internal, gauss = state["python"]
+        self.rng.setstate((version, tuple(internal), gauss))
+        self.log(f"{file.stem}: goes on at step {state['step']}")
+        return int(state["step"])
 
     def step(self, plan: Plan, done: float, hits: dict[str, list[bool]]) -> Tensor:
         """The loss of one batch; `hits` collects what was answered rightly, by kind."""
