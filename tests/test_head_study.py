@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ import finepruner_lmms as fp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
+from head_study.compare import Study, clustered_error, over_seeds
 from head_study.deck import Deck
 
 from finepruner_lmms.demo.scenes import make_scene
@@ -50,3 +52,24 @@ def test_keeping_everything_is_vanilla(deck):
     assert torch.equal(deck.answer(torch.ones(len(deck.asked), 576), 576, 5), deck.vanilla)
     assert deck.objects.sum(1).tolist() == [4 * round(float(n) / 4) for n in deck.objects.sum(1)]
     assert bool((deck.subject <= deck.objects).all()) and bool(deck.subject.any())
+
+
+def test_errors_are_clustered_by_scene(tmp_path):
+    rng = np.random.default_rng(0)
+    scenes = np.repeat(np.arange(200), 3)
+    first = rng.random(600) < 0.8
+    second = first & (rng.random(600) < 0.9)
+    answers = {"a/kept=64": first, "b/kept=64": second}
+    np.savez_compressed(tmp_path / "test-part.npz", scenes=scenes, kinds=scenes, **answers)
+    study = Study(tmp_path, "test")
+    paired = study.paired("b/kept=64", "a/kept=64")
+    assert paired.value == pytest.approx(100 * (second.mean() - first.mean())) and paired.sure
+    assert study.names("kept=64") == ["a/kept=64", "b/kept=64"] and study.names("a") == ["a/kept=64"]
+    # the same answer to every question of a scene is as many answers as there are scenes
+    alike = np.repeat(rng.random(200) < 0.5, 3) * 100.0
+    assert clustered_error(alike, scenes) == pytest.approx(alike[::3].std(ddof=1) / 200**0.5)
+    independent = clustered_error(alike, np.arange(600))
+    assert independent < clustered_error(alike, scenes) / 1.5
+    assert over_seeds([paired, paired]).startswith(f"{paired.value:+.1f} ± 0.0")
+    with pytest.raises(ValueError, match="holds no results of the split 'tuning'"):
+        Study(tmp_path, "tuning")
