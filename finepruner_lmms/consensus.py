@@ -22,7 +22,7 @@ from torch import Tensor
 
 from finepruner_lmms.checks import check_choice
 from finepruner_lmms.heads import ablation, best_heads, consensus_registry
-from finepruner_lmms.heads.view import EPS, HeadView, min_max, unit_rows
+from finepruner_lmms.heads.view import EPS, HeadView, min_max, parts, unit_rows
 
 MOST_DIVERSE = 32
 """At most so many heads are added for diversity: a fixed number of steps, whatever the batch needs."""
@@ -148,9 +148,8 @@ def select_batch(attention: Tensor, preset: str = "doc", heads: int | None = Non
     """The five steps; no wait for the device."""
     check_choice("preset", preset, tuple(PRESETS))
     rules, scales = PRESETS[preset], PRESETS[preset].scales
-    view = HeadView(attention, attention.shape[1], "resoftmax" if scales is None else "renormalise")
-    mass = view.mass
-    scores = torch.stack([STRATEGIES[name](view) for name in rules.strategies], dim=1)
+    looked = [_look(rows, rules) for rows in parts(attention)]
+    scores, mass, complexities, cosine, sparsity = (torch.cat(part) for part in zip(*looked, strict=True))
     if scales is None:
         quality, cuts = strategy_quality(scores, mass), (0.4, 0.7)
     else:
@@ -158,8 +157,7 @@ def select_batch(attention: Tensor, preset: str = "doc", heads: int | None = Non
         quality, cuts = scaled_quality(scores, mass), scales.quality
     chosen = chosen_by_strategies(scores, quality, cuts)
     votes, total = weighted_votes(scores, quality, chosen)
-    agreement, parts = consistency(chosen), complexity_parts(view, scale_free=scales is not None)
-    complex_ = complexity(parts)
+    agreement, complex_ = consistency(chosen), complexity(complexities)
     if scales is not None:
         agreement, complex_ = (
             stretch(agreement, scales.agreement, 0.2, 0.6),
@@ -173,7 +171,7 @@ def select_batch(attention: Tensor, preset: str = "doc", heads: int | None = Non
         torch.zeros_like(target) if scales is None else (scales.quota * target).ceil().long().clamp(max=target - 1)
     )
     agreed_rank, agreed = consensus_heads(votes, total, threshold * quality.sum(1), target - reserved)
-    order, count = add_diversity(view, mass, agreed_rank, agreed, target, proper=scales is not None)
+    order, count = add_diversity(cosine, mass, agreed_rank, agreed, target, proper=scales is not None)
     temperature = 1.0 if scales is None else scales.temperature
     weights = fusion_weights(quality, chosen, mass, order, agreed, count, temperature)
     return Consensus(
@@ -185,16 +183,24 @@ def select_batch(attention: Tensor, preset: str = "doc", heads: int | None = Non
         consistency=agreement,
         threshold=threshold,
         complexity=complex_,
-        complexity_parts=parts,
+        complexity_parts=complexities,
         gap=gap,
         target=target,
         order=order,
         agreed=agreed,
         count=count,
         weights=weights,
-        token_scores=torch.einsum("bh,bhn->bn", weights, view.attention.double()),
-        sparsest=best_heads(STRATEGIES["sparsity"](view), attention.shape[1]),
+        token_scores=fuse(attention, weights),
+        sparsest=best_heads(sparsity, attention.shape[1]),
     )
+
+
+def _look(attention: Tensor, rules: Preset) -> tuple[Tensor, ...]:
+    """All that the steps need of the attention: scores, mass, complexity's parts, cosines between heads, sparsity."""
+    view = HeadView(attention, attention.shape[1], "resoftmax" if rules.scales is None else "renormalise")
+    scores = torch.stack([STRATEGIES[name](view) for name in rules.strategies], dim=1)
+    complexities = complexity_parts(view, scale_free=rules.scales is not None)
+    return scores, view.mass, complexities, view.unit @ view.unit.transpose(1, 2), STRATEGIES["sparsity"](view)
 
 
 # -- step 1: strategies and their quality -----------------------------------------------------------------------------
@@ -350,14 +356,14 @@ def consensus_heads(votes: Tensor, total: Tensor, needed: Tensor, target: Tensor
 
 
 def add_diversity(
-    view: HeadView, mass: Tensor, rank: Tensor, agreed: Tensor, target: Tensor, proper: bool = False
+    cosine: Tensor, mass: Tensor, rank: Tensor, agreed: Tensor, target: Tensor, proper: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Fill up to `target` with heads unlike the consensus: the order of all heads `[B, H]`, and how many count `[B]`.
 
-    Without consensus heads, start at the largest `mass` and go far from what is chosen.
+    `cosine` `[B, H, H]` says how alike heads are, `rank` and `agreed` who is in the consensus. Without consensus heads,
+    start at the largest `mass` and go far from what is chosen.
     """
     heads = rank.shape[1]
-    cosine = view.unit @ view.unit.transpose(1, 2)
     member = rank < agreed[:, None]
     unlike = 1 - (cosine * member[:, None]).sum(-1) / agreed.clamp_min(1)[:, None]
     nothing = (agreed == 0)[:, None]
@@ -386,6 +392,12 @@ def add_diversity(
 
 
 # -- step 5: fusion ---------------------------------------------------------------------------------------------------
+
+
+def fuse(attention: Tensor, weights: Tensor) -> Tensor:
+    """The token scores `[B, N]`: rows `[B, H, N]` added up by `weights` `[B, H]`, in float64."""
+    rows = zip(parts(attention), parts(weights), strict=True)
+    return torch.cat([(weight[:, None] @ part.double()).squeeze(1) for part, weight in rows])
 
 
 def fusion_weights(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from finepruner_lmms.checks import nearest
-from finepruner_lmms.heads.view import HeadView
+from finepruner_lmms.heads.view import HeadView, parts
 
 HeadStrategy = Callable[[HeadView], Tensor]
 _STRATEGIES: dict[str, HeadStrategy] = {}
@@ -34,7 +35,8 @@ def head_scores(attention: Tensor, strategy: str, heads: int, normalise: str = "
         known = known_strategies()
         hint = nearest(strategy, known)
         raise ValueError(f"head_strategy: unknown strategy {strategy!r}{hint}; known: {', '.join(known)}")
-    return _STRATEGIES[strategy](HeadView(attention, heads, normalise))
+    score = _STRATEGIES[strategy]
+    return torch.cat([score(HeadView(rows, heads, normalise)) for rows in parts(attention)])
 
 
 def best_heads(scores: Tensor, heads: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from finepruner_lmms.selection import at_least_float32
 
 EPS = 1e-8
+_PART = 4
 
 
 class HeadView:
@@ -36,7 +38,10 @@ class HeadView:
             entropy = (total.log() - torch.linalg.vecdot(p, values)[..., None] / total).squeeze(-1) - size * EPS
             return p.div_(total).sub_(1 / size), entropy
         p = values / values.sum(-1, keepdim=True).clamp_min(1e-30)
-        return p - 1 / size, -torch.linalg.vecdot(p, (p + EPS).log_())
+        entropy = -torch.linalg.vecdot(
+            p, torch.add(p, EPS, out=values if values is not self.attention else None).log_()
+        )
+        return p.sub_(1 / size), entropy
 
     @property
     def deviation(self) -> Tensor:
@@ -97,6 +102,14 @@ class HeadView:
     def unit(self) -> Tensor:
         """`[B, H, N]`: the attention rows, of length 1."""
         return unit_rows(self.attention.double())
+
+
+def parts(attention: Tensor) -> Sequence[Tensor]:
+    """`attention` `[B, H, N]` as it is on a GPU; on a CPU in parts of a few samples, which stay in its cache.
+
+    Large temporaries cost a CPU more in page faults than in arithmetic.
+    """
+    return attention.split(_PART) if attention.is_cpu else (attention,)
 
 
 def min_max(scores: Tensor, eps: float = EPS) -> Tensor:

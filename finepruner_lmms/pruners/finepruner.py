@@ -137,7 +137,7 @@ class FinePruner(AttentionGuided):
 
     def _by_consensus(self, attention: Tensor, context: DecoderContext, retained: int) -> Selection:
         found = consensus.select_batch(attention, self.preset or "doc", self._heads_of(attention))
-        tokens = torch.einsum("bh,bhn->bn", found.weights, head_rows(attention, self.rows).double())
+        tokens = consensus.fuse(head_rows(attention, self.rows), found.weights)
         place = torch.arange(found.order.shape[1], device=found.order.device)
         chosen = found.order.masked_fill(place >= found.count[:, None], -1)
         selection = self.guided.choose(tokens, context, retained)
