@@ -38,9 +38,8 @@ class HeadView:
             entropy = (total.log() - torch.linalg.vecdot(p, values)[..., None] / total).squeeze(-1) - size * EPS
             return p.div_(total).sub_(1 / size), entropy
         p = values / values.sum(-1, keepdim=True).clamp_min(1e-30)
-        entropy = -torch.linalg.vecdot(
-            p, torch.add(p, EPS, out=values if values is not self.attention else None).log_()
-        )
+        spare = None if values is self.attention else values  # not needed any more, unless it is the caller's
+        entropy = -torch.linalg.vecdot(p, torch.add(p, EPS, out=spare).log_())
         return p.sub_(1 / size), entropy
 
     @property
