@@ -311,9 +311,9 @@ def complexity_parts(view: HeadView, scale_free: bool = False) -> Tensor:
     return torch.stack([different, flat, uneven.clamp(0, 1)], dim=1)
 
 
-def complexity(parts: Tensor) -> Tensor:
-    """0.4, 0.3 and 0.3 of the parts `[B, 3]`: `[B]`."""
-    return parts @ parts.new_tensor([0.4, 0.3, 0.3])
+def complexity(components: Tensor) -> Tensor:
+    """0.4, 0.3 and 0.3 of `complexity_parts`, `[B, 3]`: `[B]`."""
+    return components @ components.new_tensor([0.4, 0.3, 0.3])
 
 
 def gap_count(votes: Tensor, ignore_ties: bool = False) -> Tensor:

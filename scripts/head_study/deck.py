@@ -59,8 +59,8 @@ class Deck:
         by_length: dict[int, list[int]] = defaultdict(list)
         for number, asked in enumerate(self.asked):
             by_length[len(asked.ids)].append(number)
-        pixels = self._pixels(split)
-        self.groups = [self._run(numbers, pixels) for numbers in by_length.values()]
+        features = self._encode(split)
+        self.groups = [self._run(numbers, features) for numbers in by_length.values()]
         self.attention = torch.zeros(len(self.asked), *self.groups[0].attention.shape[1:])
         self.vanilla = torch.zeros(len(self.asked), dtype=torch.bool)
         for group in self.groups:
@@ -70,7 +70,7 @@ class Deck:
         self.objects = torch.from_numpy(np.stack([asked.objects for asked in self.asked]))
         self.subject = torch.from_numpy(np.stack([asked.subject for asked in self.asked]))
 
-    def _pixels(self, split: str) -> dict[int, Tensor]:
+    def _encode(self, split: str) -> dict[int, Tensor]:
         numbers = sorted({asked.scene for asked in self.asked})
         features = {}
         for number in numbers:
