@@ -71,5 +71,5 @@ def test_errors_are_clustered_by_scene(tmp_path):
     independent = clustered_error(alike, np.arange(600))
     assert independent < clustered_error(alike, scenes) / 1.5
     assert over_seeds([paired, paired]).startswith(f"{paired.value:+.1f} ± 0.0")
-    with pytest.raises(ValueError, match="holds no results of the split 'tuning'"):
+    with pytest.raises(ValueError, match="holds no results of the deck 'tuning'"):
         Study(tmp_path, "tuning")

@@ -25,14 +25,14 @@ class Paired:
 
 
 class Study:
-    """The answers of one model on one split, by choice."""
+    """The answers of one model to the questions of one deck, by choice."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, deck: str) -> None:
         self.right: dict[str, np.ndarray] = {}
-        for file in sorted(folder.glob(f"{split}-*.npz")):
+        for file in sorted(folder.glob(f"{deck}-*.npz")):
             self.right |= dict(np.load(file))
         if not self.right:
-            raise ValueError(f"folder: {folder} holds no results of the split {split!r}; run head_study.run first")
+            raise ValueError(f"folder: {folder} holds no results of the deck {deck!r}; run head_study.run first")
         self.scenes, self.kinds = self.right.pop("scenes"), self.right.pop("kinds")
 
     def percent(self, name: str) -> float:

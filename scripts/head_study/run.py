@@ -1,18 +1,18 @@
 """Measure guides of pruning on one model: which rows of which heads at which layer keep what an answer needs.
 
-    python -m head_study.run --pretrained demo --split tuning --part heads --out runs/head_study/seed0
+    python -m head_study.run --pretrained demo --out runs/head_study/seed0
 
-run from `scripts/`. A part is a list of choices. Each is judged on every question of the deck, and the answers (right
-or wrong, a question each) are kept, so that any two choices can be compared in pairs. What is finished is not run
-again.
+run from `scripts/`. A part is a list of choices. Each is judged on every question of a deck, and the answers (right or
+wrong, a question each) are kept, so that any two choices can be compared in pairs. What is finished is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")  # two threads that wait for each other by spinning slow each other down
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import finepruner_lmms as fp
 from finepruner_lmms import consensus
 from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, best_heads, head_scores
 from finepruner_lmms.scores import AGGREGATES, ROWS, token_scores
@@ -29,98 +30,156 @@ from head_study.deck import VISUAL, Deck
 
 RETAINED = (192, 128, 64, 32)
 LAYER = 1  # whose attention guides, unless a choice says otherwise; tokens are dropped before layer 2
-Choice = tuple[str, Tensor, int]  # name, token scores [Q, N], tokens kept
+COMBINATIONS = (("raw", "mean"), ("renormalised", "mean"), ("renormalised", "max"))
+_BLOCK = 48  # choices judged together: where they keep the same tokens, one run serves all
+
+
+class Choice(NamedTuple):
+    """Token scores `[Q, N]` whose `retained` best stay, the others dropped before `layer`."""
+
+    name: str
+    scores: Tensor
+    retained: int
+    layer: int = LAYER + 1
 
 
 def combined(deck: Deck) -> Iterator[Choice]:
-    """All heads of every layer, by every way to combine their rows."""
+    """All heads of layer 1, by every way to combine their rows."""
+    for rows in ROWS:
+        for aggregate in AGGREGATES:
+            scores = token_scores(deck.attention[:, LAYER], rows, aggregate)
+            for retained in RETAINED:
+                name = f"combined/layer={LAYER}/rows={rows}/aggregate={aggregate}/kept={retained}"
+                yield Choice(name, scores, retained)
+
+
+def layers(deck: Deck) -> Iterator[Choice]:
+    """All heads of each layer: what a layer's attention is worth if it could guide the drop before layer 2."""
     for layer in range(deck.attention.shape[1]):
-        for rows in ROWS:
-            for aggregate in AGGREGATES:
-                scores = token_scores(deck.attention[:, layer], rows, aggregate)
-                for retained in RETAINED if layer == LAYER else (64,):
-                    yield f"combined/layer={layer}/rows={rows}/aggregate={aggregate}/kept={retained}", scores, retained
+        for rows, aggregate in COMBINATIONS:
+            scores = token_scores(deck.attention[:, layer], rows, aggregate)
+            for retained in RETAINED:
+                if retained in (64, 32) or layer % 4 == 1:
+                    name = f"layers/layer={layer}/rows={rows}/aggregate={aggregate}/kept={retained}"
+                    yield Choice(name, scores, retained)
+        for retained in (64, 32):
+            scores = _knowing(deck, layer, 2)
+            yield Choice(f"layers/layer={layer}/oracle-heads=2/kept={retained}", scores, retained)
+
+
+def depth(deck: Deck) -> Iterator[Choice]:
+    """FastV at layer K: scored by the layer before, dropped there, at an equal budget averaged over all layers."""
+    for budget, places in ((192, (1, 2, 3, 4, 6, 8, 10)), (128, (1, 2, 3, 4, 6)), (64, (1, 2, 3))):
+        for place in places:
+            retained = fp.build_pruner("fastv", budget=budget, layer=place).schedule(deck.attention.shape[1], VISUAL)[
+                -1
+            ]
+            for rows, aggregate in COMBINATIONS:
+                scores = token_scores(deck.attention[:, place - 1], rows, aggregate)
+                yield Choice(
+                    f"depth/budget={budget}/layer={place}/rows={rows}/aggregate={aggregate}", scores, retained, place
+                )
 
 
 def heads(deck: Deck) -> Iterator[Choice]:
     """Each head alone."""
     for layer in range(deck.attention.shape[1]):
         for head in range(deck.attention.shape[2]):
-            yield f"heads/layer={layer}/head={head}/kept=64", deck.attention[:, layer, head], 64
+            yield Choice(f"heads/layer={layer}/head={head}/kept=64", deck.attention[:, layer, head], 64)
 
 
-def strategies(deck: Deck, layers: tuple[int, ...] = (LAYER,)) -> Iterator[Choice]:
-    """Every strategy, normalisation and number of heads, their rows combined in every way."""
-    for layer in layers:
-        attention = deck.attention[:, layer]
+def strategies(deck: Deck) -> Iterator[Choice]:
+    """Every strategy, normalisation and number of heads of layer 1, their rows combined in every way."""
+    attention = deck.attention[:, LAYER]
+    for retained in (64, 32, 128, 192):
         for strategy in HEAD_STRATEGIES:
             for normalise in NORMALISATIONS:
-                for count in (2, 4):
+                for count in (2, 4) if retained < 128 else (4,):
                     chosen = best_heads(head_scores(attention, strategy, count, normalise), count)
                     rows_of = attention.gather(1, chosen[..., None].expand(-1, -1, VISUAL))
-                    for rows, aggregate in (("raw", "mean"), ("renormalised", "mean"), ("renormalised", "max")):
+                    for rows, aggregate in COMBINATIONS if retained < 128 else COMBINATIONS[:2]:
+                        name = f"strategy={strategy}/normalise={normalise}/heads={count}/rows={rows}"
                         scores = token_scores(rows_of, rows, aggregate)
-                        for retained in RETAINED:
-                            name = f"layer={layer}/strategy={strategy}/normalise={normalise}/heads={count}"
-                            yield (
-                                f"strategies/{name}/rows={rows}/aggregate={aggregate}/kept={retained}",
-                                scores,
-                                retained,
-                            )
+                        yield Choice(f"strategies/{name}/aggregate={aggregate}/kept={retained}", scores, retained)
         for preset in consensus.PRESETS:
             scores = consensus.select_batch(attention, preset).token_scores
-            for retained in RETAINED:
-                yield f"consensus/layer={layer}/preset={preset}/kept={retained}", scores, retained
+            yield Choice(f"consensus/preset={preset}/kept={retained}", scores, retained)
 
 
 def bounds(deck: Deck) -> Iterator[Choice]:
     """Chance, and what knowing the picture reaches: object tokens first, and heads chosen by their share on them."""
     for retained in RETAINED:
         for seed in range(3):
-            yield f"random/seed={seed}/kept={retained}", _chance(deck, seed), retained
+            yield Choice(f"random/seed={seed}/kept={retained}", _chance(deck, seed), retained)
         rest = _chance(deck, 9)
-        yield f"oracle/tokens=objects/kept={retained}", deck.objects + rest, retained
-        yield f"oracle/tokens=subject/kept={retained}", 2 * deck.subject + deck.objects + rest, retained
-        for layer in (LAYER, *range(4, deck.attention.shape[1], 4)):
-            attention = deck.attention[:, layer]
-            share = (attention * deck.objects[:, None]).sum(-1) / attention.sum(-1).clamp_min(1e-30)
-            for count in (1, 2, 4):
-                index = best_heads(share, count)[..., None].expand(-1, -1, VISUAL)
-                scores = token_scores(attention.gather(1, index), "renormalised", "mean")
-                yield f"oracle/heads={count}/layer={layer}/kept={retained}", scores, retained
+        yield Choice(f"oracle/tokens=objects/kept={retained}", deck.objects + rest, retained)
+        yield Choice(f"oracle/tokens=subject/kept={retained}", 2 * deck.subject + deck.objects + rest, retained)
+        for count in (1, 2, 4):
+            yield Choice(f"oracle/heads={count}/kept={retained}", _knowing(deck, LAYER, count), retained)
+
+
+def _knowing(deck: Deck, layer: int, count: int) -> Tensor:
+    """Token scores of the `count` heads with the largest share of their visual attention on objects."""
+    attention = deck.attention[:, layer]
+    share = (attention * deck.objects[:, None]).sum(-1) / attention.sum(-1).clamp_min(1e-30)
+    index = best_heads(share, count)[..., None].expand(-1, -1, VISUAL)
+    return token_scores(attention.gather(1, index), "renormalised", "mean")
 
 
 def _chance(deck: Deck, seed: int) -> Tensor:
     return torch.rand(len(deck.asked), VISUAL, generator=torch.Generator().manual_seed(seed))
 
 
-PARTS = {"combined": combined, "heads": heads, "strategies": strategies, "bounds": bounds}
+class Plan(NamedTuple):
+    """What is measured on one deck of questions."""
+
+    split: str
+    scenes: int
+    parts: tuple[Callable[[Deck], Iterator[Choice]], ...]
+
+
+PLANS = {
+    "tuning": Plan("tuning", 40, (combined, heads, strategies)),
+    "test": Plan("test", 80, (combined, bounds, depth, strategies)),
+    "layers": Plan("test", 40, (layers,)),
+}
 
 
 def main() -> None:
-    """Run the parts that the command line names."""
+    """Run the decks that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", default="demo")
-    parser.add_argument("--split", choices=("tuning", "test"), required=True)
-    parser.add_argument("--part", choices=PARTS, nargs="+", required=True)
-    parser.add_argument("--scenes", type=int, default=120)
+    parser.add_argument("--deck", choices=PLANS, nargs="+", default=list(PLANS))
+    parser.add_argument("--scenes", type=int, help="fewer or more than the deck's own number")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    deck = Deck(arguments.pretrained, arguments.split, arguments.scenes)
-    for part in arguments.part:
-        file = arguments.out / f"{arguments.split}-{part}.npz"
-        found: dict[str, np.ndarray] = dict(np.load(file)) if file.exists() else {}
-        found |= {"vanilla": deck.vanilla.numpy(), "scenes": deck.scenes}
-        found["kinds"] = np.array([asked.kind for asked in deck.asked])
-        choices = list(PARTS[part](deck))
-        for done, (name, scores, retained) in enumerate(tqdm(choices, desc=f"{arguments.split} {part}")):
-            if name not in found:
-                found[name] = deck.answer(scores, retained).numpy()
-            if done % 50 == 49 or done + 1 == len(choices):
+    for name in arguments.deck:
+        plan = PLANS[name]
+        deck = Deck(arguments.pretrained, plan.split, arguments.scenes or plan.scenes)
+        for part in plan.parts:
+            measure(deck, list(part(deck)), arguments.out / f"{name}-{part.__name__}.npz")
+
+
+def measure(deck: Deck, choices: list[Choice], file: Path) -> None:
+    """Judge the choices that `file` does not hold yet, and keep the answers there."""
+    found: dict[str, np.ndarray] = dict(np.load(file)) if file.exists() else {}
+    found |= {"vanilla": deck.vanilla.numpy(), "scenes": deck.scenes}
+    found["kinds"] = np.array([asked.kind for asked in deck.asked])
+    blocks: dict[tuple[int, int], list[Choice]] = {}
+    for choice in choices:
+        if choice.name not in found:
+            blocks.setdefault((choice.retained, choice.layer), []).append(choice)
+    with tqdm(total=sum(map(len, blocks.values())), desc=file.stem) as progress:
+        for (retained, layer), alike in blocks.items():
+            for start in range(0, len(alike), _BLOCK):
+                block = alike[start : start + _BLOCK]
+                right = deck.answer_all([choice.scores for choice in block], retained, layer)
+                found |= {choice.name: row.numpy() for choice, row in zip(block, right, strict=True)}
                 np.savez_compressed(file, **found)
+                progress.update(len(block))
 
 
 if __name__ == "__main__":
