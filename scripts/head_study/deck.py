@@ -56,8 +56,16 @@ class Group:
 class Deck:
     """Questions, answered by `model` under any choice of tokens."""
 
-    def __init__(self, pretrained: str, split: str, scenes: int, per_scene: int = 3, seed: int = 0) -> None:
-        self.model, self.processor = fp.load_model(pretrained)
+    def __init__(
+        self,
+        pretrained: str,
+        split: str,
+        scenes: int,
+        per_scene: int = 3,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model, self.processor = fp.load_model(pretrained, dtype=dtype)
         self.decoder = self.model.model.language_model
         self.asked = list(questions(self.processor, self.model.config, split, scenes, per_scene, seed))
         by_length: dict[int, list[int]] = defaultdict(list)
@@ -65,7 +73,7 @@ class Deck:
             by_length[len(asked.ids)].append(number)
         features = self._encode(split)
         self.groups = [self._run(numbers, features) for numbers in by_length.values()]
-        self.attention = torch.zeros(len(self.asked), *self.groups[0].attention.shape[1:])
+        self.attention = torch.zeros(len(self.asked), *self.groups[0].attention.shape[1:], dtype=dtype)
         self.vanilla = torch.zeros(len(self.asked), dtype=torch.bool)
         for group in self.groups:
             self.attention[group.numbers] = group.attention
