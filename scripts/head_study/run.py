@@ -27,6 +27,7 @@ from finepruner_lmms import consensus
 from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, best_heads, head_scores
 from finepruner_lmms.scores import AGGREGATES, ROWS, token_scores
 from head_study.deck import VISUAL, Deck
+from head_study.facts import save_facts
 
 RETAINED = (192, 128, 64, 32)
 LAYER = 1  # whose attention guides, unless a choice says otherwise; tokens are dropped before layer 2
@@ -97,7 +98,7 @@ def strategies(deck: Deck) -> Iterator[Choice]:
                 for count in (2, 4) if retained < 128 else (4,):
                     chosen = best_heads(head_scores(attention, strategy, count, normalise), count)
                     rows_of = attention.gather(1, chosen[..., None].expand(-1, -1, VISUAL))
-                    for rows, aggregate in COMBINATIONS if retained < 128 else COMBINATIONS[:2]:
+                    for rows, aggregate in COMBINATIONS if retained < 128 else COMBINATIONS[:1]:
                         name = f"strategy={strategy}/normalise={normalise}/heads={count}/rows={rows}"
                         scores = token_scores(rows_of, rows, aggregate)
                         yield Choice(f"strategies/{name}/aggregate={aggregate}/kept={retained}", scores, retained)
@@ -109,7 +110,7 @@ def strategies(deck: Deck) -> Iterator[Choice]:
 def bounds(deck: Deck) -> Iterator[Choice]:
     """Chance, and what knowing the picture reaches: object tokens first, and heads chosen by their share on them."""
     for retained in RETAINED:
-        for seed in range(3):
+        for seed in range(2):
             yield Choice(f"random/seed={seed}/kept={retained}", _chance(deck, seed), retained)
         rest = _chance(deck, 9)
         yield Choice(f"oracle/tokens=objects/kept={retained}", deck.objects + rest, retained)
@@ -139,9 +140,10 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "tuning": Plan("tuning", 40, (combined, heads, strategies)),
-    "test": Plan("test", 80, (combined, bounds, depth, strategies)),
-    "layers": Plan("test", 40, (layers,)),
+    "tuning": Plan("tuning", 40, (combined, strategies)),
+    "test": Plan("test", 80, (combined, bounds, strategies, depth)),
+    "layers": Plan("test", 30, (layers,)),
+    "heads": Plan("tuning", 25, (heads,)),
 }
 
 
@@ -159,6 +161,7 @@ def main() -> None:
     for name in arguments.deck:
         plan = PLANS[name]
         deck = Deck(arguments.pretrained, plan.split, arguments.scenes or plan.scenes)
+        save_facts(deck, LAYER, arguments.out / f"{name}.facts.npz")
         for part in plan.parts:
             measure(deck, list(part(deck)), arguments.out / f"{name}-{part.__name__}.npz")
 

@@ -1,0 +1,213 @@
+"""Write the tables and pictures of docs/head_study.md from what `run` measured on several models.
+
+    python -m head_study.write runs/head_study/seed0 runs/head_study/seed1 … --doc ../docs/head_study.md
+
+run from `scripts/`. A table goes between `<!-- table NAME -->` and `<!-- end -->` of the document, pictures beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from finepruner_lmms.consensus import PRESETS
+from finepruner_lmms.heads import NORMALISATIONS
+from head_study import plots
+from head_study.compare import Models
+from head_study.run import COMBINATIONS, LAYER, RETAINED
+
+FASTV = f"combined/layer={LAYER}/rows=raw/aggregate=mean/kept={{}}"
+EQUAL_VOICE = f"combined/layer={LAYER}/rows=renormalised/aggregate=mean/kept={{}}"
+Lines = Iterator[str]
+
+
+def strategies_of(models: Models) -> list[str]:
+    """The strategies that were measured."""
+    names = (part for name in models.find("strategies") for part in name.split("/") if part.startswith("strategy="))
+    return sorted({name.partition("=")[2] for name in names})
+
+
+def strategy_name(strategy: str, normalise: str, count: int, rows: str, aggregate: str, kept: object) -> str:
+    """The name that `run` gives the choice."""
+    which = f"strategy={strategy}/normalise={normalise}/heads={count}"
+    return f"strategies/{which}/rows={rows}/aggregate={aggregate}/kept={kept}"
+
+
+def header(*cells: object) -> Lines:
+    """The first two lines of a table."""
+    yield "| " + " | ".join(map(str, cells)) + " |"
+    yield "|" + "---|" * len(cells)
+
+
+def row(*cells: object) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def combined(test: Models, _tuning: Models) -> Lines:
+    """All heads of layer 1, and the bounds."""
+    yield from header("guide", *(f"{kept} kept" for kept in RETAINED))
+    yield row("everything kept", *[f"{test.percent('vanilla'):.1f}"] * len(RETAINED))
+    chance = [sum(test.percent(f"random/seed={seed}/kept={kept}") for seed in range(2)) / 2 for kept in RETAINED]
+    yield row("random", *(f"{value:.1f}" for value in chance))
+    yield row("FastV: mean of the rows", *(f"{test.percent(FASTV.format(kept)):.1f}" for kept in RETAINED))
+    for rows in ("raw", "renormalised"):
+        for aggregate in ("mean", "max", "quota"):
+            if (rows, aggregate) != ("raw", "mean"):
+                name = f"combined/layer={LAYER}/rows={rows}/aggregate={aggregate}/kept={{}}"
+                yield row(f"`rows={rows}`, `aggregate={aggregate}`", *_differences(test, name))
+    for count in (1, 2, 4):
+        yield row(
+            f"oracle: {count} heads by their share on objects", *_differences(test, f"oracle/heads={count}/kept={{}}")
+        )
+    yield row("oracle: the tokens of objects", *_differences(test, "oracle/tokens=objects/kept={}"))
+    yield row("oracle: the tokens asked about, then of objects", *_differences(test, "oracle/tokens=subject/kept={}"))
+
+
+def _differences(models: Models, name: str) -> list[str]:
+    return [
+        f"{models.percent(name.format(kept)):.1f} ({models.paired(name.format(kept), FASTV.format(kept))})"
+        for kept in RETAINED
+    ]
+
+
+def seeds(test: Models, _tuning: Models) -> Lines:
+    """What matters, a model a column."""
+    yield from header("minus FastV's mean of the rows", *(f"{kept} kept" for kept in RETAINED))
+    rows = {
+        "random": "random/seed=0/kept={}",
+        "max of raw rows": f"combined/layer={LAYER}/rows=raw/aggregate=max/kept={{}}",
+        "mean of renormalised rows": EQUAL_VOICE,
+        "max of renormalised rows": f"combined/layer={LAYER}/rows=renormalised/aggregate=max/kept={{}}",
+        "4 of 8 heads by `sum` (upstream's default)": strategy_name("sum", "resoftmax", 4, "raw", "mean", 0)[:-1]
+        + "{}",
+        "4 of 8 heads by `sparsity`, renormalised": strategy_name("sparsity", "renormalise", 4, "raw", "mean", 0)[:-1]
+        + "{}",
+        "oracle tokens": "oracle/tokens=objects/kept={}",
+    }
+    for title, name in rows.items():
+        yield row(title, *(test.paired(name.format(kept), FASTV.format(kept)).full for kept in RETAINED))
+
+
+def strategies(test: Models, _tuning: Models) -> Lines:
+    """Every strategy, upstream's formula and renormalised, its rows raw."""
+    columns = [(count, kept) for kept in (64, 32) for count in (2, 4)] + [(4, 128), (4, 192)]
+    yield from header("strategy", "normalise", *(f"{count} heads, {kept} kept" for count, kept in columns))
+    for strategy in strategies_of(test):
+        for normalise in NORMALISATIONS:
+            names = [(strategy_name(strategy, normalise, c, "raw", "mean", k), FASTV.format(k)) for c, k in columns]
+            yield row(f"`{strategy}`", normalise, *(_bold(test.paired(*pair)) for pair in names))
+    for preset in PRESETS:
+        cells = [
+            _bold(test.paired(f"consensus/preset={preset}/kept={kept}", FASTV.format(kept))) if count == 4 else ""
+            for count, kept in columns
+        ]
+        yield row(f"consensus, `{preset}`", "", *cells)
+
+
+def _bold(paired) -> str:
+    return f"**{paired}**" if paired.sure and paired.value > 0 else str(paired)
+
+
+def equal_voice(test: Models, _tuning: Models) -> Lines:
+    """Does choosing heads add anything once each has an equal voice? Against all heads, renormalised, mean."""
+    columns = [(count, kept, agg) for kept in (64, 32) for count in (2, 4) for agg in ("mean", "max")]
+    yield from header("strategy", "normalise", *(f"{c} heads, {agg}, {k} kept" for c, k, agg in columns))
+    for strategy in strategies_of(test):
+        for normalise in NORMALISATIONS:
+            names = [
+                (strategy_name(strategy, normalise, c, "renormalised", agg, k), EQUAL_VOICE.format(k))
+                for c, k, agg in columns
+            ]
+            yield row(f"`{strategy}`", normalise, *(_bold(test.paired(*pair)) for pair in names))
+
+
+def picked(test: Models, tuning: Models) -> Lines:
+    """The best choice on the tuning split, a model of its own, and what it is worth on the test split."""
+    yield from header("picked among", "kept", "tuning", "test", "what was picked, a model each")
+    kinds: dict[str, Callable[[str], bool]] = {
+        "heads, raw rows (upstream's formulas)": lambda n: "rows=raw" in n and "normalise=resoftmax" in n,
+        "heads, raw rows (both normalisations)": lambda n: "rows=raw" in n,
+        "heads, any rows": lambda n: True,
+    }
+    for title, wanted in kinds.items():
+        for kept in (64, 32):
+            names = [n for n in tuning.find("strategies", f"kept={kept}") if wanted(n) and n in test.names]
+            best = [max(names, key=lambda n, s=study: s.percent(n)) for study in tuning.studies]
+            short = "; ".join(_short(name) for name in best)
+            yield row(
+                title,
+                kept,
+                tuning.paired(best, FASTV.format(kept)).full,
+                test.paired(best, FASTV.format(kept)).full,
+                short,
+            )
+    for kept in (64, 32):
+        names = EQUAL_VOICE.format(kept), FASTV.format(kept)
+        title = "no choice: all heads, renormalised rows, mean"
+        yield row(title, kept, tuning.paired(*names).full, test.paired(*names).full, "")
+
+
+def _short(name: str) -> str:
+    parts = dict(part.split("=") for part in name.split("/") if "=" in part)
+    return f"{parts['strategy']} {parts['normalise']}, {parts['heads']}, {parts['rows']} {parts['aggregate']}"
+
+
+def depth(test: Models, _tuning: Models) -> Lines:
+    """FastV at layer K at an equal budget."""
+    budgets = {192: (1, 2, 3, 4, 6, 8, 10), 128: (1, 2, 3, 4, 6), 64: (1, 2, 3)}
+    yield from header("budget", "layer K", "mean of raw rows", *(f"{rows} {agg}" for rows, agg in COMBINATIONS[1:]))
+    for budget, places in budgets.items():
+        for place in places:
+            base, *others = (
+                f"depth/budget={budget}/layer={place}/rows={rows}/aggregate={agg}" for rows, agg in COMBINATIONS
+            )
+            cells = [f"{test.percent(name):.1f} ({test.paired(name, base)})" for name in others]
+            yield row(budget, place, f"{test.percent(base):.1f}", *cells)
+
+
+TABLES = {
+    "combined": combined,
+    "seeds": seeds,
+    "strategies": strategies,
+    "equal-voice": equal_voice,
+    "picked": picked,
+    "depth": depth,
+}
+
+
+def fill(text: str, tables: dict[str, list[str]]) -> str:
+    """`text` with each marked table replaced. `ValueError` where a mark has no table, or a table no mark."""
+    marked = set(re.findall(r"<!-- table (\S+) -->", text))
+    if marked != set(tables):
+        raise ValueError(f"doc: marks {sorted(marked)}, tables {sorted(tables)}; each table needs its mark")
+    for name, lines in tables.items():
+        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda m, lines=lines: m[1] + "\n".join(lines) + "\n" + m[2], text, flags=re.DOTALL)
+    return text
+
+
+def main() -> None:
+    """Fill the document and draw the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--doc", type=Path, required=True)
+    arguments = parser.parse_args()
+    test, tuning = Models(arguments.folders, "test"), Models(arguments.folders, "tuning")
+    tables = {name: list(table(test, tuning)) for name, table in TABLES.items()}
+    arguments.doc.write_text(fill(arguments.doc.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    pictures = arguments.doc.with_suffix("")
+    pictures.mkdir(exist_ok=True)
+    facts = [dict(np.load(folder / "heads.facts.npz")) for folder in arguments.folders]
+    for line in plots.draw(
+        test, Models(arguments.folders, "heads"), Models(arguments.folders, "layers"), facts, pictures
+    ):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
