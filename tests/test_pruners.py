@@ -115,6 +115,18 @@ def test_finepruner_listens_to_the_chosen_heads_only():
     )
 
 
+def test_fixed_heads_guide_whatever_they_look_at():
+    attention = torch.tensor([[[0.5, 0.1, 0.1, 0.1], [0.0, 0.0, 0.0, 0.6], [0.2, 0.3, 0.2, 0.2]]])
+    context = DecoderContext(2, attention, torch.ones(1, 4, dtype=torch.bool))
+    for named, best in (("0", 0), (1, 3), ("2", 1), ("0+2", 0), ("0+1+2", 3)):
+        chosen = build_pruner("finepruner", head_strategy="fixed", fixed_heads=named).select(context, 1)
+        assert chosen.keep[0].nonzero().tolist() == [[best]]
+        assert chosen.heads.tolist() == [[int(head) for head in str(named).split("+")]]
+        assert chosen.head_scores.sum() == chosen.heads.shape[1]
+    with pytest.raises(ValueError, match=r"fixed_heads: got '3\+9'; the heads of this model are 0 to 7"):
+        build_pruner("finepruner", head_strategy="fixed", fixed_heads="3+9").check_heads(8)
+
+
 def test_equal_voices_undo_what_a_loud_head_does():
     loud = torch.tensor([0.3, 0.3, 0.2])
     quiet = torch.tensor([0.0, 0.0, 0.05])

@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finepruner_lmms.matrix.cli import app
-from finepruner_lmms.matrix.report import build_report, selections
+from finepruner_lmms.matrix.head_report import agreement, chosen_by_task, selections
+from finepruner_lmms.matrix.report import build_report
 from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
 
 STRATEGIES, IMAGES = {"sparsity": 0.9, "sum": 0.5, "graph_based": 0.7}, 60
@@ -105,6 +106,38 @@ def test_consensus_selections_are_drawn(study):
     page = build_report(study)
     assert "Consensus selection: fastv 128" in page and "gap 75 %, high 25 %" in page
     assert {"Complexity over the samples", "Number of heads over the samples"} <= set(pictures(page))
+
+
+def test_heads_alone_are_a_map(tmp_path):
+    rows = [row("vanilla")]
+    for layer in (2, 5):
+        rows += [row("finepruner", 64, head_strategy="fixed", fixed_heads=head, layer=layer) for head in range(4)]
+    page = build_report(save(Store(tmp_path), rows, [0.9] * len(rows), "demo-tuning"))
+    assert "Score with each head alone as the guide, 64 tokens" in pictures(page)
+    assert "Heat map of GQA" not in page  # named heads are no strategy
+
+
+def test_choices_are_compared_and_followed_across_tasks(study):
+    record = study.matrix()
+    first = {("fp_gqa", 0): [0, 1], ("fp_gqa", 1): [2, 3], ("fp_pope", 0): [0, 3]}
+    second = {("fp_gqa", 0): [1, 0], ("fp_gqa", 1): [3, 4], ("fp_mme", 0): [0, 1]}
+    table, names = agreement({"a": first, "b": second, "c": {("fp_mme", 5): [1, 2]}})
+    assert names == ["a", "b", "c"] and table[0, 1] == table[1, 0] == 0.75 and np.isnan(table[0, 2])
+    shares = chosen_by_task({"a": first})
+    assert list(shares) == ["a · gqa", "a · pope"]
+    assert shares["a · gqa"].tolist() == [0.5, 0.5, 0.5, 0.5] and shares["a · pope"].tolist() == [1, 0, 0, 1]
+    for number, found in ((3, first), (5, second)):
+        lines = [{"task": t, "doc_id": d, "layer": 2, "heads": heads} for (t, d), heads in found.items()]
+        folder = study.cell_dir(record["cells"][number])
+        (folder / "selections-rank0.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert record["rows"][3]["given"]["heads"] == record["rows"][7]["given"]["heads"] == 2
+    drawn = pictures(build_report(study))
+    # rows of another number of heads or budget are not compared
+    assert "Share of heads in common, budget 128, 2 heads" not in drawn
+    assert "How often each head is chosen, budget 128, 2 heads" in drawn
+    lines = [{"task": t, "doc_id": d, "layer": 2, "heads": heads} for (t, d), heads in second.items()]
+    (study.cell_dir(record["cells"][7]) / "selections-rank0.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert "Share of heads in common, budget 128, 2 heads" in pictures(build_report(study))
 
 
 def test_the_command_writes_a_file(study, tmp_path):

@@ -108,6 +108,44 @@ def lines(grid: Grid, baseline: dict[int, float], title: str) -> Figure:
     return figure
 
 
+def alone(places: dict[tuple[int, int], float]) -> Figure:
+    """Score by (layer, head)."""
+    layers, heads = (sorted({place[axis] for place in places}) for axis in (0, 1))
+    values = np.array([[places.get((layer, head), np.nan) for head in heads] for layer in layers])
+    figure, axes = _axes(2.4 + 0.3 * len(heads), 1.4 + 0.24 * len(layers))
+    image = axes.imshow(values, aspect="auto", cmap="viridis")
+    axes.set_xticks(range(len(heads)), [str(head) for head in heads], fontsize=8)
+    axes.set_yticks(range(len(layers)), [str(layer) for layer in layers], fontsize=8)
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer that scores")
+    figure.colorbar(image, ax=axes, label="%")
+    return figure
+
+
+def matrix(values: np.ndarray, names: Sequence[str]) -> Figure:
+    """A square table of shares, the same names on both sides."""
+    figure, axes = _axes(3.4 + 0.42 * len(names), 2.4 + 0.36 * len(names))
+    image = axes.imshow(values, cmap="viridis", vmin=0, vmax=1)
+    for row, column in np.ndindex(values.shape):
+        color = "white" if values[row, column] < 0.5 else "black"
+        axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", color=color, fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    figure.colorbar(image, ax=axes, label="share of heads in common")
+    return figure
+
+
+def frequencies(shares: dict[str, np.ndarray]) -> Figure:
+    """How often each head is chosen, a line a row and task."""
+    values = np.stack(list(shares.values()))
+    figure, axes = _axes(4.2 + 0.22 * values.shape[1], 1.2 + 0.22 * len(shares))
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    axes.set_yticks(range(len(shares)), list(shares), fontsize=7)
+    axes.set_xlabel("head")
+    figure.colorbar(image, ax=axes, label="share of samples")
+    return figure
+
+
 def qualities(records: Sequence[dict[str, Any]]) -> Figure:
     """The distribution of each strategy's quality."""
     names = list(records[0]["qualities"])

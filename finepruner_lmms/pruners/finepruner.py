@@ -24,7 +24,7 @@ from finepruner_lmms.queries import QUERIES, query_rows
 from finepruner_lmms.scores import head_rows, token_scores
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
-CONSENSUS = "consensus"
+CONSENSUS, FIXED = "consensus", "fixed"
 
 
 @register("finepruner", "fastv+finepruner")
@@ -39,7 +39,8 @@ class FinePruner(AttentionGuided):
     `query` says whose attention the rows are: the last prompt token's, or other words' (`finepruner_lmms.queries`).
     `head_strategy="consensus"` chooses heads and their weights by `finepruner_lmms.consensus` with `preset` (None is
     `doc`); the number of heads follows from the attention. `heads` has no effect, but in the preset `calibrated`: there
-    it is the number that the attention's complexity adjusts.
+    it is the number that the attention's complexity adjusts. `head_strategy="fixed"` always takes the heads named in
+    `fixed_heads`, one number or several joined by `+`, counted from 0.
     """
 
     guide: str = "fastv"
@@ -49,6 +50,7 @@ class FinePruner(AttentionGuided):
     query: str = "last"
     normalise: str = "resoftmax"
     preset: str | None = None
+    fixed_heads: int | str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +59,8 @@ class FinePruner(AttentionGuided):
             raise ValueError(f"layer: got {self.layer!r}; guide={self.guide!r} has depths of its own, so leave it out")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
-        check_choice("head_strategy", self.head_strategy, (*head_selection.known_strategies(), CONSENSUS))
+        check_choice("head_strategy", self.head_strategy, (*head_selection.known_strategies(), CONSENSUS, FIXED))
+        self._check_fixed()
         if self.head_strategy == CONSENSUS:
             self._check_consensus()
         elif self.preset is not None:
@@ -67,6 +70,29 @@ class FinePruner(AttentionGuided):
             raise ValueError(f"query: got {self.query!r}; guide='sparsevlm' asks by its raters, so leave it out")
         check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
         self.guided  # noqa: B018 - its parameters are checked here, too
+
+    def _check_fixed(self) -> None:
+        if self.head_strategy != FIXED:
+            if self.fixed_heads is not None:
+                raise ValueError(
+                    f"fixed_heads: got {self.fixed_heads!r}; only head_strategy='fixed' reads it, so leave it out"
+                )
+            return
+        if self.heads is not None:
+            raise ValueError(f"heads: got {self.heads!r}; head_strategy='fixed' names its heads, so leave it out")
+        if self.normalise != "resoftmax":
+            raise ValueError(f"normalise: got {self.normalise!r}; head_strategy='fixed' ranks nothing, so leave it out")
+        self.named_heads  # noqa: B018 - raises where they are wrong
+
+    @cached_property
+    def named_heads(self) -> tuple[int, ...]:
+        """The heads of `fixed_heads`, ascending."""
+        texts = str(self.fixed_heads).split("+")
+        if not all(text.strip().isdecimal() for text in texts) or len(set(map(int, texts))) < len(texts):
+            raise ValueError(
+                f"fixed_heads: got {self.fixed_heads!r}; expected different heads, counted from 0, such as 3 or '3+5'"
+            )
+        return tuple(sorted(map(int, texts)))
 
     def _check_consensus(self) -> None:
         if self.preset is not None:
@@ -110,6 +136,8 @@ class FinePruner(AttentionGuided):
         """`heads` may be at most the query heads of the model."""
         if self.heads is not None and self.heads > num_heads:
             raise ValueError(f"heads: got {self.heads}; the layers of this model have {num_heads} query heads")
+        if self.head_strategy == FIXED and self.named_heads[-1] >= num_heads:
+            raise ValueError(f"fixed_heads: got {self.fixed_heads!r}; the heads of this model are 0 to {num_heads - 1}")
 
     def head_attention(self, context: DecoderContext) -> Tensor:
         """The rows of all heads: the guided method's, or those that `query` asks by, in the same layer."""
@@ -123,13 +151,20 @@ class FinePruner(AttentionGuided):
         attention = self.head_attention(context)
         if self.head_strategy == CONSENSUS:
             return self._by_consensus(attention, context, retained)
-        count = self._heads_of(attention)
-        scores = head_selection.head_scores(attention, self.head_strategy, count, self.normalise)
-        chosen = head_selection.best_heads(scores, count)
+        chosen, scores = self._rank(attention)
         # ascending, so that choosing every head adds them up in the same order as without a choice
         index = chosen.sort(dim=1).values[..., None].expand(-1, -1, attention.shape[2])
         tokens = token_scores(attention.gather(1, index), self.rows, self.aggregate)
         return replace(self.guided.choose(tokens, context, retained), heads=chosen, head_scores=scores)
+
+    def _rank(self, attention: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads that guide, best first, and the scores of all."""
+        if self.head_strategy == FIXED:
+            chosen = torch.tensor(self.named_heads, device=attention.device).expand(len(attention), -1)
+            return chosen, torch.zeros_like(attention[..., 0]).scatter(1, chosen, 1.0)
+        count = self._heads_of(attention)
+        scores = head_selection.head_scores(attention, self.head_strategy, count, self.normalise)
+        return head_selection.best_heads(scores, count), scores
 
     def _heads_of(self, attention: Tensor) -> int:
         """`heads`, or its default for a layer of so many."""

@@ -27,7 +27,7 @@ GROUPS = {
 
 
 def draw(
-    test: Models, tuning: Models, layers: Models, facts: list[dict[str, np.ndarray]], folder: Path
+    test: Models, alone: Models, layers: Models, facts: list[dict[str, np.ndarray]], folder: Path
 ) -> Iterator[str]:
     """Write every picture; what it says in numbers, a line each."""
     _budgets(test, folder / "budgets.png")
@@ -55,7 +55,7 @@ def useful(study: Study, chosen: np.ndarray | None = None) -> np.ndarray:
 def ranks(values: np.ndarray) -> np.ndarray:
     """Average ranks, so that their correlation is Spearman's."""
     flat = values.ravel()
-    names, inverse, count = np.unique(flat, return_inverse=True, return_counts=True)
+    _, inverse, count = np.unique(flat, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[inverse]
 
 
@@ -163,8 +163,7 @@ def _mass(usefulness, facts, alone: Models, file: Path) -> Iterator[str]:
     for number, (study, values) in enumerate(zip(alone.studies, usefulness, strict=True)):
         even = alone.scenes % 2 == 0
         both = spearman(useful(study, even), useful(study, ~even))
-        best = values.max()
-        yield f"model {number}: usefulness on two halves of the scenes, rank correlation {both:.2f}; best head {best:.1f}"
+        yield f"model {number}: two halves of the scenes, rank correlation {both:.2f}; best head {values.max():.1f}"
         for title, row in ({"alone": values} | facts[number]).items():
             if title not in ("alone", "mass", "share"):
                 continue
