@@ -13,8 +13,10 @@ import finepruner_lmms as fp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from head_study.compare import Study, clustered_error, over_seeds
+from head_study.compare import Models, clustered_error
 from head_study.deck import Deck
+from head_study.run import combined, measure
+from head_study.write import fill
 
 from finepruner_lmms.demo.scenes import make_scene
 from finepruner_lmms.images import preprocess
@@ -54,22 +56,66 @@ def test_keeping_everything_is_vanilla(deck):
     assert bool((deck.subject <= deck.objects).all()) and bool(deck.subject.any())
 
 
+def save(folder: Path, answers: dict[str, np.ndarray], scenes: np.ndarray) -> Path:
+    folder.mkdir()
+    np.savez_compressed(folder / "test-part.npz", scenes=scenes, kinds=scenes, **answers)
+    return folder
+
+
 def test_errors_are_clustered_by_scene(tmp_path):
     rng = np.random.default_rng(0)
     scenes = np.repeat(np.arange(200), 3)
     first = rng.random(600) < 0.8
     second = first & (rng.random(600) < 0.9)
-    answers = {"a/kept=64": first, "b/kept=64": second}
-    np.savez_compressed(tmp_path / "test-part.npz", scenes=scenes, kinds=scenes, **answers)
-    study = Study(tmp_path, "test")
-    paired = study.paired("b/kept=64", "a/kept=64")
-    assert paired.value == pytest.approx(100 * (second.mean() - first.mean())) and paired.sure
-    assert study.names("kept=64") == ["a/kept=64", "b/kept=64"] and study.names("a") == ["a/kept=64"]
+    folder = save(tmp_path / "one", {"a/kept=64": first, "b/kept=64": second}, scenes)
+    models = Models([folder, save(tmp_path / "two", {"a/kept=64": first, "b/kept=64": first}, scenes)], "test")
+    worse = 100 * (second.mean() - first.mean())
+    paired = models.paired("b/kept=64", "a/kept=64")
+    assert paired.models == pytest.approx((worse, 0)) and paired.value == pytest.approx(worse / 2) and paired.sure
+    assert paired.spread == pytest.approx(-worse / 2) and paired.full.endswith(f"({worse:+.1f}, +0.0)")
+    assert models.paired(["b/kept=64", "a/kept=64"], "a/kept=64").value == pytest.approx(worse / 2)
+    assert models.find("kept=64") == ["a/kept=64", "b/kept=64"] and models.find("a") == ["a/kept=64"]
     # the same answer to every question of a scene is as many answers as there are scenes
     alike = np.repeat(rng.random(200) < 0.5, 3) * 100.0
     assert clustered_error(alike, scenes) == pytest.approx(alike[::3].std(ddof=1) / 200**0.5)
     independent = clustered_error(alike, np.arange(600))
     assert independent < clustered_error(alike, scenes) / 1.5
-    assert over_seeds([paired, paired]).startswith(f"{paired.value:+.1f} ± 0.0")
     with pytest.raises(ValueError, match="holds no results of the deck 'tuning'"):
-        Study(tmp_path, "tuning")
+        Models([folder], "tuning")
+    with pytest.raises(ValueError, match="not asked about the same scenes"):
+        Models([folder, save(tmp_path / "three", {"a/kept=64": first}, scenes + 1)], "test")
+
+
+def test_one_run_serves_choices_that_keep_the_same(deck, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.rand(len(deck.asked), 576, generator=generator) for _ in range(2)]
+    alone = torch.stack([deck.answer(score, 64) for score in scores])
+    seen = []
+    real = deck._answer
+    monkeypatch.setattr(
+        deck, "_answer", lambda group, rows, *rest: (seen.append(len(rows)), real(group, rows, *rest))[1]
+    )
+    together = deck.answer_all([scores[0], scores[1], 2 * scores[0]], 64)
+    assert torch.equal(together, alone[[0, 1, 0]]) and sum(seen) == 2 * len(deck.asked)
+
+
+def test_what_was_measured_is_not_measured_again(deck, tmp_path, monkeypatch):
+    file = tmp_path / "tuning-combined.npz"
+    choices = list(combined(deck))[:5]
+    measure(deck, choices[:3], file)
+    judged = []
+    monkeypatch.setattr(deck, "answer_all", lambda scores, *_: (judged.append(len(scores)), alike(deck, scores))[1])
+    measure(deck, choices, file)
+    assert sum(judged) == 2 and {choice.name for choice in choices} <= set(np.load(file))
+
+
+def alike(deck: Deck, scores: list) -> torch.Tensor:
+    return torch.zeros(len(scores), len(deck.asked), dtype=torch.bool)
+
+
+def test_tables_go_where_they_are_marked():
+    text = "a\n<!-- table one -->\nold\n<!-- end -->\nb\n<!-- table two -->\n<!-- end -->\n"
+    filled = fill(text, {"one": ["x", "y"], "two": ["z"]})
+    assert filled == text.replace("old\n", "x\ny\n").replace("two -->\n", "two -->\nz\n")
+    with pytest.raises(ValueError, match="each table needs its mark"):
+        fill(text, {"one": []})

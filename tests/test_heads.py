@@ -282,7 +282,7 @@ def test_strategies_take_few_operations(strategy):
         with CountOperations() as counter:
             head_scores(torch.empty(batch, heads, 100, device="meta"), strategy, 16)
         counts.add(counter.count)
-    assert len(counts) == 1 and counts.pop() < 100
+    assert len(counts) == 1 and counts.pop() < 120
 
 
 class CountOperations(TorchDispatchMode):

@@ -106,17 +106,27 @@ def hierarchical(view: HeadView) -> Tensor:
         return 0.5 * view.energy + 0.3 * view.peak + 0.2 * view.variance
     coarse = 0.6 * view.energy + 0.4 * (1 - min_max(view.entropy, 0))
     kept = best_heads(coarse, min(heads, max(2 * view.heads, view.heads + 4)))
-    entropy, energy, variance = (figure.gather(1, kept) for figure in (view.entropy, view.energy, view.variance))
+    figures = torch.stack([view.entropy, view.variance, _distance(view, kept)])
+    entropy, variance, distance = figures.gather(2, kept.expand(3, -1, -1))
     divergence = -entropy - math.log(1 / size + EPS)
-    # unit vectors of p are (1/N + deviation) / length, and so is their mean; the two parts are at right angles
-    inverse = 1 / energy.sqrt()
-    flat = (kept + heads * torch.arange(len(kept), device=kept.device)[:, None]).flatten()
-    rows = view.deviation.flatten(0, 1).index_select(0, flat).unflatten(0, kept.shape)
-    unit = rows.mul_(inverse[..., None])
-    apart = unit.sub_(unit.mean(1, keepdim=True))
-    level = (inverse - inverse.mean(1, keepdim=True)) / size
-    distance = (torch.linalg.vecdot(apart, apart) + size * level.square()).sqrt()
     stability = 1 / (variance.sqrt() + EPS)
     metrics = zip((0.3, 0.25, 0.25, 0.2), (entropy, divergence, distance, stability), strict=True)
     scores = torch.stack([weight * min_max(metric, 0) for weight, metric in metrics]).sum(0)
     return torch.full_like(coarse, -math.inf).scatter(1, kept, scores)
+
+
+def _distance(view: HeadView, kept: Tensor) -> Tensor:
+    """How far the unit vector of each head's p is from the mean of those that are `kept` `[B, K]`: `[B, H]`.
+
+    Unit vectors are (1/N + deviation) / length, and so is their mean; the two parts are at right angles.
+    """
+    inverse = 1 / view.energy.sqrt()
+    share = torch.zeros_like(inverse).scatter(1, kept, 1 / kept.shape[1]) * inverse
+    centre = share[:, None] @ view.deviation
+    own = inverse.square() * view.spread
+    across = inverse * torch.linalg.vecdot(view.deviation, centre)
+    apart = own - 2 * across + torch.linalg.vecdot(centre, centre)
+    # heads that are all alike are at no distance; what rounding leaves of the difference would be stretched to 0..1
+    apart = apart.masked_fill(apart < 1e-12 * own, 0)
+    level = (inverse - share.sum(1, keepdim=True)).square() / view.deviation.shape[-1]
+    return (apart + level).sqrt()

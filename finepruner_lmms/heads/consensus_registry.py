@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from finepruner_lmms.heads.registry import register_head_strategy
-from finepruner_lmms.heads.view import EPS, HeadView, largest, min_max
+from finepruner_lmms.heads.view import HeadView, largest, min_max
 
 
 @register_head_strategy("consensus_sparsity")
@@ -17,9 +19,7 @@ def sparsity(view: HeadView) -> Tensor:
 @register_head_strategy("consensus_hierarchical")
 def hierarchical(view: HeadView) -> Tensor:
     """Sparse, of low entropy, far from uniform: one stage, unlike the ablation's two."""
-    size = view.deviation.shape[-1]
-    # the mean of log(1/N) - log(p + eps)
-    divergence = -(view.deviation * size).add_(size * EPS).log1p_().mean(-1)
+    divergence = -math.log(view.deviation.shape[-1]) - view.mean_log
     return 0.4 * view.energy + 0.3 * (1 - min_max(view.entropy)) + 0.3 * divergence
 
 

@@ -28,19 +28,21 @@ class HeadView:
         self.heads, self.normalise = heads, normalise
 
     @cached_property
-    def _normalised(self) -> tuple[Tensor, Tensor]:
-        """Deviations `[B, H, N]` and entropy `[B, H]`, in as few passes over the values as can be."""
+    def _normalised(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Deviations `[B, H, N]`, entropy and mean logarithm `[B, H]`, in as few passes over the values as can be."""
         size, values = self.attention.shape[-1], self.attention.double()
         if self.normalise == "resoftmax":
             p = values.exp()
             total = p.sum(-1, keepdim=True)
             # log p is attention - log total, which needs no logarithm of every value; the 1e-8 adds N of them
-            entropy = (total.log() - torch.linalg.vecdot(p, values)[..., None] / total).squeeze(-1) - size * EPS
-            return p.div_(total).sub_(1 / size), entropy
+            log_total = total.log().squeeze(-1)
+            entropy = log_total - torch.linalg.vecdot(p, values) / total.squeeze(-1) - size * EPS
+            return p.div_(total).sub_(1 / size), entropy, values.mean(-1) - log_total
         p = values / values.sum(-1, keepdim=True).clamp_min(1e-30)
         spare = None if values is self.attention else values  # not needed any more, unless it is the caller's
-        entropy = -torch.linalg.vecdot(p, torch.add(p, EPS, out=spare).log_())
-        return p.sub_(1 / size), entropy
+        logarithms = torch.add(p, EPS, out=spare).log_()
+        entropy = -torch.linalg.vecdot(p, logarithms)
+        return p.sub_(1 / size), entropy, logarithms.mean(-1)
 
     @property
     def deviation(self) -> Tensor:
@@ -51,6 +53,15 @@ class HeadView:
     def entropy(self) -> Tensor:
         """`[B, H]`: -sum p log(p + 1e-8)."""
         return self._normalised[1]
+
+    @cached_property
+    def mean_log(self) -> Tensor:
+        """`[B, H]`: the mean of log(p + 1e-8)."""
+        if self.normalise != "resoftmax":
+            return self._normalised[2]
+        # of p itself it is known; what the 1e-8 adds is log(1 + 1e-8 / p), whose third order is below rounding
+        ratio = EPS / (self.deviation + 1 / self.attention.shape[-1])
+        return self._normalised[2] + ratio.mean(-1) - torch.linalg.vecdot(ratio, ratio) / (2 * ratio.shape[-1])
 
     @cached_property
     def spread(self) -> Tensor:
