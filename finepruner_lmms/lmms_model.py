@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from finepruner_lmms.consensus import Consensus
-from finepruner_lmms.consensus_report import debug_block
+from finepruner_lmms.consensus.report import debug_block
 from finepruner_lmms.cost import DecoderSizes, PrefillCost
 from finepruner_lmms.engine import Geometry
 from finepruner_lmms.generation import Generation, generate

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from finepruner_lmms.consensus import Consensus
-from finepruner_lmms.consensus_report import monitor_record
+from finepruner_lmms.consensus.report import monitor_record
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.trace import Trace
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finepruner_lmms import consensus
-from finepruner_lmms.consensus_report import debug_block, monitor_record
+from finepruner_lmms.consensus.report import debug_block, monitor_record
 from finepruner_lmms.heads import HEAD_STRATEGIES, HeadView, head_scores, select_heads
 from finepruner_lmms.heads.view import sort_rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finepruner_lmms.consensus import Consensus
+from finepruner_lmms.consensus.selection import Consensus
 
 STYLES = ("code", "doc")
 _COMPARED = 16
