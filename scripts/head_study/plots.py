@@ -105,7 +105,6 @@ def _layers(layers: Models, file: Path) -> Iterator[str]:
     _plain(axes)
     kinds = {
         "two best heads, known objects": ("oracle-heads=2", "oracle"),
-        "equal voice, max": ("rows=renormalised/aggregate=max", "max"),
         "equal voice, mean": ("rows=renormalised/aggregate=mean", "equal"),
         "raw, mean (FastV)": ("rows=raw/aggregate=mean", "fastv"),
     }

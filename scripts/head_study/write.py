@@ -115,13 +115,13 @@ def _bold(paired) -> str:
 
 def equal_voice(test: Models, _tuning: Models) -> Lines:
     """Does choosing heads add anything once each has an equal voice? Against all heads, renormalised, mean."""
-    columns = [(count, kept, agg) for kept in (64, 32) for count in (2, 4) for agg in ("mean", "max")]
-    yield from header("strategy", "normalise", *(f"{c} heads, {agg}, {k} kept" for c, k, agg in columns))
+    columns = [(count, kept) for kept in (64, 32) for count in (2, 4)]
+    yield from header("strategy", "normalise", *(f"{count} heads, {kept} kept" for count, kept in columns))
     for strategy in strategies_of(test):
         for normalise in NORMALISATIONS:
             names = [
-                (strategy_name(strategy, normalise, c, "renormalised", agg, k), EQUAL_VOICE.format(k))
-                for c, k, agg in columns
+                (strategy_name(strategy, normalise, count, "renormalised", "mean", kept), EQUAL_VOICE.format(kept))
+                for count, kept in columns
             ]
             yield row(f"`{strategy}`", normalise, *(_bold(test.paired(*pair)) for pair in names))
 
