@@ -199,12 +199,13 @@ def _check_tasks(file: MatrixFile, errors: _Errors) -> None:
             )
         elif task in file.tasks[:number]:
             errors.add(place, f"tasks.{number}: {task!r} is given twice")
-    for task, group, why in (
-        ("mme", 2, "two questions an image"),
-        ("mmbench", 4, "every question in up to four orders"),
-    ):
-        if file.limit is not None and task in file.tasks and file.limit % group:
-            errors.add(("limit",), f"limit: got {file.limit}; {task} asks {why}, so give a multiple of {group}")
+    if file.limit is not None:
+        if "mme" in file.tasks and file.limit < 2:
+            errors.add(("limit",), f"limit: got {file.limit}; mme asks two questions an image, so give at least 2")
+        for task in {"mmbench", "mmbench_cn"} & set(file.tasks):
+            if file.limit % 4:
+                why = f"{task} asks every question in up to four orders, so give a multiple of 4"
+                errors.add(("limit",), f"limit: got {file.limit}; {why}")
     if file.data not in ("hub", "demo", "demo-tuning") and not Path(file.data).is_dir():
         errors.add(("data",), f"data: {file.data!r} is neither 'hub', 'demo' nor an existing folder")
 

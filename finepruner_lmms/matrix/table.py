@@ -143,6 +143,7 @@ def notes(board: Leaderboard) -> list[str]:
     lines = [
         f"Questions: {counts or 'none answered yet'}.",
         "± is the standard error over images; MME in points, the rest in percent.",
+        *(["MME: the question whose partner was not asked is left out."] if board.questions.get("mme", 0) % 2 else []),
         "average: mean share of the maximum. relative: mean over tasks of the score divided by vanilla's.",
     ]
     for line in board.lines:

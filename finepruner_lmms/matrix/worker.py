@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from loguru import logger
 
-from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks import BENCHMARKS, image_names
 from finepruner_lmms.lmms_model import LlavaFinePruner
 from finepruner_lmms.matrix.store import Json, begin_attempt, write_error, write_result
 from finepruner_lmms.tasks import folder as task_folder
@@ -149,7 +150,7 @@ def evaluate_cell(
     if documents != sorted(set(documents)) or len(documents) != expected:
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
     split = out["configs"][benchmark.task]["test_split"]
-    images = lm.task_dict[benchmark.task][split].select_columns([benchmark.image_column])[benchmark.image_column]
+    images = image_names(lm.task_dict[benchmark.task][split], benchmark.image_column)
     recomputed, value = benchmark.value(logged), metrics[benchmark.metric]
     if not math.isclose(recomputed, value, rel_tol=1e-6, abs_tol=1e-9):
         raise InvalidResult(f"{benchmark.metric} is {value!r}, but its samples give {recomputed!r}")
@@ -165,11 +166,11 @@ def evaluate_cell(
     return result, [_line(sample, benchmark.metric.partition(",")[0], images) for sample in logged]
 
 
-def _line(sample: Json, metric: str, images: Any) -> Json:
+def _line(sample: Json, metric: str, images: Sequence[str]) -> Json:
     """One question for `samples.jsonl`, joined by `doc_id` and `image` with those of other cells."""
     return {
         "doc_id": sample["doc_id"],
-        "image": str(images[sample["doc_id"]]),
+        "image": images[sample["doc_id"]],
         "target": sample["target"],
         "answer": sample["filtered_resps"][0],
         "score": json.loads(json.dumps(sample.get(metric), default=float)),

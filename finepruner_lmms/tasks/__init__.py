@@ -18,10 +18,13 @@ logger = logging.getLogger(__name__)
 _SPLIT = {
     "vqav2": "validation",
     "gqa": "testdev",
+    "vizwiz": "val",
+    "sqa": "test",
     "textvqa": "validation",
     "pope": "test",
     "mme": "test",
     "mmbench": "dev",
+    "mmbench_cn": "dev",
 }
 
 
