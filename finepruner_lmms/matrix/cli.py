@@ -202,12 +202,15 @@ def compare(
 @app.command()
 def tasks(
     data: Annotated[str, typer.Option(help="hub, demo, or a data root")] = "hub",
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Tasks that only a server scores write its file, of their test split.")
+    ] = False,
 ) -> None:
     """Print the folder to pass to lmms-eval's --include_path, so that the tasks fp_<name> read that data."""
     from finepruner_lmms.tasks import folder
 
     try:
-        sys.stdout.write(f"{folder(data)}\n")
+        sys.stdout.write(f"{folder(data, submission)}\n")
     except ValueError as error:
         _refuse(str(error))
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from finepruner_lmms.matrix.paired import Difference
 
 MISSING = "–"
+SUBMITTED = "submission written"
 
 
 RELATIVE = {
@@ -124,7 +125,8 @@ def _frame(
     for line in board.lines:
         row = _row(board, line, columns=not titles)
         for task in board.tasks:
-            row[BENCHMARKS[task].title if titles else task] = cell(task, line.scores.get(task))
+            shown = SUBMITTED if task in line.submitted else cell(task, line.scores.get(task))
+            row[BENCHMARKS[task].title if titles else task] = shown
         rows.append(row | {"average": average(line), "relative": relative(line)})
     return pd.DataFrame(rows, dtype=object)
 
@@ -152,11 +154,13 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
     counts = ", ".join(
         f"{BENCHMARKS[task].title} {board.questions[task]}" for task in board.tasks if task in board.questions
     )
+    served = [BENCHMARKS[task].title for task in board.tasks if any(task in line.submitted for line in board.lines)]
     lines = [
         f"Questions: {counts or 'none answered yet'}.",
         "± is the standard error over images; MME in points, the rest in percent.",
         *(["MME: the question whose partner was not asked is left out."] if board.questions.get("mme", 0) % 2 else []),
         f"average: mean share of the maximum. {RELATIVE[relative]}",
+        *([f"{', '.join(served)}: for its server, in the cell's folder; no part of the average."] if served else []),
     ]
     for line in board.lines:
         if line.spread is not None:
