@@ -63,7 +63,7 @@ def test_pope_is_the_mean_over_kinds_of_negatives():
         sample["pope_f1_mean"]["category"] = kind
     assert math.isclose(score.value(samples), (2 / 3 + 1) / 2)
     one_kind = score.replicates(samples[:2] * 30, list(range(4)))  # resampling keeps to the kinds that were asked
-    assert 0 <= one_kind.min() and one_kind.max() <= 100
+    assert one_kind.min() >= 0 and one_kind.max() <= 100
 
 
 def test_mme_counts_both_questions_and_pairs():

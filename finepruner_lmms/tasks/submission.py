@@ -139,15 +139,15 @@ def write(path: Path, name: str, entries: Sequence[Entry]) -> None:
     import openpyxl
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-    book = openpyxl.Workbook(write_only=False)
+    book = openpyxl.Workbook()
     sheet = book.worksheets[0]
     sheet.append(SERVED[name].keys)
     for row, entry in enumerate(entries, 2):
         for column, key in enumerate(SERVED[name].keys, 1):
             value = entry[key]
-            if isinstance(value, str):  # never a formula, whatever it begins with
-                text = ILLEGAL_CHARACTERS_RE.sub("", value)
-                sheet.cell(row, column).set_explicit_value(text, data_type="s")
+            if isinstance(value, str):
+                cell = sheet.cell(row, column, ILLEGAL_CHARACTERS_RE.sub("", value))
+                cell.data_type = "s"  # never a formula, whatever it begins with
             elif value is not None:
                 sheet.cell(row, column, value)
     book.save(path)
