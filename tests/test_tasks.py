@@ -78,8 +78,8 @@ def test_our_score_is_lmms_evals_score(name, tmp_path):
 
 def test_an_odd_limit_counts_the_whole_pairs_of_mme(tmp_path):
     value, samples, _ = evaluate("mme", right, tmp_path, limit=7)
-    assert len(samples) == 7 and value == 400  # three pairs, of existence and of count; the seventh question is alone
-    assert BENCHMARKS["mme"].value(samples) == 400
+    assert len(samples) == 7 and value == 600  # a pair of each of three categories; the seventh question is alone
+    assert BENCHMARKS["mme"].value(samples) == 600
 
 
 @pytest.mark.parametrize("name", ["mmbench", "mmbench_cn"])
