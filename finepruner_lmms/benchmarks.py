@@ -6,9 +6,11 @@ image are not independent) by resampling these sums. Nothing here imports lmms-e
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ class Benchmark:
 
     `metric` is the key in lmms-eval's results. `rows` turns logged samples into additive rows `[m, k]` and names the
     document of each; `points` turns their sums `[..., k]` into the metric, and `full` says what a perfect model
-    gets. `image_column` tells which questions share an image.
+    gets. `image_column` tells which questions share an image: a name, or the pictures themselves.
     """
 
     name: str
@@ -86,6 +88,17 @@ class Benchmark:
         return self.rows(samples)
 
 
+def image_names(documents: Any, column: str) -> list[str]:
+    """The image of each question of a `datasets.Dataset`, by name, or by content where `column` holds pictures."""
+    import datasets
+
+    if not isinstance(documents.features[column], datasets.Image):
+        return [str(name) for name in documents.select_columns([column])[column]]
+    stored = documents.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    pictures = (row[column]["bytes"] or Path(row[column]["path"]).read_bytes() for row in stored)
+    return [hashlib.sha256(picture).hexdigest()[:16] for picture in pictures]
+
+
 def _mean_rows(samples: Sequence[Sample]) -> Rows:
     """Accuracy: score and count."""
     return np.array([[float(s["exact_match"]), 1.0] for s in samples]), [s["doc_id"] for s in samples]
@@ -104,29 +117,37 @@ def _hundred(totals: np.ndarray) -> np.ndarray:
 
 
 def _pope_rows(samples: Sequence[Sample]) -> Rows:
-    """F1: true positives, false positives, false negatives of "yes"."""
-    rows = []
-    for sample in samples:
-        entry = sample["pope_f1_score"]
+    """True positives, false positives, false negatives of "yes" and the count, each by kind of negatives."""
+    entries = [sample["pope_f1_mean"] for sample in samples]
+    kinds = sorted({entry["category"] for entry in entries})
+    rows = np.zeros((len(entries), 4, len(kinds)))
+    for row, entry in zip(rows, entries, strict=True):
         said, true = entry["prediction"], entry["ground_truth"]
-        rows.append([said == true == "yes", said == "yes" and true == "no", said == "no" and true == "yes"])
-    return np.array(rows, dtype=float), [s["doc_id"] for s in samples]
+        outcome = [said == true == "yes", said == "yes" and true == "no", said == "no" and true == "yes", True]
+        row[:, kinds.index(entry["category"])] = outcome
+    return rows.reshape(len(entries), -1), [s["doc_id"] for s in samples]
 
 
-def _f1(totals: np.ndarray) -> np.ndarray:
-    hits, wrong, missed = totals[..., 0], totals[..., 1], totals[..., 2]
+def _f1_mean(totals: np.ndarray) -> np.ndarray:
+    """The mean over the kinds of negatives that were asked of the F1 of "yes"."""
+    hits, wrong, missed, counts = np.split(totals, 4, axis=-1)
     precision = hits / np.maximum(hits + wrong, 1)
     recall = hits / np.maximum(hits + missed, 1)
     both = precision + recall
-    return 2 * precision * recall / np.where(both > 0, both, 1)
+    f1 = 2 * precision * recall / np.where(both > 0, both, 1)
+    return f1.sum(-1) / np.maximum((counts > 0).sum(-1), 1)
 
 
 def _mme_rows(samples: Sequence[Sample]) -> Rows:
-    """A row a pair of questions: accuracy plus accuracy+ of its category (0 to 200), and the count, by category."""
+    """A row a pair of questions: accuracy plus accuracy+ of its category (0 to 200), and the count, by category.
+
+    A question whose partner was not asked is left out, as the task does.
+    """
     pairs: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
         if (entry := sample.get("mme_perception_score")) is not None:
             pairs.setdefault((entry["category"], entry["question_id"]), []).append(sample)
+    pairs = {key: pair for key, pair in pairs.items() if len(pair) == 2}
     categories = sorted({category for category, _ in pairs})
     rows, documents = np.zeros((len(pairs), 2 * len(categories))), []
     for row, ((category, _), pair) in zip(rows, pairs.items(), strict=True):
@@ -162,11 +183,17 @@ def _benchmarks() -> list[Benchmark]:
     return [
         Benchmark("vqav2", "VQAv2", image_column="image_id", rows=_mean_rows, **accuracy),
         Benchmark("gqa", "GQA", image_column="imageId", rows=_mean_rows, **accuracy),
-        Benchmark("vizwiz", "VizWiz", image_column="question_id", rows=None, **accuracy),
-        Benchmark("sqa", "SQA", image_column="id", rows=None, **accuracy),
+        Benchmark("vizwiz", "VizWiz", image_column="question_id", rows=_mean_rows, **accuracy),
+        Benchmark("sqa", "SQA", image_column="image", rows=_mean_rows, **accuracy),
         Benchmark("textvqa", "TextVQA", image_column="image_id", rows=_mean_rows, **accuracy),
         Benchmark(
-            "pope", "POPE", "pope_f1_score,none", image_column="image_source", rows=_pope_rows, points=_f1, full=_one
+            "pope",
+            "POPE",
+            "pope_f1_mean,none",
+            image_column="image_source",
+            rows=_pope_rows,
+            points=_f1_mean,
+            full=_one,
         ),
         Benchmark(
             "mme",
@@ -178,7 +205,7 @@ def _benchmarks() -> list[Benchmark]:
             full=_mme_full,
         ),
         Benchmark("mmbench", "MMBench", image_column="index", rows=_mmbench_rows, **circular),
-        Benchmark("mmbench_cn", "MMBench-CN", image_column="index", rows=None, **circular),
+        Benchmark("mmbench_cn", "MMBench-CN", image_column="index", rows=_mmbench_rows, **circular),
         Benchmark("mmvet", "MM-Vet", image_column="question_id", rows=None, **circular),
     ]
 

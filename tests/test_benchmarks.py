@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 
+import datasets
 import numpy as np
 import pytest
+from PIL import Image
 
-from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks import BENCHMARKS, image_names
 
 
 def pope(*answers: tuple[str, str]) -> list[dict]:
     return [
-        {"doc_id": i, "pope_f1_score": {"prediction": said, "ground_truth": true}}
+        {"doc_id": i, "pope_f1_mean": {"prediction": said, "ground_truth": true, "category": "random"}}
         for i, (said, true) in enumerate(answers)
     ]
 
@@ -54,12 +56,24 @@ def test_pope_is_the_f1_of_yes():
     assert score.value(pope(("maybe", "yes"), ("yes", "yes"))) == pytest.approx(1.0)  # as lmms-eval counts it: no "no"
 
 
+def test_pope_is_the_mean_over_kinds_of_negatives():
+    score = BENCHMARKS["pope"]
+    samples = pope(("yes", "yes"), ("yes", "no"), ("no", "no"), ("yes", "yes"))
+    for sample, kind in zip(samples, ("popular", "popular", "random", "random"), strict=True):
+        sample["pope_f1_mean"]["category"] = kind
+    assert math.isclose(score.value(samples), (2 / 3 + 1) / 2)
+    one_kind = score.replicates(samples[:2] * 30, list(range(4)))  # resampling keeps to the kinds that were asked
+    assert one_kind.min() >= 0 and one_kind.max() <= 100
+
+
 def test_mme_counts_both_questions_and_pairs():
     score = BENCHMARKS["mme"]
     samples = mme(("color", 1, 1), ("color", 1, 0), ("count", 0, 0))
     # colour: 75 + 50; count: 0 + 0; out of 200 each
     assert score.value(samples) == 125 and math.isclose(score.percent(samples), 31.25)
     assert score.percent(mme(("color", 1, 1), ("OCR", 1, 1))) == 100
+    odd = mme(("color", 1, 1), ("OCR", 0, 0))[:-1]
+    assert score.value(odd) == 200 and score.percent(odd) == 100  # one of the second pair was not asked
 
 
 def test_mmbench_is_circular():
@@ -84,6 +98,18 @@ def test_a_perfect_and_a_hopeless_model_have_no_error():
     score = BENCHMARKS["mme"]
     samples = mme(*[("color", 1, 1)] * 5)
     assert score.standard_error(samples, list(range(10))) == 0
+
+
+def test_questions_share_an_image_by_name_or_by_content(tmp_path):
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    documents = datasets.Dataset.from_dict({"image": [red, blue, red], "name": ["a", "b", "c"]})
+    documents = documents.cast_column("image", datasets.Image())
+    first, second, third = image_names(documents, "image")
+    assert first == third != second
+    assert image_names(documents, "name") == ["a", "b", "c"]
+    blue.save(tmp_path / "blue.png")
+    stored = datasets.Dataset.from_dict({"image": [str(tmp_path / "blue.png")]}).cast_column("image", datasets.Image())
+    assert image_names(stored, "image") == [second]
 
 
 def test_no_samples_and_no_task_are_errors():

@@ -53,7 +53,8 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("tasks: [pope, mme]", "tasks: []", "4:1", "tasks: got []"),
         ("tasks: [pope, mme]", "task: [pope]", "4:1", "task: unknown field (did you mean 'tasks'?)"),
         ("tasks: [pope, mme]\n", "", "1:1", "tasks: is missing"),
-        ("limit: 8", "limit: 7", "5:1", "limit: got 7; mme asks two questions an image"),
+        ("limit: 8", "limit: 1", "5:1", "limit: got 1; mme asks two questions an image"),
+        ("[pope, mme]\nlimit: 8", "[mmbench_cn]\nlimit: 6", "5:1", "limit: got 6; mmbench_cn asks every question"),
         ("limit: 8", "limit: lots", "5:1", "limit: got 'lots'"),
         ("data: demo", "data: demmo", "3:1", "data: 'demmo' is neither"),
         ("- vanilla", "- vanila", "7:5", "methods.0.method: unknown method 'vanila' (did you mean 'vanilla'?)"),
@@ -95,7 +96,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path, old, new, where, what):
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path):
-    text = GOOD.replace("[pope, mme]", "[pop, mme]").replace("vanilla", "vanila").replace("limit: 8", "limit: 3")
+    text = GOOD.replace("[pope, mme]", "[pop, mme]").replace("vanilla", "vanila").replace("limit: 8", "limit: 1")
     with pytest.raises(ConfigError) as error:
         load_matrix(write(tmp_path, text))
     assert [int(line.split(":")[1]) for line in str(error.value).splitlines()] == [4, 5, 7]

@@ -14,7 +14,7 @@ from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, check
 CELL = {"id": "abc", "folder": "pope-vanilla-abc", "task": "pope", "row": 0, "label": "pope · vanilla"}
 RESULT = {
     "id": "abc",
-    "metrics": {"pope_f1_score,none": 0.9},
+    "metrics": {"pope_f1_mean,none": 0.9},
     "percent": 90.0,
     "standard_error": 1.0,
     "answered": 2,
@@ -46,9 +46,9 @@ def test_a_valid_result_is_done(store):
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"metrics": {"pope_f1_score,none": "N/A"}}, "'N/A', not a number"),
-        ({"metrics": {"pope_f1_score,none": float("nan")}}, "nan, not a number"),
-        ({"metrics": {"pope_f1_score,none": True}}, "True, not a number"),
+        ({"metrics": {"pope_f1_mean,none": "N/A"}}, "'N/A', not a number"),
+        ({"metrics": {"pope_f1_mean,none": float("nan")}}, "nan, not a number"),
+        ({"metrics": {"pope_f1_mean,none": True}}, "True, not a number"),
         ({"metrics": {}}, "None, not a number"),
         ({"percent": None}, "percent is None"),
         ({"answered": 1}, "1 of 2 questions"),

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -44,8 +45,8 @@ def store(tmp_path) -> Store:
     return store
 
 
-def table(store: Store, **options) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(render(leaderboard(store, **options), "csv"))))
+def table(store: Store, relative: str = "ratios", **options) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(render(leaderboard(store, **options), "csv", relative))))
 
 
 def test_csv_has_the_columns_of_the_contract_and_full_precision(store):
@@ -60,6 +61,17 @@ def test_csv_has_the_columns_of_the_contract_and_full_precision(store):
     assert math.isclose(float(seed0["relative"]), 50)
     # missing is missing, and so is what would be computed from it
     assert float(uniform["gqa"]) == 50 and uniform["mme"] == uniform["average"] == uniform["relative"] == ""
+
+
+def test_relative_by_both_published_conventions(store):
+    """Mean of ratios, and ratio of means, in which MME counts as points / 20 where it has all ten categories."""
+    rows = {row["method"]: row for row in table(store, relative="means")}
+    assert math.isclose(float(rows["vanilla"]["relative"]), 100)
+    assert math.isclose(float(rows["fastv"]["relative"]), 100 * (72 + 81) / (80 + 90))
+    assert math.isclose(float(rows["random (2 seeds)"]["relative"]), 100 * (0.425 + 0.525) / 2 / 0.85)
+    assert rows["uniform"]["relative"] == ""
+    assert "relative: average divided by vanilla's." in render(leaderboard(store), "markdown", "means")
+    assert "mean over tasks" in render(leaderboard(store), "text")
 
 
 def test_seeds_become_one_row_with_their_spread(store):
@@ -117,3 +129,9 @@ def test_a_picture_of_nothing_is_an_error(store, tmp_path):
 
 def _whole(line):
     return type(line)(**{**vars(line), "average": 1.0, "average_error": 0.1})
+
+
+def test_an_odd_number_of_mme_questions_is_said_to_lose_one(store):
+    board = leaderboard(store)
+    assert "partner" not in render(board, "text")
+    assert "MME: the question whose partner was not asked" in render(replace(board, questions={"mme": 49}), "text")

@@ -11,47 +11,16 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import yaml
-from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
-from PIL import Image
+from oracle import Oracle
 
 from finepruner_lmms import tasks
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.demo import benchmarks as demo
-from finepruner_lmms.tasks import pope
+from finepruner_lmms.demo.questions import NO_OCR, ONE_LETTER, ONE_LETTER_ZH, ONE_WORD, UNANSWERABLE
 
-NAMES = ["vqav2", "gqa", "textvqa", "pope", "mme", "mmbench"]
-
-
-class Oracle(lmms):
-    """Says what `answer(document)` says, after checking that there is one picture and a prompt."""
-
-    is_simple = True
-
-    def __init__(self, answer) -> None:
-        super().__init__()
-        self._answer, self.prompts = answer, {}
-
-    def generate_until(self, requests):
-        said = []
-        for request in requests:
-            prompt, _, doc_to_visual, doc_id, task, split = request.args
-            doc = self.task_dict[task][split][doc_id]
-            (picture,) = doc_to_visual(doc)
-            assert isinstance(picture, Image.Image) and picture.size == (336, 336)
-            self.prompts[doc_id] = prompt
-            said.append(self._answer(doc))
-        return said
-
-    def loglikelihood(self, requests):
-        raise NotImplementedError
-
-    def generate_until_multi_round(self, requests):
-        raise NotImplementedError
-
-    def clean(self):
-        pass
+NAMES = ["vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn"]
 
 
 def evaluate(name: str, answer, tmp_path: Path, limit: int | None = None):
@@ -76,7 +45,7 @@ def right(doc) -> str:
         return doc["multiple_choice_answer"]
     if "answers" in doc:
         return doc["answers"][0]
-    return doc["answer"]
+    return "ABCD"[doc["answer"]] if "choices" in doc else doc["answer"]
 
 
 def wrong(doc) -> str:
@@ -100,51 +69,44 @@ def test_a_model_that_knows_scores_full_and_one_that_does_not_scores_nothing(nam
     assert value == 0 and benchmark.percent(samples) == 0
 
 
-@pytest.mark.parametrize("name", ["vqav2", "gqa", "textvqa", "pope", "mme"])
+@pytest.mark.parametrize("name", ["vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme"])
 def test_our_score_is_lmms_evals_score(name, tmp_path):
     value, samples, _ = evaluate(name, half, tmp_path, limit=120)
     assert 0 < BENCHMARKS[name].percent(samples) < 100
     assert BENCHMARKS[name].value(samples) == pytest.approx(value, rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    "said, read",
-    [
-        ("yes", "yes"),
-        ("No.", "no"),
-        ("No, there is not. Yes", "no"),
-        ("Yes, there is. No dog", "yes"),
-        ("nothing", "yes"),
-    ],
-)
-def test_pope_reads_answers_as_llava_does(said, read):
-    entry = pope.process_results({"answer": "no", "question_id": "1"}, [said])["pope_f1_score"]
-    assert entry["prediction"] == read and entry["score"] == float(read == "no")
+def test_an_odd_limit_counts_the_whole_pairs_of_mme(tmp_path):
+    value, samples, _ = evaluate("mme", right, tmp_path, limit=7)
+    assert len(samples) == 7 and value == 600  # a pair of each of three categories; the seventh question is alone
+    assert BENCHMARKS["mme"].value(samples) == 600
 
 
-def test_mmbench_is_scored_in_every_order_of_its_options(tmp_path):
+@pytest.mark.parametrize("name", ["mmbench", "mmbench_cn"])
+def test_mmbench_is_scored_in_every_order_of_its_options(name, tmp_path):
     def only_in_two_orders(doc):
         return doc["answer"] if doc["index"] // 1_000_000 < 2 or doc["index"] % 2 else "E"
 
-    value, samples, _ = evaluate("mmbench", only_in_two_orders, tmp_path, limit=160)
-    assert value == pytest.approx(50) and BENCHMARKS["mmbench"].value(samples) == pytest.approx(50)
+    value, samples, _ = evaluate(name, only_in_two_orders, tmp_path, limit=160)
+    assert value == pytest.approx(50) and BENCHMARKS[name].value(samples) == pytest.approx(50)
 
 
-def test_the_prompts_are_those_of_llava(tmp_path):
-    word = "\nAnswer the question using a single word or phrase."
-    ends = {
-        "pope": f" in the image?{word}",
-        "gqa": f"?{word}",
-        "mme": f"?{word}",
-        "textvqa": f"box?\nReference OCR token: {word}",
+def test_the_miniatures_are_asked_as_the_demo_model_was_taught(tmp_path):
+    """The prompts of the task files are, to the letter, those of `demo.questions.Question.prompt`."""
+    taught = {
+        "vizwiz": UNANSWERABLE + ONE_WORD,
+        "sqa": ONE_LETTER,
+        "textvqa": NO_OCR + ONE_WORD,
+        "mmbench": ONE_LETTER,
+        "mmbench_cn": ONE_LETTER_ZH,
     }
-    for name, end in ends.items():
+    for name in NAMES:
         _, _, model = evaluate(name, right, tmp_path, limit=8)
-        assert all(prompt.endswith(end) for prompt in model.prompts.values()), name
-    _, _, model = evaluate("mmbench", right, tmp_path, limit=4)
-    lines = model.prompts[0].splitlines()
-    assert [line[:3] for line in lines[1:5]] == ["A. ", "B. ", "C. ", "D. "]
-    assert lines[5] == "Answer with the option's letter from the given choices directly." and len(lines) == 6
+        assert all(prompt.endswith(taught.get(name, ONE_WORD)) for prompt in model.prompts.values()), name
+        lines = model.prompts[0].splitlines()
+        if name in ("sqa", "mmbench", "mmbench_cn"):
+            assert [line[:3] for line in lines[-5:-1]] == ["A. ", "B. ", "C. ", "D. "]
+            assert len(lines) == 6 + (name == "sqa") and (lines[0].startswith("Context: ") == (name == "sqa"))
 
 
 # -- the data ---------------------------------------------------------------------------------------------------------
@@ -158,6 +120,9 @@ COLUMNS = {
     "pope": "id question_id question answer image_source image category",
     "mme": "question_id image question answer category",
     "mmbench": "index question hint answer A B C D category image source L2-category comment split",
+    "mmbench_cn": "index question hint answer A B C D category image source L2-category comment split",
+    "vizwiz": "question_id image question answers category",
+    "sqa": "image question choices answer hint task grade subject topic category skill lecture solution",
 }
 
 
@@ -179,21 +144,33 @@ def test_the_answers_have_the_form_of_the_real_ones():
     assert Counter(table("mme")["answer"]) == {"Yes": 120, "No": 120}
     assert set(Counter(table("mme")["category"]).values()) == {60}
     assert Counter(table("pope")["answer"]) == {"yes": 120, "no": 120}
-    rows = table("mmbench").remove_columns("image")
+    rows = datasets.concatenate_datasets([table(name).remove_columns("image") for name in ("mmbench", "mmbench_cn")])
     for start in range(0, len(rows), 4):
         four = [rows[start + turn] for turn in range(4)]
         assert [row["index"] - four[0]["index"] for row in four] == [0, 1_000_000, 2_000_000, 3_000_000]
         assert len({row[row["answer"]] for row in four}) == 1 and len({row["answer"] for row in four}) == 4
 
 
-@pytest.mark.parametrize("name", ["vqav2", "gqa", "textvqa", "pope"])
+def test_half_of_vizwiz_cannot_be_answered_and_half_of_scienceqa_has_a_context():
+    rows = table("vizwiz").remove_columns("image")
+    assert all(len(row["answers"]) == 10 and row["question_id"].endswith(".jpg") for row in rows)
+    assert len(set(rows["question_id"])) == len(rows)  # a name of an image each
+    assert Counter(rows["category"]) == {"unanswerable": 120, "other": 120}
+    assert all((row["answers"][0] == "unanswerable") == (row["category"] == "unanswerable") for row in rows)
+    rows = table("sqa").remove_columns("image")
+    assert Counter(bool(hint) for hint in rows["hint"]) == {True: 120, False: 120}
+    assert all(len(row["choices"]) == 4 and 0 <= row["answer"] < 4 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope"])
 def test_no_answer_is_so_frequent_that_guessing_pays(name):
     answers = Counter(str(right(row)) for row in table(name).select_columns(_answer_columns(name)))
     assert max(answers.values()) / sum(answers.values()) <= 0.55
 
 
 def _answer_columns(name: str) -> list[str]:
-    return {"vqav2": ["multiple_choice_answer"], "textvqa": ["answers"]}.get(name, ["answer"])
+    columns = {"vqav2": ["multiple_choice_answer"], "sqa": ["answer", "choices"]}
+    return columns.get(name, ["answers"] if name in ("textvqa", "vizwiz") else ["answer"])
 
 
 def test_the_tuning_questions_are_about_other_scenes(tmp_path):

@@ -15,15 +15,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.demo import questions, scenes
-from finepruner_lmms.demo.questions import LETTERS, NEGATIVES, Question, ask, existence
+from finepruner_lmms.demo import choice_benchmarks, questions, scenes
+from finepruner_lmms.demo.choice_benchmarks import mmbench, sqa
+from finepruner_lmms.demo.questions import NEGATIVES, Question, ask, existence
 from finepruner_lmms.demo.scenes import Scene, make_scene
 
 Row = dict[str, Any]
-SIZES = {"vqav2": 240, "gqa": 240, "textvqa": 240, "pope": 240, "mme": 240, "mmbench": 800}
+SIZES = {
+    "vqav2": 240,
+    "gqa": 240,
+    "vizwiz": 240,
+    "sqa": 240,
+    "textvqa": 240,
+    "pope": 240,
+    "mme": 240,
+    "mmbench": 800,
+    "mmbench_cn": 800,
+}
 """Questions of each benchmark; MMBench's 800 rows are 200 questions in four orders of their options."""
 _STRIDE = 100_000  # between the scenes of two benchmarks
-_MILLION = 1_000_000
 
 
 def build(target: Path, split: str) -> None:
@@ -40,7 +50,7 @@ def fingerprint(split: str) -> str:
     from finepruner_lmms.tasks import overrides_dir
 
     digest = hashlib.sha256(split.encode())
-    for module in (scenes, questions, tasks, inspect.getmodule(build)):
+    for module in (scenes, questions, choice_benchmarks, tasks, inspect.getmodule(build)):
         digest.update(inspect.getsource(module).encode())  # type: ignore[arg-type]
     for file in sorted(overrides_dir().glob("*.yaml")):
         digest.update(f"{file}\n".encode() + file.read_bytes())
@@ -204,34 +214,24 @@ def _mme(split: str, first: int) -> dict[str, list[Row]]:
     return {"": rows}
 
 
-def _mmbench(split: str, first: int) -> dict[str, list[Row]]:
-    """Each question in four rotations of its options; a rotation k has the index i + k million."""
+def _vizwiz(split: str, first: int) -> dict[str, list[Row]]:
+    """Colours, half of them of shapes that are not there, each with ten annotators who agree."""
     rows: list[Row] = []
     for scene, rng in _scenes(split, first):
-        if len(rows) == SIZES["mmbench"]:
+        if len(rows) == SIZES["vizwiz"]:
             break
-        question = ask(scene, "choice", rng)
+        question = ask(scene, "absent", rng, "answerable" if len(rows) % 2 else "unanswerable")
         if question is None:
             continue
-        index = len(rows) // 4
-        for turn in range(4):
-            options = question.options[turn:] + question.options[:turn]
-            category = "attribute_recognition"
-            rows.append(
-                {
-                    "index": index + turn * _MILLION,
-                    "question": question.text,
-                    "hint": "nan",
-                    "answer": LETTERS[options.index(question.answer)],
-                    **dict(zip(LETTERS, options, strict=True)),
-                    "category": category,
-                    "image": scene,
-                    "source": "demo",
-                    "L2-category": "finegrained_perception (instance-level)",
-                    "comment": "nan",
-                    "split": "dev",
-                }
-            )
+        rows.append(
+            {
+                "question_id": f"VizWiz_demo_{scene.index:08d}.jpg",
+                "image": scene,
+                "question": question.text,
+                "answers": [question.answer] * 10,
+                "category": "other" if question.subject else "unanswerable",
+            }
+        )
     return {"": rows}
 
 
@@ -241,7 +241,10 @@ _MAKERS: dict[str, Callable[[str, int], dict[str, list[Row]]]] = {
     "textvqa": _textvqa,
     "pope": _pope,
     "mme": _mme,
-    "mmbench": _mmbench,
+    "mmbench": lambda split, first: {"": mmbench(_scenes(split, first), SIZES["mmbench"])},
+    "vizwiz": _vizwiz,
+    "sqa": lambda split, first: {"": sqa(_scenes(split, first), SIZES["sqa"])},
+    "mmbench_cn": lambda split, first: {"": mmbench(_scenes(split, first), SIZES["mmbench_cn"], "choice_zh")},
 }
 
 

@@ -53,6 +53,7 @@ def expand(matrix: Matrix) -> list[Cell]:
     from finepruner_lmms.load import resolve
     from finepruner_lmms.revision import checkpoint_identity, code_revision, library_versions
     from finepruner_lmms.tasks import data_identity
+    from finepruner_lmms.tasks.submission import SERVED
 
     file = matrix.file
     common = {
@@ -65,8 +66,11 @@ def expand(matrix: Matrix) -> list[Cell]:
     }
     rows = [describe_row(row) for row in matrix.rows]
     cells = []
+    data: dict[str, Any]
     for task in file.tasks:
         data = {"task": task, "data": file.data, "data_identity": data_identity(file.data, task)}
+        if file.submission and task in SERVED:
+            data["submission"] = True
         for number, row in enumerate(rows):
             spec = common | data | row
             counted = {key: value for key, value in spec.items() if key != "given"}

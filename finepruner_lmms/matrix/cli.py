@@ -136,16 +136,21 @@ def table(
     ] = False,
     picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
     costs: Annotated[bool, typer.Option("--costs", help="What prefill cost in each row, instead of scores.")] = False,
+    relative: Annotated[
+        str, typer.Option(help="ratios: mean of the ratios to vanilla; means: ratio of the averages.")
+    ] = "ratios",
 ) -> None:
     """Print the leaderboard."""
     from finepruner_lmms.matrix.leaderboard import leaderboard
-    from finepruner_lmms.matrix.table import FORMATS, render, render_costs
+    from finepruner_lmms.matrix.table import FORMATS, RELATIVE, render, render_costs
 
     _check_format(form, tuple(FORMATS))
+    if relative not in RELATIVE:
+        _refuse(f"relative: got {relative!r}; known: {', '.join(RELATIVE)}")
     store = _store(output)
     _matrix(store)
-    show = render_costs if costs else render
-    sys.stdout.write(show(leaderboard(store, merge_seeds=not seeds and form != "csv"), form))
+    board = leaderboard(store, merge_seeds=not seeds and form != "csv")
+    sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
     if picture is not None:
         from finepruner_lmms.matrix.plot import draw
 
@@ -197,12 +202,15 @@ def compare(
 @app.command()
 def tasks(
     data: Annotated[str, typer.Option(help="hub, demo, or a data root")] = "hub",
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Tasks that only a server scores write its file, of their test split.")
+    ] = False,
 ) -> None:
     """Print the folder to pass to lmms-eval's --include_path, so that the tasks fp_<name> read that data."""
     from finepruner_lmms.tasks import folder
 
     try:
-        sys.stdout.write(f"{folder(data)}\n")
+        sys.stdout.write(f"{folder(data, submission)}\n")
     except ValueError as error:
         _refuse(str(error))
 

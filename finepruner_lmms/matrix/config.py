@@ -57,6 +57,8 @@ class MatrixFile(_Section):
     methods: list[str | dict[str, Any]] = Field(min_length=1)
     limit: PositiveInt | None = None
     monitor: bool = False
+    submission: bool = False
+    """Tasks that only a server scores answer their test split and write its file."""
     launch: LaunchSection = LaunchSection()
 
 
@@ -199,14 +201,31 @@ def _check_tasks(file: MatrixFile, errors: _Errors) -> None:
             )
         elif task in file.tasks[:number]:
             errors.add(place, f"tasks.{number}: {task!r} is given twice")
-    for task, group, why in (
-        ("mme", 2, "two questions an image"),
-        ("mmbench", 4, "every question in up to four orders"),
-    ):
-        if file.limit is not None and task in file.tasks and file.limit % group:
-            errors.add(("limit",), f"limit: got {file.limit}; {task} asks {why}, so give a multiple of {group}")
+    if file.limit is not None:
+        if "mme" in file.tasks and file.limit < 2:
+            errors.add(("limit",), f"limit: got {file.limit}; mme asks two questions an image, so give at least 2")
+        for task in {"mmbench", "mmbench_cn"} & set(file.tasks):
+            if file.limit % 4:
+                why = f"{task} asks every question in up to four orders, so give a multiple of 4"
+                errors.add(("limit",), f"limit: got {file.limit}; {why}")
     if file.data not in ("hub", "demo", "demo-tuning") and not Path(file.data).is_dir():
         errors.add(("data",), f"data: {file.data!r} is neither 'hub', 'demo' nor an existing folder")
+    if file.submission:
+        _check_submission(file, errors)
+
+
+def _check_submission(file: MatrixFile, errors: _Errors) -> None:
+    from finepruner_lmms.tasks.submission import SERVED, TEST
+
+    served = [task for task in file.tasks if task in SERVED]
+    if not served:
+        errors.add(("submission",), f"submission: none of the tasks has a server; these have: {', '.join(SERVED)}")
+    if file.limit is not None:
+        errors.add(("limit",), f"limit: got {file.limit}; a submission needs every question, so leave it out")
+    for task in served if file.data not in ("hub", "demo", "demo-tuning") else []:
+        if not (Path(file.data) / task / TEST).is_dir():
+            what = f"{task}/{TEST}, whose questions a submission answers"
+            errors.add(("data",), f"data: {file.data!r} has no folder {what}")
 
 
 def _check_model(file: MatrixFile, errors: _Errors) -> None:

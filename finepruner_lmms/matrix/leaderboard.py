@@ -26,6 +26,8 @@ class Score:
 class Line:
     """A row. `scores` lacks the tasks that are not done; `relative` is 100 for what equals vanilla.
 
+    `relative_of_means` is the other published convention: `average` divided by vanilla's.
+
     `seeds` are those it is the mean of, with the spread of their averages (standard deviation). `cost` is the mean
     over tasks of what its prefills took (`finepruner_lmms.cost.PrefillCost`), where that was recorded.
     """
@@ -38,9 +40,12 @@ class Line:
     average: float | None = None
     average_error: float | None = None
     relative: float | None = None
+    relative_of_means: float | None = None
     seeds: tuple[Any, ...] = ()
     spread: float | None = None
     cost: dict[str, float] | None = None
+    submitted: frozenset[str] = frozenset()
+    """Tasks whose answers are in a file for a server. They have no score, and are no part of the averages."""
     given: dict[str, Any] = field(default_factory=dict)
     """The parameters that the matrix file names for this very row."""
 
@@ -61,7 +66,8 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     """What is done so far in an output directory.
 
     `average` is the mean of a row's shares of the maximum, `relative` the mean over tasks of its score divided by
-    vanilla's; both only where every task is done. With `merge_seeds`, rows that differ in `seed` alone become one.
+    vanilla's, `relative_of_means` the average divided by vanilla's; all only where every task is done. With
+    `merge_seeds`, rows that differ in `seed` alone become one.
     """
     record = store.matrix()
     results = [state.result for state in store.states(record["cells"])]
@@ -87,19 +93,24 @@ def _lines(record: Json, results: Sequence[Json | None]) -> list[Line]:
     everything = record["num_visual_tokens"]
     named = {name for row in record["rows"] for name in row["given"]}
     scores: list[dict[str, Score]] = [{} for _ in record["rows"]]
+    submitted: list[set[str]] = [set() for _ in record["rows"]]
     costs: list[list[dict[str, float]]] = [[] for _ in record["rows"]]
     for cell, result in zip(record["cells"], results, strict=True):
         if result is not None:
-            scores[cell["row"]][cell["task"]] = _score(cell["task"], result)
+            if "submission" in result:
+                submitted[cell["row"]].add(cell["task"])
+            else:
+                scores[cell["row"]][cell["task"]] = _score(cell["task"], result)
             if result.get("cost") is not None:
                 costs[cell["row"]].append(result["cost"])
     lines = []
-    for row, found, spent in zip(record["rows"], scores, costs, strict=True):
+    for row, found, sent, spent in zip(record["rows"], scores, submitted, costs, strict=True):
         budget = everything if row["budget"] is None else row["budget"]
         parameters = {name: value for name, value in row["parameters"].items() if name in named}
         tokens = float(parse_budget(row["budget"]).tokens(everything))
         cost = {key: statistics.fmean(one[key] for one in spent) for key in spent[0]} if spent else None
-        lines.append(Line(row["method"], budget, tokens, parameters, found, cost=cost, given=row["given"]))
+        line = Line(row["method"], budget, tokens, parameters, found, cost=cost, given=row["given"])
+        lines.append(replace(line, submitted=frozenset(sent)))
     return lines
 
 
@@ -112,15 +123,18 @@ def _score(task: str, result: Json) -> Score:
 
 
 def _summarise(line: Line, tasks: Sequence[str], vanilla: Line | None) -> Line:
-    if any(task not in line.scores for task in tasks):
+    tasks = [task for task in tasks if task not in line.submitted]
+    if not tasks or any(task not in line.scores for task in tasks):
         return line
     scores = [line.scores[task] for task in tasks]
     error = math.sqrt(sum(score.percent_error**2 for score in scores)) / len(scores)
-    relative = None
-    if vanilla is not None and all(task in vanilla.scores and vanilla.scores[task].percent > 0 for task in tasks):
-        relative = statistics.fmean(100 * line.scores[task].percent / vanilla.scores[task].percent for task in tasks)
     average = statistics.fmean(score.percent for score in scores)
-    return replace(line, average=average, average_error=error, relative=relative)
+    relative = relative_of_means = None
+    if vanilla is not None and all(task in vanilla.scores and vanilla.scores[task].percent > 0 for task in tasks):
+        whole = [vanilla.scores[task].percent for task in tasks]
+        relative = statistics.fmean(100 * score.percent / full for score, full in zip(scores, whole, strict=True))
+        relative_of_means = 100 * average / statistics.fmean(whole)
+    return replace(line, average=average, average_error=error, relative=relative, relative_of_means=relative_of_means)
 
 
 def _merge_seeds(lines: list[Line], tasks: Sequence[str]) -> list[Line]:
@@ -153,16 +167,20 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
         average=None,
         average_error=None,
         relative=None,
+        relative_of_means=None,
+        submitted=frozenset.intersection(*(line.submitted for line in group)),
     )
     if all(other.average is not None for other in group):
         averages = [other.average for other in group if other.average is not None]
         errors = [other.average_error for other in group if other.average_error is not None]
         relatives = [other.relative for other in group if other.relative is not None]
+        of_means = [other.relative_of_means for other in group if other.relative_of_means is not None]
         line = replace(
             line,
             average=statistics.fmean(averages),
             average_error=statistics.fmean(errors),
             relative=statistics.fmean(relatives) if len(relatives) == len(group) else None,
+            relative_of_means=statistics.fmean(of_means) if len(of_means) == len(group) else None,
             spread=statistics.stdev(averages),
         )
     return line

@@ -65,7 +65,7 @@ def _by_task(
     """Task, both scores, and the draws of their difference, of every task that both rows have done."""
     for task in record["tasks"]:
         cells = [next(c for c in record["cells"] if c["row"] == row and c["task"] == task) for row in (first, second)]
-        if any(state.result is None for state in store.states(cells)):
+        if any(state.result is None or "submission" in state.result for state in store.states(cells)):
             continue
         one, other = (_samples(store, cell) for cell in cells)
         if [s["doc_id"] for s in one] != [s["doc_id"] for s in other]:

@@ -47,6 +47,7 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Di
             "batch_size": file.launch.batch_size,
             "data": file.data,
             "monitor": file.monitor,
+            "submission": file.submission,
             "cells": [cell | {"path": str(store.cell_dir(cell).resolve())} for cell in left.values()],
         }
         with Launch(folder, plan, file.launch) as launch:
@@ -94,11 +95,12 @@ def _listen(launch: Launch, left: dict[str, Json], store: Store, display: Displa
 
 
 def score_text(result: Json) -> str:
-    """`86.3 ± 1.2 % of the maximum, 240 questions, 4.1 s`."""
-    return (
-        f"{result['percent']:.1f} ± {result['standard_error']:.1f} % of the maximum, "
-        f"{result['answered']} questions, {result['seconds']:.1f} s"
-    )
+    """`86.3 ± 1.2 % of the maximum, 240 questions, 4.1 s`, or `submission.json written, 8000 questions, 90.1 s`."""
+    if written := result.get("submission"):
+        what = f"{written['file']} written"
+    else:
+        what = f"{result['percent']:.1f} ± {result['standard_error']:.1f} % of the maximum"
+    return f"{what}, {result['answered']} questions, {result['seconds']:.1f} s"
 
 
 def estimate_seconds(results: Sequence[Json], cells: Sequence[Json]) -> float | None:

@@ -8,6 +8,7 @@
         attempt-<n>/                files that lmms-eval writes by itself
         cache/                      answers of an unfinished attempt
         samples.jsonl               a line a question: target, answer, score, image
+        submission.json, .xlsx      for the server, where only that scores
         result.json                 written last, atomically; a cell is done if and only if this is valid
         error.json                  why the last attempt failed
 
@@ -168,7 +169,8 @@ class Store:
 def check_result(folder: Path, cell: Json) -> tuple[str, Json | None]:
     """The result if it is valid; otherwise what is wrong with it, or "" where there is none.
 
-    Valid: of this cell, its metric a number, as many questions answered as the task has, and the samples unchanged.
+    Valid: of this cell, its metric a number (or its submission there), as many questions answered as the task has, and
+    the samples unchanged.
     """
     path = folder / "result.json"
     if not path.exists():
@@ -179,16 +181,32 @@ def check_result(folder: Path, cell: Json) -> tuple[str, Json | None]:
     if result.get("schema_version") != SCHEMA or result.get("id") != cell["id"]:
         return f"result.json is of {result.get('id')!r}, schema {result.get('schema_version')!r}", None
     metric = BENCHMARKS[cell["task"]].metric
-    for name in (metric, "percent", "standard_error"):
+    written = result.get("submission")
+    for name in () if written else (metric, "percent", "standard_error"):
         value = result["metrics"].get(name) if name == metric else result.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             return f"result.json: {name} is {value!r}, not a number", None
+    if written and not _is_file_of(folder / written["file"], written["bytes"]):
+        return f"{written['file']} is missing or was changed after the result was written", None
     if result.get("answered") != result.get("expected") or not result.get("expected"):
         return f"result.json: {result.get('answered')!r} of {result.get('expected')!r} questions answered", None
-    samples = folder / "samples.jsonl"
-    if not samples.is_file() or samples.stat().st_size != result.get("samples_bytes"):
+    if not _is_file_of(folder / "samples.jsonl", result.get("samples_bytes")):
         return "samples.jsonl is missing or was changed after the result was written", None
     return "", result
+
+
+def _is_file_of(path: Path, size: int | None) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def publish_submission(folder: Path, source: Path) -> Json:
+    """Put a file for a server beside where the result will be; what the result says of it."""
+    content = source.read_bytes()
+    target = folder / f"submission{source.suffix}"
+    partial = folder / f".{target.name}.{os.getpid()}"
+    partial.write_bytes(content)
+    partial.replace(target)
+    return {"file": target.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def begin_attempt(folder: Path, launch: str) -> Path:
@@ -197,7 +215,7 @@ def begin_attempt(folder: Path, launch: str) -> Path:
     number = 1 + max((int(d.name[8:]) for d in folder.glob("attempt-*") if d.name[8:].isdecimal()), default=0)
     attempt = folder / f"attempt-{number}"
     attempt.mkdir()
-    for name in ("error.json", "result.json", "samples.jsonl"):
+    for name in ("error.json", "result.json", "samples.jsonl", "submission.json", "submission.xlsx"):
         if (folder / name).exists():  # of the attempt before; kept as evidence
             (folder / name).replace(attempt.with_name(f"attempt-{max(number - 1, 1)}") / name)
     status = {"state": "running", "attempt": number, "host": socket.gethostname(), "pid": os.getpid(), "launch": launch}

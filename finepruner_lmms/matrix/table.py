@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from finepruner_lmms.matrix.paired import Difference
 
 MISSING = "–"
+SUBMITTED = "submission written"
 
 
-def render(board: Leaderboard, form: str) -> str:
-    """The table in one of `FORMATS`, ending in a newline."""
-    return FORMATS[form](board)
+RELATIVE = {
+    "ratios": "relative: mean over tasks of the score divided by vanilla's.",
+    "means": "relative: average divided by vanilla's.",
+}
+"""Both published ways to compare with vanilla, with the note that says which it is."""
+
+
+def render(board: Leaderboard, form: str, relative: str = "ratios") -> str:
+    """The table in one of `FORMATS`, ending in a newline; `relative` is one of `RELATIVE`."""
+    return FORMATS[form](board, relative)
 
 
 def render_costs(board: Leaderboard, form: str) -> str:
@@ -45,7 +53,7 @@ def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
 
 def reading_frame(board: Leaderboard) -> pd.DataFrame:
     """The leaderboard as texts."""
-    return _for_reading(board, " ± ", " %")
+    return _for_reading(board, "ratios", " ± ", " %")
 
 
 COST_NOTES = (
@@ -117,12 +125,17 @@ def _frame(
     for line in board.lines:
         row = _row(board, line, columns=not titles)
         for task in board.tasks:
-            row[BENCHMARKS[task].title if titles else task] = cell(task, line.scores.get(task))
+            shown = SUBMITTED if task in line.submitted else cell(task, line.scores.get(task))
+            row[BENCHMARKS[task].title if titles else task] = shown
         rows.append(row | {"average": average(line), "relative": relative(line)})
     return pd.DataFrame(rows, dtype=object)
 
 
-def _for_reading(board: Leaderboard, plus_minus: str, percent: str) -> pd.DataFrame:
+def _relative(line: Line, how: str) -> float | None:
+    return {"ratios": line.relative, "means": line.relative_of_means}[how]
+
+
+def _for_reading(board: Leaderboard, how: str, plus_minus: str, percent: str) -> pd.DataFrame:
     def cell(_task: str, score: Score | None) -> str:
         return MISSING if score is None else f"{score.shown:.1f}{plus_minus}{score.shown_error:.1f}"
 
@@ -130,20 +143,24 @@ def _for_reading(board: Leaderboard, plus_minus: str, percent: str) -> pd.DataFr
         return MISSING if line.average is None else f"{line.average:.1f}{plus_minus}{line.average_error:.1f}"
 
     def relative(line: Line) -> str:
-        return MISSING if line.relative is None else f"{line.relative:.1f}{percent}"
+        value = _relative(line, how)
+        return MISSING if value is None else f"{value:.1f}{percent}"
 
     return _frame(board, cell, average, relative, titles=True)
 
 
-def notes(board: Leaderboard) -> list[str]:
+def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
     """What a reader must know about the numbers."""
     counts = ", ".join(
         f"{BENCHMARKS[task].title} {board.questions[task]}" for task in board.tasks if task in board.questions
     )
+    served = [BENCHMARKS[task].title for task in board.tasks if any(task in line.submitted for line in board.lines)]
     lines = [
         f"Questions: {counts or 'none answered yet'}.",
         "± is the standard error over images; MME in points, the rest in percent.",
-        "average: mean share of the maximum. relative: mean over tasks of the score divided by vanilla's.",
+        *(["MME: the question whose partner was not asked is left out."] if board.questions.get("mme", 0) % 2 else []),
+        f"average: mean share of the maximum. {RELATIVE[relative]}",
+        *([f"{', '.join(served)}: for its server, in the cell's folder; no part of the average."] if served else []),
     ]
     for line in board.lines:
         if line.spread is not None:
@@ -154,8 +171,9 @@ def notes(board: Leaderboard) -> list[str]:
     return lines
 
 
-def _text(board: Leaderboard) -> str:
-    return _as_text(_for_reading(board, " ±", " %"), board, board.name) + "\n".join(notes(board)) + "\n"
+def _text(board: Leaderboard, relative: str) -> str:
+    frame = _for_reading(board, relative, " ±", " %")
+    return _as_text(frame, board, board.name) + "\n".join(notes(board, relative)) + "\n"
 
 
 def _as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
@@ -177,8 +195,8 @@ def _as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
-def _markdown(board: Leaderboard) -> str:
-    return _as_markdown(_for_reading(board, " ± ", " %")) + "\n".join(notes(board)) + "\n"
+def _markdown(board: Leaderboard, relative: str) -> str:
+    return _as_markdown(_for_reading(board, relative, " ± ", " %")) + "\n".join(notes(board, relative)) + "\n"
 
 
 def _as_markdown(frame: pd.DataFrame) -> str:
@@ -186,20 +204,20 @@ def _as_markdown(frame: pd.DataFrame) -> str:
     return f"{frame.to_markdown(index=False, colalign=align, disable_numparse=True)}\n\n"
 
 
-def _csv(board: Leaderboard) -> str:
+def _csv(board: Leaderboard, relative: str) -> str:
     """Full precision; the columns are `method,budget,<parameters>,<tasks>,average,relative`."""
     frame = _frame(
         board,
         lambda _task, score: None if score is None else score.shown,
         lambda line: line.average,
-        lambda line: line.relative,
+        lambda line: _relative(line, relative),
         titles=False,
     )
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-def _latex(board: Leaderboard) -> str:
-    return _as_latex(_for_reading(board, " ± ", " %").astype(str))
+def _latex(board: Leaderboard, relative: str) -> str:
+    return _as_latex(_for_reading(board, relative, " ± ", " %").astype(str))
 
 
 def _as_latex(frame: pd.DataFrame) -> str:
@@ -215,4 +233,9 @@ def _escape(text: str) -> str:
     return text.replace("±", r"$\pm$").replace(MISSING, "--")
 
 
-FORMATS: dict[str, Callable[[Leaderboard], str]] = {"text": _text, "markdown": _markdown, "csv": _csv, "latex": _latex}
+FORMATS: dict[str, Callable[[Leaderboard, str], str]] = {
+    "text": _text,
+    "markdown": _markdown,
+    "csv": _csv,
+    "latex": _latex,
+}

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,10 +27,11 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from loguru import logger
 
-from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names
 from finepruner_lmms.lmms_model import LlavaFinePruner
-from finepruner_lmms.matrix.store import Json, begin_attempt, write_error, write_result
+from finepruner_lmms.matrix.store import Json, begin_attempt, publish_submission, write_error, write_result
 from finepruner_lmms.tasks import folder as task_folder
+from finepruner_lmms.tasks import submission
 
 # after these a process may no longer compute correctly
 _POISONED = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
@@ -72,7 +74,9 @@ def main() -> None:
     lm = LlavaFinePruner(**plan["model"], batch_size=plan["batch_size"])
     lm.on_progress = events.progress if first else None
     manager = TaskManager(
-        include_path=str(task_folder(plan["data"])), include_defaults=False, model_name="llava_finepruner"
+        include_path=str(task_folder(plan["data"], plan.get("submission", False))),
+        include_defaults=False,
+        model_name="llava_finepruner",
     )
     events.send("ready", processes=lm.world_size)
     for cell in plan["cells"]:
@@ -93,6 +97,8 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
         outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache", cell["id"])
         if outcome is not None:
             result, samples = outcome
+            if "submission" in result:
+                result["submission"] = publish_submission(folder, result["submission"])
             seconds = time.monotonic() - started
             finished = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"id": cell["id"], "spec": cell["spec"], "seconds": round(seconds, 3), "finished": finished}
@@ -141,35 +147,50 @@ def evaluate_cell(
     logged = sorted(out["samples"][benchmark.task], key=lambda sample: sample["doc_id"])
     original = out["n-samples"][benchmark.task]["original"]
     expected = original if spec["limit"] is None else min(original, spec["limit"])
-    metrics = {k: float(v) for k, v in out["results"][benchmark.task].items() if _numeric(v)}
-    if benchmark.metric not in metrics:
-        found = out["results"][benchmark.task].get(benchmark.metric)
-        raise InvalidResult(f"the metric {benchmark.metric!r} is {found!r}, not a number")
     documents = [sample["doc_id"] for sample in logged]
     if documents != sorted(set(documents)) or len(documents) != expected:
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
-    split = out["configs"][benchmark.task]["test_split"]
-    images = lm.task_dict[benchmark.task][split].select_columns([benchmark.image_column])[benchmark.image_column]
-    recomputed, value = benchmark.value(logged), metrics[benchmark.metric]
-    if not math.isclose(recomputed, value, rel_tol=1e-6, abs_tol=1e-9):
-        raise InvalidResult(f"{benchmark.metric} is {value!r}, but its samples give {recomputed!r}")
-    result = {
-        "metrics": metrics,
-        "percent": benchmark.percent(logged),
-        "standard_error": benchmark.standard_error(logged, images),
+    asked = lm.task_dict[benchmark.task][out["configs"][benchmark.task]["test_split"]]
+    images = image_names(asked, benchmark.image_column)
+    if spec.get("submission"):
+        metric, outcome = "submission", {"submission": _submission(attempt, benchmark.name, asked)}
+    else:
+        metric = benchmark.metric.partition(",")[0]
+        outcome = _scores(benchmark, out["results"][benchmark.task], logged, images)
+    result = outcome | {
         "answered": len(logged),
         "expected": expected,
         # of this process's questions; those that an earlier attempt had answered are not among them
         "cost": None if (cost := lm.prefill_cost()) is None else asdict(cost),
     }
-    return result, [_line(sample, benchmark.metric.partition(",")[0], images) for sample in logged]
+    return result, [_line(sample, metric, images) for sample in logged]
 
 
-def _line(sample: Json, metric: str, images: Any) -> Json:
+def _scores(benchmark: Benchmark, results: Json, logged: list[Json], images: Sequence[str]) -> Json:
+    """lmms-eval's metrics, checked against what the samples give, and the standard error."""
+    metrics = {k: float(v) for k, v in results.items() if _numeric(v)}
+    if benchmark.metric not in metrics:
+        raise InvalidResult(f"the metric {benchmark.metric!r} is {results.get(benchmark.metric)!r}, not a number")
+    recomputed, value = benchmark.value(logged), metrics[benchmark.metric]
+    if not math.isclose(recomputed, value, rel_tol=1e-6, abs_tol=1e-9):
+        raise InvalidResult(f"{benchmark.metric} is {value!r}, but its samples give {recomputed!r}")
+    error = benchmark.standard_error(logged, images)
+    return {"metrics": metrics, "percent": benchmark.percent(logged), "standard_error": error}
+
+
+def _submission(attempt: Path, name: str, asked: Any) -> Path:
+    """The file that the task wrote for the server, checked against all questions that were to be asked."""
+    (path,) = (attempt / "submissions").iterdir()
+    column = submission.SERVED[name].column
+    submission.check(path, name, asked.select_columns([column])[column])
+    return path
+
+
+def _line(sample: Json, metric: str, images: Sequence[str]) -> Json:
     """One question for `samples.jsonl`, joined by `doc_id` and `image` with those of other cells."""
     return {
         "doc_id": sample["doc_id"],
-        "image": str(images[sample["doc_id"]]),
+        "image": images[sample["doc_id"]],
         "target": sample["target"],
         "answer": sample["filtered_resps"][0],
         "score": json.loads(json.dumps(sample.get(metric), default=float)),

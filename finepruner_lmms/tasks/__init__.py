@@ -11,17 +11,22 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+
+from finepruner_lmms.tasks.submission import SERVED, TEST, task_lines
 
 logger = logging.getLogger(__name__)
 _SPLIT = {
     "vqav2": "validation",
     "gqa": "testdev",
+    "vizwiz": "val",
+    "sqa": "test",
     "textvqa": "validation",
     "pope": "test",
     "mme": "test",
     "mmbench": "dev",
+    "mmbench_cn": "dev",
 }
 
 
@@ -44,24 +49,41 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finepruner_lmms"
 
 
-def folder(data: str) -> Path:
+def folder(data: str, submission: bool = False) -> Path:
     """The folder to pass to lmms-eval's `--include_path`, so that the tasks read `data`.
 
     `hub`: the public datasets; `demo`: the miniature benchmarks (`demo-tuning`: the same on the tuning scenes);
     anything else: a data root, with a folder a benchmark. Miniatures are made when first asked for.
+
+    With `submission`, the tasks that only a server scores read their test split (in a data root: the folder `test`
+    of the benchmark's; miniatures have but one) and write the file that the server takes. The others stay as they are.
     """
     if data == "hub":
-        return overrides_dir()
+        return _folder(available_tasks(), None, SERVED) if submission else overrides_dir()
     if data in ("demo", "demo-tuning"):
-        return _demo_folder("test" if data == "demo" else "tuning")
+        plain = _demo_folder("test" if data == "demo" else "tuning")
+        return _folder(available_tasks(), plain.parent / "data", SERVED, "") if submission else plain
     root = Path(data)
     if not root.is_dir():
         raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
     present = [name for name in available_tasks() if (root / name).is_dir()]
     if not present:
         raise ValueError(f"data: {data!r} holds none of the folders {', '.join(available_tasks())}")
-    root = root.resolve()
-    content = {f"fp_{name}.yaml": _yaml(name, root) for name in present} | _modules(root, present)
+    if not submission:
+        return _folder(present, root.resolve(), ())
+    served = [name for name in SERVED if (root / name / TEST).is_dir()]
+    if not served:
+        raise ValueError(f"data: {data!r} holds no folder {TEST} in any of {', '.join(SERVED)}")
+    # one without its test questions is left out, lest the scored split be taken for it
+    return _folder([n for n in present if n not in SERVED or n in served], root.resolve(), served)
+
+
+def _folder(names: Sequence[str], root: Path | None, served: Collection[str], below: str = TEST) -> Path:
+    """A folder of task files that read `root` (None: the hub), of which those `served` write submissions.
+
+    `below` is where a benchmark's test questions are, beside those with answers.
+    """
+    content = {f"fp_{name}.yaml": _yaml(name, root, name in served, below) for name in names} | _modules(root, names)
     target = cache_dir() / "tasks" / hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()[:12]
     if not target.is_dir():
         _publish(target, lambda partial: _write(partial, content))
@@ -86,30 +108,34 @@ def _demo_folder(split: str) -> Path:
             build(partial / "data", split)
             names = available_tasks()
             root = home / "data"
-            _write(partial / "tasks", {f"fp_{name}.yaml": _yaml(name, root) for name in names} | _modules(root, names))
+            content = {f"fp_{name}.yaml": _yaml(name, root, False) for name in names}
+            _write(partial / "tasks", content | _modules(root, names))
 
         _publish(home, make)
     return home / "tasks"
 
 
-def _yaml(name: str, root: Path) -> str:
+def _yaml(name: str, root: Path | None, served: bool, below: str = "") -> str:
     """A task that is the hub's but for its data. (The merge of `include` is shallow: whole keys are replaced.)"""
-    data = root / name / "testdev_balanced_instructions" if name == "gqa" else root / name
-    lines = [
-        f"include: {overrides_dir() / f'fp_{name}.yaml'}",
-        f"task: fp_{name}",
-        "dataset_path: parquet",
-        "dataset_name: null",
-        f"dataset_kwargs: {{data_files: {{{_SPLIT[name]}: {data}/*.parquet}}}}",
-    ]
-    if name == "gqa":
-        lines.append("doc_to_visual: !function fp_gqa_images.visual")
+    lines = [f"include: {overrides_dir() / f'fp_{name}.yaml'}", f"task: fp_{name}"]
+    if root is not None:
+        data = root / name / ("testdev_balanced_instructions" if name == "gqa" else below if served else "")
+        split = TEST if served else _SPLIT[name]
+        lines += [
+            "dataset_path: parquet",
+            "dataset_name: null",
+            f"dataset_kwargs: {{data_files: {{{split}: {data}/*.parquet}}}}",
+        ]
+        if name == "gqa":
+            lines.append("doc_to_visual: !function fp_gqa_images.visual")
+    if served:
+        lines += task_lines(name)
     return "\n".join(lines) + "\n"
 
 
-def _modules(root: Path, names: list[str]) -> dict[str, str]:
+def _modules(root: Path | None, names: Sequence[str]) -> dict[str, str]:
     """The one function that depends on where the data is."""
-    if "gqa" not in names:
+    if root is None or "gqa" not in names:
         return {}
     images = root / "gqa" / "testdev_balanced_images"
     text = '"""Where the images of GQA are."""\n\nfrom finepruner_lmms.tasks.gqa import images_of\n\n'

@@ -1,28 +1,56 @@
-"""MMBench as LLaVA-1.5 was evaluated on it, scored without a judge."""
+"""MMBench and MMBench-CN as LLaVA-1.5 was evaluated on them, scored without a judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-_MILLION = 1_000_000  # the circular variants of question i have the indices i + k million
+MILLION = 1_000_000  # the circular variants of question i have the indices i + k million
+LETTERS = "ABCD"
+_ABSENT = ("", "nan", "none")
 
 
 def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
     """Hint, question and options a line each, then the instruction.
 
-    lmms-eval puts "There are several options:" before the options, joins the hint by a space and adds an empty line
-    before the instruction; LLaVA's evaluation does none of that.
+    lmms-eval puts "There are several options:" before the options, in English for the Chinese split too, joins the
+    hint by a space and adds an empty line before the instruction; LLaVA's `model_vqa_mmbench.py` does none of that.
     """
-    hint = doc["hint"]
-    lines = [hint] if isinstance(hint, str) and hint and hint != "nan" else []
-    lines.append(doc["question"])
-    lines += [f"{letter}. {doc[letter]}" for letter in "ABCD" if _given(doc.get(letter))]
+    lines = [doc["question"]] if is_absent(doc["hint"]) else [doc["hint"], doc["question"]]
+    lines += [f"{letter}. {option}" for letter, option in options_of(doc).items()]
     return "\n".join(lines) + (lmms_eval_specific_kwargs or {}).get("post_prompt", "")
 
 
-def _given(option: Any) -> bool:
-    return isinstance(option, str) and option not in ("", "nan")
+def is_absent(value: Any) -> bool:
+    """Whether a hint or option is not given: null, NaN, or the words that stand for them."""
+    return not isinstance(value, str) or value.strip().lower() in _ABSENT
+
+
+def options_of(doc: dict[str, Any]) -> dict[str, str]:
+    """Letter → option, up to the first that is not given."""
+    given: dict[str, str] = {}
+    for letter in LETTERS:
+        if is_absent(doc.get(letter)):
+            break
+        given[letter] = doc[letter]
+    return given
+
+
+def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """What the circular score needs of one row. A missing option is None.
+
+    lmms-eval keeps it as the text "nan", which it then finds in an answer such as "banana".
+    """
+    options = options_of(doc)
+    entry = {key: doc[key] for key in ("index", "question", "answer", "category")}
+    letters = {letter: options.get(letter) for letter in LETTERS}
+    return {"gpt_eval_score": entry | letters | {"prediction": results[0].strip()}}
+
+
+def aggregate(entries: Sequence[dict[str, Any]]) -> float:
+    """Percent of the questions that are right in every order of their options."""
+    hits = circular_hits(entries)
+    return 100 * sum(hits.values()) / len(hits)
 
 
 def circular_hits(entries: Sequence[dict[str, Any]]) -> dict[int, int]:
@@ -30,14 +58,10 @@ def circular_hits(entries: Sequence[dict[str, Any]]) -> dict[int, int]:
     import pandas as pd
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
-    data = pd.DataFrame(list(entries)).sort_values(by="index").rename(columns=_lower)
+    data = pd.DataFrame(list(entries)).sort_values(by="index")
     data["prediction"] = data["prediction"].astype(str)
     answers = dict(zip(data["index"], data["answer"], strict=True))
     return {
         int(index): int(mmbench_evaluator.eval_sub_data(group, answers, static_only=True))
-        for index, group in data.groupby(data["index"] % _MILLION)
+        for index, group in data.groupby(data["index"] % MILLION)
     }
-
-
-def _lower(column: str) -> str:
-    return column if column in "ABCD" else column.lower()
