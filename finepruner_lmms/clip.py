@@ -36,11 +36,16 @@ class JointSpace:
 
     def __init__(self, name: str, device: torch.device) -> None:
         try:
-            clip = CLIPModel.from_pretrained(name, dtype=torch.float32)
+            clip, report = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"clip: cannot load the CLIP checkpoint {name!r}: {reason}") from error
+        if report["missing_keys"]:
+            raise ValueError(
+                f"clip: {name!r} has no weights for {min(report['missing_keys'])}: it is a vision tower without its "
+                "text tower; give the whole CLIP checkpoint as clip=<hub id or folder>, or use relevance='embedding'"
+            )
         self.text_model = clip.text_model.eval().to(device)
         self.text_projection = clip.text_projection.to(device)
         self.visual_projection = clip.visual_projection.to(device)

@@ -26,7 +26,7 @@ from finepruner_lmms.image_cache import ImageCache
 from finepruner_lmms.load import check_pruner, load_model, read_config, resolve
 from finepruner_lmms.model_args import ModelArguments
 from finepruner_lmms.monitor import Monitor, describe
-from finepruner_lmms.prompts import IMAGE, prompt
+from finepruner_lmms.prompts import prompt, prompt_ids
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.response_cache import identify
 from finepruner_lmms.revision import answer_identity
@@ -186,8 +186,7 @@ class LlavaFinePruner(lmms):
                 f"task {task!r}, document {doc_id}: the visual is a {type(visuals[0]).__name__}, not an image"
             )
         text = prompt(self.arguments.conv, self.processor, question, bool(visuals))
-        text = text.replace(IMAGE, self.processor.image_token * self.num_visual_tokens)
-        ids = self.tokenizer(text)["input_ids"]
+        ids = prompt_ids(self.tokenizer, text, self.geometry.image_token_id, self.num_visual_tokens)
         decoding = self._decoding(gen_kwargs, task)
         return _Prepared(str(task), int(doc_id), question, ids, visuals[0] if visuals else None, decoding)
 
