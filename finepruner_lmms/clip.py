@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from finepruner_lmms.engine import normalise_patches
+from finepruner_lmms.weights import read_json
 
 # the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
 _TOWERS = {
@@ -28,6 +30,12 @@ def clip_checkpoint(config: Any, given: str | None = None) -> str:
             "relevance: 'clip' needs the text tower of the CLIP checkpoint that the vision tower comes from, and this "
             "model names none; give it as clip=<hub id or folder>, or use relevance='embedding'"
         )
+    file = Path(name) / "config.json"
+    if file.is_file() and (kind := read_json(file).get("model_type")) != "clip":
+        raise ValueError(
+            f"relevance: 'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}; give the "
+            "whole one as clip=<hub id or folder>, or use relevance='embedding'"
+        )
     return str(name)
 
 
@@ -36,16 +44,11 @@ class JointSpace:
 
     def __init__(self, name: str, device: torch.device) -> None:
         try:
-            clip, report = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            clip = CLIPModel.from_pretrained(name, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(f"clip: cannot load the CLIP checkpoint {name!r}: {reason}") from error
-        if report["missing_keys"]:
-            raise ValueError(
-                f"clip: {name!r} has no weights for {min(report['missing_keys'])}: it is a vision tower without its "
-                "text tower; give the whole CLIP checkpoint as clip=<hub id or folder>, or use relevance='embedding'"
-            )
         self.text_model = clip.text_model.eval().to(device)
         self.text_projection = clip.text_projection.to(device)
         self.visual_projection = clip.visual_projection.to(device)

@@ -123,7 +123,9 @@ def read_shard(file: Path) -> dict[str, Tensor]:
                 f"{file.name}: refused, nothing was run: besides tensors, {str(file)!r} asks for {asked[1]} when it "
                 "is opened; fetch the checkpoint from a source you trust"
             ) from error
-        raise ValueError(f"{file.name}: damaged or cut short; fetch {str(file)!r} again") from error
+        raise ValueError(
+            f"{file.name}: damaged or cut short, or not a file of tensors; fetch {str(file)!r} again"
+        ) from error
     except (OSError, RuntimeError, EOFError, KeyError, SafetensorError) as error:
         raise ValueError(f"{file.name}: damaged or cut short; fetch {str(file)!r} again ({_reason(error)})") from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
