@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -419,3 +421,51 @@ def test_no_code_is_run(form, message, tmp_path):
     assert not sign.exists()
     torch.load(file, weights_only=False) if form == "zip" else pickle.loads(file.read_bytes())
     assert sign.exists()  # it would have been
+
+
+MEASURE = """
+import resource, sys, threading, time
+import torch, transformers, finepruner_lmms as fp
+import finepruner_lmms.original
+def resident():
+    return [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")][0] // 1024
+peak, done = [resident()] * 2, threading.Event()
+def watch():
+    while not done.is_set():
+        peak[1] = max(peak[1], resident())
+        time.sleep(0.002)
+watcher = threading.Thread(target=watch)
+watcher.start()
+model, _ = fp.load_model(sys.argv[1])
+done.set()
+watcher.join()
+print(peak[1] - peak[0], sum(p.nbytes for p in model.parameters()) // 2**20)
+"""
+
+
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+def test_there_is_never_a_second_copy_in_memory(form, tmp_path):
+    """160 MiB in 8 shards: beside the model, the process never holds more than about a shard."""
+    state = weights()
+    for i in range(4):
+        for kind, shape in (("gate_proj", (100_000, 48)), ("up_proj", (100_000, 48)), ("down_proj", (48, 100_000))):
+            state[f"model.layers.{i}.mlp.{kind}.weight"] = torch.zeros(shape, dtype=torch.float16)
+    target = checkpoint(tmp_path, state, shards=8, form=form, intermediate_size=100_000)
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(target)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    grown, size = map(int, done.stdout.split())
+    assert 200 < size <= grown < 1.35 * size
+
+
+@pytest.mark.slow
+@pytest.mark.llava
+def test_the_original_package_agrees(tmp_path):
+    """Needs an environment of several gigabytes; FINEPRUNER_LLAVA_WORK names a folder to keep it in."""
+    work = os.environ.get("FINEPRUNER_LLAVA_WORK", str(tmp_path / "work"))
+    script = Path(__file__).parents[1] / "scripts" / "check_against_llava.py"
+    for target in (GOLDEN / "checkpoint", checkpoint(tmp_path, shards=2, tokenizer=True)):
+        command = [sys.executable, str(script), str(target), "--image", str(GOLDEN / "image.png"), "--work", work]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "yes" in done.stdout and "NO" not in done.stdout
+    assert "prompt ids" in done.stdout
