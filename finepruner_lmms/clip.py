@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from finepruner_lmms.engine import normalise_patches
+from finepruner_lmms.weights import read_json
 
 # the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
 _TOWERS = {
@@ -27,6 +29,12 @@ def clip_checkpoint(config: Any, given: str | None = None) -> str:
         raise ValueError(
             "relevance: 'clip' needs the text tower of the CLIP checkpoint that the vision tower comes from, and this "
             "model names none; give it as clip=<hub id or folder>, or use relevance='embedding'"
+        )
+    file = Path(name) / "config.json"
+    if file.is_file() and (kind := read_json(file).get("model_type")) != "clip":
+        raise ValueError(
+            f"relevance: 'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}; give the "
+            "whole one as clip=<hub id or folder>, or use relevance='embedding'"
         )
     return str(name)
 

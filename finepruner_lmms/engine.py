@@ -114,6 +114,27 @@ def normalise_patches(model: LlavaForConditionalGeneration, features: Tensor) ->
     return getattr(tower, "vision_model", tower).post_layernorm(features)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a LLaVA that checkpoints name: the modules whose parameters make up the model."""
+
+    tower: nn.Module
+    projector: tuple[nn.Module, nn.Module]
+    decoder: nn.Module
+    head: nn.Module
+
+    @classmethod
+    def of(cls, model: LlavaForConditionalGeneration) -> Parts:
+        """The modules themselves; they may hold no weights yet."""
+        projector, tower = model.model.multi_modal_projector, model.model.vision_tower
+        return cls(
+            getattr(tower, "vision_model", tower),
+            (projector.linear_1, projector.linear_2),
+            model.model.language_model,
+            model.lm_head,
+        )
+
+
 def decoder_layers(model: LlavaForConditionalGeneration) -> nn.ModuleList:
     """The layers of the language model."""
     return model.model.language_model.layers

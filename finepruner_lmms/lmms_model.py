@@ -23,10 +23,11 @@ from finepruner_lmms.cost import DecoderSizes, PrefillCost
 from finepruner_lmms.engine import Geometry
 from finepruner_lmms.generation import Generation, generate
 from finepruner_lmms.image_cache import ImageCache
+from finepruner_lmms.images import as_rgb, whole_files
 from finepruner_lmms.load import check_pruner, load_model, read_config, resolve
 from finepruner_lmms.model_args import ModelArguments
 from finepruner_lmms.monitor import Monitor, describe
-from finepruner_lmms.prompts import IMAGE, prompt
+from finepruner_lmms.prompts import prompt, prompt_ids
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.response_cache import identify
 from finepruner_lmms.revision import answer_identity
@@ -57,6 +58,7 @@ class LlavaFinePruner(lmms):
         self.model, self.processor = load_model(
             self.arguments.pretrained, self.arguments.dtype, self._device, self.arguments.attn_implementation
         )
+        self._tokenizer = self.processor.tokenizer
         self.geometry = Geometry.of(self.model.config)
         check_pruner(self.pruner, self.model.config)
         self.images = ImageCache(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
@@ -124,7 +126,7 @@ class LlavaFinePruner(lmms):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the checkpoint."""
-        return self.processor.tokenizer
+        return self._tokenizer
 
     def clean(self) -> None:
         """Keep the model: lmms-eval calls this after every evaluation, and the next one may need it."""
@@ -178,18 +180,25 @@ class LlavaFinePruner(lmms):
 
     def _prepare(self, request: Instance) -> _Prepared:
         question, gen_kwargs, doc_to_visual, doc_id, task, split = request.args
-        visuals = [] if doc_to_visual is None else list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
-        if len(visuals) > 1:
-            raise ValueError(f"task {task!r}, document {doc_id}: {len(visuals)} images; LLaVA-1.5 answers about one")
-        if visuals and not isinstance(visuals[0], Image.Image):
-            raise ValueError(
-                f"task {task!r}, document {doc_id}: the visual is a {type(visuals[0]).__name__}, not an image"
-            )
-        text = prompt(self.arguments.conv, self.processor, question, bool(visuals))
-        text = text.replace(IMAGE, self.processor.image_token * self.num_visual_tokens)
-        ids = self.tokenizer(text)["input_ids"]
+        image = None if doc_to_visual is None else self._picture(task, split, doc_id, doc_to_visual)
+        text = prompt(self.arguments.conv, self.processor, question, image is not None)
+        ids = prompt_ids(self.tokenizer, text, self.geometry.image_token_id, self.num_visual_tokens)
         decoding = self._decoding(gen_kwargs, task)
-        return _Prepared(str(task), int(doc_id), question, ids, visuals[0] if visuals else None, decoding)
+        return _Prepared(str(task), int(doc_id), question, ids, image, decoding)
+
+    def _picture(self, task: str, split: str, doc_id: int, doc_to_visual: Callable[[Any], Any]) -> Image.Image | None:
+        """The picture of a document in RGB, read to its end; None if it has none."""
+        where = f"task {task!r}, document {doc_id}"
+        try:
+            with whole_files():
+                visuals = list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
+                if len(visuals) > 1:
+                    raise ValueError(f"{where}: {len(visuals)} images; LLaVA-1.5 answers about one")
+                if visuals and not isinstance(visuals[0], Image.Image):
+                    raise ValueError(f"{where}: the visual is a {type(visuals[0]).__name__}, not an image")
+                return as_rgb(visuals[0]) if visuals else None
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls broken PNGs a SyntaxError
+            raise ValueError(f"{where}: its image cannot be read ({error}); fetch the data again") from error
 
     def _decoding(self, gen_kwargs: dict[str, Any], task: str) -> dict[str, Any]:
         """The arguments of `generate`, read from the task's; the task's dict is shared and stays as it is."""

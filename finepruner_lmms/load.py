@@ -1,8 +1,7 @@
-"""Loading a LLaVA: a Hugging Face checkpoint (hub id or folder), or the small model that ships with the package."""
+"""Loading a LLaVA: a checkpoint of either format (hub id or folder), or the small model that ships with the package."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, LlavaCon
 
 from finepruner_lmms.clip import clip_checkpoint
 from finepruner_lmms.engine import Geometry, check_model
+from finepruner_lmms.original import load_original
+from finepruner_lmms.original_config import convert_config, is_original
 from finepruner_lmms.pruners import Pruner
+from finepruner_lmms.weights import fetch_file, read_json
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -22,19 +24,25 @@ def resolve(pretrained: str) -> str:
     return str(DEMO) if pretrained == "demo" else pretrained
 
 
+def read_raw_config(pretrained: str) -> dict[str, Any]:
+    """What a checkpoint's config.json says. `ValueError` if there is none."""
+    name = resolve(pretrained)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"pretrained: the folder {pretrained!r} holds no config.json, so it is not a checkpoint")
+    try:
+        return read_json(fetch_file(name, "config.json"))
+    except ValueError as error:
+        raise ValueError(f"pretrained: cannot read the configuration of {pretrained!r}: {error}") from error
+
+
 def read_config(pretrained: str) -> LlavaConfig:
     """The configuration of a checkpoint, without its weights. `ValueError` if it is not a LLaVA that can be pruned."""
-    folder = Path(resolve(pretrained))
-    if folder.is_dir():
-        file = folder / "config.json"
-        if not file.is_file():
-            raise ValueError(f"pretrained: the folder {pretrained!r} holds no config.json, so it is not a checkpoint")
-        raw = json.loads(file.read_text())
-        if "mm_vision_tower" in raw or raw.get("model_type") == "llava_llama":
-            raise ValueError(
-                f"pretrained: {pretrained!r} is in the format of the original LLaVA code base; this version reads "
-                "Hugging Face LLaVA checkpoints only, such as 'llava-hf/llava-1.5-7b-hf'"
-            )
+    raw = read_raw_config(pretrained)
+    if is_original(raw):
+        try:
+            return convert_config(raw, resolve(pretrained))
+        except ValueError as error:
+            raise ValueError(f"pretrained: {error}") from error
     try:
         config = AutoConfig.from_pretrained(resolve(pretrained))
     except (OSError, ValueError) as error:
@@ -72,16 +80,28 @@ def load_model(
 ) -> tuple[LlavaForConditionalGeneration, Any]:
     """The model, ready for inference, and its processor (left padding).
 
-    `pretrained` is a hub id, a folder, or `demo`. `dtype="auto"` is float32 on a CPU and the checkpoint's own type
-    elsewhere; `device="auto"` the first GPU if there is one. Weights are read without unpickling code. Raises
-    `ValueError` naming the argument that is wrong.
+    `pretrained` is a hub id or a folder, of a Hugging Face LLaVA or of the original code base, or `demo`.
+    `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; `device="auto"` the first GPU if there
+    is one. Weights are read without unpickling code. The processor of an original checkpoint without tokenizer files
+    prepares pictures only. Raises `ValueError` naming the argument that is wrong.
     """
     chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    wanted = _dtype(dtype, chosen)
+    raw = read_raw_config(pretrained)
+    if is_original(raw):
+        try:
+            model, processor = load_original(
+                resolve(pretrained), raw, None if isinstance(wanted, str) else wanted, chosen, attn_implementation
+            )
+        except ValueError as error:
+            raise ValueError(f"pretrained: cannot load {pretrained!r}: {error}") from error
+        check_model(model)
+        return model.eval(), processor
     read_config(pretrained)
     try:
         model = LlavaForConditionalGeneration.from_pretrained(
             resolve(pretrained),
-            dtype=_dtype(dtype, chosen),
+            dtype=wanted,
             attn_implementation=attn_implementation,
         )
         processor = AutoProcessor.from_pretrained(resolve(pretrained))

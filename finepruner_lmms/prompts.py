@@ -14,6 +14,14 @@ _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+# the same conversation as a template of transformers; the pictures of a turn stand before its text
+VICUNA_TEMPLATE = (
+    _VICUNA_SYSTEM + " {% for m in messages %}{% set user = m['role'] == 'user' %}"
+    "{{ 'USER: ' if user else 'ASSISTANT: ' }}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %}"
+    "{{ ' ' if user else '</s>' }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 
 
 def vicuna_v1(question: str, has_image: bool) -> str:
@@ -37,6 +45,21 @@ def prompt(conv: str, processor: Any, question: str, has_image: bool) -> str:
     """
     question = question.replace(IMAGE, "").strip() if IMAGE in question else question
     return vicuna_v1(question, has_image) if conv == "vicuna_v1" else chat_template(processor, question, has_image)
+
+
+def prompt_ids(tokenizer: Any, text: str, image_token_id: int, num_visual_tokens: int) -> list[int]:
+    """Token ids of a prompt, `<image>` as so many placeholders.
+
+    The text before and behind an image is taken piece by piece, as in LLaVA's own code: a tokenizer that is given all
+    of it may leave out the space that LLaVA was trained to see behind an image.
+    """
+    first, *rest = text.split(IMAGE)
+    ids = list(tokenizer(first)["input_ids"])
+    for piece in rest:
+        ids += [image_token_id] * num_visual_tokens
+        behind = tokenizer(piece)["input_ids"]
+        ids += behind[1:] if behind and behind[0] == tokenizer.bos_token_id else behind
+    return ids
 
 
 def bare_question(question: str) -> str:

@@ -37,7 +37,12 @@ def library_versions() -> dict[str, str]:
 
 @functools.lru_cache(maxsize=64)
 def checkpoint_identity(folder_or_id: str) -> str:
-    """A hub id as it is; for a folder, a fingerprint of its configuration and the size and time of its weights."""
+    """A hub id as it is; for a folder, a fingerprint of its configuration and the size and time of its weights.
+
+    A checkpoint of the original code base may have its vision tower in another folder, which then counts as well.
+    """
+    from finepruner_lmms.original_config import tower_folder
+
     folder = Path(folder_or_id)
     if not folder.is_dir():
         return folder_or_id
@@ -49,6 +54,8 @@ def checkpoint_identity(folder_or_id: str) -> str:
         # small files by content, large ones by what changes when they are written
         content = file.read_bytes() if status.st_size < 1 << 24 else f"{status.st_size} {status.st_mtime_ns}".encode()
         digest.update(f"{file.name}\n".encode() + content)
+    if tower := tower_folder(folder):
+        digest.update(f"tower {checkpoint_identity(str(tower))}".encode())
     return digest.hexdigest()[:12]
 
 

@@ -178,6 +178,33 @@ def test_the_cached_image_path_is_the_plain_one(model, toy):
     assert answer.token_counts.input_tokens == inputs["input_ids"].shape[1]
 
 
+@pytest.mark.parametrize("where", ["file", "dataset"])
+def test_half_an_image_is_an_error_that_names_the_document(model, where, tmp_path):
+    """lmms-eval lets Pillow fill up what is missing with grey, and would go on."""
+    import datasets
+    from PIL import ImageFile
+
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    Image.effect_noise((200, 150), 90).convert("RGB").save(tmp_path / "half.jpg")
+    content = (tmp_path / "half.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
+    files = [{"image": None}] * 7 + [{"image": str(tmp_path / "half.jpg")}]
+    rows = datasets.Dataset.from_list(files, features=datasets.Features({"image": datasets.Image()}))
+    model.task_dict = {"t": {"test": rows if where == "dataset" else [row["image"] for row in files]}}
+
+    def visual(document):
+        return [document["image"] if where == "dataset" else Image.open(document)]
+
+    request = Instance(
+        request_type="generate_until",
+        arguments=(QUESTIONS[1], {"max_new_tokens": 4}, visual, 7, "t", "test"),
+        idx=0,
+        metadata={"task": "t", "doc_id": 7, "repeats": 1},
+    )
+    with pytest.raises(ValueError, match=r"task 't', document 7: its image cannot be read .image file is truncated"):
+        list(model.generate_until([request]))
+
+
 def test_errors_are_raised_not_answered(model, toy, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no memory")
