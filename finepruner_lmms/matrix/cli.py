@@ -207,6 +207,43 @@ def tasks(
         _refuse(str(error))
 
 
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Option(metavar="ROOT", help="The data root: a folder, made if it is not there.")],
+    tasks: Annotated[str, typer.Option(help="Benchmarks, separated by commas.", show_default="all")] = "",
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(metavar="OWNER/NAME[@REV]", help="Also a checkpoint, into ROOT/checkpoints.")
+    ] = None,
+    revision: Annotated[list[str] | None, typer.Option(metavar="TASK=REV", help="A revision other than main.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Take files that are here already.")
+    ] = None,
+    accept_rows: Annotated[bool, typer.Option(help="Take tables with another number of rows than is known.")] = False,
+    verify: Annotated[bool, typer.Option(help="Hash again what was prepared before.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Show what would be fetched, with sizes; write nothing.")] = False,
+) -> None:
+    """Fetch benchmark data and checkpoints into a data root, and check them; then nothing needs the network."""
+    from rich.console import Console
+
+    from finepruner_lmms.data.jobs import checkpoint_job, task_jobs
+    from finepruner_lmms.data.prepare import Options
+    from finepruner_lmms.data.session import prepare_all
+    from finepruner_lmms.tasks import available_tasks
+
+    names = [name.strip() for name in tasks.split(",")] if tasks else [] if checkpoint else available_tasks()
+    try:
+        pairs = [entry.partition("=")[::2] for entry in revision or []]
+        if wrong := [entry for entry, (_, wanted) in zip(revision or [], pairs, strict=True) if not wanted]:
+            raise ValueError(f"revision: got {wrong[0]!r}; expected task=revision")
+        if source is not None and not source.is_dir():
+            raise ValueError(f"from: {str(source)!r} is not a folder")
+        jobs = task_jobs(names, dict(pairs)) + [checkpoint_job(text) for text in checkpoint or []]
+    except ValueError as error:
+        _refuse(str(error))
+    failed = prepare_all(data, jobs, Options(source, accept_rows, verify), dry_run, Console())
+    raise typer.Exit(1 if failed else 0)
+
+
 def main() -> None:
     """The console script."""
     app()
