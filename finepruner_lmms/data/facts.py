@@ -183,3 +183,8 @@ FACTS: dict[str, Facts] = {
     ),
 }
 """By the name of the task."""
+
+
+def tables(name: str) -> tuple[str, ...]:
+    """The folders below `ROOT/<name>` that hold its tables; "" is that folder itself."""
+    return tuple(table.folder for table in FACTS[name].tables)

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from tabulate import tabulate
 
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.prepare import Options, Plan, carry_out, make_plan
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from finepruner_lmms.data.jobs import Job
     from finepruner_lmms.data.manifest import Manifest
 
+Row = tuple[str, str, str, str, str, str]
 _EVERY = 10.0  # seconds between two lines about a file, where there is no terminal
 
 
@@ -71,7 +72,7 @@ class _Bars:
 
 def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool, console: Console) -> int:
     """Prepare each job, whatever becomes of the others; prints a summary. Returns how many failed."""
-    summary = Table("", "files", "size", "rows", "revision", "", box=None, pad_edge=False)
+    summary: list[Row] = []
     failures: list[str] = []
     columns = (
         TextColumn("{task.description}"),
@@ -94,8 +95,9 @@ def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool
             except DataError as error:
                 failures.append(str(error))
                 display.note(f"{job.name}: failed: {error}")
-                summary.add_row(job.name, "", "", "", "", "failed")
-    console.print(summary)
+                summary.append((job.name, "", "", "", "", "failed"))
+    table = tabulate(summary, ("", "files", "size", "rows", "revision", ""), "plain", disable_numparse=True)
+    console.print(table, markup=False, highlight=False, soft_wrap=True)
     if dry_run:
         console.print("nothing was written", highlight=False)
     elif not failures:
@@ -103,25 +105,26 @@ def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool
     return len(failures)
 
 
-def _add_plan(summary: Table, plan: Plan) -> None:
+def _add_plan(summary: list[Row], plan: Plan) -> None:
     if plan.present is not None:
         _add_done(summary, plan.present, "there")
         return
     fetched = f"{in_bytes(plan.to_fetch)} to fetch" if plan.origin == "hub" else f"from the {plan.origin}"
     rows = "+".join(f"{table.rows}" for table in plan.job.tables)
-    summary.add_row(plan.job.name, f"{len(plan.items)}", in_bytes(plan.size), rows, (plan.commit or "")[:12], fetched)
+    about = (plan.job.name, f"{len(plan.items)}", in_bytes(plan.size), rows, (plan.commit or "")[:12], fetched)
+    summary.append(about)
     for item in plan.items:
-        summary.add_row(f"  {item.path}", "", in_bytes(item.remote.size), "", "", str(item.local or ""))
+        summary.append((f"- {item.path}", "", in_bytes(item.remote.size), "", "", str(item.local or "")))
 
 
-def _add_done(summary: Table, manifest: Manifest, state: str) -> None:
+def _add_done(summary: list[Row], manifest: Manifest, state: str) -> None:
     rows = "+".join(str(count) for count in manifest.rows.values())
     if manifest.rows != manifest.expected_rows:
         rows += f" (not {'+'.join(str(count) for count in manifest.expected_rows.values())})"
     if not all(file.compared for file in manifest.files):
         state += ", hashes not compared with the hub's"
-    summary.add_row(
-        manifest.name, str(len(manifest.files)), in_bytes(manifest.size), rows, (manifest.revision or "")[:12], state
+    summary.append(
+        (manifest.name, str(len(manifest.files)), in_bytes(manifest.size), rows, (manifest.revision or "")[:12], state)
     )
 
 

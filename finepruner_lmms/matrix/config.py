@@ -121,8 +121,11 @@ class _Errors:
             )
 
 
-def load_matrix(path: Path) -> Matrix:
-    """Read and check a matrix file; `ConfigError` listing every mistake found."""
+def load_matrix(path: Path, check_data: bool = True) -> Matrix:
+    """Read and check a matrix file; `ConfigError` listing every mistake found.
+
+    `check_data`: whether data that is not there is a mistake of the file.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -139,6 +142,8 @@ def load_matrix(path: Path) -> Matrix:
     errors = _Errors(path, root)
     file = _check_shape(data, errors)
     _check_tasks(file, errors)
+    if check_data:
+        _check_data(file, errors)
     _check_model(file, errors)
     rows = _check_rows(file, errors)
     errors.raise_any()
@@ -207,6 +212,16 @@ def _check_tasks(file: MatrixFile, errors: _Errors) -> None:
             errors.add(("limit",), f"limit: got {file.limit}; {task} asks {why}, so give a multiple of {group}")
     if file.data not in ("hub", "demo", "demo-tuning") and not Path(file.data).is_dir():
         errors.add(("data",), f"data: {file.data!r} is neither 'hub', 'demo' nor an existing folder")
+
+
+def _check_data(file: MatrixFile, errors: _Errors) -> None:
+    from finepruner_lmms.data.readiness import missing_data
+
+    if file.data == "hub" or not (file.data.startswith("demo") or Path(file.data).is_dir()):
+        return  # the hub is asked when something is run
+    known = [task for task in file.tasks if task in BENCHMARKS and BENCHMARKS[task].available]
+    for problem in missing_data(file.data, known):
+        errors.add(("data",), problem)
 
 
 def _check_model(file: MatrixFile, errors: _Errors) -> None:

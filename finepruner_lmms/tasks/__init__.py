@@ -14,6 +14,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from finepruner_lmms.data.facts import tables
+from finepruner_lmms.data.manifest import check_task, read_manifest
+
 logger = logging.getLogger(__name__)
 _SPLIT = {
     "vqav2": "validation",
@@ -58,6 +61,8 @@ def folder(data: str) -> Path:
     if not root.is_dir():
         raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
     present = [name for name in available_tasks() if (root / name).is_dir()]
+    for name in present:
+        check_task(root, name, tables(name))
     if not present:
         raise ValueError(f"data: {data!r} holds none of the folders {', '.join(available_tasks())}")
     root = root.resolve()
@@ -147,6 +152,9 @@ def data_identity(data: str, name: str) -> str:
 
         return f"{definition} {fingerprint('test' if data == 'demo' else 'tuning')}"
     root = Path(data).resolve()
+    manifest = read_manifest(root / name)
+    if manifest is not None:
+        return f"{definition} {manifest.identity()}"
     files = sorted(file for file in (root / name).rglob("*") if file.is_file())
     listing = [f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return f"{definition} {hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:12]}"
