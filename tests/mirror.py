@@ -25,7 +25,8 @@ class Mirror:
     """`root/datasets/<owner>/<name>/…` and `root/models/<owner>/<name>/…` are the repositories.
 
     `cut`: bytes after which a connection that sends a large file is cut, as often as `cuts` says. `falsify`: names of
-    files of which other bytes are sent. `ranges`: whether ranges are honoured. `delay`: seconds before each 64 kB.
+    files of which other bytes are sent. `ranges`: whether ranges are honoured. `hold`: bytes of a large file after which
+    nothing more is sent until `gate` is set.
     """
 
     root: Path
@@ -33,7 +34,8 @@ class Mirror:
     cuts: int = 0
     falsify: set[str] = field(default_factory=set)
     ranges: bool = True
-    delay: float = 0.0
+    hold: int | None = None
+    gate: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
     port: int = 0
@@ -82,6 +84,7 @@ def serve(root: Path) -> Iterator[Mirror]:
     try:
         yield mirror
     finally:
+        mirror.gate.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -199,8 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
                 limit = self.mirror.cut
         try:
             for at in range(0, limit, 1 << 16):
-                if self.mirror.delay and may_cut:
-                    threading.Event().wait(self.mirror.delay)
+                if may_cut and self.mirror.hold is not None and at >= self.mirror.hold:
+                    self.mirror.gate.wait()
                 self.wfile.write(data[at : min(at + (1 << 16), limit)])
         except OSError:
             self.close_connection = True

@@ -59,7 +59,7 @@ class Job:
     def place(self, origin: str) -> str:
         """Where a file of the repository goes, below the job's folder."""
         for table in self.tables:
-            if Path(origin).match(table.files):
+            if Path(origin).parent == Path(table.files).parent:
                 return f"{table.folder}/{Path(origin).name}".lstrip("/")
         return Path(origin).name
 

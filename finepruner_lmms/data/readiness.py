@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data.check import Check
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS
@@ -43,6 +44,8 @@ def missing_data(data: str, tasks: Sequence[str]) -> list[str]:
 def task_checks(data: str, name: str) -> Iterator[Check]:
     """The data of one task: there, of the right size and shape, and the first image can be decoded."""
     topic, facts = f"{name} data", FACTS[name]
+    if not BENCHMARKS[name].available:
+        yield Check(f"{name} task", "missing", f"this version has no task fp_{name}", f"leave {name} out")
     if problems := missing_data(data, [name]):
         text, _, fix = problems[0].partition("; ")
         yield Check(topic, "missing", text, fix)
@@ -183,7 +186,16 @@ def datasets_cache() -> Path:
 
 
 def hub_copies(name: str) -> list[Path]:
-    """The folders in which `datasets` has a benchmark from the hub, for use without network."""
-    facts = FACTS[name]
-    folder = datasets_cache() / facts.repo.replace("/", "___") / (facts.config or "default")
-    return sorted(path.parent for path in folder.glob("*/*/dataset_info.json"))
+    """The folders in which `datasets` has a benchmark from the hub for use without network; empty unless all of it."""
+    from datasets.naming import camelcase_to_snakecase
+
+    facts, found = FACTS[name], []
+    owner, _, repo = facts.repo.partition("/")
+    for table in facts.tables:
+        config = table.folder or facts.config or "default"
+        folder = datasets_cache() / f"{owner}___{camelcase_to_snakecase(repo)}" / config
+        copies = sorted(path.parent for path in folder.glob("*/*/dataset_info.json"))
+        if not copies:
+            return []
+        found.append(copies[-1])
+    return found
