@@ -25,8 +25,8 @@ class Mirror:
     """`root/datasets/<owner>/<name>/…` and `root/models/<owner>/<name>/…` are the repositories.
 
     `cut`: bytes after which a connection that sends a large file is cut, as often as `cuts` says. `falsify`: names of
-    files of which other bytes are sent. `ranges`: whether ranges are honoured. `hold`: bytes of a large file after which
-    nothing more is sent until `gate` is set.
+    files of which other bytes are sent. `ranges`: whether ranges are honoured. `hold`: bytes of a large file after
+    which nothing more is sent until `gate` is set.
     """
 
     root: Path

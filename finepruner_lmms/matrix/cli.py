@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -270,7 +270,8 @@ def doctor(
         request = _request_of(config) if config is not None else _request(data, pretrained, tasks)
     except ValueError as error:
         _refuse(str(error))
-    checks = doctors.examine(request)
+    with redirect_stdout(sys.stderr):  # lmms-eval logs to the standard output
+        checks = doctors.examine(request)
     if as_json:
         sys.stdout.write(f"{doctors.as_json(checks)}\n")
     else:

@@ -51,7 +51,8 @@ def folder(data: str) -> Path:
     """The folder to pass to lmms-eval's `--include_path`, so that the tasks read `data`.
 
     `hub`: the public datasets; `demo`: the miniature benchmarks (`demo-tuning`: the same on the tuning scenes);
-    anything else: a data root, with a folder a benchmark. Miniatures are made when first asked for.
+    anything else: a data root, with a folder a benchmark. Miniatures are made when first asked for. `ValueError` if
+    there is no such root, or a benchmark in it is not whole.
     """
     if data == "hub":
         return overrides_dir()
@@ -64,7 +65,10 @@ def folder(data: str) -> Path:
     for name in present:
         check_task(root, name, tables(name))
     if not present:
-        raise ValueError(f"data: {data!r} holds none of the folders {', '.join(available_tasks())}")
+        raise ValueError(
+            f"data: {data!r} holds none of the folders {', '.join(available_tasks())}; "
+            f"`finepruner prepare --data {data}` fetches them"
+        )
     root = root.resolve()
     content = {f"fp_{name}.yaml": _yaml(name, root) for name in present} | _modules(root, present)
     target = cache_dir() / "tasks" / hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()[:12]
