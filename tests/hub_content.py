@@ -16,6 +16,7 @@ from finepruner_lmms.tasks import available_tasks, data_root
 
 NAMES = available_tasks()
 CHECKPOINT = "llava-hf/demo"
+OTHER_SPLITS = {"pope": "Full/random-00000-of-00001.parquet", "textvqa": "data/train-00000-of-00001.parquet"}
 COMMAND = [sys.executable, "-m", "finepruner_lmms.matrix.cli"]
 
 
@@ -44,13 +45,9 @@ def lay_out(root: Path) -> None:
                 configs.setdefault(repository(name), []).append(f"{entry}    path: {table.files}\n")
     for repo, entries in configs.items():
         (root / repo / "README.md").write_text("---\nconfigs:\n" + "".join(entries) + "---\n")
-    for name, other in (
-        ("pope", "Full/random-00000-of-00001.parquet"),
-        ("textvqa", "data/train-00000-of-00001.parquet"),
-    ):
-        target = root / repository(name) / other
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / file_of("mme"), target)
+    for name, other in OTHER_SPLITS.items():
+        (root / repository(name) / other).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / file_of(name), root / repository(name) / other)
     shutil.copytree(DEMO, root / "models" / CHECKPOINT)
     (root / "models" / CHECKPOINT / "training_args.bin").write_bytes(b"not wanted")
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_content import CHECKPOINT, NAMES, environment, finepruner, lay_out, repository
+from hub_content import CHECKPOINT, NAMES, OTHER_SPLITS, environment, finepruner, lay_out, repository
 from mirror import serve
 
 from finepruner_lmms.benchmarks import BENCHMARKS
@@ -79,6 +79,8 @@ def test_the_hub_a_prepared_root_and_the_miniatures_give_the_same(tmp_path):
         from_hub, hub_metrics = run_lmms_eval(tmp_path / "lmms", env)
         asked = {path for _, path, _ in mirror.requests}
         assert all(any(f"/{repository(name)}/resolve/" in path for path in asked) for name in NAMES)
+        # `datasets` fetches every split, `prepare` the one that is evaluated
+        assert f"/cdn/{repository('textvqa')}/{OTHER_SPLITS['textvqa']}" in asked
     # the mirror is gone, and the network is switched off
     off = env | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     model = tmp_path / "root" / "checkpoints" / CHECKPOINT

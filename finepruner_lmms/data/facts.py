@@ -1,8 +1,9 @@
 """What each of the ten benchmarks consists of: repository, files, rows, columns. One table, nothing is computed.
 
-The repositories are those that lmms-eval 0.7.3 names in its task files. Names of files and numbers of rows are those of
-dataset pages, papers and their code releases, as `source` says; none was compared with the files themselves, so that a
-number of rows that differs is an error which the user can overrule (`--accept-rows`), never a silent change.
+The repositories are those that lmms-eval 0.7.3 names in its task files. Names of files are those of public dataset
+pages (`lmms-lab/…`, where the repositories were before), numbers of rows come from where `source` says. None was compared
+with the files themselves, so a table with another number of rows is an error which the user can overrule
+(`--accept-rows`), never a silent change.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ FACTS: dict[str, Facts] = {
                 },
             ),
         ),
-        "dataset page; VQA v2.0 release",
+        "dataset page: 214k; VQA v2.0 release",
         note="CC BY 4.0, says the dataset page",
     ),
     "gqa": Facts(
@@ -88,7 +89,7 @@ FACTS: dict[str, Facts] = {
                 "testdev_balanced_images",
             ),
         ),
-        "GQA paper; card of a dataset made from it (images)",
+        "card of a dataset made from it",
         config="testdev_balanced_instructions",
         note="MIT, says the dataset page",
     ),
@@ -102,7 +103,7 @@ FACTS: dict[str, Facts] = {
                 {"question_id": "any", "question": "text", "answers": "list", "image": "image"},
             ),
         ),
-        "VizWiz-VQA challenge page",
+        "dataset page: 4.32k",
     ),
     "sqa": Facts(
         "lmms-lab-encoder/ScienceQA",
@@ -114,7 +115,7 @@ FACTS: dict[str, Facts] = {
                 {"question": "text", "choices": "list", "answer": "number", "hint": "text", "image": "image"},
             ),
         ),
-        "ScienceQA paper (test questions with an image)",
+        "dataset page: 4.11k together with validation",
         config="ScienceQA-IMG",
     ),
     "textvqa": Facts(
@@ -134,7 +135,7 @@ FACTS: dict[str, Facts] = {
                 },
             ),
         ),
-        "TextVQA paper",
+        "TextVQA paper, quoted from memory",
     ),
     "pope": Facts(
         "lmms-lab-encoder/POPE",
@@ -153,7 +154,7 @@ FACTS: dict[str, Facts] = {
                 },
             ),
         ),
-        "POPE paper: 500 images, 6 questions, 3 kinds of negatives",
+        "POPE paper, quoted from memory: 500 images, 6 questions, 3 kinds of negatives",
     ),
     "mme": Facts(
         "lmms-lab-encoder/MME",
@@ -165,10 +166,10 @@ FACTS: dict[str, Facts] = {
                 {"question_id": "text", "question": "text", "answer": "text", "category": "text", "image": "image"},
             ),
         ),
-        "MME paper",
+        "dataset page: 2.37k",
     ),
-    "mmbench": _mmbench("en", "MMBench, dev_20230712: 1,164 questions in up to four orders"),
-    "mmbench_cn": _mmbench("cn", "as many as in English"),
+    "mmbench": _mmbench("en", "quoted from memory; an earlier upload, MMBench_EN, has 4.38k"),
+    "mmbench_cn": _mmbench("cn", "quoted from memory: as many as in English"),
     "mmvet": Facts(
         "lmms-lab-encoder/MMVet",
         "test",
@@ -179,7 +180,7 @@ FACTS: dict[str, Facts] = {
                 {"question_id": "any", "question": "text", "answer": "text", "capability": "any", "image": "image"},
             ),
         ),
-        "dataset page; MM-Vet paper",
+        "dataset page: 218",
     ),
 }
 """By the name of the task."""

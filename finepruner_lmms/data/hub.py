@@ -53,6 +53,20 @@ class Listing:
     local: dict[str, Path]
 
 
+def offline() -> bool:
+    """Whether the network is switched off for the hub's libraries (HF_HUB_OFFLINE)."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def in_cache(repo: str, name: str) -> bool:
+    """Whether the hub cache holds a file of a model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, name), str)
+
+
 def sha256_of(path: Path) -> str:
     """The sha256 of a file, hexadecimal."""
     with path.open("rb") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from finepruner_lmms.checks import nearest
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS, Table
 from finepruner_lmms.data.hub import Kind
-from finepruner_lmms.data.verify import check_rows, check_table
+from finepruner_lmms.data.verify import check_rows, check_table, lacking_weights
 
 # weights come in the first of these forms that there is
 _WEIGHTS = ("*.safetensors", "*.bin")
@@ -126,7 +125,5 @@ def _check_checkpoint(folder: Path, name: str) -> None:
         raise DataError(f"{name}: there is no config.json, so it is not a checkpoint")
     if not any(path for form in _WEIGHTS for path in folder.glob(form)):
         raise DataError(f"{name}: there are no weights ({' or '.join(_WEIGHTS)})")
-    for index in folder.glob("*.index.json"):
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(file for file in named if not (folder / file).is_file()):
-            raise DataError(f"{name}: {index.name} names files that are not there: {', '.join(missing)}")
+    if lacking := lacking_weights(folder):
+        raise DataError(f"{name}: weights are not there that its index names: {', '.join(lacking)}")

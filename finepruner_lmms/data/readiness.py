@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,13 +13,17 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data.check import Check
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS
+from finepruner_lmms.data.hub import in_cache, offline
 from finepruner_lmms.data.manifest import check_files, check_task, read_manifest
-from finepruner_lmms.data.verify import check_table, first_image
+from finepruner_lmms.data.verify import check_table, first_image, lacking_weights
 
 if TYPE_CHECKING:
     from finepruner_lmms.pruners import Pruner
 
 _DEMO = ("demo", "demo-tuning")
+_WEIGHT_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 
 
 def missing_data(data: str, tasks: Sequence[str]) -> list[str]:
@@ -131,18 +134,17 @@ def clip_checks(pruners: Sequence[Pruner], pretrained: str) -> Iterator[Check]:
 
 
 def _weights(given: str, folder: Path, about: str, topic: str = "checkpoint") -> Check:
-    forms = ("*.safetensors", "*.bin")
     if folder.is_dir():
-        files = [path for form in forms for path in folder.glob(form)]
-        named = {n for i in folder.glob("*.index.json") for n in json.loads(i.read_text())["weight_map"].values()}
-        lacking = sorted(name for name in named if not (folder / name).is_file())
+        files = [path for form in ("*.safetensors", "*.bin") for path in folder.glob(form)]
+        try:
+            lacking = lacking_weights(folder)
+        except DataError as error:
+            return Check(topic, "missing", str(error), "fetch it anew: finepruner prepare --checkpoint")
         if not files or lacking:
             text = f"{folder} lacks its weights{': ' + ', '.join(lacking) if lacking else ''}"
-            return Check(topic, "missing", text, "copy it anew, or fetch it by finepruner prepare --checkpoint")
+            return Check(topic, "missing", text, "copy it anew, or fetch it: finepruner prepare --checkpoint")
         return Check(topic, "ok", f"{given}: {about}, {sum(path.stat().st_size for path in files) / 1e9:.2f} GB")
-    if _cached(
-        given, "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json", "pytorch_model.bin"
-    ):
+    if any(in_cache(given, name) for name in _WEIGHT_FILES):
         return Check(topic, "ok", f"{given}: {about}, in the hub cache")
     fix = f"finepruner prepare --data ROOT --checkpoint {given}"
     if offline():
@@ -162,19 +164,6 @@ def _attention(name: str) -> Check:
     if test is None or test():
         return Check("attention", "ok", name)
     return Check("attention", "missing", f"{name} cannot be used here", "attn_implementation: sdpa")
-
-
-def _cached(repo: str, *names: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return any(isinstance(try_to_load_from_cache(repo, name), str) for name in names)
-
-
-def offline() -> bool:
-    """Whether the network is switched off for the hub's libraries."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def datasets_cache() -> Path:

@@ -92,7 +92,7 @@ def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool
                 else:
                     manifest = carry_out(root, plan, options, display)
                     _add_done(summary, manifest, "there" if plan.present else "prepared")
-            except DataError as error:
+            except (DataError, OSError) as error:  # the other jobs may still succeed
                 failures.append(str(error))
                 display.note(f"{job.name}: failed: {error}")
                 summary.append((job.name, "", "", "", "", "failed"))

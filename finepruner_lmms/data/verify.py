@@ -6,6 +6,7 @@ Only the footers of parquet files are read, so that this takes milliseconds what
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,20 @@ def check_rows(found: int, table: Table, what: str, source: str) -> None:
             f"{what}: {found:,} rows, but {table.rows:,} expected (from: {source}); if they are right, "
             "say --accept-rows"
         )
+
+
+def lacking_weights(folder: Path) -> list[str]:
+    """The weight files that a checkpoint's index names and that are not there. `DataError` if it cannot be read."""
+    lacking = []
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"checkpoint: {index} is not an index of weights: {type(error).__name__}: {error}"
+            ) from error
+        lacking += sorted(name for name in named if not (folder / name).is_file())
+    return lacking
 
 
 def first_image(path: Path, column: str) -> tuple[int, int]:
