@@ -217,13 +217,14 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(tmp_path, monkeypatch
     from finepruner_lmms.data.errors import DataError
     from finepruner_lmms.data.hub import Remote
     from finepruner_lmms.data.jobs import task_jobs
+    from finepruner_lmms.data.plan import Item, Options, Plan
 
     (job,) = task_jobs(["pope"], {})
-    item = prepare.Item(Remote("data/test-00000-of-00001.parquet", 10**12, "0" * 64), "test.parquet", None)
+    item = Item(Remote("data/test-00000-of-00001.parquet", 10**12, "0" * 64), "test.parquet", None)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda folder: usage(0, 0, 5 * 10**11))
     with pytest.raises(DataError, match=r"pope: needs 1000\.00 GB, but .* has 499\.73 GB to spare"):
-        prepare.carry_out(tmp_path, prepare.Plan(job, "c" * 40, (item,), "hub"), prepare.Options(), None)
+        prepare.carry_out(tmp_path, Plan(job, "c" * 40, (item,), "hub"), Options(), None)
 
 
 # -- revisions --------------------------------------------------------------------------------------------------------
@@ -375,5 +376,11 @@ def test_a_root_that_lost_something_is_refused_and_repaired(prepared, mirror, en
         folder(str(root))
     said = finepruner("prepare", "--data", root, "--tasks", "pope", "--accept-rows", env=env).stdout
     assert "preparing it anew" in said and folder(str(root)).is_dir()
+    images = root / "gqa" / FACTS["gqa"].tables[1].folder / Path(file_of("gqa", 1)).name
+    shutil.copytree(prepared[0] / "gqa", root / "gqa")
+    images.unlink()
+    finepruner("prepare", "--data", root, "--tasks", "gqa", "--accept-rows", env=env)
+    assert mirror.fetched(file_of("gqa")) == [] and mirror.fetched(file_of("gqa", 1)) == [None]
+    assert read_manifest(root / "gqa").files == read_manifest(prepared[0] / "gqa").files
     shutil.rmtree(root / "pope")
     assert f"{root / 'pope'} is not there; run `finepruner prepare --data {root} --tasks pope`" in refused()

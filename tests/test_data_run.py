@@ -49,7 +49,7 @@ def run_lmms_eval(folder: Path, env: dict[str, str]) -> tuple[Answers, dict[str,
     command += ["--model_args", "pretrained=demo,method=fastv,budget=64", "--limit", str(LIMIT), "--log_samples"]
     command += ["--tasks", tasks, "--include_path", str(overrides_dir()), "--output_path", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
-    found = list(folder.rglob("*_results.json"))
+    found = list(folder.glob("demo/*_results.json"))
     assert len(found) == 1, f"{done.stdout}\n{done.stderr}"
     values = json.loads(found[0].read_text())["results"]
     metrics = {name: float(values[BENCHMARKS[name].task][BENCHMARKS[name].metric]) for name in NAMES}

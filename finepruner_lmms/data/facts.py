@@ -1,8 +1,8 @@
 """What each of the ten benchmarks consists of: repository, files, rows, columns. One table, nothing is computed.
 
 The repositories are those that lmms-eval 0.7.3 names in its task files. Names of files are those of public dataset
-pages (`lmms-lab/…`, where the repositories were before), numbers of rows come from where `source` says. None was compared
-with the files themselves, so a table with another number of rows is an error which the user can overrule
+pages (`lmms-lab/…`, where the repositories were before), numbers of rows come from where `source` says. None was
+compared with the files themselves, so a table with another number of rows is an error which the user can overrule
 (`--accept-rows`), never a silent change.
 """
 

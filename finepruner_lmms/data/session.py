@@ -21,7 +21,8 @@ from rich.progress import (
 from tabulate import tabulate
 
 from finepruner_lmms.data.errors import DataError
-from finepruner_lmms.data.prepare import Options, Plan, carry_out, make_plan
+from finepruner_lmms.data.plan import Options, Plan, make_plan
+from finepruner_lmms.data.prepare import carry_out
 
 if TYPE_CHECKING:
     from finepruner_lmms.data.jobs import Job

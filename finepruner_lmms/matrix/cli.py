@@ -234,7 +234,7 @@ def prepare(
     from rich.console import Console
 
     from finepruner_lmms.data.jobs import checkpoint_job, task_jobs
-    from finepruner_lmms.data.prepare import Options
+    from finepruner_lmms.data.plan import Options
     from finepruner_lmms.data.session import prepare_all
 
     names = [name.strip() for name in tasks.split(",")] if tasks else [] if checkpoint else _available()
