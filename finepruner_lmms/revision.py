@@ -11,8 +11,9 @@ from pathlib import Path
 from finepruner_lmms.plugins import plugin_files
 
 _PACKAGE = Path(__file__).parent
-# these folders decide which answers are computed and how they are shown, not what they are
-_SILENT = {"matrix", "__pycache__"}
+# these folders decide which answers are computed, how they are shown and where data comes from (the data itself is part
+# of a cell's identity), not what the answers are
+_SILENT = {"matrix", "data", "__pycache__"}
 _LIBRARIES = ("lmms_eval", "transformers", "torch", "pillow")
 
 

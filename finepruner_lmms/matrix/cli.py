@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from finepruner_lmms.data.doctor import Request
     from finepruner_lmms.matrix.config import Matrix
     from finepruner_lmms.matrix.store import Json, Store
 
@@ -40,6 +41,7 @@ def run(config: Config, output: OutputOption = None) -> None:
     """Run the cells of a matrix that are not done yet; then print the leaderboard."""
     from rich.console import Console
 
+    from finepruner_lmms.data.readiness import missing_data
     from finepruner_lmms.matrix.leaderboard import leaderboard
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.runner import LaunchError, run_cells
@@ -47,6 +49,8 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.matrix.table import render
 
     matrix, store, record = _open(config, output)
+    if problems := missing_data(matrix.file.data, matrix.file.tasks):
+        _refuse("\n".join(problems))
     console = Console()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
@@ -215,6 +219,74 @@ def tasks(
         _refuse(str(error))
 
 
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Option(metavar="ROOT", help="The data root: a folder, made if it is not there.")],
+    tasks: Annotated[str, typer.Option(help="Benchmarks, separated by commas.", show_default="all")] = "",
+    checkpoint: Annotated[
+        list[str] | None, typer.Option(metavar="OWNER/NAME[@REV]", help="Also a checkpoint, into ROOT/checkpoints.")
+    ] = None,
+    revision: Annotated[list[str] | None, typer.Option(metavar="TASK=REV", help="A revision other than main.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Take files that are here already.")
+    ] = None,
+    accept_rows: Annotated[
+        bool, typer.Option("--accept-rows", help="Take tables with another number of rows than is known.")
+    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash again what was prepared before.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be fetched, with sizes; write nothing.")
+    ] = False,
+) -> None:
+    """Fetch benchmark data and checkpoints into a data root, and check them; then nothing needs the network."""
+    from rich.console import Console
+
+    from finepruner_lmms.data.jobs import checkpoint_job, task_jobs
+    from finepruner_lmms.data.plan import Options
+    from finepruner_lmms.data.session import prepare_all
+
+    names = [name.strip() for name in tasks.split(",")] if tasks else [] if checkpoint else _available()
+    try:
+        pairs = [entry.partition("=")[::2] for entry in revision or []]
+        if wrong := [entry for entry, (_, wanted) in zip(revision or [], pairs, strict=True) if not wanted]:
+            raise ValueError(f"revision: got {wrong[0]!r}; expected task=revision")
+        if source is not None and not source.is_dir():
+            raise ValueError(f"from: {str(source)!r} is not a folder")
+        jobs = task_jobs(names, dict(pairs)) + [checkpoint_job(text) for text in checkpoint or []]
+    except ValueError as error:
+        _refuse(str(error))
+    failed = prepare_all(data, jobs, Options(source, accept_rows, verify), dry_run, Console())
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A matrix file to run.")] = None,
+    data: Annotated[str | None, typer.Option(help="hub, demo, or a data root")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="A checkpoint: hub id, folder, or demo")] = None,
+    tasks: Annotated[str, typer.Option(help="Benchmarks, separated by commas.", show_default="all")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Say what is ready on this machine and what is missing. Exit status 1 if something would stop a run."""
+    from rich.console import Console
+
+    from finepruner_lmms.data import doctor as doctors
+
+    if config is not None and (data or pretrained or tasks):
+        _refuse("doctor: give a matrix file, or --data, --pretrained and --tasks, not both")
+    try:
+        request = _request_of(config) if config is not None else _request(data, pretrained, tasks)
+    except ValueError as error:
+        _refuse(str(error))
+    with redirect_stdout(sys.stderr):  # lmms-eval logs to the standard output
+        checks = doctors.examine(request)
+    if as_json:
+        sys.stdout.write(f"{doctors.as_json(checks)}\n")
+    else:
+        doctors.show(checks, Console())
+    raise typer.Exit(0 if doctors.ready(checks) else 1)
+
+
 def main() -> None:
     """The console script."""
     app()
@@ -244,6 +316,36 @@ def _open(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
         "cells": [as_record(cell) for cell in expand(matrix)],
     }
     return matrix, store, record
+
+
+def _request(data: str | None, pretrained: str | None, tasks: str) -> Request:
+    """What `doctor` is to look at, as given on the command line."""
+    from finepruner_lmms.data.doctor import Request
+    from finepruner_lmms.data.jobs import task_jobs
+
+    names = [job.name for job in task_jobs(tasks.split(","), {})] if tasks else _available()
+    if data not in (None, "hub", "demo", "demo-tuning") and not Path(data).is_dir():
+        raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
+    return Request("hub" if data is None and tasks else data, names, pretrained)
+
+
+def _request_of(config: Path) -> Request:
+    """What a matrix file needs. A file that is wrong for another reason than its data is a `ConfigError`."""
+    from finepruner_lmms.data.doctor import Request
+    from finepruner_lmms.matrix.config import load_matrix
+    from finepruner_lmms.pruners import build_pruner
+
+    matrix = load_matrix(config, check_data=False)
+    pruners = [build_pruner(row.method, **row.arguments) for row in matrix.rows]
+    model = matrix.file.model
+    return Request(matrix.file.data, matrix.file.tasks, model.pretrained, model.attn_implementation, pruners)
+
+
+def _available() -> list[str]:
+    """The benchmarks that have a task in this version, in the order of the leaderboard."""
+    from finepruner_lmms.benchmarks import BENCHMARKS
+
+    return [name for name, benchmark in BENCHMARKS.items() if benchmark.available]
 
 
 def _store(output: Path) -> Store:

@@ -123,8 +123,11 @@ class _Errors:
             )
 
 
-def load_matrix(path: Path) -> Matrix:
-    """Read and check a matrix file; `ConfigError` listing every mistake found."""
+def load_matrix(path: Path, check_data: bool = True) -> Matrix:
+    """Read and check a matrix file; `ConfigError` listing every mistake found.
+
+    `check_data`: whether data that is not there is a mistake of the file.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -141,6 +144,8 @@ def load_matrix(path: Path) -> Matrix:
     errors = _Errors(path, root)
     file = _check_shape(data, errors)
     _check_tasks(file, errors)
+    if check_data:
+        _check_data(file, errors)
     _check_model(file, errors)
     rows = _check_rows(file, errors)
     errors.raise_any()
@@ -226,6 +231,16 @@ def _check_submission(file: MatrixFile, errors: _Errors) -> None:
         if not (Path(file.data) / task / TEST).is_dir():
             what = f"{task}/{TEST}, whose questions a submission answers"
             errors.add(("data",), f"data: {file.data!r} has no folder {what}")
+
+
+def _check_data(file: MatrixFile, errors: _Errors) -> None:
+    from finepruner_lmms.data.readiness import missing_data
+
+    if file.data == "hub" or not (file.data.startswith("demo") or Path(file.data).is_dir()):
+        return  # the hub is asked when something is run
+    known = [task for task in file.tasks if task in BENCHMARKS and BENCHMARKS[task].available]
+    for problem in missing_data(file.data, known):
+        errors.add(("data",), problem)
 
 
 def _check_model(file: MatrixFile, errors: _Errors) -> None:

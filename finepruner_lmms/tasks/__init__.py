@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from finepruner_lmms.data.facts import tables
+from finepruner_lmms.data.manifest import check_task, read_manifest
 from finepruner_lmms.tasks.submission import SERVED, TEST, task_lines
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,8 @@ def folder(data: str, submission: bool = False) -> Path:
     """The folder to pass to lmms-eval's `--include_path`, so that the tasks read `data`.
 
     `hub`: the public datasets; `demo`: the miniature benchmarks (`demo-tuning`: the same on the tuning scenes);
-    anything else: a data root, with a folder a benchmark. Miniatures are made when first asked for.
+    anything else: a data root, with a folder a benchmark. Miniatures are made when first asked for. `ValueError` if
+    there is no such root, or a benchmark in it is not whole.
 
     With `submission`, the tasks that only a server scores read their test split (in a data root: the folder `test`
     of the benchmark's; miniatures have but one) and write the file that the server takes. The others stay as they are.
@@ -67,8 +70,13 @@ def folder(data: str, submission: bool = False) -> Path:
     if not root.is_dir():
         raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
     present = [name for name in available_tasks() if (root / name).is_dir()]
+    for name in present:
+        check_task(root, name, tables(name))
     if not present:
-        raise ValueError(f"data: {data!r} holds none of the folders {', '.join(available_tasks())}")
+        raise ValueError(
+            f"data: {data!r} holds none of the folders {', '.join(available_tasks())}; "
+            f"`finepruner prepare --data {data}` fetches them"
+        )
     if not submission:
         return _folder(present, root.resolve(), ())
     served = [name for name in SERVED if (root / name / TEST).is_dir()]
@@ -173,6 +181,9 @@ def data_identity(data: str, name: str) -> str:
 
         return f"{definition} {fingerprint('test' if data == 'demo' else 'tuning')}"
     root = Path(data).resolve()
+    manifest = read_manifest(root / name)
+    if manifest is not None:
+        return f"{definition} {manifest.identity()}"
     files = sorted(file for file in (root / name).rglob("*") if file.is_file())
     listing = [f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return f"{definition} {hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:12]}"

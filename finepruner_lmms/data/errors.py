@@ -1,0 +1,7 @@
+"""What can go wrong with data, as one kind of error whose text names the place and the fix."""
+
+from __future__ import annotations
+
+
+class DataError(ValueError):
+    """Data that is missing, incomplete or not what it should be."""

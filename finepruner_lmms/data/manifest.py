@@ -1,0 +1,112 @@
+"""The manifest of a task or checkpoint in a data root: what was fetched from where, with sizes and hashes.
+
+    ROOT/<task>/[<table>/]*.parquet      one benchmark; the folder appears when it is complete, never before
+    ROOT/<task>/manifest.json
+    ROOT/checkpoints/<owner>/<name>/     a model, with a manifest.json of its own
+    ROOT/.incoming/                      what is being prepared: finished files, .part files, locks
+
+A root made by hand has no manifests; it is read all the same. A manifest has no dates: the same data gives the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.matrix.store import read_json, write_json
+
+NAME = "manifest.json"
+INCOMING = ".incoming"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class File:
+    """One file: `path` below the task's folder, `origin` its path in the repository.
+
+    `compared` says whether `sha256` (for small files of a repository: its git hash) is the one that the hub declares,
+    or only the one that was found. `rows` is None where the file is not a table.
+    """
+
+    path: str
+    origin: str
+    size: int
+    sha256: str
+    compared: bool
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of a data root holds. `revision` is the commit, None where it is not known."""
+
+    name: str
+    repo: str
+    asked: str
+    revision: str | None
+    files: tuple[File, ...]
+    rows: dict[str, int]
+    expected_rows: dict[str, int]
+
+    def identity(self) -> str:
+        """A fingerprint of the content, the same wherever and whenever it was prepared: 12 hexadecimal digits."""
+        lines = sorted(f"{file.path} {file.sha256}" for file in self.files)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    def write(self, folder: Path) -> None:
+        """Write it to `folder`, as a whole."""
+        files = [asdict(file) for file in self.files]
+        write_json(folder / NAME, {"schema_version": SCHEMA, **vars(self), "files": files})
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None where there is none. `DataError` if it is not readable as one."""
+    path = folder / NAME
+    if not path.exists():
+        return None
+    raw: dict[str, Any] | None = read_json(path)
+    if raw is None or raw.pop("schema_version", None) != SCHEMA:
+        raise DataError(f"data: {path} is not a manifest of this version; `finepruner prepare` writes it anew")
+    try:
+        return Manifest(**raw | {"files": tuple(File(**file) for file in raw["files"])})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"data: {path} is not a manifest ({error}); `finepruner prepare` writes it anew") from error
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise `DataError` unless every file is there in its full size; nothing is read."""
+    for file in manifest.files:
+        path = folder / file.path
+        size = path.stat().st_size if path.is_file() else None
+        if size != file.size:
+            found = "is missing" if size is None else f"has {size:,} bytes instead of {file.size:,}"
+            raise DataError(f"data: {path} {found}; `finepruner prepare` fetches it anew")
+
+
+def check_task(root: Path, name: str, tables: tuple[str, ...] = ("",)) -> Manifest | None:
+    """The manifest of a task whose data is there; None for data put there by hand. `DataError` saying what is missing.
+
+    `tables` are the folders that must hold parquet files. Sizes are compared, nothing is read.
+    """
+    folder, repair = root / name, f"run `finepruner prepare --data {root} --tasks {name}`"
+    if not folder.is_dir():
+        begun = (root / INCOMING / name).is_dir()
+        state = "is not complete: `prepare` was interrupted" if begun else "is not there"
+        raise DataError(f"data: {folder} {state}; {repair}")
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        check_files(folder, manifest)
+        return manifest
+    for table in tables:
+        if not any((folder / table).glob("*.parquet")):
+            raise DataError(f"data: {folder / table} holds no .parquet files; {repair}")
+    return None

@@ -1,0 +1,153 @@
+"""Preparing a data root: take what is here already, fetch the rest, check, publish.
+
+A job's files are put together in `ROOT/.incoming/<job>` and the folder moved into place when all of it is right, so
+that whatever interrupts it, a folder under its final name is complete. What has been fetched stays there, partial files
+included, for the next attempt. One process at a time works on a job; the lock goes with the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.data.hub import Remote, fetch, sha256_of
+from finepruner_lmms.data.jobs import Job
+from finepruner_lmms.data.manifest import INCOMING, File, Manifest, read_manifest
+from finepruner_lmms.data.plan import Display, Item, Options, Plan, whats_wrong
+
+_SPARE = 1 << 28  # bytes that must stay free
+
+
+def carry_out(root: Path, plan: Plan, options: Options, display: Display) -> Manifest:
+    """Do it; returns the manifest of what is in place then. `DataError` leaves what was fetched for another attempt."""
+    if plan.present is not None:
+        return plan.present
+    staging = root / INCOMING / plan.job.name
+    with _lock(root, plan.job):
+        done = read_manifest(root / plan.job.name)
+        if (
+            done is not None
+            and done.revision == plan.commit
+            and not whats_wrong(root / plan.job.name, done, options.verify)
+        ):
+            return done  # another process was faster
+        _check_space(root, staging, plan)
+        files = []
+        for item in plan.items:
+            target = staging / item.path
+            _obtain(plan, item, target, display)
+            compared = bool(item.remote.sha256 or item.remote.git)
+            digest = item.remote.sha256 or sha256_of(target)
+            files.append(File(item.path, item.remote.origin, item.remote.size, digest, compared))
+        _remove_others(staging, {file.path for file in files})
+        rows, total = plan.job.check(staging, [file.path for file in files], options.accept_rows)
+        files = [File(**vars(file) | {"rows": rows.get(file.path)}) for file in files]
+        expected = {table.folder: table.rows for table in plan.job.tables}
+        job = plan.job
+        manifest = Manifest(job.name, job.repo, job.asked, plan.commit, tuple(files), total, expected)
+        manifest.write(staging)
+        _publish(staging, root / plan.job.name)
+    return manifest
+
+
+@contextmanager
+def _lock(root: Path, job: Job) -> Iterator[None]:
+    path = root / INCOMING / f"{job.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise DataError(f"{job.name}: is being prepared by {holder}; wait until it is done, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _check_space(root: Path, staging: Path, plan: Plan) -> None:
+    """Raise `DataError` if what is not in `staging` yet does not fit on the disk."""
+    needed = 0
+    device = staging.parent.stat().st_dev
+    for item in plan.items:
+        linked = item.local is not None and item.local.stat().st_dev == device
+        if not linked and not (staging / item.path).is_file():
+            part = _part(staging / item.path, item.remote)
+            needed += item.remote.size - (part.stat().st_size if part.exists() else 0)
+    free = shutil.disk_usage(root).free
+    if needed + _SPARE > free:
+        raise DataError(
+            f"{plan.job.name}: needs {needed / 1e9:.2f} GB, but {root} has {max(0, free - _SPARE) / 1e9:.2f} GB to "
+            "spare; free some, or choose another --data"
+        )
+
+
+def _part(target: Path, remote: Remote) -> Path:
+    """Where a file is while it is fetched; of another content, another file."""
+    return target.with_name(f"{target.name}.{(remote.sha256 or remote.git or 'local')[:12]}.part")
+
+
+def _obtain(plan: Plan, item: Item, target: Path, display: Display) -> None:
+    """Have the file at `target`, with the right content: left there before, from this machine, or from the hub."""
+    part = _part(target, item.remote)
+    if target.is_file():
+        # without a declared hash only the size could be compared
+        if (item.remote.sha256 or item.remote.git) and item.remote.fits(target):
+            return
+        target.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if item.local is not None:
+        if item.remote.fits(item.local):
+            part.unlink(missing_ok=True)
+            _link_or_copy(item.local, part)
+            part.replace(target)
+            return
+        display.note(f"{plan.job.name}: {item.local} is not what the hub declares; fetching it")
+    if plan.commit is None or plan.origin != "hub":
+        raise DataError(f"{plan.job.name}: {item.local} is not what it is said to be, and the hub cannot be asked")
+    display.start(f"{plan.job.name}/{item.path}", item.remote.size)
+    fetch(plan.job.repo, plan.job.kind, plan.commit, item.remote, part, display.advance)
+    part.replace(target)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system allows it, which costs nothing; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with source.open("rb") as read, target.open("wb") as write:
+            shutil.copyfileobj(read, write, 1 << 20)
+            write.flush()
+            os.fsync(write.fileno())
+
+
+def _remove_others(staging: Path, wanted: set[str]) -> None:
+    """Take away what earlier attempts at another revision left."""
+    for path in list(staging.rglob("*")):
+        if path.is_file() and path.relative_to(staging).as_posix() not in wanted:
+            path.unlink()
+
+
+def _publish(staging: Path, final: Path) -> None:
+    """Move a complete folder into place; one that `prepare` made before gives way to it."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    old = staging.with_name(f"{staging.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    staging.rename(final)
+    for folder in {final.parent, staging.parent}:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    shutil.rmtree(old, ignore_errors=True)
