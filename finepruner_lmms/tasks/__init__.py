@@ -22,6 +22,7 @@ _SPLIT = {
     "pope": "test",
     "mme": "test",
     "mmbench": "dev",
+    "mmvet": "test",
 }
 
 
