@@ -60,7 +60,7 @@ class Benchmark:
         """The metric as the field prints it: in percent, MME in points."""
         return value if self.name in ("mme", "mmbench", "mmbench_cn", "mmvet") else 100 * value
 
-    def standard_error(self, samples: Sequence[Sample], images: Sequence[Any]) -> float:
+    def standard_error(self, samples: Sequence[Sample], images: Sequence[Any] | dict[int, Any]) -> float:
         """The standard error of `percent`, by 1000 bootstrap draws of images; `images[doc_id]` names the image."""
         return float(self.replicates(samples, images).std(ddof=1))
 

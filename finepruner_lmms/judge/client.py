@@ -67,8 +67,12 @@ class ChatClient:
 
     def ask(self, prompt: str, temperature: float = 0.0) -> Reply:
         """The judge's reply. `GarbledReply`, `JudgeUnavailable`, or `JudgeError` if this very prompt is refused."""
-        body = {"model": self.server.model, "messages": [{"role": "user", "content": prompt}]}
-        body |= {"temperature": temperature, "max_tokens": _MAX_TOKENS}
+        body = {
+            "model": self.server.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": temperature,
+            "max_tokens": _MAX_TOKENS,
+        }
         problem = ""
         for tried in range(self.server.retries + 1):
             wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2**tried) * random.uniform(0.5, 1.5)

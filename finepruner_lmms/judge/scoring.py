@@ -35,7 +35,9 @@ class Scorer:
             self._memory.__exit__(*problem)
             self._client.__exit__(*problem)
 
-    def score(self, entries: Sequence[Entry], on_progress: Progress | None = None) -> tuple[list[float], dict[str, Any]]:
+    def score(
+        self, entries: Sequence[Entry], on_progress: Progress | None = None
+    ) -> tuple[list[float], dict[str, Any]]:
         """The score of each answer, 0 to 1, and what to remember of the judge. `JudgeError` if one has none."""
         mmvet.check_entries(entries)
         if self._client is None:

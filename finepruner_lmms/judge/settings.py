@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
 VARIABLE = "FINEPRUNER_JUDGE"
 """What a plain lmms-eval run reads: `exact`, `later`, or the address of a server."""
@@ -27,7 +27,7 @@ class JudgeServer(BaseModel):
 
     url: str
     model: str = Field(min_length=1)
-    key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_env: str = "OPENAI_API_KEY"
     timeout: float = Field(default=60, gt=0)
     retries: int = Field(default=5, ge=0, le=50)
     workers: int = Field(default=8, ge=1, le=256)
@@ -36,6 +36,13 @@ class JudgeServer(BaseModel):
     @classmethod
     def _endpoint(cls, url: str) -> str:
         return completions_url(url)
+
+    @field_validator("key_env")
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # not quoted: it may be the key itself
+            raise ValueError("is not the name of an environment variable; the key itself belongs in none of our files")
+        return name
 
     @property
     def name(self) -> str:
@@ -55,7 +62,16 @@ class JudgeServer(BaseModel):
         return key or None
 
 
-Judge = Literal["later", "exact"] | JudgeServer
+def _word(judge: Any) -> Any:
+    if judge not in ("later", "exact"):
+        raise ValueError(f"got {judge!r}; expected 'later', 'exact', or a server: {{url: ..., model: ...}}")
+    return judge
+
+
+Judge = Annotated[
+    Annotated[Literal["later", "exact"], BeforeValidator(_word), Tag("word")] | Annotated[JudgeServer, Tag("server")],
+    Discriminator(lambda judge: "server" if isinstance(judge, dict | JudgeServer) else "word"),
+]
 """`later`: answers now, `finepruner judge` afterwards; `exact`: string match; else a server."""
 
 
@@ -104,8 +120,9 @@ def explain(problem: Mapping[str, Any]) -> str:
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Judge:
-    """The judge that a plain lmms-eval run names: `FINEPRUNER_JUDGE`, and for a server `FINEPRUNER_JUDGE_MODEL`,
-    `…_KEY_ENV`, `…_TIMEOUT`, `…_RETRIES`, `…_WORKERS`. `ValueError` naming the variable, or the ways out if there is none.
+    """The judge that a plain lmms-eval run names; `ValueError` naming the variable, or the ways out if there is none.
+
+    `FINEPRUNER_JUDGE`, and for a server `FINEPRUNER_JUDGE_MODEL`, `…_KEY_ENV`, `…_TIMEOUT`, `…_RETRIES`, `…_WORKERS`.
     """
     environment = os.environ if environment is None else environment
     judge = environment.get(VARIABLE, "").strip()
@@ -124,6 +141,24 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Judge:
     names = {"url": VARIABLE} | {name: f"{VARIABLE}_{name.upper()}" for name in _OPTIONS}
     given = {name: environment[names[name]] for name in _OPTIONS if environment.get(names[name])}
     return parse_server({"url": judge, **given}, names)
+
+
+def choose(options: Mapping[str, Any], exact: bool, otherwise: Judge | None) -> JudgeServer | Literal["exact"]:
+    """The judge that a command line names by `options`, which go before what `otherwise` says, or by `exact`.
+
+    `ValueError` if it names none, or two; `later` is none.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if exact:
+        if given:
+            raise ValueError("--exact: needs no server; leave the other options out")
+        return "exact"
+    known = otherwise.model_dump() if isinstance(otherwise, JudgeServer) else {}
+    if given or known:
+        return parse_server(known | given, {name: f"--{name.replace('_', '-')}" for name in JudgeServer.model_fields})
+    if otherwise != "exact":
+        raise ValueError(f"judge: none is set; give --url and --model, or --exact, or set {VARIABLE}")
+    return "exact"
 
 
 def check_command_line(arguments: Sequence[str]) -> None:

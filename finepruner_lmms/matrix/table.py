@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.matrix.leaderboard import Leaderboard, Line, Score
+from finepruner_lmms.matrix.leaderboard import Leaderboard, Line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from finepruner_lmms.matrix.paired import Difference
 
 MISSING = "–"
+WAITING = "waiting"
 
 
 def render(board: Leaderboard, form: str) -> str:
@@ -106,7 +107,7 @@ def _row(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
 
 def _frame(
     board: Leaderboard,
-    cell: Callable[[str, Score | None], object],
+    cell: Callable[[str, Line], object],
     average: Callable[[Line], object],
     relative: Callable[[Line], object],
     titles: bool,
@@ -117,14 +118,16 @@ def _frame(
     for line in board.lines:
         row = _row(board, line, columns=not titles)
         for task in board.tasks:
-            row[BENCHMARKS[task].title if titles else task] = cell(task, line.scores.get(task))
+            row[_title(board, task) if titles else task] = cell(task, line)
         rows.append(row | {"average": average(line), "relative": relative(line)})
     return pd.DataFrame(rows, dtype=object)
 
 
 def _for_reading(board: Leaderboard, plus_minus: str, percent: str) -> pd.DataFrame:
-    def cell(_task: str, score: Score | None) -> str:
-        return MISSING if score is None else f"{score.shown:.1f}{plus_minus}{score.shown_error:.1f}"
+    def cell(task: str, line: Line) -> str:
+        if (score := line.scores.get(task)) is None:
+            return WAITING if task in line.waiting else MISSING
+        return f"{score.shown:.1f}{plus_minus}{score.shown_error:.1f}"
 
     def average(line: Line) -> str:
         return MISSING if line.average is None else f"{line.average:.1f}{plus_minus}{line.average_error:.1f}"
@@ -133,6 +136,11 @@ def _for_reading(board: Leaderboard, plus_minus: str, percent: str) -> pd.DataFr
         return MISSING if line.relative is None else f"{line.relative:.1f}{percent}"
 
     return _frame(board, cell, average, relative, titles=True)
+
+
+def _title(board: Leaderboard, task: str) -> str:
+    """With a mark where the score is none that others print."""
+    return BENCHMARKS[task].title + (" (exact)" if "exact" in board.judges.get(task, ()) else "")
 
 
 def notes(board: Leaderboard) -> list[str]:
@@ -145,6 +153,15 @@ def notes(board: Leaderboard) -> list[str]:
         "± is the standard error over images; MME in points, the rest in percent.",
         "average: mean share of the maximum. relative: mean over tasks of the score divided by vanilla's.",
     ]
+    for task, judges in board.judges.items():
+        title = BENCHMARKS[task].title
+        if "exact" in judges:
+            lines.append(f"{title} (exact) is scored by string match: not comparable with published scores.")
+        if models := [name for name in judges if name != "exact"]:
+            several = " More than one judge: scores of different judges are not comparable." if len(judges) > 1 else ""
+            lines.append(f"{title} is judged by {', '.join(models)}.{several}")
+    if any(line.waiting for line in board.lines):
+        lines.append(f"{WAITING}: answered, waiting for the judge; `judge OUTPUT` asks it.")
     for line in board.lines:
         if line.spread is not None:
             lines.append(
@@ -190,7 +207,7 @@ def _csv(board: Leaderboard) -> str:
     """Full precision; the columns are `method,budget,<parameters>,<tasks>,average,relative`."""
     frame = _frame(
         board,
-        lambda _task, score: None if score is None else score.shown,
+        lambda task, line: line.scores[task].shown if task in line.scores else None,
         lambda line: line.average,
         lambda line: line.relative,
         titles=False,

@@ -26,9 +26,9 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from loguru import logger
 
-from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark
 from finepruner_lmms.lmms_model import LlavaFinePruner
-from finepruner_lmms.matrix.store import Json, begin_attempt, write_error, write_result
+from finepruner_lmms.matrix.store import Json, begin_attempt, write_answered, write_error, write_result
 from finepruner_lmms.tasks import folder as task_folder
 
 # after these a process may no longer compute correctly
@@ -66,6 +66,7 @@ def main() -> None:
     plan_file = Path(sys.argv[1])
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     _leave_with_the_parent()
+    os.environ["FINEPRUNER_JUDGE"] = "later"  # the parent sees to it
     first = int(os.environ.get("RANK", "0")) == 0
     events = Events(plan_file.with_name("events.jsonl") if first else None)
     events.send("loading")
@@ -97,7 +98,8 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
             finished = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"id": cell["id"], "spec": cell["spec"], "seconds": round(seconds, 3), "finished": finished}
             run = {"batch_size": plan["batch_size"], "processes": lm.world_size, "device": str(lm.device)}
-            write_result(folder, about | run | result, samples)
+            write = write_answered if BENCHMARKS[cell["task"]].judged else write_result
+            write(folder, about | run | result, samples)
             shutil.rmtree(folder / "cache", ignore_errors=True)
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
@@ -141,28 +143,33 @@ def evaluate_cell(
     logged = sorted(out["samples"][benchmark.task], key=lambda sample: sample["doc_id"])
     original = out["n-samples"][benchmark.task]["original"]
     expected = original if spec["limit"] is None else min(original, spec["limit"])
-    metrics = {k: float(v) for k, v in out["results"][benchmark.task].items() if _numeric(v)}
-    if benchmark.metric not in metrics:
-        found = out["results"][benchmark.task].get(benchmark.metric)
-        raise InvalidResult(f"the metric {benchmark.metric!r} is {found!r}, not a number")
     documents = [sample["doc_id"] for sample in logged]
     if documents != sorted(set(documents)) or len(documents) != expected:
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
     split = out["configs"][benchmark.task]["test_split"]
     images = lm.task_dict[benchmark.task][split].select_columns([benchmark.image_column])[benchmark.image_column]
-    recomputed, value = benchmark.value(logged), metrics[benchmark.metric]
-    if not math.isclose(recomputed, value, rel_tol=1e-6, abs_tol=1e-9):
-        raise InvalidResult(f"{benchmark.metric} is {value!r}, but its samples give {recomputed!r}")
     result = {
-        "metrics": metrics,
-        "percent": benchmark.percent(logged),
-        "standard_error": benchmark.standard_error(logged, images),
         "answered": len(logged),
         "expected": expected,
         # of this process's questions; those that an earlier attempt had answered are not among them
         "cost": None if (cost := lm.prefill_cost()) is None else asdict(cost),
     }
+    if not benchmark.judged:
+        result |= _score(benchmark, logged, images, out["results"][benchmark.task])
     return result, [_line(sample, benchmark.metric.partition(",")[0], images) for sample in logged]
+
+
+def _score(benchmark: Benchmark, logged: list[Json], images: Any, reported: Json) -> Json:
+    """What the answers are worth; `InvalidResult` unless lmms-eval reports the same."""
+    metrics = {k: float(v) for k, v in reported.items() if _numeric(v)}
+    if benchmark.metric not in metrics:
+        found = reported.get(benchmark.metric)
+        raise InvalidResult(f"the metric {benchmark.metric!r} is {found!r}, not a number")
+    recomputed, value = benchmark.value(logged), metrics[benchmark.metric]
+    if not math.isclose(recomputed, value, rel_tol=1e-6, abs_tol=1e-9):
+        raise InvalidResult(f"{benchmark.metric} is {value!r}, but its samples give {recomputed!r}")
+    percent, error = benchmark.percent(logged), benchmark.standard_error(logged, images)
+    return {"metrics": metrics, "percent": percent, "standard_error": error}
 
 
 def _line(sample: Json, metric: str, images: Any) -> Json:
