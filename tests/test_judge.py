@@ -154,7 +154,7 @@ def test_a_refusal_is_told_at_once(tmp_path, status, says_what):
 
 
 def test_a_server_that_is_slow_or_gone_is_an_error(tmp_path):
-    with Server(knows, delay=0.5) as server, pytest.raises(JudgeUnavailable, match="no answer within 0.1 seconds"):
+    with Server(knows, delay=0.5) as server, pytest.raises(JudgeUnavailable, match=r"no answer within 0\.1 seconds"):
         score(settings_of(server, timeout=0.1, retries=1), TWELVE[:1], tmp_path / "j")
     with pytest.raises(JudgeUnavailable, match=r"cannot be reached: .* \(tried 3 times\)"):
         score(settings_of(server), TWELVE, tmp_path / "j")
@@ -192,9 +192,9 @@ def test_one_bad_answer_does_not_keep_the_others_from_being_judged(tmp_path):
 
 def test_what_was_judged_before_the_server_died_is_kept(tmp_path):
     memory = tmp_path / "j"
-    with Server(lambda number, prompt: knows(number, prompt) if number <= 7 else fails(503)) as server:
-        with pytest.raises(JudgeUnavailable, match="503"):
-            score(settings_of(server, workers=2), TWELVE, memory)
+    server = Server(lambda number, prompt: knows(number, prompt) if number <= 7 else fails(503))
+    with server, pytest.raises(JudgeUnavailable, match="503"):
+        score(settings_of(server, workers=2), TWELVE, memory)
     assert len(lines(memory)) == 7
     memory.write_text(memory.read_text() + '{"key": "torn off in the mid')  # and so was the process
     with Server(knows) as server:
@@ -227,7 +227,9 @@ def test_the_key_is_not_in_an_error_or_file_even_if_the_server_repeats_it(tmp_pa
                 assert "[key]" in str(error) and KEY not in str(error)
             assert server.requests[0]["headers"]["Authorization"] == f"Bearer {KEY}"
             assert KEY not in repr(judge) and KEY not in judge.model_dump_json()
-    assert KEY not in caplog.text and KEY not in (tmp_path / "j").read_text() and "[key]" in (tmp_path / "j").read_text()
+    assert (
+        KEY not in caplog.text and KEY not in (tmp_path / "j").read_text() and "[key]" in (tmp_path / "j").read_text()
+    )
     monkeypatch.setenv("MY_KEY", f"{KEY}\nsecond line")
     with pytest.raises(ValueError, match="MY_KEY: holds a blank") as refused:
         score(judge, TWELVE, tmp_path / "j")
@@ -357,6 +359,7 @@ def test_the_judge_finds_the_letter_of_an_answer_in_words(tmp_path):
             # C is no option here, Z no letter: garbage, until it says one
             assert letter("What is it", options, "a cuddly toy", client, memory, "3") == "A"
         assert "A. teddy bear B. rabbit\n" in server.requests[0]["body"]["messages"][0]["content"]
-    with Server(lambda *_: says("who knows")) as server, Judgements(tmp_path / "j") as memory:
-        with ChatClient(settings_of(server)) as client, pytest.raises(GarbledReply, match="one of A, B, E.*who knows"):
+    server = Server(lambda *_: says("who knows"))
+    with server, Judgements(tmp_path / "j") as memory, ChatClient(settings_of(server)) as client:
+        with pytest.raises(GarbledReply, match=r"one of A, B, E.*who knows"):
             letter("What is it", options, "a moose", client, memory, "4")
