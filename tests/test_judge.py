@@ -359,7 +359,7 @@ def test_the_judge_finds_the_letter_of_an_answer_in_words(tmp_path):
             # C is no option here, Z no letter: garbage, until it says one
             assert letter("What is it", options, "a cuddly toy", client, memory, "3") == "A"
         assert "A. teddy bear B. rabbit\n" in server.requests[0]["body"]["messages"][0]["content"]
-    server = Server(lambda *_: says("who knows"))
-    with server, Judgements(tmp_path / "j") as memory, ChatClient(settings_of(server)) as client:
-        with pytest.raises(GarbledReply, match=r"one of A, B, E.*who knows"):
+    with Server(lambda *_: says("who knows")) as server, Judgements(tmp_path / "j") as memory:
+        client = ChatClient(settings_of(server))
+        with client, pytest.raises(GarbledReply, match=r"one of A, B, E.*who knows"):
             letter("What is it", options, "a moose", client, memory, "4")

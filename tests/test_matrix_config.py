@@ -56,7 +56,7 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("limit: 8", "limit: 8\njudge: {url: 'http://h'}", "6:1", "judge.model: is missing"),
         ("limit: 8", "limit: 8\njudge: {url: h, model: m}", "6:9", "judge.url: got 'h'; expected an address such as"),
         ("limit: 8", "limit: 8\njudge: {modl: m}", "6:9", "judge.modl: unknown field (did you mean 'model'?)"),
-        ("limit: 8", "limit: 8\njudge: {url: 'http://h', model: m, retries: -1}", "6:34", "judge.retries: got -1"),
+        ("limit: 8", "limit: 8\njudge: {url: 'http://h', model: m, retries: -1}", "6:36", "judge.retries: got -1"),
         ("tasks: [pope, mme]", "tasks: []", "4:1", "tasks: got []"),
         ("tasks: [pope, mme]", "task: [pope]", "4:1", "task: unknown field (did you mean 'tasks'?)"),
         ("tasks: [pope, mme]\n", "", "1:1", "tasks: is missing"),
@@ -111,7 +111,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
 def test_a_key_that_is_not_set_is_noticed_and_one_that_is_given_is_not_repeated(tmp_path, monkeypatch):
     text = GOOD.replace("[pope, mme]", "[mmvet]") + "judge: {url: 'http://h', model: m, key_env: %s}\n"
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"m\.yaml:10:35: judge\.key_env: NO_SUCH_KEY is not set; export it"):
+    with pytest.raises(ConfigError, match=r"m\.yaml:10:36: judge\.key_env: NO_SUCH_KEY is not set; export it"):
         load_matrix(write(tmp_path, text % "NO_SUCH_KEY"))
     monkeypatch.setenv("NO_SUCH_KEY", "k")
     assert load_matrix(write(tmp_path, text % "NO_SUCH_KEY")).file.judge.url == "http://h/v1/chat/completions"

@@ -13,19 +13,17 @@ from finepruner_lmms.judge.settings import from_environment
 Entry = dict[str, Any]
 
 
-def check_judge(dataset: Any) -> Any:
-    """The questions as they are, once it is clear who judges: `ValueError` if nobody is named."""
-    from_environment()
-    return dataset
-
-
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
     """The picture, or none for a question without."""
     return [] if doc["image"] is None else [doc["image"].convert("RGB")]
 
 
 def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
-    """The question. lmms-eval asks to reason step by step before it, which LLaVA's evaluation does not."""
+    """The question; `ValueError` if nobody is named who will judge the answer.
+
+    lmms-eval asks to reason step by step before it, which LLaVA's evaluation does not.
+    """
+    from_environment()  # here, since no function of a task is called earlier without its errors being wrapped
     options = lmms_eval_specific_kwargs or {}
     return f"{options.get('pre_prompt', '')}{doc['question']}{options.get('post_prompt', '')}"
 
