@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -18,6 +19,10 @@ from test_tasks import evaluate
 from finepruner_lmms import tasks
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.judge.mmvet import CAPABILITIES, check_entries, totals
+from finepruner_lmms.matrix.leaderboard import leaderboard
+from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.matrix.table import render
+from finepruner_lmms.tasks import mmvet
 
 KEY = "sk-secret-0123456789"
 COMMAND = [sys.executable, "-m", "finepruner_lmms.matrix.cli"]
@@ -73,6 +78,16 @@ def test_a_plain_run_without_a_judge_is_refused_before_a_question_is_asked(tmp_p
         evaluate("mmvet", never, tmp_path, limit=2)
 
 
+def test_answers_wait_in_a_file_where_the_judge_comes_later(tmp_path, monkeypatch):
+    entry = {"question_id": "v1_0", "question": "?", "gt_answer": "a", "capabilities": "rec", "pred_answer": "a"}
+    monkeypatch.setenv("FINEPRUNER_JUDGE", "later")
+    monkeypatch.setenv("FINEPRUNER_CACHE", str(tmp_path / "cache"))
+    for args, folder in ((SimpleNamespace(output_path=str(tmp_path / "out")), "out"), (None, "cache")):
+        assert mmvet.aggregate([entry], args) is None
+        (file,) = (tmp_path / folder / "mmvet").glob("answers-*.jsonl")
+        assert json.loads(file.read_text()) == entry
+
+
 # -- real commands ----------------------------------------------------------------------------------------------------
 
 
@@ -113,8 +128,9 @@ def test_a_plain_run_whose_judge_dies_keeps_its_answers(tmp_path):
     with JudgeServer(lambda number, prompt: knows(number, prompt) if number <= 3 else fails(401, KEY)) as server:
         judge = {"FINEPRUNER_JUDGE": server.url, "FINEPRUNER_JUDGE_MODEL": "judge-1", "OPENAI_API_KEY": KEY}
         said = lmms_eval(tmp_path, **judge, FINEPRUNER_JUDGE_WORKERS="1")
-    assert "the key in OPENAI_API_KEY is not accepted" in said and "MM-Vet's answers are kept" in said
-    assert not list(tmp_path.rglob("*_results.json"))  # no score is made up
+    assert "MM-Vet has no score: judge http" in said and "the key in OPENAI_API_KEY is not accepted" in said
+    (results,) = tmp_path.rglob("*_results.json")
+    assert json.loads(results.read_text())["results"]["fp_mmvet"][f"{METRIC},none"] is None  # none is made up
     (file,) = tmp_path.glob("mmvet/answers-*.jsonl")
     assert f"finepruner judge {file}" in said and len(file.read_text().splitlines()) == 8
     with JudgeServer(knows) as server:
@@ -147,16 +163,21 @@ def test_a_matrix_answers_now_and_is_judged_later(tmp_path):
     status = finepruner("status", output).stdout
     assert "0 done, 0 running, 0 failed, 0 missing, 2 waiting for the judge" in status
     assert "waiting  mmvet · vanilla: 8 questions answered, waiting for the judge" in status
-    board = finepruner("table", output).stdout
+    board = render(leaderboard(Store(output)), "text")
     assert board.count("waiting") >= 3 and " 0.0" not in board
     assert "judge: none is set; give --url and --model" in finepruner("judge", output, expect=2).stderr
 
-    # the judge goes away in the middle: a cell may be judged, the other waits on
-    with JudgeServer(lambda number, prompt: knows(number, prompt) if number <= 5 else fails(404)) as server:
+    # the judge goes away in the middle, twice
+    with JudgeServer(lambda number, prompt: knows(number, prompt) if number <= 3 else fails(404)) as server:
         died = finepruner("judge", output, "--url", server.url, "--model", "judge-1", expect=1)
     assert "404 Not Found" in died.stderr and "what is judged is kept" in died.stderr
+    assert len((output / "judgements.jsonl").read_text().splitlines()) == 3
+    with JudgeServer(lambda number, prompt: knows(number, prompt) if number <= 2 else fails(401)) as server:
+        config.write_text(MATRIX.format(judge=f"{{url: '{server.url}', model: judge-1}}"))
+        died = finepruner("run", config, "--output", output, expect=1)
+    assert "401 Unauthorized" in died.stdout and "the answers are kept" in died.stdout
+    assert died.stderr.count("waiting: mmvet · ") == 2
     assert len((output / "judgements.jsonl").read_text().splitlines()) == 5
-    assert "2 waiting for the judge" in finepruner("status", output).stdout
 
     with JudgeServer(knows) as server:
         config.write_text(MATRIX.format(judge=f"{{url: '{server.url}/v1', model: judge-1, retries: 1}}"))
@@ -166,11 +187,10 @@ def test_a_matrix_answers_now_and_is_judged_later(tmp_path):
         assert len(answers) == 16 and len(server.requests) == len(different) - 5  # no answer is judged twice
         assert len(list(output.glob("launches/*"))) == 1  # and no model was loaded again
     assert "MM-Vet is judged by judge-1-served." in run.stdout and "waiting" not in run.stdout.partition("\n\n")[2]
-    rows = list(csv.DictReader(io.StringIO(finepruner("table", output, "--format", "csv").stdout)))
+    rows = list(csv.DictReader(io.StringIO(render(leaderboard(Store(output)), "csv"))))
     assert [row["method"] for row in rows] == ["vanilla", "uniform"] and float(rows[0]["mmvet"]) >= 75
     assert "mmvet · vanilla" in finepruner("judge", output, "--exact").stdout  # anew, by another judge
-    exact = finepruner("table", output, "--format", "latex").stdout
-    assert "MM-Vet (exact)" in exact
+    assert "MM-Vet (exact)" in render(leaderboard(Store(output)), "latex")
     assert "not comparable with published scores" in finepruner("table", output).stdout
     assert "difference" in finepruner("compare", output, "vanilla", "uniform 64").stdout
     assert KEY not in everything_in(tmp_path) + run.stdout + run.stderr + died.stderr

@@ -41,10 +41,11 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Entry]
 
 
 def aggregate(results: Sequence[Entry], args: Any = None) -> float | None:
-    """Keep the answers, have them judged, and return the mean score, 0 to 100; None if `FINEPRUNER_JUDGE` is `later`.
+    """Keep the answers, have them judged, and return the mean score, 0 to 100; None, for lmms-eval N/A, without one.
 
-    The scores of single capabilities are logged and written beside the answers. An error of the judge ends the
-    evaluation, which lmms-eval then reports without a result; it names the file in which the answers are kept.
+    That is so if `FINEPRUNER_JUDGE` is `later`, or if the judge fails: the error is logged, with the file in which the
+    answers are kept. (Raised, it would cost the results of all other tasks of the run.) The scores of single
+    capabilities are logged and written beside the answers.
     """
     from finepruner_lmms.judge.answers import score_file, write_answers
     from finepruner_lmms.judge.client import JudgeError
@@ -58,7 +59,8 @@ def aggregate(results: Sequence[Entry], args: Any = None) -> float | None:
     try:
         outcome, judged = score_file(file, judge, _log_progress)
     except (JudgeError, ValueError) as error:
-        raise JudgeError(f"{error}\nMM-Vet's answers are kept; {again} goes on from here") from error
+        logger.error("MM-Vet has no score: {}\nThe answers are kept; {} goes on from here", error, again)
+        return None
     for entry, scored in zip(results, judged, strict=True):
         entry["score"] = scored["score"]  # for lmms-eval's standard error
     shown = ", ".join(f"{name} {value:.1f}" for name, value in outcome["scores"].items())
