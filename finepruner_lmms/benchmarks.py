@@ -36,6 +36,8 @@ class Benchmark:
     rows: Callable[[Sequence[Sample]], Rows] | None
     points: Callable[[np.ndarray], np.ndarray]
     full: Callable[[np.ndarray], np.ndarray]
+    judged: bool = False
+    """Whether a judge scores the answers, so that they have no score when lmms-eval is done."""
 
     @property
     def task(self) -> str:
@@ -60,7 +62,7 @@ class Benchmark:
         """The metric as the field prints it: in percent, MME in points."""
         return value if self.name in ("mme", "mmbench", "mmbench_cn", "mmvet") else 100 * value
 
-    def standard_error(self, samples: Sequence[Sample], images: Sequence[Any]) -> float:
+    def standard_error(self, samples: Sequence[Sample], images: Sequence[Any] | dict[int, Any]) -> float:
         """The standard error of `percent`, by 1000 bootstrap draws of images; `images[doc_id]` names the image."""
         return float(self.replicates(samples, images).std(ddof=1))
 
@@ -177,6 +179,14 @@ def _mmbench_rows(samples: Sequence[Sample]) -> Rows:
     return np.array([[100.0 * hit, 1.0] for hit in hits.values()]), [entries[index]["doc_id"] for index in hits]
 
 
+def _mmvet_rows(samples: Sequence[Sample]) -> Rows:
+    """The judge's score in percent, and the count."""
+    entries = [s["gpt_eval_score"] for s in samples]
+    if unjudged := [str(entry["question_id"]) for entry in entries if "score" not in entry]:
+        raise ValueError(f"mmvet: {len(unjudged)} answers are not judged, such as that to {unjudged[0]}")
+    return np.array([[100.0 * float(entry["score"]), 1.0] for entry in entries]), [s["doc_id"] for s in samples]
+
+
 def _benchmarks() -> list[Benchmark]:
     accuracy: dict[str, Any] = {"metric": "exact_match,none", "points": _mean, "full": _one}
     circular: dict[str, Any] = {"metric": "gpt_eval_score,none", "points": _mean, "full": _hundred}
@@ -206,7 +216,7 @@ def _benchmarks() -> list[Benchmark]:
         ),
         Benchmark("mmbench", "MMBench", image_column="index", rows=_mmbench_rows, **circular),
         Benchmark("mmbench_cn", "MMBench-CN", image_column="index", rows=_mmbench_rows, **circular),
-        Benchmark("mmvet", "MM-Vet", image_column="question_id", rows=None, **circular),
+        Benchmark("mmvet", "MM-Vet", image_column="question_id", rows=_mmvet_rows, judged=True, **circular),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from finepruner_lmms.engine import Geometry
 from finepruner_lmms.generation import Generation, generate
 from finepruner_lmms.image_cache import ImageCache
 from finepruner_lmms.images import as_rgb, whole_files
+from finepruner_lmms.judge.settings import check_command_line
 from finepruner_lmms.load import check_pruner, load_model, read_config, resolve
 from finepruner_lmms.model_args import ModelArguments
 from finepruner_lmms.monitor import Monitor, describe
@@ -48,6 +50,7 @@ class LlavaFinePruner(lmms):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
+        check_command_line(sys.argv)
         self.arguments = ModelArguments.parse(arguments)
         self.pruner: Pruner = self.arguments.build_pruner()
         self.accelerator = Accelerator()

@@ -115,8 +115,8 @@ def test_questions_share_an_image_by_name_or_by_content(tmp_path):
 def test_no_samples_and_no_task_are_errors():
     with pytest.raises(ValueError, match="pope: no samples"):
         BENCHMARKS["pope"].value([])
-    with pytest.raises(ValueError, match="'mmvet' is not available"):
-        BENCHMARKS["mmvet"].value([{"doc_id": 0}])
+    with pytest.raises(ValueError, match="'vizwiz' is not available"):
+        BENCHMARKS["vizwiz"].value([{"doc_id": 0}])
 
 
 def test_the_ten_names_are_those_of_the_contract():

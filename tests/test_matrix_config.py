@@ -49,7 +49,14 @@ def test_lists_multiply_within_an_entry(tmp_path):
     [
         ("tasks: [pope, mme]", "tasks: [pope, mne]", "4:15", "tasks.1: unknown task 'mne' (did you mean 'mme'?)"),
         ("tasks: [pope, mme]", "tasks: [pope, pope]", "4:15", "tasks.1: 'pope' is given twice"),
-        ("tasks: [pope, mme]", "tasks: [pope, mmvet]", "4:15", "not available in this version"),
+        ("tasks: [pope, mme]", "tasks: [pope, vizwiz]", "4:15", "not available in this version"),
+        ("tasks: [pope, mme]", "tasks: [pope, mmvet]", "4:15", "tasks.1: 'mmvet' needs a judge; add `judge: {url: "),
+        ("limit: 8", "limit: 8\njudge: exact", "6:1", "judge: none of the tasks is judged"),
+        ("limit: 8", "limit: 8\njudge: never", "6:1", "judge: got 'never'; expected 'later', 'exact', or a server"),
+        ("limit: 8", "limit: 8\njudge: {url: 'http://h'}", "6:1", "judge.model: is missing"),
+        ("limit: 8", "limit: 8\njudge: {url: h, model: m}", "6:9", "judge.url: got 'h'; expected an address such as"),
+        ("limit: 8", "limit: 8\njudge: {modl: m}", "6:9", "judge.modl: unknown field (did you mean 'model'?)"),
+        ("limit: 8", "limit: 8\njudge: {url: 'http://h', model: m, retries: -1}", "6:36", "judge.retries: got -1"),
         ("tasks: [pope, mme]", "tasks: []", "4:1", "tasks: got []"),
         ("tasks: [pope, mme]", "task: [pope]", "4:1", "task: unknown field (did you mean 'tasks'?)"),
         ("tasks: [pope, mme]\n", "", "1:1", "tasks: is missing"),
@@ -102,6 +109,18 @@ def test_all_mistakes_are_reported_at_once(tmp_path):
     assert [int(line.split(":")[1]) for line in str(error.value).splitlines()] == [4, 5, 7]
 
 
+def test_a_key_that_is_not_set_is_noticed_and_one_that_is_given_is_not_repeated(tmp_path, monkeypatch):
+    text = GOOD.replace("[pope, mme]", "[mmvet]") + "judge: {url: 'http://h', model: m, key_env: %s}\n"
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"m\.yaml:10:36: judge\.key_env: NO_SUCH_KEY is not set; export it"):
+        load_matrix(write(tmp_path, text % "NO_SUCH_KEY"))
+    monkeypatch.setenv("NO_SUCH_KEY", "k")
+    assert load_matrix(write(tmp_path, text % "NO_SUCH_KEY")).file.judge.url == "http://h/v1/chat/completions"
+    with pytest.raises(ConfigError, match="not the name of an environment variable") as error:
+        load_matrix(write(tmp_path, text % "sk-0123456789"))
+    assert "sk-0123456789" not in str(error.value)
+
+
 def test_a_file_that_is_not_there_or_not_a_mapping(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
         load_matrix(tmp_path / "none.yaml")
@@ -121,5 +140,7 @@ def test_an_id_changes_with_whatever_changes_an_answer(tmp_path, monkeypatch):
     assert not set(ids(GOOD.replace("limit: 8", "limit: 16"))) & set(first)
     assert not set(ids(GOOD.replace("{pretrained: demo}", "{pretrained: demo, dtype: bfloat16}"))) & set(first)
     assert not set(ids(GOOD.replace("data: demo", "data: demo-tuning"))) & set(first)
+    judged = GOOD.replace("[pope, mme]", "[mmvet]")
+    assert ids(judged + "judge: later\n") == ids(judged + "judge: exact\n")  # who judges changes no answer
     monkeypatch.setattr("finepruner_lmms.revision.code_revision", lambda: "other")
     assert not set(ids(GOOD)) & set(first)

@@ -31,6 +31,7 @@ SIZES = {
     "mme": 240,
     "mmbench": 800,
     "mmbench_cn": 800,
+    "mmvet": 120,
 }
 """Questions of each benchmark; MMBench's 800 rows are 200 questions in four orders of their options."""
 _STRIDE = 100_000  # between the scenes of two benchmarks
@@ -235,6 +236,28 @@ def _vizwiz(split: str, first: int) -> dict[str, list[Row]]:
     return {"": rows}
 
 
+def _mmvet(split: str, first: int) -> dict[str, list[Row]]:
+    """Bare questions, with what one must be able to do for each; a number may be written as a digit or a word."""
+    needed = {"color": "rec", "shape": "rec", "digit": "ocr,spat", "count": "rec,math", "pick": "rec"}
+    rows: list[Row] = []
+    for scene, rng in _scenes(split, first):
+        for question in _ask_all(scene, rng, tuple(needed)):
+            if len(rows) == SIZES["mmvet"]:
+                return {"": rows}
+            number = questions.NUMBERS.get(int(question.answer)) if question.kind == "count" else None
+            rows.append(
+                {
+                    "question_id": f"v1_{len(rows)}",
+                    "image": scene,
+                    "question": question.text,
+                    "answer": f"{question.answer}<OR>{number}" if number else question.answer,
+                    "image_source": f"demo {split} {scene.index}",
+                    "capability": needed[question.kind],
+                }
+            )
+    raise AssertionError("unreachable: there is always another scene")
+
+
 _MAKERS: dict[str, Callable[[str, int], dict[str, list[Row]]]] = {
     "vqav2": _vqav2,
     "gqa": _gqa,
@@ -245,6 +268,7 @@ _MAKERS: dict[str, Callable[[str, int], dict[str, list[Row]]]] = {
     "vizwiz": _vizwiz,
     "sqa": lambda split, first: {"": sqa(_scenes(split, first), SIZES["sqa"])},
     "mmbench_cn": lambda split, first: {"": mmbench(_scenes(split, first), SIZES["mmbench_cn"], "choice_zh")},
+    "mmvet": _mmvet,
 }
 
 

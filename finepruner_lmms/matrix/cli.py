@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ import typer
 if TYPE_CHECKING:
     from finepruner_lmms.data.doctor import Request
     from finepruner_lmms.matrix.config import Matrix
-    from finepruner_lmms.matrix.store import Json, Store
+    from finepruner_lmms.matrix.store import Json, State, Store
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -42,6 +43,9 @@ def run(config: Config, output: OutputOption = None) -> None:
     from rich.console import Console
 
     from finepruner_lmms.data.readiness import missing_data
+    from finepruner_lmms.judge.client import JudgeError
+    from finepruner_lmms.judge.judgements import JudgementsError
+    from finepruner_lmms.matrix.judging import judge_cells
     from finepruner_lmms.matrix.leaderboard import leaderboard
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.runner import LaunchError, run_cells
@@ -61,14 +65,18 @@ def run(config: Config, output: OutputOption = None) -> None:
             _refuse(str(error))
         store.save_matrix(record)
         states = store.states(record["cells"])
-        left = [cell for cell, state in zip(record["cells"], states, strict=True) if state.name != "done"]
+        left = _to_run(record, states)
         total, finished = len(states), len(states) - len(left)
         with display_for(console, total, finished) as display:
             display.note(f"{total} cells, {finished} done before, {len(left)} to do; results in {store.root}")
             try:
                 run_cells(store, matrix.file, left, display)
+                if (asked := matrix.file.judge) is not None and asked != "later":
+                    judge_cells(store, record, asked, display)
             except LaunchError as error:
                 display.note(str(error))
+            except (JudgeError, JudgementsError) as error:
+                display.note(f"{error}\nthe answers are kept; `run`, or `judge {store.root}`, goes on from here")
             except KeyboardInterrupt:
                 display.note("stopped; what is done is kept, `run` goes on from here")
                 raise typer.Exit(130) from None
@@ -96,7 +104,7 @@ def plan(
             facts = {"id": cell["id"], "state": state.name, "task": cell["task"], **_facts(cell)}
             sys.stdout.write(json.dumps(facts | {"directory": str(store.cell_dir(cell))}, ensure_ascii=False) + "\n")
         return
-    left = [cell for cell, state in zip(cells, states, strict=True) if state.name != "done"]
+    left = _to_run(record, states)
     layers, tokens = record["num_layers"], record["num_visual_tokens"]
     lines = [
         f"{record['name']}: {len(record['rows'])} rows x {len(record['tasks'])} tasks = {len(cells)} cells, "
@@ -113,13 +121,15 @@ def plan(
 
 @app.command()
 def status(output: Output) -> None:
-    """List done, running, failed and missing cells, with each failure's reason."""
+    """List done, running, waiting, failed and missing cells, with each failure's reason."""
     from finepruner_lmms.matrix.runner import score_text
 
     store = _store(output)
     record = _matrix(store)
     states = store.states(record["cells"])
     counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "failed", "missing")}
+    if waiting := sum(state.name == "waiting" for state in states):
+        counts["waiting for the judge"] = waiting
     lines = [f"{record['name']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())]
     for cell, state in zip(record["cells"], states, strict=True):
         text = score_text(state.result) if state.result else state.reason
@@ -201,6 +211,37 @@ def compare(
     except StoreError as error:
         _refuse(str(error))
     sys.stdout.write(render_differences(found, first, second))
+
+
+@app.command()
+def judge(
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The directory of a run, or a file of answers.")],
+    url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, such as http://host:8000/v1.")] = None,
+    model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
+    key_env: Annotated[str | None, typer.Option(help="The environment variable with its key.")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="By string match instead, without a server.")] = False,
+) -> None:
+    """Judge the answers that wait for it, in a run's directory or in a file that lmms-eval left; goes on where it was.
+
+    Without options the judge is the one that the run, or else FINEPRUNER_JUDGE, names.
+    """
+    from finepruner_lmms.judge.answers import AnswersError
+    from finepruner_lmms.judge.client import JudgeError
+    from finepruner_lmms.judge.judgements import JudgementsError
+    from finepruner_lmms.matrix.judging import judge_file, judge_run
+    from finepruner_lmms.matrix.store import StoreError
+
+    options = {"url": url, "model": model, "key_env": key_env}
+    try:
+        text = (judge_file if target.is_file() else judge_run)(target, options, exact)
+    except JudgeError as error:
+        sys.stderr.write(f"{error}\nwhat is judged is kept; the same command goes on from here\n")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except (AnswersError, JudgementsError, StoreError, ValueError) as error:
+        _refuse(str(error))
+    sys.stdout.write(text)
 
 
 @app.command()
@@ -299,6 +340,7 @@ def _open(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
     """The checked matrix, its store, and the record of its rows and cells."""
     from finepruner_lmms.matrix.cells import as_record, describe_row, expand
     from finepruner_lmms.matrix.config import ConfigError, load_matrix
+    from finepruner_lmms.matrix.judging import assign
     from finepruner_lmms.matrix.store import Store
 
     try:
@@ -315,7 +357,7 @@ def _open(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
         "rows": [describe_row(row) for row in matrix.rows],
         "cells": [as_record(cell) for cell in expand(matrix)],
     }
-    return matrix, store, record
+    return matrix, store, assign(record, matrix.file.judge)
 
 
 def _request(data: str | None, pretrained: str | None, tasks: str) -> Request:
@@ -373,10 +415,20 @@ def _facts(cell: Json) -> dict[str, Any]:
     }
 
 
+def _to_run(record: Json, states: Sequence[State]) -> list[Json]:
+    """The cells without answers."""
+    return [cell for cell, state in zip(record["cells"], states, strict=True) if state.name not in ("done", "waiting")]
+
+
 def _report_unfinished(store: Store, record: Json) -> int:
-    """Say which cells are not done, and why; returns how many."""
+    """Say which cells are not as far as the matrix asks, and why; returns how many."""
     states = store.states(record["cells"])
-    unfinished = [(cell, state) for cell, state in zip(record["cells"], states, strict=True) if state.name != "done"]
+    enough = ("done", "waiting") if record["judge"] == "later" else ("done",)
+    unfinished = [
+        (cell, state) for cell, state in zip(record["cells"], states, strict=True) if state.name not in enough
+    ]
+    if record["judge"] == "later" and any(state.name == "waiting" for state in states):
+        sys.stdout.write(f"waiting for the judge: `judge {store.root} --url URL --model NAME`\n")
     for cell, state in unfinished:
         sys.stderr.write(f"{state.name}: {cell['label']}{': ' + state.reason if state.reason else ''}\n")
     return len(unfinished)

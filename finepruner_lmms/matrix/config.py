@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.checks import nearest
+from finepruner_lmms.judge.settings import Judge, JudgeServer, explain
 
 Place = tuple[str | int, ...]
 
@@ -59,6 +60,7 @@ class MatrixFile(_Section):
     monitor: bool = False
     submission: bool = False
     """Tasks that only a server scores answer their test split and write its file."""
+    judge: Judge | None = None
     launch: LaunchSection = LaunchSection()
 
 
@@ -146,6 +148,7 @@ def load_matrix(path: Path, check_data: bool = True) -> Matrix:
     _check_tasks(file, errors)
     if check_data:
         _check_data(file, errors)
+    _check_judge(file, errors)
     _check_model(file, errors)
     rows = _check_rows(file, errors)
     errors.raise_any()
@@ -172,7 +175,7 @@ def _check_shape(data: dict[Any, Any], errors: _Errors) -> MatrixFile:
 
 def _without_branches(place: Place) -> Place:
     """Pydantic names the branch of a union inside the place; the file has no such level."""
-    branches = ("str", "int", "constrained-int")
+    branches = ("str", "int", "constrained-int", "word", "server")
     return tuple(
         part for part in place if not (part in branches or str(part).startswith(("literal[", "dict[", "function-")))
     )
@@ -182,11 +185,13 @@ def _explain(problems: list[Any], place: Place) -> str:
     """What is wrong at one place; several problems are the alternatives of a union."""
     first = problems[0]
     if first["type"] == "extra_forbidden":
-        section: Any = {"model": ModelSection, "launch": LaunchSection}.get(str(place[0]), MatrixFile)
+        section: Any = {"model": ModelSection, "launch": LaunchSection, "judge": JudgeServer}.get(
+            str(place[0]), MatrixFile
+        )
         known = list((section if len(place) > 1 else MatrixFile).model_fields)
         return f"unknown field{nearest(str(place[-1]), known)}; known: {', '.join(known)}"
-    if first["type"] == "missing":
-        return "is missing"
+    if len(problems) == 1:
+        return explain(first)
     wanted = " or ".join(problem["msg"].removeprefix("Input should be ") for problem in problems)
     return f"got {first['input']!r}; expected {wanted[0].lower() + wanted[1:]}"
 
@@ -241,6 +246,30 @@ def _check_data(file: MatrixFile, errors: _Errors) -> None:
     known = [task for task in file.tasks if task in BENCHMARKS and BENCHMARKS[task].available]
     for problem in missing_data(file.data, known):
         errors.add(("data",), problem)
+
+
+def _check_judge(file: MatrixFile, errors: _Errors) -> None:
+    judged = [task for task in file.tasks if task in BENCHMARKS and BENCHMARKS[task].judged]
+    if judged and file.judge is None:
+        number = file.tasks.index(judged[0])
+        errors.add(
+            ("tasks", number),
+            f"tasks.{number}: {judged[0]!r} needs a judge; add `judge: {{url: ..., model: ...}}` (an OpenAI-compatible "
+            "server), `judge: later` (answers now, `judge OUTPUT` afterwards), or `judge: exact` (string match, not "
+            "comparable with published scores)",
+        )
+    if file.judge is not None and not judged:
+        errors.add(("judge",), "judge: none of the tasks is judged; leave it out")
+    if isinstance(file.judge, JudgeServer):
+        try:
+            key = file.judge.key()
+        except ValueError as error:
+            errors.add(("judge", "key_env"), f"judge.key_env: {error}")
+            return
+        if key is None and "key_env" in file.judge.model_fields_set:
+            errors.add(
+                ("judge", "key_env"), f"judge.key_env: {file.judge.key_env} is not set; export it, or leave key_env out"
+            )
 
 
 def _check_model(file: MatrixFile, errors: _Errors) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.matrix.store import Json, Store
+from finepruner_lmms.matrix.store import Json, State, Store
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Line:
     """Tasks whose answers are in a file for a server. They have no score, and are no part of the averages."""
     given: dict[str, Any] = field(default_factory=dict)
     """The parameters that the matrix file names for this very row."""
+    waiting: frozenset[str] = frozenset()
+    """The tasks whose answers wait for the judge."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Leaderboard:
     lines: tuple[Line, ...]
     num_visual_tokens: int
     questions: dict[str, int] = field(default_factory=dict)
+    judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Who scored a task: `exact`, or models as their servers call them."""
 
 
 def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
@@ -70,8 +74,9 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     `merge_seeds`, rows that differ in `seed` alone become one.
     """
     record = store.matrix()
-    results = [state.result for state in store.states(record["cells"])]
-    lines = _lines(record, results)
+    states = store.states(record["cells"])
+    results = [state.result for state in states]
+    lines = _lines(record, states)
     vanilla = next((line for line in lines if line.method == "vanilla"), None)
     lines = [_summarise(line, record["tasks"], vanilla) for line in lines]
     if merge_seeds:
@@ -82,12 +87,20 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     columns = tuple(name for name in dict.fromkeys(given) if name in used)
     answered = zip(record["cells"], results, strict=True)
     questions = {cell["task"]: result["answered"] for cell, result in answered if result is not None}
-    return Leaderboard(
-        record["name"], tuple(record["tasks"]), columns, tuple(lines), record["num_visual_tokens"], questions
-    )
+    tasks, judges = tuple(record["tasks"]), _judges(record, results)
+    return Leaderboard(record["name"], tasks, columns, tuple(lines), record["num_visual_tokens"], questions, judges)
 
 
-def _lines(record: Json, results: Sequence[Json | None]) -> list[Line]:
+def _judges(record: Json, results: Sequence[Json | None]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, set[str]] = {}
+    for cell, result in zip(record["cells"], results, strict=True):
+        if result is not None and "judge" in result:
+            judge = result["judge"]
+            found.setdefault(cell["task"], set()).update(judge.get("models", [judge["name"]]))
+    return {task: tuple(sorted(names)) for task, names in found.items()}
+
+
+def _lines(record: Json, states: Sequence[State]) -> list[Line]:
     from finepruner_lmms.budget import parse_budget
 
     everything = record["num_visual_tokens"]
@@ -95,7 +108,11 @@ def _lines(record: Json, results: Sequence[Json | None]) -> list[Line]:
     scores: list[dict[str, Score]] = [{} for _ in record["rows"]]
     submitted: list[set[str]] = [set() for _ in record["rows"]]
     costs: list[list[dict[str, float]]] = [[] for _ in record["rows"]]
-    for cell, result in zip(record["cells"], results, strict=True):
+    waiting: list[set[str]] = [set() for _ in record["rows"]]
+    for cell, state in zip(record["cells"], states, strict=True):
+        result = state.result
+        if state.name == "waiting":
+            waiting[cell["row"]].add(cell["task"])
         if result is not None:
             if "submission" in result:
                 submitted[cell["row"]].add(cell["task"])
@@ -104,13 +121,13 @@ def _lines(record: Json, results: Sequence[Json | None]) -> list[Line]:
             if result.get("cost") is not None:
                 costs[cell["row"]].append(result["cost"])
     lines = []
-    for row, found, sent, spent in zip(record["rows"], scores, submitted, costs, strict=True):
+    for row, found, sent, spent, unjudged in zip(record["rows"], scores, submitted, costs, waiting, strict=True):
         budget = everything if row["budget"] is None else row["budget"]
         parameters = {name: value for name, value in row["parameters"].items() if name in named}
         tokens = float(parse_budget(row["budget"]).tokens(everything))
         cost = {key: statistics.fmean(one[key] for one in spent) for key in spent[0]} if spent else None
         line = Line(row["method"], budget, tokens, parameters, found, cost=cost, given=row["given"])
-        lines.append(replace(line, submitted=frozenset(sent)))
+        lines.append(replace(line, submitted=frozenset(sent), waiting=frozenset(unjudged)))
     return lines
 
 
@@ -163,6 +180,7 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
         parameters=parameters,
         given=given,
         scores=scores,
+        waiting=frozenset().union(*(other.waiting for other in group)),
         seeds=seeds,
         average=None,
         average_error=None,

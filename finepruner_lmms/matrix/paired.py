@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.matrix.store import Json, Store, StoreError
+from finepruner_lmms.matrix.store import Json, Store, StoreError, read_lines
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,12 @@ def _by_task(
     """Task, both scores, and the draws of their difference, of every task that both rows have done."""
     for task in record["tasks"]:
         cells = [next(c for c in record["cells"] if c["row"] == row and c["task"] == task) for row in (first, second)]
-        if any(state.result is None or "submission" in state.result for state in store.states(cells)):
+        results = [state.result for state in store.states(cells)]
+        if any(result is None or "submission" in result for result in results):
             continue
+        judges = [result["judge"]["name"] for result in results if result is not None and "judge" in result]
+        if len(set(judges)) > 1:
+            raise StoreError(f"compare: the two rows of {task} were judged by {judges[0]!r} and {judges[1]!r}")
         one, other = (_samples(store, cell) for cell in cells)
         if [s["doc_id"] for s in one] != [s["doc_id"] for s in other]:
             raise StoreError(f"compare: the two rows answered different questions of {task}")
@@ -91,5 +94,5 @@ def find_row(record: Json, label: str) -> int:
 def _samples(store: Store, cell: Json) -> list[Json]:
     """The logged samples of a finished cell, as its benchmark reads them."""
     metric = BENCHMARKS[cell["task"]].metric.partition(",")[0]
-    lines = (store.cell_dir(cell) / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    return [sample | {metric: sample["score"]} for sample in map(json.loads, lines)]
+    samples = read_lines(store.cell_dir(cell) / "samples.jsonl")
+    return [sample | {metric: sample["score"]} for sample in samples]

@@ -7,10 +7,12 @@
         status.json                 the attempt that is running or ran last: host, pid, start, launch
         attempt-<n>/                files that lmms-eval writes by itself
         cache/                      answers of an unfinished attempt
+        answers.jsonl, answered.json   of a task that is judged: what samples and result will be made of
         samples.jsonl               a line a question: target, answer, score, image
         submission.json, .xlsx      for the server, where only that scores
         result.json                 written last, atomically; a cell is done if and only if this is valid
         error.json                  why the last attempt failed
+      judgements.jsonl              what a judge said, by question, answer and judge, for all cells
 
 Nothing is ever deleted but the cache of a finished cell; cells of other settings or code stay where they are.
 """
@@ -41,7 +43,7 @@ class StoreError(ValueError):
 
 @dataclass(frozen=True)
 class State:
-    """`name`: done, failed, running or missing; `reason` says why, where there is something to say."""
+    """`name`: done, waiting (for the judge), failed, running or missing; `reason` says why, where there is a why."""
 
     name: str
     reason: str = ""
@@ -109,6 +111,8 @@ class Store:
         if result is not None:
             return State("done", result=result)
         status, error = read_json(folder / "status.json"), read_json(folder / "error.json")
+        if (answered := read_answered(folder, cell)) is not None:
+            return State("waiting", problem or f"{answered['answered']} questions answered, waiting for the judge")
         if live and status is not None and status.get("state") == "running":
             return State("running", f"attempt {status['attempt']} on {status['host']}, process {status['pid']}")
         if error is not None:
@@ -180,6 +184,8 @@ def check_result(folder: Path, cell: Json) -> tuple[str, Json | None]:
         return "result.json is not readable as JSON", None
     if result.get("schema_version") != SCHEMA or result.get("id") != cell["id"]:
         return f"result.json is of {result.get('id')!r}, schema {result.get('schema_version')!r}", None
+    if cell.get("judge") is not None and result["judge"]["name"] != cell["judge"]:
+        return f"answered, waiting for the judge {cell['judge']!r}; {result['judge']['name']!r} judged before", None
     metric = BENCHMARKS[cell["task"]].metric
     written = result.get("submission")
     for name in () if written else (metric, "percent", "standard_error"):
@@ -215,7 +221,8 @@ def begin_attempt(folder: Path, launch: str) -> Path:
     number = 1 + max((int(d.name[8:]) for d in folder.glob("attempt-*") if d.name[8:].isdecimal()), default=0)
     attempt = folder / f"attempt-{number}"
     attempt.mkdir()
-    for name in ("error.json", "result.json", "samples.jsonl", "submission.json", "submission.xlsx"):
+    written = ("result.json", "samples.jsonl", "submission.json", "submission.xlsx", "answered.json", "answers.jsonl")
+    for name in ("error.json", *written):
         if (folder / name).exists():  # of the attempt before; kept as evidence
             (folder / name).replace(attempt.with_name(f"attempt-{max(number - 1, 1)}") / name)
     status = {"state": "running", "attempt": number, "host": socket.gethostname(), "pid": os.getpid(), "launch": launch}
@@ -238,14 +245,39 @@ def write_error(folder: Path, error: str, message: str, details: str = "") -> No
 
 def write_result(folder: Path, result: Json, samples: list[Json]) -> None:
     """Samples first, then the result: what makes a cell done comes last."""
+    _write_lines(folder / "result.json", result, folder / "samples.jsonl", samples)
+    end_attempt(folder, "done")
+
+
+def write_answered(folder: Path, result: Json, answers: list[Json]) -> None:
+    """Keep the answers of a task that is judged: `result` and `answers` lack nothing but the scores."""
+    _write_lines(folder / "answered.json", result, folder / "answers.jsonl", answers)
+    end_attempt(folder, "answered")
+
+
+def read_answered(folder: Path, cell: Json) -> Json | None:
+    """What `write_answered` was told, or None where it was not, or where the answers are no longer those."""
+    result = read_json(folder / "answered.json")
+    if result is None or result.get("schema_version") != SCHEMA or result.get("id") != cell["id"]:
+        return None
+    answers = folder / "answers.jsonl"
+    whole = answers.is_file() and answers.stat().st_size == result.get("samples_bytes")
+    return result if whole and result.get("answered") == result.get("expected") else None
+
+
+def read_lines(path: Path) -> list[Json]:
+    """The objects of a file with one a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _write_lines(target: Path, result: Json, lines_target: Path, samples: list[Json]) -> None:
     lines = "".join(json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in samples).encode()
-    partial = folder / f".samples.jsonl.{os.getpid()}"
+    partial = lines_target.with_name(f".{lines_target.name}.{os.getpid()}")
     with partial.open("wb") as file:
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(folder / "samples.jsonl")
+    partial.replace(lines_target)
     digest = hashlib.sha256(lines).hexdigest()
     evidence = {"schema_version": SCHEMA, "samples_bytes": len(lines), "samples_sha256": digest}
-    write_json(folder / "result.json", evidence | result)
-    end_attempt(folder, "done")
+    write_json(target, evidence | result | evidence)  # a result made of answers still has the evidence of these

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.matrix.leaderboard import Leaderboard, Line, Score
+from finepruner_lmms.matrix.leaderboard import Leaderboard, Line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MISSING = "–"
 SUBMITTED = "submission written"
+WAITING = "waiting"
 
 
 RELATIVE = {
@@ -114,7 +115,7 @@ def _row(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
 
 def _frame(
     board: Leaderboard,
-    cell: Callable[[str, Score | None], object],
+    cell: Callable[[str, Line], object],
     average: Callable[[Line], object],
     relative: Callable[[Line], object],
     titles: bool,
@@ -125,8 +126,7 @@ def _frame(
     for line in board.lines:
         row = _row(board, line, columns=not titles)
         for task in board.tasks:
-            shown = SUBMITTED if task in line.submitted else cell(task, line.scores.get(task))
-            row[BENCHMARKS[task].title if titles else task] = shown
+            row[_title(board, task) if titles else task] = cell(task, line)
         rows.append(row | {"average": average(line), "relative": relative(line)})
     return pd.DataFrame(rows, dtype=object)
 
@@ -136,8 +136,10 @@ def _relative(line: Line, how: str) -> float | None:
 
 
 def _for_reading(board: Leaderboard, how: str, plus_minus: str, percent: str) -> pd.DataFrame:
-    def cell(_task: str, score: Score | None) -> str:
-        return MISSING if score is None else f"{score.shown:.1f}{plus_minus}{score.shown_error:.1f}"
+    def cell(task: str, line: Line) -> str:
+        if (score := line.scores.get(task)) is None:
+            return SUBMITTED if task in line.submitted else WAITING if task in line.waiting else MISSING
+        return f"{score.shown:.1f}{plus_minus}{score.shown_error:.1f}"
 
     def average(line: Line) -> str:
         return MISSING if line.average is None else f"{line.average:.1f}{plus_minus}{line.average_error:.1f}"
@@ -147,6 +149,11 @@ def _for_reading(board: Leaderboard, how: str, plus_minus: str, percent: str) ->
         return MISSING if value is None else f"{value:.1f}{percent}"
 
     return _frame(board, cell, average, relative, titles=True)
+
+
+def _title(board: Leaderboard, task: str) -> str:
+    """With a mark where the score is none that others print."""
+    return BENCHMARKS[task].title + (" (exact)" if "exact" in board.judges.get(task, ()) else "")
 
 
 def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
@@ -162,6 +169,15 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
         f"average: mean share of the maximum. {RELATIVE[relative]}",
         *([f"{', '.join(served)}: for its server, in the cell's folder; no part of the average."] if served else []),
     ]
+    for task, judges in board.judges.items():
+        title = BENCHMARKS[task].title
+        if "exact" in judges:
+            lines.append(f"{title} (exact) is scored by string match: not comparable with published scores.")
+        if models := [name for name in judges if name != "exact"]:
+            several = " More than one judge: scores of different judges are not comparable." if len(judges) > 1 else ""
+            lines.append(f"{title} is judged by {', '.join(models)}.{several}")
+    if any(line.waiting for line in board.lines):
+        lines.append(f"{WAITING}: answered, waiting for the judge; `judge OUTPUT` asks it.")
     for line in board.lines:
         if line.spread is not None:
             lines.append(
@@ -208,7 +224,7 @@ def _csv(board: Leaderboard, relative: str) -> str:
     """Full precision; the columns are `method,budget,<parameters>,<tasks>,average,relative`."""
     frame = _frame(
         board,
-        lambda _task, score: None if score is None else score.shown,
+        lambda task, line: line.scores[task].shown if task in line.scores else None,
         lambda line: line.average,
         lambda line: _relative(line, relative),
         titles=False,

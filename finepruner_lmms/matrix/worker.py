@@ -29,7 +29,14 @@ from loguru import logger
 
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names
 from finepruner_lmms.lmms_model import LlavaFinePruner
-from finepruner_lmms.matrix.store import Json, begin_attempt, publish_submission, write_error, write_result
+from finepruner_lmms.matrix.store import (
+    Json,
+    begin_attempt,
+    publish_submission,
+    write_answered,
+    write_error,
+    write_result,
+)
 from finepruner_lmms.tasks import folder as task_folder
 from finepruner_lmms.tasks import submission
 
@@ -68,6 +75,7 @@ def main() -> None:
     plan_file = Path(sys.argv[1])
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     _leave_with_the_parent()
+    os.environ["FINEPRUNER_JUDGE"] = "later"  # the parent sees to it
     first = int(os.environ.get("RANK", "0")) == 0
     events = Events(plan_file.with_name("events.jsonl") if first else None)
     events.send("loading")
@@ -103,7 +111,8 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
             finished = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"id": cell["id"], "spec": cell["spec"], "seconds": round(seconds, 3), "finished": finished}
             run = {"batch_size": plan["batch_size"], "processes": lm.world_size, "device": str(lm.device)}
-            write_result(folder, about | run | result, samples)
+            write = write_answered if BENCHMARKS[cell["task"]].judged else write_result
+            write(folder, about | run | result, samples)
             shutil.rmtree(folder / "cache", ignore_errors=True)
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
@@ -152,10 +161,10 @@ def evaluate_cell(
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
     asked = lm.task_dict[benchmark.task][out["configs"][benchmark.task]["test_split"]]
     images = image_names(asked, benchmark.image_column)
+    metric, outcome = benchmark.metric.partition(",")[0], {}
     if spec.get("submission"):
         metric, outcome = "submission", {"submission": _submission(attempt, benchmark.name, asked)}
-    else:
-        metric = benchmark.metric.partition(",")[0]
+    elif not benchmark.judged:
         outcome = _scores(benchmark, out["results"][benchmark.task], logged, images)
     result = outcome | {
         "answered": len(logged),

@@ -29,6 +29,7 @@ _SPLIT = {
     "mme": "test",
     "mmbench": "dev",
     "mmbench_cn": "dev",
+    "mmvet": "test",
 }
 
 

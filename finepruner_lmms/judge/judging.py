@@ -1,0 +1,121 @@
+"""Judging many answers: several at once, each stored as it comes, none twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from finepruner_lmms.judge.client import ChatClient, GarbledReply, JudgeError, JudgeUnavailable
+from finepruner_lmms.judge.judgements import Judgement, Judgements, judgement_key
+
+# a reply that cannot be read is asked for again, warmer, since the same question has the same answer at temperature 0
+_TEMPERATURES = (0.0, 0.5, 1.0)
+_MANY_FAILURES = 10
+_NAMED_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is put to the judge: `prompt` about an `answer` to `document`. `read` makes a value of the reply.
+
+    `read` raises `ValueError` if it cannot. `rubric` identifies the instructions in the prompt.
+    """
+
+    document: str
+    answer: str
+    prompt: str
+    rubric: str
+    read: Callable[[str], Any]
+
+
+def judge_all(
+    cases: Sequence[Case], client: ChatClient, memory: Judgements, on_progress: Callable[[int, int], None] | None = None
+) -> list[Judgement]:
+    """A judgement of each case, from `memory` where it is known; its `value` is what `read` made of the reply.
+
+    `JudgeError` if some could not be judged: at once if the server is out of reach, else after the others. All that
+    were judged are in `memory`.
+    """
+    left = [case for case in cases if memory.get(_key(case, client)) is None]
+    with ThreadPoolExecutor(client.server.workers, thread_name_prefix="judge") as pool:
+        futures = {pool.submit(judge_one, case, client, memory): case for case in left}
+        try:
+            failures = _collect(futures, len(cases), on_progress or (lambda _done, _total: None))
+        except BaseException:  # whatever stops us, Ctrl-C among it, must stop the threads
+            client.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failures:
+        raise JudgeError(_summary(failures, len(cases)))
+    return [found for case in cases if (found := memory.get(_key(case, client))) is not None]
+
+
+def _collect(futures: dict[Future[Judgement], Case], total: int, report: Callable[[int, int], None]) -> list[str]:
+    """Wait for all; returns what went wrong with single cases."""
+    failures: list[str] = []
+    done = total - len(futures)
+    report(done, total)
+    for future in as_completed(futures):
+        try:
+            future.result()
+        except JudgeUnavailable:
+            raise
+        except JudgeError as error:
+            failures.append(f"{futures[future].document}: {error}")
+            if len(failures) == _MANY_FAILURES:
+                raise JudgeUnavailable(f"gave up: {_summary(failures, total)}") from None
+        else:
+            done += 1
+            report(done, total)
+    return failures
+
+
+def _summary(failures: Sequence[str], total: int) -> str:
+    named = "\n  ".join(failures[:_NAMED_FAILURES])
+    return f"{len(failures)} of {total} answers could not be judged, such as\n  {named}"
+
+
+def judge_one(case: Case, client: ChatClient, memory: Judgements) -> Judgement:
+    """The judgement of one case, from `memory` or the server."""
+    key = _key(case, client)
+    if (known := memory.get(key)) is not None:
+        return known
+    for number, temperature in enumerate(_TEMPERATURES, 1):
+        try:
+            reply = client.ask(case.prompt, temperature)
+            value = _read(case, reply.text, client)
+        except GarbledReply:
+            if number == len(_TEMPERATURES):
+                raise
+            continue
+        break
+    judgement = {
+        "key": key,
+        "document": case.document,
+        "answer": case.answer,
+        "value": value,
+        "reply": reply.text,
+        "judge": client.server.name,
+        "model": reply.model,
+        "host": client.server.host,
+        "rubric": case.rubric,
+        "temperature": temperature,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "usage": reply.usage,
+    }
+    memory.add(judgement)
+    return judgement
+
+
+def _key(case: Case, client: ChatClient) -> str:
+    return judgement_key(case.document, client.server.name, case.prompt)
+
+
+def _read(case: Case, text: str, client: ChatClient) -> Any:
+    try:
+        return case.read(text)
+    except ValueError as error:
+        raise GarbledReply(f"judge {client.server.url}: {error}, but said {text[:300]!r}") from None

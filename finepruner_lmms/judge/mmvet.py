@@ -1,0 +1,137 @@
+"""MM-Vet: what the judge is shown, how its reply is read, and the scores of single capabilities."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finepruner_lmms.judge.judging import Case
+
+CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
+_FIELDS = ("question_id", "question", "gt_answer", "capabilities", "pred_answer")
+_ARTICLES = {"a", "an", "the"}
+
+Entry = dict[str, Any]
+"""An answered question, in lmms-eval's names: `question_id`, `question`, `gt_answer`, `capabilities`, `pred_answer`."""
+
+
+@functools.cache
+def rubric() -> str:
+    """MM-Vet's instructions and few-shot examples, ending in a newline.
+
+    They are read from the source of lmms-eval's own task, which cannot be imported without a key. That copy has lost
+    the empty line before its table and the table's first heading; they are put back, which gives the published text.
+    """
+    spec = importlib.util.find_spec("lmms_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("lmms_eval: not installed; MM-Vet's instructions for the judge are read from it")
+    file = Path(spec.submodule_search_locations[0]) / "tasks" / "mmvet" / "utils.py"
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "MM_VET_PROMPT":
+            text = str(ast.literal_eval(node.value))
+            return text.replace("\ngpt_query_prompt |", "\n\nQuestion |")
+    raise RuntimeError(f"{file}: holds no MM_VET_PROMPT; this version of lmms-eval is not supported")
+
+
+def case(entry: Entry) -> Case:
+    """What the judge is asked about an answered question."""
+    truth = str(entry["gt_answer"]).replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    prompt = f"{rubric()}\n{entry['question']} | {truth} | {entry['pred_answer']} | "
+    fingerprint = hashlib.sha256(rubric().encode()).hexdigest()[:12]
+    return Case(str(entry["question_id"]), str(entry["pred_answer"]), prompt, fingerprint, read_score)
+
+
+def read_score(reply: str) -> float:
+    """The score in a judge's reply: its first word, or the only number in it. `ValueError` if there is none in 0..1.
+
+    MM-Vet's evaluation reads the first word alone, and scores 0 when that fails five times.
+    """
+    words = [word.strip("*`|:;,()[]\"'").rstrip(".") for word in reply.split()]
+    numbers = [_number(word) for word in words]
+    found = [number for number in numbers if number is not None]
+    first = numbers[0] if numbers else None
+    if first is None and len(found) != 1:
+        raise ValueError("expected a score from 0.0 to 1.0")
+    score = found[0] if first is None else first
+    if not 0 <= score <= 1:
+        raise ValueError(f"expected a score from 0.0 to 1.0, got {score:g}")
+    return score
+
+
+def _number(word: str) -> float | None:
+    try:
+        number = float(word)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+# -- without a judge --------------------------------------------------------------------------------------------------
+
+
+def exact_score(truth: str, answer: str) -> float:
+    """The share of the `<AND>` parts of `truth` that stand in `answer`, by the best of its `<OR>` alternatives.
+
+    A part stands in the answer if its words do, one after the other, whatever their case, accents and punctuation;
+    articles do not count. This is not MM-Vet's score: an answer in other words gets 0.
+    """
+    said = _words(answer)
+    scores = []
+    for alternative in truth.split("<OR>"):
+        parts = [part for part in alternative.split("<AND>") if part.strip()]
+        if parts:
+            scores.append(sum(_stands_in(_words(part), said) for part in parts) / len(parts))
+    if not scores:
+        raise ValueError(f"answer: got {truth!r}; the ground truth is empty")
+    return max(scores)
+
+
+def _words(text: str) -> list[str]:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    words = re.findall(r"(?<![\w.])-?\d+(?:[.,:/]\d+)*|\w+", plain) or plain.split()
+    return [word for word in words if word not in _ARTICLES] or words
+
+
+def _stands_in(part: list[str], said: list[str]) -> bool:
+    return any(said[start : start + len(part)] == part for start in range(len(said) - len(part) + 1))
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def check_entries(entries: Sequence[Entry]) -> None:
+    """`ValueError` naming what is missing in an answered question."""
+    for number, entry in enumerate(entries):
+        for name in _FIELDS:
+            if not isinstance(entry, dict) or name not in entry:
+                raise ValueError(f"answer {number}: has no {name!r}; expected {', '.join(_FIELDS)}")
+
+
+def totals(entries: Sequence[Entry]) -> dict[str, float]:
+    """The mean `score` of judged entries in percent: `total`, and each capability that some question needs."""
+    for entry in entries:
+        if "score" not in entry:
+            raise ValueError(f"mmvet: {entry['question_id']} is not judged yet; `finepruner judge` does it")
+    means = {"total": _mean([float(entry["score"]) for entry in entries])}
+    for name in CAPABILITIES:
+        needing = [float(entry["score"]) for entry in entries if name in capabilities(entry)]
+        if needing:
+            means[name] = _mean(needing)
+    return means
+
+
+def capabilities(entry: Entry) -> set[str]:
+    """What a question needs."""
+    return {name.strip() for name in str(entry["capabilities"]).split(",")}
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return 100 * sum(scores) / len(scores)

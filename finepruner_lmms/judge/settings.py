@@ -1,0 +1,170 @@
+"""Who judges: `later`, `exact`, or a server; from a matrix file, a command line or the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+
+VARIABLE = "FINEPRUNER_JUDGE"
+"""What a plain lmms-eval run reads: `exact`, `later`, or the address of a server."""
+_OPTIONS = ("model", "key_env", "timeout", "retries", "workers")
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+class JudgeServer(BaseModel):
+    """A language model behind an OpenAI-compatible endpoint. `timeout` is seconds a request, `retries` after the first.
+
+    `url` is the server's address with or without `/v1`, or the full one of its chat completions. The key is read from
+    the environment variable `key_env` when it is needed, and is written nowhere.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    model: str = Field(min_length=1)
+    key_env: str = "OPENAI_API_KEY"
+    timeout: float = Field(default=60, gt=0)
+    retries: int = Field(default=5, ge=0, le=50)
+    workers: int = Field(default=8, ge=1, le=256)
+
+    @field_validator("url")
+    @classmethod
+    def _endpoint(cls, url: str) -> str:
+        return completions_url(url)
+
+    @field_validator("key_env")
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # not quoted: it may be the key itself
+            raise ValueError("is not the name of an environment variable; the key itself belongs in none of our files")
+        return name
+
+    @property
+    def name(self) -> str:
+        """What its judgements are stored under."""
+        return self.model
+
+    @property
+    def host(self) -> str:
+        """Host and port of the address."""
+        return urlsplit(self.url).netloc
+
+    def key(self) -> str | None:
+        """The key, or None where the variable is not set. `ValueError` if it is none that a header can carry."""
+        key = os.environ.get(self.key_env, "").strip()
+        if key and not _KEY.fullmatch(key):
+            raise ValueError(f"{self.key_env}: holds a blank or a character that no key has; set it again")
+        return key or None
+
+
+def _word(judge: Any) -> Any:
+    if judge not in ("later", "exact"):
+        raise ValueError(f"got {judge!r}; expected 'later', 'exact', or a server: {{url: ..., model: ...}}")
+    return judge
+
+
+Judge = Annotated[
+    Annotated[Literal["later", "exact"], BeforeValidator(_word), Tag("word")] | Annotated[JudgeServer, Tag("server")],
+    Discriminator(lambda judge: "server" if isinstance(judge, dict | JudgeServer) else "word"),
+]
+"""`later`: answers now, `finepruner judge` afterwards; `exact`: string match; else a server."""
+
+
+def judge_name(judge: Judge) -> str | None:
+    """The name that scores are kept under; None for `later`, which takes whoever judged."""
+    if isinstance(judge, JudgeServer):
+        return judge.name
+    return None if judge == "later" else judge
+
+
+def completions_url(url: str) -> str:
+    """The full address of the chat completions of a server; `ValueError` naming what is wrong with `url`.
+
+    `http://host` and `http://host/v1` become `http://host/v1/chat/completions`, which stays as it is.
+    """
+    parts = urlsplit(url.strip())
+    if "@" in parts.netloc or parts.query or parts.fragment:  # not quoted: a secret may stand there
+        raise ValueError("holds a user, a password, a query or a fragment; the key belongs in an environment variable")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"got {url!r}; expected an address such as http://localhost:8000/v1")
+    path = parts.path.rstrip("/")
+    if not path.endswith("/chat/completions"):
+        has_version = any(re.match(r"v\d", part) for part in path.split("/"))
+        path += "/chat/completions" if has_version else "/v1/chat/completions"
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def parse_server(given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> JudgeServer:
+    """A checked server; `ValueError` with the field under its name in `names`, the value and what is wrong."""
+    try:
+        return JudgeServer.model_validate(dict(given))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = str(problem["loc"][0])
+        raise ValueError(f"{(names or {}).get(field, field)}: {explain(problem)}") from None
+
+
+def explain(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in words. Our own checks word theirs, and may not want the value quoted."""
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] == "missing":
+        return "is missing"
+    wanted = str(problem["msg"]).removeprefix("Input should be ")
+    return f"got {problem['input']!r}; expected {wanted[0].lower() + wanted[1:]}"
+
+
+def from_environment(environment: Mapping[str, str] | None = None) -> Judge:
+    """The judge that a plain lmms-eval run names; `ValueError` naming the variable, or the ways out if there is none.
+
+    `FINEPRUNER_JUDGE`, and for a server `FINEPRUNER_JUDGE_MODEL`, `…_KEY_ENV`, `…_TIMEOUT`, `…_RETRIES`, `…_WORKERS`.
+    """
+    environment = os.environ if environment is None else environment
+    judge = environment.get(VARIABLE, "").strip()
+    if not judge:
+        raise ValueError(
+            f"{VARIABLE}: MM-Vet needs a judge, and none is set; set it to the address of an OpenAI-compatible server "
+            f"(with {VARIABLE}_MODEL), to 'later' (answers now, `finepruner judge FILE` afterwards), or to 'exact' "
+            "(string match, not comparable with published scores)"
+        )
+    if judge == "later":
+        return "later"
+    if judge == "exact":
+        return "exact"
+    if "//" not in judge:
+        raise ValueError(f"{VARIABLE}: got {judge!r}; expected 'exact', 'later', or an address such as http://host/v1")
+    names = {"url": VARIABLE} | {name: f"{VARIABLE}_{name.upper()}" for name in _OPTIONS}
+    given = {name: environment[names[name]] for name in _OPTIONS if environment.get(names[name])}
+    return parse_server({"url": judge, **given}, names)
+
+
+def choose(options: Mapping[str, Any], exact: bool, otherwise: Judge | None) -> JudgeServer | Literal["exact"]:
+    """The judge that a command line names by `options`, which go before what `otherwise` says, or by `exact`.
+
+    `ValueError` if it names none, or two; `later` is none.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if exact:
+        if given:
+            raise ValueError("--exact: needs no server; leave the other options out")
+        return "exact"
+    known = otherwise.model_dump() if isinstance(otherwise, JudgeServer) else {}
+    if given or known:
+        return parse_server(known | given, {name: f"--{name.replace('_', '-')}" for name in JudgeServer.model_fields})
+    if otherwise != "exact":
+        raise ValueError(f"judge: none is set; give --url and --model, or --exact, or set {VARIABLE}")
+    return "exact"
+
+
+def check_command_line(arguments: Sequence[str]) -> None:
+    """`ValueError` if lmms-eval's command line asks for MM-Vet and no judge is set.
+
+    lmms-eval looks at its tasks after the model is loaded, which is late to learn this.
+    """
+    if any("fp_mmvet" in argument.removeprefix("--tasks=").split(",") for argument in arguments):
+        from_environment()

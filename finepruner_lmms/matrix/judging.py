@@ -1,0 +1,125 @@
+"""The judge in a matrix: cells that are answered and wait for a score, and how they get it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.judge import mmvet
+from finepruner_lmms.judge.answers import score_file
+from finepruner_lmms.judge.judgements import Judgements
+from finepruner_lmms.judge.scoring import Scorer
+from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment, judge_name
+from finepruner_lmms.matrix.progress import display_for
+from finepruner_lmms.matrix.runner import Display, score_text
+from finepruner_lmms.matrix.store import Json, Store, read_answered, read_lines, write_result
+from finepruner_lmms.matrix.table import MISSING
+
+
+def assign(record: Json, judge: Judge | None) -> Json:
+    """The record of a matrix with `judge` in charge: its judged cells are done only with this one's scores."""
+    settings: Any = judge.model_dump() if isinstance(judge, JudgeServer) else judge
+    name = None if judge is None else judge_name(judge)
+    cells = [
+        {**cell, "judge": name} if BENCHMARKS[cell["task"]].judged else cell  # None takes any judge's
+        for cell in record["cells"]
+    ]
+    return record | {"judge": settings, "cells": cells}
+
+
+def assigned(record: Json) -> Judge | None:
+    """The judge in charge of a record."""
+    judge = record.get("judge")
+    return JudgeServer.model_validate(judge) if isinstance(judge, dict) else judge
+
+
+def judge_cells(store: Store, record: Json, judge: JudgeServer | Literal["exact"], display: Display) -> None:
+    """Score the cells that wait. `JudgeError` if an answer could not be judged.
+
+    What was judged until then is kept: in finished cells, and in the judgements file of the output directory.
+    """
+    states = zip(record["cells"], store.states(record["cells"]), strict=True)
+    waiting = [cell for cell, state in states if state.name == "waiting"]
+    with Scorer(judge, Judgements(store.root / "judgements.jsonl")) as scorer:
+        for cell in waiting:
+            display.cell_started(cell)
+            result = _score_cell(store, cell, scorer, display)
+            display.note(f"judged {cell['label']}: {score_text(result)}")
+
+
+def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> Json:
+    folder, benchmark = store.cell_dir(cell), BENCHMARKS[cell["task"]]
+    answered = read_answered(folder, cell)
+    assert answered is not None, "a cell waits only with its answers there"
+    metric = benchmark.metric.partition(",")[0]
+    lines = read_lines(folder / "answers.jsonl")
+    scores, about = scorer.score([line["score"] for line in lines], display.cell_progress)
+    samples = [line | {"score": line["score"] | {"score": score}} for line, score in zip(lines, scores, strict=True)]
+    logged = [sample | {metric: sample["score"]} for sample in samples]
+    totals = mmvet.totals([sample["score"] for sample in samples])
+    result = answered | {
+        "metrics": {benchmark.metric: totals.pop("total"), **totals},
+        "percent": benchmark.percent(logged),
+        "standard_error": benchmark.standard_error(logged, {s["doc_id"]: s["image"] for s in samples}),
+        "judge": about,
+    }
+    write_result(folder, result, samples)
+    return result
+
+
+# -- the command `judge` ----------------------------------------------------------------------------------------------
+
+
+def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
+    """Judge what waits in the directory of a run, by the judge that `options` or the run names; scores, as a table."""
+    store = Store(root)
+    record = store.matrix()
+    judge = choose(options, exact, _known(record))
+    with store.lock():
+        record = assign(record, judge)
+        store.save_matrix(record)
+        with display_for(Console(stderr=True), len(record["cells"]), 0) as display:
+            judge_cells(store, record, judge, display)
+    rows = _capability_rows(store, record)
+    return _table(rows) if rows else "no answers are there to be judged\n"
+
+
+def judge_file(file: Path, options: Mapping[str, Any], exact: bool) -> str:
+    """Judge a file of answers; its scores, as a table."""
+    judge = choose(options, exact, _known({}))
+    with display_for(Console(stderr=True), 1, 0) as display:
+        display.cell_started({"label": file.name})
+        outcome, _ = score_file(file, judge, display.cell_progress)
+    return _table([{"answers": file.name} | _shown(outcome["scores"])])
+
+
+def _known(record: Json) -> Judge | None:
+    """Who judges where the command line does not say: whom the run names, or else the environment."""
+    judge = assigned(record)
+    return from_environment() if judge in (None, "later") and VARIABLE in os.environ else judge
+
+
+def _capability_rows(store: Store, record: Json) -> list[dict[str, str]]:
+    rows = []
+    for cell, state in zip(record["cells"], store.states(record["cells"]), strict=True):
+        if state.result is not None and BENCHMARKS[cell["task"]].judged:
+            metrics = state.result["metrics"]
+            rows.append({"row": cell["label"]} | _shown(metrics | {"total": metrics[BENCHMARKS[cell["task"]].metric]}))
+    return rows
+
+
+def _shown(scores: Json) -> dict[str, str]:
+    return {name: f"{scores[name]:.1f}" for name in ("total", *mmvet.CAPABILITIES) if name in scores}
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, dtype=object).fillna(MISSING)
+    align = ["left"] + ["right"] * (len(frame.columns) - 1)
+    return f"{frame.to_markdown(index=False, colalign=align, disable_numparse=True)}\n"
