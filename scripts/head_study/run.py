@@ -141,10 +141,10 @@ class Plan(NamedTuple):
 
 # as large as three models are measured in about an hour on two CPU cores
 PLANS = {
-    "tuning": Plan("tuning", 40, (combined, strategies)),
+    "tuning": Plan("tuning", 30, (combined, strategies)),
     "test": Plan("test", 60, (combined, bounds, strategies, depth)),
-    "layers": Plan("test", 20, (layers,)),
-    "heads": Plan("tuning", 20, (heads,)),
+    "layers": Plan("test", 16, (layers,)),
+    "heads": Plan("tuning", 16, (heads,)),
 }
 
 
