@@ -107,6 +107,11 @@ def strategies(deck: Deck) -> Iterator[Choice]:
             yield Choice(f"consensus/preset={preset}/kept={retained}", scores, retained)
 
 
+def candidates(deck: Deck) -> Iterator[Choice]:
+    """What is picked from: the strategies at the budgets where they differ most."""
+    return (choice for choice in strategies(deck) if choice.retained <= 64)
+
+
 def bounds(deck: Deck) -> Iterator[Choice]:
     """Chance, and what knowing the picture reaches: object tokens first, and heads chosen by their share on them."""
     for retained in RETAINED:
@@ -141,7 +146,7 @@ class Plan(NamedTuple):
 
 # as large as three models are measured in about an hour on two CPU cores
 PLANS = {
-    "tuning": Plan("tuning", 30, (combined, strategies)),
+    "tuning": Plan("tuning", 30, (combined, candidates)),
     "test": Plan("test", 60, (combined, bounds, strategies, depth)),
     "layers": Plan("test", 16, (layers,)),
     "heads": Plan("tuning", 16, (heads,)),
