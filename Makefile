@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart   install, sweep five methods over six miniature benchmarks, print the leaderboard"
+	@echo "make quickstart   install, sweep four methods over ten miniature benchmarks, print the leaderboard"
 	@echo "make test         install, run all tests"
 	@echo "make lint         install, run ruff and mypy"
 
