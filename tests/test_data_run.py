@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 from hub_content import CHECKPOINT, NAMES, OTHER_SPLITS, environment, finepruner, lay_out, repository
+from lmms_eval.tasks import TaskManager
 from mirror import serve
+from typer.testing import CliRunner
 
+from finepruner_lmms import tasks
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.tasks import overrides_dir
+from finepruner_lmms.lmms_model import LlavaFinePruner
+from finepruner_lmms.matrix.cli import app
+from finepruner_lmms.matrix.worker import evaluate_cell
 
 pytestmark = pytest.mark.slow
 LIMIT = 4
@@ -28,26 +33,40 @@ launch: {{batch_size: 8}}
 Answers = dict[str, list[tuple[int, str]]]
 
 
-def run_matrix(folder: Path, data: object, pretrained: object, env: dict[str, str]) -> Answers:
-    """A run of the command line, as answers by task."""
+def run_matrix(folder: Path, data: Path, pretrained: Path, env: dict[str, str]) -> tuple[Answers, dict[str, float]]:
+    """A run of the command line; answers and metrics by task."""
     folder.mkdir()
     config = folder / "matrix.yaml"
     config.write_text(MATRIX.format(data=data, pretrained=pretrained, tasks=", ".join(NAMES), limit=LIMIT))
     finepruner("run", config, "--output", folder / "out", env=env)
-    found = {}
+    answers, metrics = {}, {}
     for name in NAMES:
-        (file,) = (folder / "out").glob(f"cells/{name}-fastv-*/samples.jsonl")
-        samples = [json.loads(line) for line in file.read_text().splitlines()]
-        found[name] = [(sample["doc_id"], sample["answer"]) for sample in samples]
-    return found
+        (cell,) = (folder / "out" / "cells").glob(f"{name}-fastv-*")
+        samples = [json.loads(line) for line in (cell / "samples.jsonl").read_text().splitlines()]
+        answers[name] = [(sample["doc_id"], sample["answer"]) for sample in samples]
+        metrics[name] = json.loads((cell / "result.json").read_text())["metrics"][BENCHMARKS[name].metric]
+    return answers, metrics
+
+
+def run_here(folder: Path) -> tuple[Answers, dict[str, float]]:
+    """The miniatures, in this process."""
+    lm = LlavaFinePruner(pretrained="demo", batch_size=8)
+    manager = TaskManager(include_path=str(tasks.folder("demo")), include_defaults=False, model_name="llava_finepruner")
+    spec = {"method": "fastv", "budget": 64, "parameters": {}, "limit": LIMIT}
+    answers, metrics = {}, {}
+    for name in NAMES:
+        result, samples = evaluate_cell(lm, manager, spec | {"task": name}, folder, folder / "cache" / name, name)
+        answers[name] = [(sample["doc_id"], sample["answer"]) for sample in samples]
+        metrics[name] = result["metrics"][BENCHMARKS[name].metric]
+    return answers, metrics
 
 
 def run_lmms_eval(folder: Path, env: dict[str, str]) -> tuple[Answers, dict[str, float]]:
     """lmms-eval's own command line on the tasks of `data: hub`; answers and metrics by task."""
-    tasks = ",".join(BENCHMARKS[name].task for name in NAMES)
+    names = ",".join(BENCHMARKS[name].task for name in NAMES)
     command = [sys.executable, "-m", "lmms_eval", "--model", "llava_finepruner", "--batch_size", "8"]
     command += ["--model_args", "pretrained=demo,method=fastv,budget=64", "--limit", str(LIMIT), "--log_samples"]
-    command += ["--tasks", tasks, "--include_path", str(overrides_dir()), "--output_path", str(folder)]
+    command += ["--tasks", names, "--include_path", str(tasks.overrides_dir()), "--output_path", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
     found = list(folder.glob("demo/*_results.json"))
     assert len(found) == 1, f"{done.stdout}\n{done.stderr}"
@@ -57,46 +76,39 @@ def run_lmms_eval(folder: Path, env: dict[str, str]) -> tuple[Answers, dict[str,
     for name in NAMES:
         (file,) = folder.rglob(f"*_samples_{BENCHMARKS[name].task}.jsonl")
         samples = [json.loads(line) for line in file.read_text().splitlines()]
-        answers[name] = sorted((sample["doc_id"], sample["filtered_resps"][0]) for sample in samples)
+        answers[name] = sorted((sample["doc_id"], sample["filtered_resps"]) for sample in samples)
     return answers, metrics
 
 
-def metrics_of(folder: Path) -> dict[str, float]:
-    found = {}
-    for name in NAMES:
-        (file,) = (folder / "out").glob(f"cells/{name}-fastv-*/result.json")
-        found[name] = json.loads(file.read_text())["metrics"][BENCHMARKS[name].metric]
-    return found
-
-
-def test_the_hub_a_prepared_root_and_the_miniatures_give_the_same(tmp_path):
+def test_the_hub_a_prepared_root_and_the_miniatures_give_the_same(tmp_path, monkeypatch):
+    home = tmp_path / "home"
     lay_out(tmp_path / "hub")
     with serve(tmp_path / "hub") as mirror:
-        env = environment(mirror, tmp_path / "home")
+        env = environment(mirror, home)
         finepruner("prepare", "--data", tmp_path / "root", "--tasks", ",".join(NAMES), "--checkpoint", CHECKPOINT,
                    "--accept-rows", env=env)  # fmt: skip
         mirror.requests.clear()
-        from_hub, hub_metrics = run_lmms_eval(tmp_path / "lmms", env)
+        answers, metrics = run_lmms_eval(tmp_path / "lmms", env)
         asked = {path for _, path, _ in mirror.requests}
         assert all(any(f"/{repository(name)}/resolve/" in path for path in asked) for name in NAMES)
         # `datasets` fetches every split, `prepare` the one that is evaluated
         assert f"/cdn/{repository('textvqa')}/{OTHER_SPLITS['textvqa']}" in asked
+    assert all(len(answers[name]) == LIMIT for name in NAMES)
+
     # the mirror is gone, and the network is switched off
     off = env | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     model = tmp_path / "root" / "checkpoints" / CHECKPOINT
-    from_root = run_matrix(tmp_path / "from-root", tmp_path / "root", model, off)
-    from_demo = run_matrix(tmp_path / "from-demo", "demo", "demo", off)
-    assert from_root == from_demo == from_hub
-    assert all(len(answers) == LIMIT for answers in from_demo.values())
-    assert metrics_of(tmp_path / "from-root") == metrics_of(tmp_path / "from-demo") == pytest.approx(hub_metrics)
+    assert run_matrix(tmp_path / "run", tmp_path / "root", model, off) == (answers, pytest.approx(metrics))
+    assert run_here(tmp_path) == (answers, pytest.approx(metrics))
 
     # what was loaded from the hub once can be used without it; what was not is refused before anything is launched
-    checks = json.loads(
-        finepruner("doctor", "--tasks", ",".join(NAMES), "--json", env=env | {"HF_HUB_OFFLINE": "1"}).stdout
-    )
-    assert [c["status"] for c in checks["checks"] if c["topic"].endswith(" data")] == ["ok"] * len(NAMES)
+    monkeypatch.setenv("HF_HOME", str(home))
+    done = CliRunner().invoke(app, ["doctor", "--tasks", ",".join(NAMES), "--json"])
+    checks = [check for check in json.loads(done.stdout)["checks"] if check["topic"].endswith(" data")]
+    assert [check["status"] for check in checks] == ["ok"] * len(NAMES)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     config = tmp_path / "hub.yaml"
     config.write_text(MATRIX.format(data="hub", pretrained="demo", tasks="gqa, pope", limit=LIMIT))
-    refused = finepruner("run", config, "--output", tmp_path / "out", env=off, expect=2)
-    assert refused.stderr.count("was never loaded here, and the network is switched off") == 2
+    done = CliRunner().invoke(app, ["run", str(config), "--output", str(tmp_path / "out")])
+    assert done.exit_code == 2 and done.output.count("never loaded here, and the network is switched off") == 2
     assert not (tmp_path / "out").exists()
