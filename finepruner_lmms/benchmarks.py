@@ -33,7 +33,7 @@ class Benchmark:
     title: str
     metric: str
     image_column: str
-    rows: Callable[[Sequence[Sample]], Rows] | None
+    rows: Callable[[Sequence[Sample]], Rows]
     points: Callable[[np.ndarray], np.ndarray]
     full: Callable[[np.ndarray], np.ndarray]
     judged: bool = False
@@ -43,11 +43,6 @@ class Benchmark:
     def task(self) -> str:
         """The name of the lmms-eval task."""
         return f"fp_{self.name}"
-
-    @property
-    def available(self) -> bool:
-        """Whether the task exists in this version."""
-        return self.rows is not None
 
     def percent(self, samples: Sequence[Sample]) -> float:
         """The score as a share of what a perfect model gets, 0 to 100."""
@@ -83,8 +78,6 @@ class Benchmark:
         return np.concatenate(scores)
 
     def _rows(self, samples: Sequence[Sample]) -> Rows:
-        if self.rows is None:
-            raise ValueError(f"tasks: {self.name!r} is not available in this version")
         if not samples:
             raise ValueError(f"{self.name}: no samples")
         return self.rows(samples)

@@ -112,11 +112,9 @@ def test_questions_share_an_image_by_name_or_by_content(tmp_path):
     assert image_names(stored, "image") == [second]
 
 
-def test_no_samples_and_no_task_are_errors():
+def test_no_samples_are_an_error():
     with pytest.raises(ValueError, match="pope: no samples"):
         BENCHMARKS["pope"].value([])
-    with pytest.raises(ValueError, match="'vizwiz' is not available"):
-        BENCHMARKS["vizwiz"].value([{"doc_id": 0}])
 
 
 def test_the_ten_names_are_those_of_the_contract():

@@ -49,7 +49,6 @@ def test_lists_multiply_within_an_entry(tmp_path):
     [
         ("tasks: [pope, mme]", "tasks: [pope, mne]", "4:15", "tasks.1: unknown task 'mne' (did you mean 'mme'?)"),
         ("tasks: [pope, mme]", "tasks: [pope, pope]", "4:15", "tasks.1: 'pope' is given twice"),
-        ("tasks: [pope, mme]", "tasks: [pope, vizwiz]", "4:15", "not available in this version"),
         ("tasks: [pope, mme]", "tasks: [pope, mmvet]", "4:15", "tasks.1: 'mmvet' needs a judge; add `judge: {url: "),
         ("limit: 8", "limit: 8\njudge: exact", "6:1", "judge: none of the tasks is judged"),
         ("limit: 8", "limit: 8\njudge: never", "6:1", "judge: got 'never'; expected 'later', 'exact', or a server"),

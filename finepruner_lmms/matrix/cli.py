@@ -282,11 +282,12 @@ def prepare(
     """Fetch benchmark data and checkpoints into a data root, and check them; then nothing needs the network."""
     from rich.console import Console
 
+    from finepruner_lmms.benchmarks import BENCHMARKS
     from finepruner_lmms.data.jobs import checkpoint_job, task_jobs
     from finepruner_lmms.data.plan import Options
     from finepruner_lmms.data.session import prepare_all
 
-    names = [name.strip() for name in tasks.split(",")] if tasks else [] if checkpoint else _available()
+    names = [name.strip() for name in tasks.split(",")] if tasks else [] if checkpoint else list(BENCHMARKS)
     try:
         pairs = [entry.partition("=")[::2] for entry in revision or []]
         if wrong := [entry for entry, (_, wanted) in zip(revision or [], pairs, strict=True) if not wanted]:
@@ -362,10 +363,11 @@ def _open(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
 
 def _request(data: str | None, pretrained: str | None, tasks: str) -> Request:
     """What `doctor` is to look at, as given on the command line."""
+    from finepruner_lmms.benchmarks import BENCHMARKS
     from finepruner_lmms.data.doctor import Request
     from finepruner_lmms.data.jobs import task_jobs
 
-    names = [job.name for job in task_jobs(tasks.split(","), {})] if tasks else _available()
+    names = [job.name for job in task_jobs(tasks.split(","), {})] if tasks else list(BENCHMARKS)
     if data not in (None, "hub", "demo", "demo-tuning") and not Path(data).is_dir():
         raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
     return Request("hub" if data is None and tasks else data, names, pretrained)
@@ -381,13 +383,6 @@ def _request_of(config: Path) -> Request:
     pruners = [build_pruner(row.method, **row.arguments) for row in matrix.rows]
     model = matrix.file.model
     return Request(matrix.file.data, matrix.file.tasks, model.pretrained, model.attn_implementation, pruners)
-
-
-def _available() -> list[str]:
-    """The benchmarks that have a task in this version, in the order of the leaderboard."""
-    from finepruner_lmms.benchmarks import BENCHMARKS
-
-    return [name for name, benchmark in BENCHMARKS.items() if benchmark.available]
 
 
 def _store(output: Path) -> Store:

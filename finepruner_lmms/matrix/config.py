@@ -197,18 +197,11 @@ def _explain(problems: list[Any], place: Place) -> str:
 
 
 def _check_tasks(file: MatrixFile, errors: _Errors) -> None:
-    available = [name for name, benchmark in BENCHMARKS.items() if benchmark.available]
     for number, task in enumerate(file.tasks):
         place = ("tasks", number)
         if task not in BENCHMARKS:
-            errors.add(
-                place,
-                f"tasks.{number}: unknown task {task!r}{nearest(task, available)}; known: {', '.join(available)}",
-            )
-        elif task not in available:
-            errors.add(
-                place, f"tasks.{number}: {task!r} is not available in this version; known: {', '.join(available)}"
-            )
+            hint = nearest(task, list(BENCHMARKS))
+            errors.add(place, f"tasks.{number}: unknown task {task!r}{hint}; known: {', '.join(BENCHMARKS)}")
         elif task in file.tasks[:number]:
             errors.add(place, f"tasks.{number}: {task!r} is given twice")
     if file.limit is not None:
@@ -243,7 +236,7 @@ def _check_data(file: MatrixFile, errors: _Errors) -> None:
 
     if file.data == "hub" or not (file.data.startswith("demo") or Path(file.data).is_dir()):
         return  # the hub is asked when something is run
-    known = [task for task in file.tasks if task in BENCHMARKS and BENCHMARKS[task].available]
+    known = [task for task in file.tasks if task in BENCHMARKS]
     for problem in missing_data(file.data, known):
         errors.add(("data",), problem)
 
