@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,15 @@ class Models:
         if any(not np.array_equal(study.scenes, self.scenes) for study in self.studies):
             raise ValueError(f"folders: the models were not asked about the same scenes in deck {deck!r}")
         self.names = [name for name in self.studies[0].right if all(name in study.right for study in self.studies)]
+
+    def only(self, chosen: np.ndarray) -> Models:
+        """The same of the questions `chosen`, a mask."""
+        part = copy.copy(self)
+        part.scenes, part.kinds = self.scenes[chosen], self.kinds[chosen]
+        part.studies = [copy.copy(study) for study in self.studies]
+        for study in part.studies:
+            study.right = {name: right[chosen] for name, right in study.right.items()}
+        return part
 
     def percents(self, name: str) -> np.ndarray:
         """The share of right answers of each model."""

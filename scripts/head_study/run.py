@@ -32,6 +32,7 @@ from head_study.facts import STRATEGIES, save_facts
 RETAINED = (192, 128, 64, 32)
 LAYER = 1  # whose attention guides, unless a choice says otherwise; tokens are dropped before layer 2
 COMBINATIONS = (("raw", "mean"), ("renormalised", "mean"))
+DEPTHS = {192: (2, 4, 6, 8), 128: (1, 2, 3, 4, 6), 64: (1, 2, 3)}  # budget: the layers before which tokens go
 _BLOCK = 48  # choices judged together: where they keep the same tokens, one run serves all
 
 
@@ -70,7 +71,7 @@ def layers(deck: Deck) -> Iterator[Choice]:
 
 def depth(deck: Deck) -> Iterator[Choice]:
     """FastV at layer K: scored by the layer before, dropped there, at an equal budget averaged over all layers."""
-    for budget, places in ((192, (1, 2, 3, 4, 6, 8, 10)), (128, (1, 2, 3, 4, 6)), (64, (1, 2, 3))):
+    for budget, places in DEPTHS.items():
         for place in places:
             retained = fp.build_pruner("fastv", budget=budget, layer=place).schedule(deck.attention.shape[1], VISUAL)[
                 -1
@@ -147,8 +148,8 @@ class Plan(NamedTuple):
 # as large as three models are measured in about an hour on two CPU cores
 PLANS = {
     "tuning": Plan("tuning", 30, (combined, candidates)),
-    "test": Plan("test", 60, (combined, bounds, strategies, depth)),
-    "layers": Plan("test", 16, (layers,)),
+    "test": Plan("test", 60, (combined, bounds, strategies)),
+    "layers": Plan("test", 20, (layers, depth)),
     "heads": Plan("tuning", 16, (heads,)),
 }
 

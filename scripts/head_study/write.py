@@ -18,7 +18,7 @@ from finepruner_lmms.consensus import PRESETS
 from finepruner_lmms.heads import NORMALISATIONS
 from head_study import plots
 from head_study.compare import Models
-from head_study.run import COMBINATIONS, LAYER, RETAINED
+from head_study.run import COMBINATIONS, DEPTHS, LAYER, RETAINED
 
 FASTV = f"combined/layer={LAYER}/rows=raw/aggregate=mean/kept={{}}"
 EQUAL_VOICE = f"combined/layer={LAYER}/rows=renormalised/aggregate=mean/kept={{}}"
@@ -93,6 +93,24 @@ def seeds(test: Models, _tuning: Models) -> Lines:
         yield row(title, *(test.paired(name.format(kept), FASTV.format(kept)).full for kept in RETAINED))
 
 
+def kinds(test: Models, _tuning: Models) -> Lines:
+    """Where the loss is: by kind of question, 32 kept."""
+    guides = ("random", "4 heads by `sum`", "renormalised, mean", "renormalised, max", "oracle: tokens of objects")
+    yield from header("questions", "n", "everything kept", "FastV", *guides)
+    names = [
+        "random/seed=0/kept=32",
+        strategy_name("sum", "resoftmax", 4, "raw", "mean", 32),
+        EQUAL_VOICE.format(32),
+        f"combined/layer={LAYER}/rows=renormalised/aggregate=max/kept=32",
+        "oracle/tokens=objects/kept=32",
+    ]
+    for title, group in plots.GROUPS.items():
+        part = test.only(np.isin(test.kinds, group))
+        cells = [str(part.paired(name, FASTV.format(32))) for name in names]
+        shown = (f"{part.percent(name):.1f}" for name in ("vanilla", FASTV.format(32)))
+        yield row(title, len(part.scenes), *shown, *cells)
+
+
 def strategies(test: Models, _tuning: Models) -> Lines:
     """Every strategy, upstream's formula and renormalised, its rows raw."""
     columns = [(count, kept) for kept in (64, 32) for count in (2, 4)] + [(4, 128), (4, 192)]
@@ -157,26 +175,25 @@ def _short(name: str) -> str:
     return f"{parts['strategy']} {parts['normalise']}, {parts['heads']}, {parts['rows']} {parts['aggregate']}"
 
 
-def depth(test: Models, _tuning: Models) -> Lines:
+def depth(layers: Models) -> Lines:
     """FastV at layer K at an equal budget."""
-    budgets = {192: (1, 2, 3, 4, 6, 8, 10), 128: (1, 2, 3, 4, 6), 64: (1, 2, 3)}
     yield from header("budget", "layer K", "mean of raw rows", *(f"{rows} {agg}" for rows, agg in COMBINATIONS[1:]))
-    for budget, places in budgets.items():
+    for budget, places in DEPTHS.items():
         for place in places:
             base, *others = (
                 f"depth/budget={budget}/layer={place}/rows={rows}/aggregate={agg}" for rows, agg in COMBINATIONS
             )
-            cells = [f"{test.percent(name):.1f} ({test.paired(name, base)})" for name in others]
-            yield row(budget, place, f"{test.percent(base):.1f}", *cells)
+            cells = [f"{layers.percent(name):.1f} ({layers.paired(name, base)})" for name in others]
+            yield row(budget, place, f"{layers.percent(base):.1f}", *cells)
 
 
 TABLES = {
     "combined": combined,
     "seeds": seeds,
+    "kinds": kinds,
     "strategies": strategies,
     "equal-voice": equal_voice,
     "picked": picked,
-    "depth": depth,
 }
 
 
@@ -198,14 +215,13 @@ def main() -> None:
     parser.add_argument("--doc", type=Path, required=True)
     arguments = parser.parse_args()
     test, tuning = Models(arguments.folders, "test"), Models(arguments.folders, "tuning")
-    tables = {name: list(table(test, tuning)) for name, table in TABLES.items()}
+    layers = Models(arguments.folders, "layers")
+    tables = {name: list(table(test, tuning)) for name, table in TABLES.items()} | {"depth": list(depth(layers))}
     arguments.doc.write_text(fill(arguments.doc.read_text(encoding="utf-8"), tables), encoding="utf-8")
     pictures = arguments.doc.with_suffix("")
     pictures.mkdir(exist_ok=True)
     facts = [dict(np.load(folder / "heads.facts.npz")) for folder in arguments.folders]
-    for line in plots.draw(
-        test, Models(arguments.folders, "heads"), Models(arguments.folders, "layers"), facts, pictures
-    ):
+    for line in plots.draw(test, Models(arguments.folders, "heads"), layers, facts, pictures):
         print(line)
 
 
