@@ -86,6 +86,12 @@ def test_a_chain_sees_what_the_first_left():
         ("finepruner", {"head_strategy": "fixed", "fixed_heads": "1+1"}, "fixed_heads: got '1.1'; expected different"),
         ("finepruner", {"head_strategy": "fixed", "fixed_heads": "1,2"}, "fixed_heads: got '1,2'; expected different"),
         ("finepruner", {"head_strategy": "fixed", "fixed_heads": 1, "heads": 4}, "heads: got 4; .* names its heads"),
+        ("finepruner", {"head_strategy": "recommended", "heads": 4}, "heads: got 4; .*'recommended' decides it"),
+        (
+            "finepruner",
+            {"head_strategy": "recommended", "rows": "renormalised"},
+            "rows: got 'renormalised'; .* decides",
+        ),
         ("cdpruner", {"relevance": "none", "clip": "x"}, "clip: got 'x'"),
         ("cdpruner", {"relevance": "words"}, "relevance: got 'words'; known: clip, embedding, none"),
         ("vispruner", {"important_ratio": 1.5}, "important_ratio: got 1.5; expected a number from 0 to 1"),

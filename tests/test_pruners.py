@@ -127,6 +127,17 @@ def test_fixed_heads_guide_whatever_they_look_at():
         build_pruner("finepruner", head_strategy="fixed", fixed_heads="3+9").check_heads(8)
 
 
+@pytest.mark.parametrize("guide", ["fastv", "pdrop"])
+def test_recommended_is_every_head_with_an_equal_voice(guide):
+    attention = torch.rand(3, 8, 50, generator=torch.Generator().manual_seed(0)) ** 3
+    attention = attention * torch.linspace(0.1, 3, 8)[:, None]
+    context = DecoderContext(2, attention, torch.ones(3, 50, dtype=torch.bool))
+    chosen = build_pruner("finepruner", head_strategy="recommended", guide=guide).select(context, 20)
+    wanted = build_pruner(guide, rows="renormalised", aggregate="max").select(context, 20)
+    assert torch.equal(chosen.keep, wanted.keep) and chosen.heads.tolist() == [list(range(8))] * 3
+    assert not torch.equal(chosen.keep, build_pruner(guide).select(context, 20).keep)
+
+
 def test_equal_voices_undo_what_a_loud_head_does():
     loud = torch.tensor([0.3, 0.3, 0.2])
     quiet = torch.tensor([0.0, 0.0, 0.05])

@@ -24,7 +24,9 @@ from finepruner_lmms.queries import QUERIES, query_rows
 from finepruner_lmms.scores import head_rows, token_scores
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
-CONSENSUS, FIXED = "consensus", "fixed"
+CONSENSUS, FIXED, RECOMMENDED = "consensus", "fixed", "recommended"
+EQUAL_VOICE = {"rows": "renormalised", "aggregate": "max"}
+"""What `recommended` stands for, with all heads: see docs/head_study.md."""
 
 
 @register("finepruner", "fastv+finepruner")
@@ -40,7 +42,8 @@ class FinePruner(AttentionGuided):
     `head_strategy="consensus"` chooses heads and their weights by `finepruner_lmms.consensus` with `preset` (None is
     `doc`); the number of heads follows from the attention. `heads` has no effect, but in the preset `calibrated`: there
     it is the number that the attention's complexity adjusts. `head_strategy="fixed"` always takes the heads named in
-    `fixed_heads`, one number or several joined by `+`, counted from 0.
+    `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="recommended"` is what our head
+    study supports (docs/head_study.md): all heads, each with an equal voice.
     """
 
     guide: str = "fastv"
@@ -59,8 +62,12 @@ class FinePruner(AttentionGuided):
             raise ValueError(f"layer: got {self.layer!r}; guide={self.guide!r} has depths of its own, so leave it out")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
-        check_choice("head_strategy", self.head_strategy, (*head_selection.known_strategies(), CONSENSUS, FIXED))
+        check_choice(
+            "head_strategy", self.head_strategy, (*head_selection.known_strategies(), CONSENSUS, FIXED, RECOMMENDED)
+        )
         self._check_fixed()
+        if self.head_strategy == RECOMMENDED:
+            self._check_recommended()
         if self.head_strategy == CONSENSUS:
             self._check_consensus()
         elif self.preset is not None:
@@ -83,6 +90,12 @@ class FinePruner(AttentionGuided):
         if self.normalise != "resoftmax":
             raise ValueError(f"normalise: got {self.normalise!r}; head_strategy='fixed' ranks nothing, so leave it out")
         self.named_heads  # noqa: B018 - raises where they are wrong
+
+    def _check_recommended(self) -> None:
+        usual = {"heads": None, "normalise": "resoftmax", "rows": "raw", "aggregate": "mean"}
+        for name, default in usual.items():
+            if (value := getattr(self, name)) != default:
+                raise ValueError(f"{name}: got {value!r}; head_strategy='recommended' decides it, so leave it out")
 
     @cached_property
     def named_heads(self) -> tuple[int, ...]:
@@ -110,15 +123,15 @@ class FinePruner(AttentionGuided):
                 stacklevel=2,
             )
 
+    @property
+    def combination(self) -> dict[str, str]:
+        """How the rows of the heads become one score: `rows` and `aggregate`."""
+        return EQUAL_VOICE if self.head_strategy == RECOMMENDED else {"rows": self.rows, "aggregate": self.aggregate}
+
     @cached_property
     def guided(self) -> AttentionGuided:
         """The method whose rows the heads provide."""
-        common: dict[str, Any] = {
-            "budget": self.budget,
-            "rows": self.rows,
-            "aggregate": self.aggregate,
-            "positions": self.positions,
-        }
+        common: dict[str, Any] = {"budget": self.budget, "positions": self.positions, **self.combination}
         if self.guide == "fastv":
             common["layer"] = self.layer
         return GUIDED[self.guide](**common)
@@ -154,7 +167,7 @@ class FinePruner(AttentionGuided):
         chosen, scores = self._rank(attention)
         # ascending, so that choosing every head adds them up in the same order as without a choice
         index = chosen.sort(dim=1).values[..., None].expand(-1, -1, attention.shape[2])
-        tokens = token_scores(attention.gather(1, index), self.rows, self.aggregate)
+        tokens = token_scores(attention.gather(1, index), **self.combination)
         return replace(self.guided.choose(tokens, context, retained), heads=chosen, head_scores=scores)
 
     def _rank(self, attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,6 +175,9 @@ class FinePruner(AttentionGuided):
         if self.head_strategy == FIXED:
             chosen = torch.tensor(self.named_heads, device=attention.device).expand(len(attention), -1)
             return chosen, torch.zeros_like(attention[..., 0]).scatter(1, chosen, 1.0)
+        if self.head_strategy == RECOMMENDED:
+            every = torch.arange(attention.shape[1], device=attention.device).expand(len(attention), -1)
+            return every, torch.ones_like(attention[..., 0])
         count = self._heads_of(attention)
         scores = head_selection.head_scores(attention, self.head_strategy, count, self.normalise)
         return head_selection.best_heads(scores, count), scores
