@@ -1,8 +1,9 @@
 """Checkpoints of the original LLaVA code base, read into an unmodified transformers LLaVA.
 
 The prompt needs a token that stands for the image, so the vocabulary grows as in the published conversions: `<image>`
-and `<pad>` behind the last word, and rows up to a multiple of 64. A new row is the mean of the trained ones: its logit
-is the mean of theirs, which is never the largest, and `generate` is told to leave it out.
+and `<pad>` behind the last word, and rows up to a multiple of 64. A new row is the mean of the trained ones of its
+matrix: its logit is the mean of theirs, which is never the largest, and `generate` is told to leave it out. (The
+conversions draw both matrices' rows around the mean input embedding, whose logit has no such bound.)
 """
 
 from __future__ import annotations
