@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +31,7 @@ launch: {{batch_size: 8}}
 Answers = dict[str, list[tuple[int, str]]]
 
 
-def run_matrix(folder: Path, data: Path, pretrained: Path, env: dict[str, str]) -> tuple[Answers, dict[str, float]]:
+def run_matrix(folder: Path, data: object, pretrained: object, env: dict[str, str]) -> tuple[Answers, dict[str, float]]:
     """A run of the command line; answers and metrics by task."""
     folder.mkdir()
     config = folder / "matrix.yaml"
@@ -61,25 +59,6 @@ def run_here(folder: Path) -> tuple[Answers, dict[str, float]]:
     return answers, metrics
 
 
-def run_lmms_eval(folder: Path, env: dict[str, str]) -> tuple[Answers, dict[str, float]]:
-    """lmms-eval's own command line on the tasks of `data: hub`; answers and metrics by task."""
-    names = ",".join(BENCHMARKS[name].task for name in NAMES)
-    command = [sys.executable, "-m", "lmms_eval", "--model", "llava_finepruner", "--batch_size", "8"]
-    command += ["--model_args", "pretrained=demo,method=fastv,budget=64", "--limit", str(LIMIT), "--log_samples"]
-    command += ["--tasks", names, "--include_path", str(tasks.overrides_dir()), "--output_path", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
-    found = list(folder.glob("demo/*_results.json"))
-    assert len(found) == 1, f"{done.stdout}\n{done.stderr}"
-    values = json.loads(found[0].read_text())["results"]
-    metrics = {name: float(values[BENCHMARKS[name].task][BENCHMARKS[name].metric]) for name in NAMES}
-    answers = {}
-    for name in NAMES:
-        (file,) = folder.rglob(f"*_samples_{BENCHMARKS[name].task}.jsonl")
-        samples = [json.loads(line) for line in file.read_text().splitlines()]
-        answers[name] = sorted((sample["doc_id"], sample["filtered_resps"]) for sample in samples)
-    return answers, metrics
-
-
 def test_the_hub_a_prepared_root_and_the_miniatures_give_the_same(tmp_path, monkeypatch):
     home = tmp_path / "home"
     lay_out(tmp_path / "hub")
@@ -88,7 +67,7 @@ def test_the_hub_a_prepared_root_and_the_miniatures_give_the_same(tmp_path, monk
         finepruner("prepare", "--data", tmp_path / "root", "--tasks", ",".join(NAMES), "--checkpoint", CHECKPOINT,
                    "--accept-rows", env=env)  # fmt: skip
         mirror.requests.clear()
-        answers, metrics = run_lmms_eval(tmp_path / "lmms", env)
+        answers, metrics = run_matrix(tmp_path / "hub-run", "hub", "demo", env)
         asked = {path for _, path, _ in mirror.requests}
         assert all(any(f"/{repository(name)}/resolve/" in path for path in asked) for name in NAMES)
         # `datasets` fetches every split, `prepare` the one that is evaluated
@@ -98,7 +77,7 @@ def test_the_hub_a_prepared_root_and_the_miniatures_give_the_same(tmp_path, monk
     # the mirror is gone, and the network is switched off
     off = env | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     model = tmp_path / "root" / "checkpoints" / CHECKPOINT
-    assert run_matrix(tmp_path / "run", tmp_path / "root", model, off) == (answers, pytest.approx(metrics))
+    assert run_matrix(tmp_path / "root-run", tmp_path / "root", model, off) == (answers, pytest.approx(metrics))
     assert run_here(tmp_path) == (answers, pytest.approx(metrics))
 
     # what was loaded from the hub once can be used without it; what was not is refused before anything is launched
