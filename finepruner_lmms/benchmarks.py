@@ -37,7 +37,7 @@ class Benchmark:
     points: Callable[[np.ndarray], np.ndarray]
     full: Callable[[np.ndarray], np.ndarray]
     judged: bool = False
-    """Whether a judge scores the answers, so that they have no score when lmms-eval is done."""
+    """Whether only a judge can score the answers, so that they have no score when lmms-eval is done."""
 
     @property
     def task(self) -> str:

@@ -15,11 +15,11 @@ from judge_server import fails, knows, says
 from finepruner_lmms.judge import client as client_module
 from finepruner_lmms.judge import mmvet, settings
 from finepruner_lmms.judge.answers import AnswersError, read_answers, score_file, write_answers
-from finepruner_lmms.judge.client import ChatClient, GarbledReply, JudgeError, JudgeUnavailable
+from finepruner_lmms.judge.client import JudgeError, JudgeUnavailable
 from finepruner_lmms.judge.judgements import Judgements, JudgementsError
-from finepruner_lmms.judge.mmbench import letter
-from finepruner_lmms.judge.scoring import Scorer
+from finepruner_lmms.judge.scoring import MMBENCH, MMVET, Scorer
 from finepruner_lmms.judge.settings import JudgeServer, check_command_line, completions_url, from_environment
+from finepruner_lmms.tasks.mmbench import circular_hits, static_letter
 
 KEY = "sk-secret-0123456789"
 
@@ -54,7 +54,7 @@ TWELVE = entries(*[("red", "red" if number % 3 else "blue", "rec") for number in
 
 def score(judge, answers, file, **options) -> list[float]:
     with Scorer(judge, Judgements(file)) as scorer:
-        return scorer.score(answers, **options)[0]
+        return [entry["score"] for entry in scorer.score(MMVET, answers, **options)[0]]
 
 
 def lines(file) -> list[dict]:
@@ -348,18 +348,65 @@ def test_a_file_of_answers_is_ours_or_lmms_evals(tmp_path):
 # -- MMBench ----------------------------------------------------------------------------------------------------------
 
 
+def choice(said: str, right: str = "A", options=("a teddy bear", "a rabbit", None, None), index: int = 1) -> dict:
+    entry = {"index": index, "question": "What is it", "answer": right, "category": "c", "prediction": said}
+    return entry | dict(zip("ABCD", options, strict=True))
+
+
+def read_letters(judge: JudgeServer | str, answers: list[dict], file) -> tuple[list[str | None], dict]:
+    with Scorer(judge, Judgements(file)) as scorer:
+        judged, about = scorer.score(MMBENCH, answers)
+    return [entry.get("letter") for entry in judged], about
+
+
 def test_the_judge_finds_the_letter_of_an_answer_in_words(tmp_path):
-    options = {"A": "teddy bear", "B": "rabbit", "C": "nan", "D": ""}
     replies = iter(["B", "E", "C", "Z", "A."])
-    with Server(lambda *_: says(next(replies))) as server, Judgements(tmp_path / "j") as memory:
-        with ChatClient(settings_of(server)) as client:
-            assert letter("What is it", options, "a bunny", client, memory, "1") == "B"
-            assert letter("What is it", options, "a bunny", client, memory, "1") == "B" and len(server.requests) == 1
-            assert letter("What is it", options, "a spider", client, memory, "2") is None
-            # C is no option here, Z no letter: garbage, until it says one
-            assert letter("What is it", options, "a cuddly toy", client, memory, "3") == "A"
-        assert "A. teddy bear B. rabbit\n" in server.requests[0]["body"]["messages"][0]["content"]
-    with Server(lambda *_: says("who knows")) as server, Judgements(tmp_path / "j") as memory:
-        client = ChatClient(settings_of(server))
-        with client, pytest.raises(GarbledReply, match=r"one of A, B, E.*who knows"):
-            letter("What is it", options, "a moose", client, memory, "4")
+    bunny = choice("my bunny")
+    with Server(lambda *_: says(next(replies))) as server:
+        judge = settings_of(server, workers=1)
+        assert read_letters(judge, [bunny, choice("my spider")], tmp_path / "j")[0] == ["B", "E"]
+        assert read_letters(judge, [bunny], tmp_path / "j")[0] == ["B"] and len(server.requests) == 2
+        # C is no option here, Z no letter: garbage, until it says one
+        assert read_letters(judge, [choice("cuddly")], tmp_path / "j")[0] == ["A"] and len(server.requests) == 5
+        asked = server.requests[0]["body"]["messages"][0]["content"]
+    assert asked.endswith("Question: What is it\nOptions: A. a teddy bear B. a rabbit\nAnswer: my bunny\nLetter:")
+    with Server(lambda *_: says("who knows")) as server, pytest.raises(JudgeError, match=r"one of A, B, E.*who knows"):
+        read_letters(settings_of(server), [choice("a moose")], tmp_path / "j")
+
+
+READABLE = ["B", "B.", "(B)", "B. a rabbit", "The answer is B.", "It is A RABBIT", "E", "D", "a big A."]
+
+
+def test_the_judge_is_not_asked_where_a_letter_can_be_read_or_nothing_was_said(tmp_path):
+    answers = [choice(said) for said in [*READABLE, "", " \n"]]
+    with Server(lambda *_: says("A")) as server:
+        letters, about = read_letters(settings_of(server), answers, tmp_path / "j")
+        assert letters == [None] * len(answers) and server.requests == []
+    assert (about["name"], about["models"], about["asked"]) == ("judge-1", [], 0)
+    assert [static_letter(entry) for entry in answers] == [*"BBBBBBEDA", None, None]
+    # a letter inside a word, that the static scorer guesses from; two options; a letter that may be an article
+    unread = ["Dogs", "a rabbit or a teddy bear", "A very big furry thing", "毛绒熊"]
+    assert [static_letter(choice(said)) for said in unread] == [None] * 4
+
+
+@pytest.mark.parametrize("right", ["A", "B"])
+def test_what_is_read_is_what_the_static_scorer_counts(right):
+    for said in READABLE:
+        entry = choice(said, right)
+        assert circular_hits([entry]) == {1: int(static_letter(entry) == right)}
+
+
+def test_a_question_counts_if_its_letters_read_or_judged_are_right_in_every_order():
+    orders = [choice("A", "A"), choice("the soft one", "B", index=1_000_001)]
+    assert circular_hits(orders) == {1: 0}
+    for letter, hit in (("B", 1), ("A", 0), ("E", 0)):
+        assert circular_hits([orders[0], orders[1] | {"letter": letter}]) == {1: hit}
+
+
+def test_mmbench_has_no_string_match_and_wants_whole_entries(tmp_path):
+    with pytest.raises(ValueError, match="got 'exact'; there is no string match for the letter"):
+        read_letters("exact", [choice("a moose")], tmp_path / "j")
+    with pytest.raises(ValueError, match="answer 0: has no 'prediction'; expected index, question"):
+        read_letters(
+            JudgeServer(url="http://h", model="m"), [{"index": 1, "question": "?", "answer": "A"}], tmp_path / "j"
+        )

@@ -67,13 +67,14 @@ def test_answers_wait_until_they_are_judged(store):
     store.save_matrix(record("later"))
     text = render(leaderboard(store), "text")
     assert text.count("waiting") == 4 and "questions" not in text  # two cells, and the note
-    assert [state.reason for state in store.states(CELLS)] == ["4 questions answered, waiting for the judge"] * 2
+    cells = record("exact")["cells"]
+    assert [state.reason for state in store.states(cells)] == ["4 questions answered, waiting for the judge"] * 2
     score(store, "exact")
     assert names(store, "exact") == names(store, "later") == ["done", "done"]  # `later` takes any judge's scores
     board = leaderboard(store)
     assert [line.scores["mmvet"].shown for line in board.lines] == [75, 50]
     assert board.judges == {"mmvet": ("exact",)} and "MM-Vet (exact)" in render(board, "markdown")
-    result = store.states(CELLS)[0].result
+    result = store.states(cells)[0].result
     assert result["metrics"] == {"gpt_eval_score,none": 75, "rec": 100, "ocr": 0, "know": 100, "math": 100}
 
 

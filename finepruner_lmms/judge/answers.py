@@ -12,7 +12,7 @@ from typing import Any, Literal
 from finepruner_lmms.judge import mmvet
 from finepruner_lmms.judge.judgements import Judgements
 from finepruner_lmms.judge.mmvet import Entry
-from finepruner_lmms.judge.scoring import Progress, Scorer
+from finepruner_lmms.judge.scoring import MMVET, Progress, Scorer
 from finepruner_lmms.judge.settings import JudgeServer
 
 
@@ -66,8 +66,7 @@ def score_file(
     """
     entries = read_answers(file)
     with Scorer(judge, Judgements(file.with_name("judgements.jsonl"))) as scorer:
-        scores, about = scorer.score(entries, on_progress)
-    judged = [entry | {"score": score} for entry, score in zip(entries, scores, strict=True)]
+        judged, about = scorer.score(MMVET, entries, on_progress)
     outcome = {"scores": mmvet.totals(judged), "questions": len(judged), "judge": about}
     target = file.with_name(f"{file.name}.score.json")
     partial = target.with_name(f".{target.name}.{os.getpid()}")

@@ -3,42 +3,54 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
 
-from finepruner_lmms.judge.client import ChatClient
-from finepruner_lmms.judge.judgements import Judgements
-from finepruner_lmms.judge.judging import Case, judge_one
+from finepruner_lmms.judge.judging import Case
+from finepruner_lmms.tasks.mmbench import LETTERS, aggregate, options_of, static_letter
 
+_FIELDS = ("index", "question", "answer", "prediction", *LETTERS)
 _NONE = "E"
 _INSTRUCTIONS = (
     "A multiple-choice question was answered in words. Say which option means the same as the answer. Reply with the "
     f"option's letter alone, or with {_NONE} if the answer means none of the options.\n"
 )
 
+Entry = dict[str, Any]
+"""A row of the circular score, in lmms-eval's names: `index`, `question`, `answer`, `prediction`, `A` to `D`."""
 
-def letter(
-    question: str, options: Mapping[str, str], answer: str, client: ChatClient, memory: Judgements, document: str
-) -> str | None:
-    """The letter of the option that `answer` means, or None if it means none of them. `JudgeError` as for `judge_one`.
 
-    `options` are by letter; empty ones and "nan" do not count. `document` names the question in the judgements file.
+def case(entry: Entry) -> Case | None:
+    """What the judge is asked; None where a letter can be read, or nothing was answered.
+
+    Its value is the letter of the option that the answer means, or "E", which is never right.
     """
-    found = str(judge_one(case(question, options, answer, document), client, memory)["value"])
-    return None if found == _NONE else found
-
-
-def case(question: str, options: Mapping[str, str], answer: str, document: str) -> Case:
-    """What the judge is asked."""
-    given = {name: text for name, text in options.items() if isinstance(text, str) and text not in ("", "nan")}
-    shown = " ".join(f"{name}. {text}" for name, text in given.items())
-    prompt = f"{_INSTRUCTIONS}Question: {question}\nOptions: {shown}\nAnswer: {answer}\nLetter:"
+    answer = str(entry["prediction"])
+    if not answer.strip() or static_letter(entry) is not None:
+        return None
+    options = options_of(entry)
+    shown = " ".join(f"{name}. {text}" for name, text in options.items())
+    prompt = f"{_INSTRUCTIONS}Question: {entry['question']}\nOptions: {shown}\nAnswer: {answer}\nLetter:"
+    known = [*options, _NONE]
 
     def read(reply: str) -> str:
         said = reply.strip().strip("*`\"'().:").strip()
-        known = [*given, _NONE]
         if said not in known:
             raise ValueError(f"expected one of {', '.join(known)}")
         return said
 
     fingerprint = hashlib.sha256(_INSTRUCTIONS.encode()).hexdigest()[:12]
-    return Case(document, answer, prompt, fingerprint, read)
+    return Case(str(entry["index"]), answer, prompt, fingerprint, read)
+
+
+def check_entries(entries: Sequence[Entry]) -> None:
+    """`ValueError` naming what is missing in an answered question."""
+    for number, entry in enumerate(entries):
+        for name in _FIELDS:
+            if not isinstance(entry, dict) or name not in entry:
+                raise ValueError(f"answer {number}: has no {name!r}; expected {', '.join(_FIELDS)}")
+
+
+def totals(entries: Sequence[Entry]) -> dict[str, float]:
+    """The circular score in percent, with the letters that were judged."""
+    return {"total": aggregate(entries)}

@@ -77,6 +77,11 @@ def _number(word: str) -> float | None:
 # -- without a judge --------------------------------------------------------------------------------------------------
 
 
+def exact(entry: Entry) -> float:
+    """The `exact_score` of an answered question."""
+    return exact_score(str(entry["gt_answer"]), str(entry["pred_answer"]))
+
+
 def exact_score(truth: str, answer: str) -> float:
     """The share of the `<AND>` parts of `truth` that stand in `answer`, by the best of its `<OR>` alternatives.
 

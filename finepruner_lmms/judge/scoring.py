@@ -1,18 +1,41 @@
-"""From answered questions of MM-Vet to judged ones, whoever the judge is."""
+"""From answered questions to judged ones, whoever the judge and whatever the benchmark is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from finepruner_lmms.judge import mmvet
+from finepruner_lmms.judge import mmbench, mmvet
 from finepruner_lmms.judge.client import ChatClient
 from finepruner_lmms.judge.judgements import Judgements
-from finepruner_lmms.judge.judging import judge_all
-from finepruner_lmms.judge.mmvet import Entry
+from finepruner_lmms.judge.judging import Case, judge_all
 from finepruner_lmms.judge.settings import JudgeServer
 
+Entry = dict[str, Any]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the answers to a benchmark are judged.
+
+    What the judge finds becomes the entry's `field`. `case` is what it is asked, or None where it is not needed;
+    `exact` finds the same by string match, where that can be. `totals` are the judged entries' scores in percent, by
+    name, `total` among them; `check` raises `ValueError` for what is no entry.
+    """
+
+    field: str
+    check: Callable[[Sequence[Entry]], None]
+    case: Callable[[Entry], Case | None]
+    totals: Callable[[Sequence[Entry]], dict[str, float]]
+    exact: Callable[[Entry], Any] | None = None
+
+
+MMVET = Rules("score", mmvet.check_entries, mmvet.case, mmvet.totals, mmvet.exact)
+MMBENCH = Rules("letter", mmbench.check_entries, mmbench.case, mmbench.totals)
+RULES = {"mmvet": MMVET, "mmbench": MMBENCH, "mmbench_cn": MMBENCH}
+"""By benchmark."""
 
 
 class Scorer:
@@ -36,15 +59,22 @@ class Scorer:
             self._client.__exit__(*problem)
 
     def score(
-        self, entries: Sequence[Entry], on_progress: Progress | None = None
-    ) -> tuple[list[float], dict[str, Any]]:
-        """The score of each answer, 0 to 1, and what to remember of the judge. `JudgeError` if one has none."""
-        mmvet.check_entries(entries)
+        self, rules: Rules, entries: Sequence[Entry], on_progress: Progress | None = None
+    ) -> tuple[list[Entry], dict[str, Any]]:
+        """The judged entries, and what to remember of the judge. `JudgeError` if one could not be judged."""
+        rules.check(entries)
         if self._client is None:
-            scores = [mmvet.exact_score(str(e["gt_answer"]), str(e["pred_answer"])) for e in entries]
-            return scores, {"name": "exact"}
-        cases = [mmvet.case(entry) for entry in entries]
-        found = judge_all(cases, self._client, self._memory, on_progress)
+            if rules.exact is None:
+                raise ValueError(f"judge: got 'exact'; there is no string match for the {rules.field} of an answer")
+            return [entry | {rules.field: rules.exact(entry)} for entry in entries], {"name": "exact"}
+        cases = [rules.case(entry) for entry in entries]
+        asked = [case for case in cases if case is not None]
+        found = judge_all(asked, self._client, self._memory, on_progress)
+        values = iter(one["value"] for one in found)
+        judged = [
+            entry if case is None else entry | {rules.field: next(values)}
+            for entry, case in zip(entries, cases, strict=True)
+        ]
         server = self._client.server
         about = {"name": server.name, "host": server.host, "models": sorted({str(one["model"]) for one in found})}
-        return [float(one["value"]) for one in found], about | {"rubric": cases[0].rubric if cases else None}
+        return judged, about | {"asked": len(asked), "rubric": asked[0].rubric if asked else None}

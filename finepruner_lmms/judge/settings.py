@@ -12,12 +12,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 VARIABLE = "FINEPRUNER_JUDGE"
 """What a plain lmms-eval run reads: `exact`, `later`, or the address of a server."""
+OPTIONAL = frozenset({"mmbench", "mmbench_cn"})
+"""The benchmarks that are judged only if a judge is told to."""
 _OPTIONS = ("model", "key_env", "timeout", "retries", "workers")
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 class JudgeServer(BaseModel):
     """A language model behind an OpenAI-compatible endpoint. `timeout` is seconds a request, `retries` after the first.
+
+    `mmbench`: whether it also finds the options that answers to MMBench mean, where no letter can be read.
 
     `url` is the server's address with or without `/v1`, or the full one of its chat completions. The key is read from
     the environment variable `key_env` when it is needed, and is written nowhere.
@@ -31,6 +35,7 @@ class JudgeServer(BaseModel):
     timeout: float = Field(default=60, gt=0)
     retries: int = Field(default=5, ge=0, le=50)
     workers: int = Field(default=8, ge=1, le=256)
+    mmbench: bool = False
 
     @field_validator("url")
     @classmethod
@@ -48,6 +53,11 @@ class JudgeServer(BaseModel):
     def name(self) -> str:
         """What its judgements are stored under."""
         return self.model
+
+    @property
+    def also(self) -> frozenset[str]:
+        """The benchmarks that have a score without a judge, and are judged by this one all the same."""
+        return OPTIONAL if self.mmbench else frozenset()
 
     @property
     def host(self) -> str:

@@ -71,8 +71,7 @@ def run(config: Config, output: OutputOption = None) -> None:
             display.note(f"{total} cells, {finished} done before, {len(left)} to do; results in {store.root}")
             try:
                 run_cells(store, matrix.file, left, display)
-                if (asked := matrix.file.judge) is not None and asked != "later":
-                    judge_cells(store, record, asked, display)
+                judge_cells(store, record, matrix.file.judge, display)
             except LaunchError as error:
                 display.note(str(error))
             except (JudgeError, JudgementsError) as error:
@@ -219,6 +218,9 @@ def judge(
     url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, such as http://host:8000/v1.")] = None,
     model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
     key_env: Annotated[str | None, typer.Option(help="The environment variable with its key.")] = None,
+    mmbench: Annotated[
+        bool | None, typer.Option("--mmbench/--no-mmbench", help="Also the letters of answers to MMBench in words.")
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="By string match instead, without a server.")] = False,
 ) -> None:
     """Judge the answers that wait for it, in a run's directory or in a file that lmms-eval left; goes on where it was.
@@ -231,7 +233,7 @@ def judge(
     from finepruner_lmms.matrix.judging import judge_file, judge_run
     from finepruner_lmms.matrix.store import StoreError
 
-    options = {"url": url, "model": model, "key_env": key_env}
+    options = {"url": url, "model": model, "key_env": key_env, "mmbench": mmbench}
     try:
         text = (judge_file if target.is_file() else judge_run)(target, options, exact)
     except JudgeError as error:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.checks import nearest
-from finepruner_lmms.judge.settings import Judge, JudgeServer, explain
+from finepruner_lmms.judge.settings import OPTIONAL, Judge, JudgeServer, explain
 
 Place = tuple[str | int, ...]
 
@@ -251,8 +251,18 @@ def _check_judge(file: MatrixFile, errors: _Errors) -> None:
             "server), `judge: later` (answers now, `judge OUTPUT` afterwards), or `judge: exact` (string match, not "
             "comparable with published scores)",
         )
-    if file.judge is not None and not judged:
-        errors.add(("judge",), "judge: none of the tasks is judged; leave it out")
+    also = file.judge.also if isinstance(file.judge, JudgeServer) else frozenset()
+    if also and not also & set(file.tasks):
+        known = " or ".join(sorted(also))
+        errors.add(("judge", "mmbench"), f"judge.mmbench: got true, but none of the tasks is {known}; leave it out")
+    elif also and file.submission:
+        errors.add(
+            ("judge", "mmbench"),
+            "judge.mmbench: got true, but with `submission: true` a server scores MMBench; leave one of them out",
+        )
+    elif file.judge is not None and not judged and not also:
+        could = OPTIONAL & set(file.tasks) and ", or give a server with `mmbench: true`, which judges MMBench"
+        errors.add(("judge",), f"judge: none of the tasks is judged; leave it out{could or ''}")
     if isinstance(file.judge, JudgeServer):
         try:
             key = file.judge.key()

@@ -1,11 +1,15 @@
-"""The judge in a matrix: cells that are answered and wait for a score, and how they get it."""
+"""The judge in a matrix: which cells it scores, and how those that are answered and wait get their scores.
+
+A record says it of each cell: one with the key `judge` is scored by that judge, by any if it is None; one without, by
+its task alone.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
@@ -13,11 +17,11 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.judge import mmvet
 from finepruner_lmms.judge.answers import score_file
 from finepruner_lmms.judge.judgements import Judgements
-from finepruner_lmms.judge.scoring import Scorer
+from finepruner_lmms.judge.scoring import RULES, Scorer
 from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment, judge_name
 from finepruner_lmms.matrix.progress import display_for
 from finepruner_lmms.matrix.runner import Display, score_text
-from finepruner_lmms.matrix.store import Json, Store, read_answered, read_lines, write_result
+from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
 from finepruner_lmms.matrix.table import MISSING
 
 
@@ -25,11 +29,17 @@ def assign(record: Json, judge: Judge | None) -> Json:
     """The record of a matrix with `judge` in charge: its judged cells are done only with this one's scores."""
     settings: Any = judge.model_dump() if isinstance(judge, JudgeServer) else judge
     name = None if judge is None else judge_name(judge)
-    cells = [
-        {**cell, "judge": name} if BENCHMARKS[cell["task"]].judged else cell  # None takes any judge's
-        for cell in record["cells"]
-    ]
+    cells = [{key: value for key, value in cell.items() if key != "judge"} for cell in record["cells"]]
+    cells = [cell | {"judge": name} if _is_judged(cell, judge) else cell for cell in cells]
     return record | {"judge": settings, "cells": cells}
+
+
+def _is_judged(cell: Json, judge: Judge | None) -> bool:
+    task = cell["task"]
+    if BENCHMARKS[task].judged:
+        return True
+    sent = cell.get("spec", {}).get("submission", False)  # its server scores it
+    return isinstance(judge, JudgeServer) and task in judge.also and not sent
 
 
 def assigned(record: Json) -> Judge | None:
@@ -38,37 +48,54 @@ def assigned(record: Json) -> Judge | None:
     return JudgeServer.model_validate(judge) if isinstance(judge, dict) else judge
 
 
-def judge_cells(store: Store, record: Json, judge: JudgeServer | Literal["exact"], display: Display) -> None:
-    """Score the cells that wait. `JudgeError` if an answer could not be judged.
+def judge_cells(store: Store, record: Json, judge: Judge | None, display: Display) -> None:
+    """Score the cells that wait, but for those that are to be judged later. `JudgeError` if an answer could not be.
 
     What was judged until then is kept: in finished cells, and in the judgements file of the output directory.
     """
     states = zip(record["cells"], store.states(record["cells"]), strict=True)
     waiting = [cell for cell, state in states if state.name == "waiting"]
+    for cell in waiting:
+        if "judge" not in cell:
+            display.note(f"scored {cell['label']} without a judge: {score_text(_restore(store, cell))}")
+    judged = [cell for cell in waiting if "judge" in cell]
+    if judge is None or judge == "later" or not judged:
+        return
     with Scorer(judge, Judgements(store.root / "judgements.jsonl")) as scorer:
-        for cell in waiting:
+        for cell in judged:
             display.cell_started(cell)
             result = _score_cell(store, cell, scorer, display)
             display.note(f"judged {cell['label']}: {score_text(result)}")
 
 
+def _answers(store: Store, cell: Json) -> tuple[Json, list[Json]]:
+    found = keep_answers(store.cell_dir(cell), cell)
+    assert found is not None, "a cell waits only with its answers there"
+    return found
+
+
+def _restore(store: Store, cell: Json) -> Json:
+    """The score that the answers had before they were judged."""
+    result, samples = _answers(store, cell)
+    write_result(store.cell_dir(cell), result, samples)
+    return result
+
+
 def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> Json:
-    folder, benchmark = store.cell_dir(cell), BENCHMARKS[cell["task"]]
-    answered = read_answered(folder, cell)
-    assert answered is not None, "a cell waits only with its answers there"
+    benchmark, rules = BENCHMARKS[cell["task"]], RULES[cell["task"]]
+    answered, lines = _answers(store, cell)
     metric = benchmark.metric.partition(",")[0]
-    lines = read_lines(folder / "answers.jsonl")
-    scores, about = scorer.score([line["score"] for line in lines], display.cell_progress)
-    samples = [line | {"score": line["score"] | {"score": score}} for line, score in zip(lines, scores, strict=True)]
+    entries, about = scorer.score(rules, [line["score"] for line in lines], display.cell_progress)
+    samples = [line | {"score": entry} for line, entry in zip(lines, entries, strict=True)]
     logged = [sample | {metric: sample["score"]} for sample in samples]
-    totals = mmvet.totals([sample["score"] for sample in samples])
+    totals = rules.totals(entries)
     result = answered | {
         "metrics": {benchmark.metric: totals.pop("total"), **totals},
         "percent": benchmark.percent(logged),
         "standard_error": benchmark.standard_error(logged, {s["doc_id"]: s["image"] for s in samples}),
         "judge": about,
     }
-    write_result(folder, result, samples)
+    write_result(store.cell_dir(cell), result, samples)
     return result
 
 
@@ -80,6 +107,8 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
     store = Store(root)
     record = store.matrix()
     judge = choose(options, exact, _known(record))
+    if isinstance(judge, JudgeServer) and judge.mmbench and not judge.also & set(record["tasks"]):
+        raise ValueError(f"--mmbench: the run has neither of {', '.join(sorted(judge.also))}; leave it out")
     with store.lock():
         record = assign(record, judge)
         store.save_matrix(record)
@@ -91,6 +120,8 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
 
 def judge_file(file: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge a file of answers; its scores, as a table."""
+    if options.get("mmbench") is not None:
+        raise ValueError("--mmbench: is for the directory of a run; a file holds answers to MM-Vet")
     judge = choose(options, exact, _known({}))
     with display_for(Console(stderr=True), 1, 0) as display:
         display.cell_started({"label": file.name})
@@ -107,7 +138,7 @@ def _known(record: Json) -> Judge | None:
 def _capability_rows(store: Store, record: Json) -> list[dict[str, str]]:
     rows = []
     for cell, state in zip(record["cells"], store.states(record["cells"]), strict=True):
-        if state.result is not None and BENCHMARKS[cell["task"]].judged:
+        if state.result is not None and "judge" in cell:
             metrics = state.result["metrics"]
             rows.append({"row": cell["label"]} | _shown(metrics | {"total": metrics[BENCHMARKS[cell["task"]].metric]}))
     return rows

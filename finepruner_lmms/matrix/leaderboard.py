@@ -64,6 +64,8 @@ class Leaderboard:
     questions: dict[str, int] = field(default_factory=dict)
     judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Who scored a task: `exact`, or models as their servers call them."""
+    asked: dict[str, int] = field(default_factory=dict)
+    """How many answers to a task were put to its judge, in all rows."""
 
 
 def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
@@ -87,17 +89,29 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     columns = tuple(name for name in dict.fromkeys(given) if name in used)
     answered = zip(record["cells"], results, strict=True)
     questions = {cell["task"]: result["answered"] for cell, result in answered if result is not None}
-    tasks, judges = tuple(record["tasks"]), _judges(record, results)
-    return Leaderboard(record["name"], tasks, columns, tuple(lines), record["num_visual_tokens"], questions, judges)
+    judges, asked = _judges(record, results)
+    return Leaderboard(
+        record["name"],
+        tuple(record["tasks"]),
+        columns,
+        tuple(lines),
+        record["num_visual_tokens"],
+        questions,
+        judges,
+        asked,
+    )
 
 
-def _judges(record: Json, results: Sequence[Json | None]) -> dict[str, tuple[str, ...]]:
+def _judges(record: Json, results: Sequence[Json | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+    """Who scored each task, and how many answers they were asked about."""
     found: dict[str, set[str]] = {}
+    asked: dict[str, int] = {}
     for cell, result in zip(record["cells"], results, strict=True):
         if result is not None and "judge" in result:
-            judge = result["judge"]
-            found.setdefault(cell["task"], set()).update(judge.get("models", [judge["name"]]))
-    return {task: tuple(sorted(names)) for task, names in found.items()}
+            judge, task = result["judge"], cell["task"]
+            found.setdefault(task, set()).update(judge.get("models") or [judge["name"]])  # none served, none asked
+            asked[task] = asked.get(task, 0) + judge.get("asked", 0)
+    return {task: tuple(sorted(names)) for task, names in found.items()}, asked
 
 
 def _lines(record: Json, states: Sequence[State]) -> list[Line]:

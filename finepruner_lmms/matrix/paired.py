@@ -67,9 +67,10 @@ def _by_task(
         results = [state.result for state in store.states(cells)]
         if any(result is None or "submission" in result for result in results):
             continue
-        judges = [result["judge"]["name"] for result in results if result is not None and "judge" in result]
+        judges = [result.get("judge", {}).get("name") for result in results if result is not None]
         if len(set(judges)) > 1:
-            raise StoreError(f"compare: the two rows of {task} were judged by {judges[0]!r} and {judges[1]!r}")
+            one_judge, other_judge = ("nobody" if name is None else repr(name) for name in judges)
+            raise StoreError(f"compare: the two rows of {task} were judged by {one_judge} and {other_judge}")
         one, other = (_samples(store, cell) for cell in cells)
         if [s["doc_id"] for s in one] != [s["doc_id"] for s in other]:
             raise StoreError(f"compare: the two rows answered different questions of {task}")

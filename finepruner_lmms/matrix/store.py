@@ -7,7 +7,7 @@
         status.json                 the attempt that is running or ran last: host, pid, start, launch
         attempt-<n>/                files that lmms-eval writes by itself
         cache/                      answers of an unfinished attempt
-        answers.jsonl, answered.json   of a task that is judged: what samples and result will be made of
+        answers.jsonl, answered.json   where a judge scores: what samples and result are made of
         samples.jsonl               a line a question: target, answer, score, image
         submission.json, .xlsx      for the server, where only that scores
         result.json                 written last, atomically; a cell is done if and only if this is valid
@@ -111,8 +111,8 @@ class Store:
         if result is not None:
             return State("done", result=result)
         status, error = read_json(folder / "status.json"), read_json(folder / "error.json")
-        if (answered := read_answered(folder, cell)) is not None:
-            return State("waiting", problem or f"{answered['answered']} questions answered, waiting for the judge")
+        if (found := find_answers(folder, cell)) is not None:
+            return State("waiting", problem or f"{found[0]['answered']} questions answered, waiting for the judge")
         if live and status is not None and status.get("state") == "running":
             return State("running", f"attempt {status['attempt']} on {status['host']}, process {status['pid']}")
         if error is not None:
@@ -173,8 +173,8 @@ class Store:
 def check_result(folder: Path, cell: Json) -> tuple[str, Json | None]:
     """The result if it is valid; otherwise what is wrong with it, or "" where there is none.
 
-    Valid: of this cell, its metric a number (or its submission there), as many questions answered as the task has, and
-    the samples unchanged.
+    Valid: of this cell, its metric a number (or its submission there), as many questions answered as the task has, the
+    samples unchanged, and scored by whom the cell names: its `judge`, any judge if that is None, none without the key.
     """
     path = folder / "result.json"
     if not path.exists():
@@ -184,8 +184,6 @@ def check_result(folder: Path, cell: Json) -> tuple[str, Json | None]:
         return "result.json is not readable as JSON", None
     if result.get("schema_version") != SCHEMA or result.get("id") != cell["id"]:
         return f"result.json is of {result.get('id')!r}, schema {result.get('schema_version')!r}", None
-    if cell.get("judge") is not None and result["judge"]["name"] != cell["judge"]:
-        return f"answered, waiting for the judge {cell['judge']!r}; {result['judge']['name']!r} judged before", None
     metric = BENCHMARKS[cell["task"]].metric
     written = result.get("submission")
     for name in () if written else (metric, "percent", "standard_error"):
@@ -198,7 +196,20 @@ def check_result(folder: Path, cell: Json) -> tuple[str, Json | None]:
         return f"result.json: {result.get('answered')!r} of {result.get('expected')!r} questions answered", None
     if not _is_file_of(folder / "samples.jsonl", result.get("samples_bytes")):
         return "samples.jsonl is missing or was changed after the result was written", None
+    if waits := _waits_for(cell, result):
+        return f"{result['answered']} questions answered, waiting {waits}", None
     return "", result
+
+
+def _waits_for(cell: Json, result: Json) -> str:
+    """Whom a result must be scored anew by, or "" if that is who scored it."""
+    judged = result["judge"]["name"] if "judge" in result else None
+    before = "" if judged is None else f"; {judged!r} judged before"
+    if "judge" not in cell:
+        return before and f"to be scored without a judge{before}"
+    if judged is None:
+        return "for the judge"
+    return "" if cell["judge"] in (None, judged) else f"for the judge {cell['judge']!r}{before}"
 
 
 def _is_file_of(path: Path, size: int | None) -> bool:
@@ -250,19 +261,38 @@ def write_result(folder: Path, result: Json, samples: list[Json]) -> None:
 
 
 def write_answered(folder: Path, result: Json, answers: list[Json]) -> None:
-    """Keep the answers of a task that is judged: `result` and `answers` lack nothing but the scores."""
+    """Keep the answers that a judge scores: `result` and `answers` lack nothing but what the judge says."""
     _write_lines(folder / "answered.json", result, folder / "answers.jsonl", answers)
     end_attempt(folder, "answered")
 
 
-def read_answered(folder: Path, cell: Json) -> Json | None:
-    """What `write_answered` was told, or None where it was not, or where the answers are no longer those."""
-    result = read_json(folder / "answered.json")
-    if result is None or result.get("schema_version") != SCHEMA or result.get("id") != cell["id"]:
+def find_answers(folder: Path, cell: Json) -> tuple[Json, Path] | None:
+    """What is known of a cell's answers before a judge scores them, and the file with a line each.
+
+    They are what `write_answered` was told, or else samples that were scored without a judge. None where they are not
+    there, or are no longer those.
+    """
+    for name, lines in (("answered.json", "answers.jsonl"), ("result.json", "samples.jsonl")):
+        found = read_json(folder / name)
+        if found is None or found.get("schema_version") != SCHEMA or found.get("id") != cell["id"]:
+            continue
+        whole = found.get("answered") == found.get("expected") and _is_file_of(
+            folder / lines, found.get("samples_bytes")
+        )
+        if whole and not {"judge", "submission"} & set(found):
+            return found, folder / lines
+    return None
+
+
+def keep_answers(folder: Path, cell: Json) -> tuple[Json, list[Json]] | None:
+    """What `find_answers` finds, and the lines; from now on they are in files of their own, which no score replaces."""
+    if (found := find_answers(folder, cell)) is None:
         return None
-    answers = folder / "answers.jsonl"
-    whole = answers.is_file() and answers.stat().st_size == result.get("samples_bytes")
-    return result if whole and result.get("answered") == result.get("expected") else None
+    about, file = found
+    lines = read_lines(file)
+    if file.name != "answers.jsonl":
+        write_answered(folder, about, lines)
+    return about, lines
 
 
 def read_lines(path: Path) -> list[Json]:

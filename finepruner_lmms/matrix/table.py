@@ -175,7 +175,9 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
             lines.append(f"{title} (exact) is scored by string match: not comparable with published scores.")
         if models := [name for name in judges if name != "exact"]:
             several = " More than one judge: scores of different judges are not comparable." if len(judges) > 1 else ""
-            lines.append(f"{title} is judged by {', '.join(models)}.{several}")
+            some = f": {board.asked[task]} answers without a letter read"
+            what = " is judged" if BENCHMARKS[task].judged else some
+            lines.append(f"{title}{what} by {', '.join(models)}.{several}")
     if any(line.waiting for line in board.lines):
         lines.append(f"{WAITING}: answered, waiting for the judge; `judge OUTPUT` asks it.")
     for line in board.lines:

@@ -1,4 +1,4 @@
-"""MMBench and MMBench-CN as LLaVA-1.5 was evaluated on them, scored without a judge."""
+"""MMBench and MMBench-CN as LLaVA-1.5 was evaluated on them, scored by lmms-eval's static scorer."""
 
 from __future__ import annotations
 
@@ -54,14 +54,27 @@ def aggregate(entries: Sequence[dict[str, Any]]) -> float:
 
 
 def circular_hits(entries: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Index of each question → 1 if lmms-eval's static scorer accepts it in every order of its options, else 0."""
+    """Index of each question → 1 if lmms-eval's static scorer accepts it in every order of its options, else 0.
+
+    An entry with a `letter`, which a judge found in the answer, counts as answered with that.
+    """
     import pandas as pd
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
-    data = pd.DataFrame(list(entries)).sort_values(by="index")
-    data["prediction"] = data["prediction"].astype(str)
+    read = [entry | {"prediction": str(entry.get("letter", entry["prediction"]))} for entry in entries]
+    data = pd.DataFrame(read).sort_values(by="index")
     answers = dict(zip(data["index"], data["answer"], strict=True))
     return {
         int(index): int(mmbench_evaluator.eval_sub_data(group, answers, static_only=True))
         for index, group in data.groupby(data["index"] % MILLION)
     }
+
+
+def static_letter(entry: dict[str, Any]) -> str | None:
+    """The letter that lmms-eval reads in an answer: one that stands there, else that of the one option whose text does.
+
+    Where it reads none, its static scorer guesses from any capital letter, "D" from "Dogs"; that is not this.
+    """
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+
+    return mmbench_evaluator.prefetch_answer(entry | {"prediction": str(entry["prediction"])}) or None
