@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from importlib import metadata
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from finepruner_lmms.data import machine, readiness
 from finepruner_lmms.data.check import Check, writable
+from finepruner_lmms.judge.settings import JudgeServer
 from finepruner_lmms.load import DEMO
 from finepruner_lmms.matrix.cli import app
 from finepruner_lmms.pruners import build_pruner
@@ -87,19 +89,18 @@ def test_the_clip_that_cdpruner_reads_questions_with_is_looked_for():
     assert check.status == "missing" and "nobody/clip" in check.text and "--checkpoint nobody/clip" in check.fix
 
 
-def test_mm_vet_needs_a_judge(monkeypatch):
-    monkeypatch.setitem(sys.modules, "finepruner_lmms.judge", None)
-    monkeypatch.setattr(readiness.importlib.util, "find_spec", lambda name: None)
-    assert readiness.judge_check().status == "missing"
-
-    class Judge:
-        @staticmethod
-        def readiness():
-            return False, "no server at http://127.0.0.1:1"
-
-    monkeypatch.setattr(readiness.importlib.util, "find_spec", lambda name: Judge)
-    monkeypatch.setattr(readiness.importlib, "import_module", lambda name: Judge)
-    assert readiness.judge_check().text == "no server at http://127.0.0.1:1"
+def test_who_judges_mm_vet_is_said(monkeypatch):
+    monkeypatch.delenv("FINEPRUNER_JUDGE", raising=False)
+    check = readiness.judge_check(None)
+    assert check.status == "warning" and "none is set" in check.text and "in a matrix file: `judge: ...`" in check.fix
+    assert readiness.judge_check("later") == Check("mmvet judge", "ok", "answers are judged later")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        judge = JudgeServer(url=f"http://127.0.0.1:{server.getsockname()[1]}", model="m", key_env="NO_SUCH_KEY")
+        check = readiness.judge_check(judge)
+        assert check.status == "ok" and "without a key (NO_SUCH_KEY is not set)" in check.text
+    assert "does not answer" in readiness.judge_check(judge).text
+    monkeypatch.setenv("FINEPRUNER_JUDGE", "exact")
+    assert doctor("--data", "demo", "--tasks", "mmvet", expect=0)["mmvet judge"]["text"] == "string match"
 
 
 def test_versions_are_compared_with_those_asked_for_and_tested(monkeypatch):

@@ -239,7 +239,11 @@ def test_a_root_changes_only_when_it_is_asked_to(mirror, env, tmp_path):
     table.select(range(60)).to_parquet(mirror.root / POPE)
     assert "there" in finepruner(*arguments, env=env).stdout
     assert read_manifest(tmp_path / "root" / "pope") == first
+    mine = tmp_path / "root" / "pope" / "test" / "mine.parquet"  # as one puts a test split beside it
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
     finepruner(*arguments, "--revision", "pope=main", env=env)
+    assert mine.read_bytes() == b"mine"
     second = read_manifest(tmp_path / "root" / "pope")
     assert second.rows == {"": 60} and second.revision != first.revision
     commit = mirror.commit("datasets", FACTS["pope"].repo)
@@ -376,6 +380,11 @@ def test_a_root_that_lost_something_is_refused_and_repaired(prepared, mirror, en
         folder(str(root))
     said = finepruner("prepare", "--data", root, "--tasks", "pope", "--accept-rows", env=env).stdout
     assert "preparing it anew" in said and folder(str(root)).is_dir()
+    shutil.copyfile(file, extra := file.with_name("more.parquet"))  # would be read with the others
+    assert f"data: {extra} is not of this benchmark's files" in refused()
+    said = finepruner("prepare", "--data", root, "--tasks", "pope", "--accept-rows", env=env, expect=1).stdout
+    assert f"{extra} lies among the files of a benchmark and is none; move it away" in said
+    extra.unlink()
     images = root / "gqa" / FACTS["gqa"].tables[1].folder / Path(file_of("gqa", 1)).name
     shutil.copytree(prepared[0] / "gqa", root / "gqa")
     images.unlink()

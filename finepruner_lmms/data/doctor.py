@@ -12,9 +12,10 @@ from rich.text import Text
 
 from finepruner_lmms.data.check import Check
 from finepruner_lmms.data.machine import machine_checks
-from finepruner_lmms.data.readiness import checkpoint_checks, clip_checks, task_checks
+from finepruner_lmms.data.readiness import checkpoint_checks, clip_checks, judge_check, task_checks
 
 if TYPE_CHECKING:
+    from finepruner_lmms.judge.settings import Judge
     from finepruner_lmms.pruners import Pruner
 
 _COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
@@ -22,13 +23,14 @@ _COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be run; what is None is not looked at. `pruners` are those of a matrix file."""
+    """What is to be run; what is None is not looked at. `pruners` and `judge` are those of a matrix file."""
 
     data: str | None = None
     tasks: Sequence[str] = ()
     pretrained: str | None = None
     attention: str = "sdpa"
     pruners: Sequence[Pruner] = ()
+    judge: Judge | None = None
 
 
 def examine(request: Request) -> list[Check]:
@@ -42,6 +44,8 @@ def examine(request: Request) -> list[Check]:
     if request.data is not None:
         for name in request.tasks:
             checks += task_checks(request.data, name)
+        if "mmvet" in request.tasks:
+            checks.append(judge_check(request.judge))
     return checks
 
 

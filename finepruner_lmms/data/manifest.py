@@ -19,7 +19,7 @@ from typing import Any
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.matrix.store import read_json, write_json
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
 INCOMING = ".incoming"
 SCHEMA = 1
 
@@ -65,12 +65,12 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write it to `folder`, as a whole."""
         files = [asdict(file) for file in self.files]
-        write_json(folder / NAME, {"schema_version": SCHEMA, **vars(self), "files": files})
+        write_json(folder / MANIFEST, {"schema_version": SCHEMA, **vars(self), "files": files})
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder; None where there is none. `DataError` if it is not readable as one."""
-    path = folder / NAME
+    path = folder / MANIFEST
     if not path.exists():
         return None
     raw: dict[str, Any] | None = read_json(path)
@@ -83,13 +83,18 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise `DataError` unless every file is there in its full size; nothing is read."""
+    """Raise `DataError` unless every file is there in its full size, and no table beside them; nothing is read."""
     for file in manifest.files:
         path = folder / file.path
         size = path.stat().st_size if path.is_file() else None
         if size != file.size:
             found = "is missing" if size is None else f"has {size:,} bytes instead of {file.size:,}"
             raise DataError(f"data: {path} {found}; `finepruner prepare` fetches it anew")
+    known = {file.path for file in manifest.files}
+    for place in sorted({str(Path(path).parent) for path in known if path.endswith(".parquet")}):
+        for path in (folder / place).glob("*.parquet"):
+            if path.relative_to(folder).as_posix() not in known:  # it would be read with them
+                raise DataError(f"data: {path} is not of this benchmark's files ({MANIFEST}); move it away")
 
 
 def check_task(root: Path, name: str, tables: tuple[str, ...] = ("",)) -> Manifest | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.hub import Remote, fetch, sha256_of
 from finepruner_lmms.data.jobs import Job
-from finepruner_lmms.data.manifest import INCOMING, File, Manifest, read_manifest
+from finepruner_lmms.data.manifest import INCOMING, MANIFEST, File, Manifest, read_manifest
 from finepruner_lmms.data.plan import Display, Item, Options, Plan, whats_wrong
 
 _SPARE = 1 << 28  # bytes that must stay free
@@ -52,7 +52,7 @@ def carry_out(root: Path, plan: Plan, options: Options, display: Display) -> Man
         job = plan.job
         manifest = Manifest(job.name, job.repo, job.asked, plan.commit, tuple(files), total, expected)
         manifest.write(staging)
-        _publish(staging, root / plan.job.name)
+        _publish(staging, root / plan.job.name, done)
     return manifest
 
 
@@ -136,9 +136,11 @@ def _remove_others(staging: Path, wanted: set[str]) -> None:
             path.unlink()
 
 
-def _publish(staging: Path, final: Path) -> None:
-    """Move a complete folder into place; one that `prepare` made before gives way to it."""
+def _publish(staging: Path, final: Path, done: Manifest | None) -> None:
+    """Move a complete folder into place. What `done`, the one before, did not list was not ours, and comes along."""
     final.parent.mkdir(parents=True, exist_ok=True)
+    if done is not None and final.exists():
+        _carry_over(final, staging, {MANIFEST, *(file.path for file in done.files)})
     old = staging.with_name(f"{staging.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -151,3 +153,15 @@ def _publish(staging: Path, final: Path) -> None:
         finally:
             os.close(descriptor)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _carry_over(old: Path, new: Path, ours: set[str]) -> None:
+    """Link the files that somebody put beside ours, such as the questions of a test split."""
+    places = {str(Path(name).parent) for name in ours}
+    for path in old.rglob("*"):
+        relative = path.relative_to(old)
+        if path.is_file() and relative.as_posix() not in ours and not (new / relative).exists():
+            if path.suffix == ".parquet" and str(relative.parent) in places:
+                raise DataError(f"data: {path} lies among the files of a benchmark and is none; move it away")
+            (new / relative).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(path, new / relative)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from finepruner_lmms.data.check import Check
 from finepruner_lmms.data.errors import DataError
@@ -17,8 +17,10 @@ from finepruner_lmms.data.manifest import check_files, check_task, read_manifest
 from finepruner_lmms.data.verify import check_table, first_image, lacking_weights
 
 if TYPE_CHECKING:
+    from finepruner_lmms.judge.settings import Judge
     from finepruner_lmms.pruners import Pruner
 
+_PATIENCE = 3.0  # seconds for a judge to take the connection
 _DEMO = ("demo", "demo-tuning")
 _WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -59,8 +61,6 @@ def task_checks(data: str, name: str) -> Iterator[Check]:
             yield Check(topic, "warning", f"{facts.repo} is fetched at the first run, with all its splits", fix)
     else:
         yield from _root_checks(Path(data), name)
-    if name == "mmvet":
-        yield judge_check()
 
 
 def _root_checks(root: Path, name: str) -> Iterator[Check]:
@@ -84,16 +84,27 @@ def _root_checks(root: Path, name: str) -> Iterator[Check]:
             yield Check(topic, "warning", f"{text}; {table.rows:,} expected ({facts.source})", fix)
 
 
-def judge_check() -> Check:
-    """Whether MM-Vet can be scored: `finepruner_lmms.judge.readiness() -> (ready, text)` knows, where there is one."""
-    fix = "leave mmvet out, or set up a judge"
-    if importlib.util.find_spec("finepruner_lmms.judge") is None:
-        return Check("mmvet judge", "missing", "MM-Vet is scored by a judge, and this version has none", fix)
-    readiness = getattr(importlib.import_module("finepruner_lmms.judge"), "readiness", None)
-    if readiness is None:
-        return Check("mmvet judge", "warning", "there is a judge, but it does not say whether it is ready")
-    ready, text = readiness()
-    return Check("mmvet judge", "ok" if ready else "missing", text, "" if ready else fix)
+def judge_check(judge: Judge | None) -> Check:
+    """Who will judge MM-Vet: as the matrix file says, or the environment of a plain lmms-eval run. Nobody is asked."""
+    from finepruner_lmms.judge.settings import JudgeServer, from_environment
+
+    topic = "mmvet judge"
+    try:
+        judge = from_environment() if judge is None else judge
+        key = judge.key() if isinstance(judge, JudgeServer) else None
+    except ValueError as error:  # a matrix file without a judge is refused, so that this is about plain lmms-eval
+        text, _, fix = str(error).partition("; ")
+        return Check(topic, "warning", text, f"{fix}; in a matrix file: `judge: ...`")
+    if not isinstance(judge, JudgeServer):
+        return Check(topic, "ok", "answers are judged later" if judge == "later" else "string match")
+    about = f"{judge.model} at {judge.url}" + ("" if key else f", without a key ({judge.key_env} is not set)")
+    url = urlsplit(judge.url)
+    try:
+        with socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), _PATIENCE):
+            return Check(topic, "ok", about)
+    except OSError as error:
+        fix = "start the server, or judge afterwards: answers are kept"
+        return Check(topic, "warning", f"{about}: does not answer ({error})", fix)
 
 
 def checkpoint_checks(pretrained: str, attention: str) -> Iterator[Check]:

@@ -384,7 +384,8 @@ def _request_of(config: Path) -> Request:
     matrix = load_matrix(config, check_data=False)
     pruners = [build_pruner(row.method, **row.arguments) for row in matrix.rows]
     model = matrix.file.model
-    return Request(matrix.file.data, matrix.file.tasks, model.pretrained, model.attn_implementation, pruners)
+    file = matrix.file
+    return Request(file.data, file.tasks, model.pretrained, model.attn_implementation, pruners, file.judge)
 
 
 def _store(output: Path) -> Store:
