@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from finepruner_lmms import consensus
 from finepruner_lmms.consensus.report import debug_block, monitor_record
-from finepruner_lmms.heads import HEAD_STRATEGIES, HeadView, head_scores, select_heads
+from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, HeadView, head_scores, select_heads
 from finepruner_lmms.heads.view import sort_rows
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -273,6 +273,18 @@ def test_operations_depend_neither_on_the_batch_nor_on_the_heads(preset):
             consensus.select_batch(attention, preset, 16)
         counts.add(counter.count)
     assert len(counts) == 1 and counts.pop() < 700
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize("strategy", HEAD_STRATEGIES)
+def test_half_precision_attention_names_the_same_heads(strategy, normalise):
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(20, 32, 576, generator=generator, dtype=torch.float64).mul(1.5).softmax(-1)
+    rows = rows * (0.01 + 0.59 * torch.rand(20, 32, 1, generator=generator, dtype=torch.float64))
+    exact = select_heads(rows, strategy, 16, normalise)
+    for precision in (torch.float16, torch.bfloat16, torch.float32):
+        rounded = select_heads(rows.to(precision), strategy, 16, normalise)
+        assert (exact[:, :, None] == rounded[:, None]).any(-1).double().mean() > 0.98
 
 
 @pytest.mark.parametrize("strategy", HEAD_STRATEGIES)

@@ -6,17 +6,28 @@ import json
 
 import pytest
 from judge_server import JudgeServer as Server
-from judge_server import fails, knows
+from judge_server import fails, knows, says
+from typer.testing import CliRunner
 
 from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.judge.settings import JudgeServer
+from finepruner_lmms.matrix.cli import app
 from finepruner_lmms.matrix.judging import assign, assigned, judge_cells
 from finepruner_lmms.matrix.leaderboard import leaderboard
 from finepruner_lmms.matrix.paired import differences
 from finepruner_lmms.matrix.progress import display_for
-from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, write_answered
+from finepruner_lmms.matrix.store import (
+    Store,
+    StoreError,
+    begin_attempt,
+    keep_answers,
+    read_lines,
+    write_answered,
+    write_result,
+)
 from finepruner_lmms.matrix.table import render
 
+METRIC = "gpt_eval_score,none"
 ROWS = [
     {"method": name, "budget": budget, "parameters": {}, "given": {}} for name, budget in (("vanilla", None), ("a", 64))
 ]
@@ -121,3 +132,157 @@ def test_answers_that_were_changed_do_not_wait(store):
     file = store.cell_dir(CELLS[0]) / "answers.jsonl"
     file.write_text(file.read_text() + "\n")
     assert names(store, "later") == ["missing", "waiting"]
+
+
+# -- MMBench: scored without a judge, and by one where no letter can be read ------------------------------------------
+
+TWO = [CELLS[row] | {"id": f"b{row}", "folder": f"mmbench-{row}", "task": "mmbench"} for row in (0, 1)]
+OPTIONS = ("a big dog", "a small cat", "a grey bird", "a red fish")
+# what both rows say to the orders of three questions, whose right options are A, B, C, D in turn; by hand:
+SAID_OF_FOUR = (
+    ["A", "B", "C", "D", "A", "feline", "C", "D.", "A", "B", "C", "fishy"],
+    ["A", "B", "C", "D", "A", "feline", "C", "D.", "A", "avian", "C", "canine"],
+)
+MEANS = {"feline": "B", "fishy": "E", "avian": "C", "canine": "A"}
+
+
+def reads(_number: int, prompt: str):
+    return says(MEANS[prompt.splitlines()[-2].removeprefix("Answer: ")])
+
+
+@pytest.fixture
+def bench(tmp_path) -> Store:
+    """Both rows done with the static scorer: of three questions only the first is right in every order."""
+    store = Store(tmp_path / "bench")
+    for cell, said in zip(TWO, SAID_OF_FOUR, strict=True):
+        lines = []
+        for number, answer in enumerate(said):
+            entry = {"index": number // 4 + number % 4 * 1_000_000, "question": "?", "answer": "ABCD"[number % 4]}
+            entry |= {"category": "c", "prediction": answer} | dict(zip("ABCD", OPTIONS, strict=True))
+            lines.append({"doc_id": number, "image": str(number // 4), "target": "", "answer": answer, "score": entry})
+        about = {"id": cell["id"], "spec": {"task": "mmbench"}, "answered": 12, "expected": 12, "seconds": 1.0}
+        about |= {"metrics": {METRIC: 100 / 3, "other,none": 1.0}, "percent": 100 / 3, "standard_error": 5.0}
+        begin_attempt(store.cell_dir(cell), "1")
+        write_result(store.cell_dir(cell), about, lines)
+    return store
+
+
+def bench_record(judge) -> dict:
+    return assign(record("later") | {"tasks": ["mmbench"], "cells": TWO}, judge)
+
+
+def judge_bench(store: Store, judge) -> list[float]:
+    """Judge what waits; the scores of both rows."""
+    from rich.console import Console
+
+    current = bench_record(judge)
+    store.save_matrix(current)
+    with display_for(Console(quiet=True), 2, 0) as display:
+        judge_cells(store, current, judge, display)
+    return [line.scores["mmbench"].shown for line in leaderboard(store).lines]
+
+
+def bench_names(store: Store, judge) -> list[str]:
+    return [state.name for state in store.states(bench_record(judge)["cells"])]
+
+
+def test_mmbench_is_judged_only_by_a_judge_that_is_told_to(bench):
+    plain = JudgeServer(url="http://127.0.0.1:1", model="judge-1")
+    for judge in (None, "later", "exact", plain):
+        assert not any("judge" in cell for cell in bench_record(judge)["cells"])
+        assert judge_bench(bench, judge) == [pytest.approx(100 / 3)] * 2  # nobody is asked: the address has no server
+    told = plain.model_copy(update={"mmbench": True})
+    assert [cell["judge"] for cell in bench_record(told)["cells"]] == ["judge-1"] * 2
+    served = {"tasks": ["mmbench"], "cells": [TWO[0] | {"spec": {"submission": True}}]}
+    assert "judge" not in assign(record("later") | served, told)["cells"][0]
+    assert bench_names(bench, told) == ["waiting", "waiting"]
+    assert store_reason(bench, told) == "12 questions answered, waiting for the judge"
+
+
+def store_reason(store: Store, judge) -> str:
+    return store.states(bench_record(judge)["cells"])[0].reason
+
+
+def test_answers_scored_without_a_judge_are_judged_and_back_without_a_new_answer(bench):
+    samples = [bench.cell_dir(cell) / "samples.jsonl" for cell in TWO]
+    results = [json.loads((bench.cell_dir(cell) / "result.json").read_text()) for cell in TWO]
+    before = [file.read_bytes() for file in samples]
+    with Server(reads) as server:
+        judge = JudgeServer(url=server.url, model="judge-1", retries=0, mmbench=True)
+        # row 0: feline is B, right; fishy is said to be none. Row 1: avian and canine are not what was right
+        assert judge_bench(bench, judge) == [pytest.approx(200 / 3)] * 2
+        asked = sorted(request["body"]["messages"][0]["content"].splitlines()[-2] for request in server.requests)
+        assert asked == ["Answer: avian", "Answer: canine", "Answer: feline", "Answer: fishy"]  # feline once for both
+        state = bench.states(bench_record(judge)["cells"])[1]
+        assert state.name == "done" and state.result["judge"] | {"rubric": ""} == {
+            "name": "judge-1",
+            "host": server.url[7:],
+            "models": ["judge-1-served"],
+            "asked": 3,
+            "rubric": "",
+        }
+        assert state.result["metrics"] == {METRIC: pytest.approx(200 / 3)}
+        letters = [line["score"].get("letter") for line in read_lines(samples[0])]
+        assert letters == [None] * 5 + ["B"] + [None] * 5 + ["E"]
+        text = render(leaderboard(bench), "text")
+        assert "MMBench: 5 answers without a letter read by judge-1-served." in text and "Questions: MMBench 12" in text
+        # without a judge again: the very results that were there
+        assert bench_names(bench, None) == ["waiting", "waiting"]
+        assert store_reason(bench, None).endswith("waiting to be scored without a judge; 'judge-1' judged before")
+        assert judge_bench(bench, None) == [pytest.approx(100 / 3)] * 2
+        assert [file.read_bytes() for file in samples] == before
+        assert [json.loads((bench.cell_dir(cell) / "result.json").read_text()) for cell in TWO] == results
+        assert "read by" not in render(leaderboard(bench), "text")
+        # and judged again: all is known
+        assert judge_bench(bench, judge) == [pytest.approx(200 / 3)] * 2 and len(server.requests) == 4
+
+
+def test_a_judge_of_mmbench_that_dies_leaves_the_cell_waiting(bench):
+    with Server(lambda number, prompt: reads(number, prompt) if number <= 3 else fails(503)) as server:
+        judge = JudgeServer(url=server.url, model="judge-1", retries=0, workers=1, mmbench=True)
+        with pytest.raises(JudgeError, match="503"):
+            judge_bench(bench, judge)
+    assert bench_names(bench, judge) == ["done", "waiting"] and bench_names(bench, None) == ["waiting", "done"]
+    first, second = leaderboard(bench).lines
+    assert first.scores["mmbench"].percent == pytest.approx(200 / 3)
+    assert "mmbench" not in second.scores and second.waiting == {"mmbench"}
+    with Server(reads) as server:
+        judge = judge.model_copy(update={"url": f"{server.url}/v1/chat/completions"})
+        assert judge_bench(bench, judge) == [pytest.approx(200 / 3)] * 2
+        assert len(server.requests) == 1
+
+
+def test_rows_judged_and_not_judged_are_not_compared(bench):
+    with Server(reads) as server:
+        judge = JudgeServer(url=server.url, model="judge-1", retries=0, mmbench=True)
+        judge_bench(bench, judge)
+    half = bench_record(judge)
+    del half["cells"][1]["judge"]
+    with pytest.raises(StoreError, match="no finished task in common"):
+        differences(bench, half, 0, 1)  # the second waits for its score without a judge
+    keep, current = bench.cell_dir(TWO[1]), bench_record(None)["cells"][1]
+    about, lines = keep_answers(keep, current)
+    write_result(keep, about, lines)
+    with pytest.raises(StoreError, match="rows of mmbench were judged by 'judge-1' and nobody"):
+        differences(bench, half, 0, 1)
+
+
+def test_samples_that_were_changed_are_not_judged(bench):
+    judge = JudgeServer(url="http://127.0.0.1:1", model="judge-1", mmbench=True)
+    file = bench.cell_dir(TWO[0]) / "samples.jsonl"
+    file.write_text(file.read_text() + "\n")
+    assert bench_names(bench, judge) == ["failed", "waiting"]
+
+
+def test_the_command_judge_is_told_of_mmbench(bench, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    bench.save_matrix(bench_record(None))
+    with Server(reads) as server:
+        options = ["judge", str(bench.root), "--url", server.url, "--model", "judge-1"]
+        done = CliRunner().invoke(app, [*options, "--mmbench"])
+        assert done.exit_code == 0 and done.stdout.count("66.7") == 2
+        again = CliRunner().invoke(app, ["judge", str(bench.root)])  # the run knows its judge now
+        assert again.stdout == done.stdout and len(server.requests) == 4
+    bench.save_matrix(bench.matrix() | {"tasks": ["gqa"], "cells": []})
+    wrong = CliRunner().invoke(app, [*options, "--mmbench"])
+    assert wrong.exit_code == 2 and "--mmbench: the run has neither of mmbench, mmbench_cn" in wrong.stderr

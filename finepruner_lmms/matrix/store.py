@@ -182,23 +182,30 @@ def check_result(folder: Path, cell: Json) -> tuple[str, Json | None]:
     result = read_json(path)
     if result is None:
         return "result.json is not readable as JSON", None
+    if flaw := _flaw(folder, cell, result):
+        return flaw, None
+    if waits := _waits_for(cell, result):
+        return f"{result['answered']} questions answered, waiting {waits}", None
+    return "", result
+
+
+def _flaw(folder: Path, cell: Json, result: Json) -> str:
+    """What is wrong with a result, whoever scored it, or ""."""
     if result.get("schema_version") != SCHEMA or result.get("id") != cell["id"]:
-        return f"result.json is of {result.get('id')!r}, schema {result.get('schema_version')!r}", None
+        return f"result.json is of {result.get('id')!r}, schema {result.get('schema_version')!r}"
     metric = BENCHMARKS[cell["task"]].metric
     written = result.get("submission")
     for name in () if written else (metric, "percent", "standard_error"):
         value = result["metrics"].get(name) if name == metric else result.get(name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            return f"result.json: {name} is {value!r}, not a number", None
+            return f"result.json: {name} is {value!r}, not a number"
     if written and not _is_file_of(folder / written["file"], written["bytes"]):
-        return f"{written['file']} is missing or was changed after the result was written", None
+        return f"{written['file']} is missing or was changed after the result was written"
     if result.get("answered") != result.get("expected") or not result.get("expected"):
-        return f"result.json: {result.get('answered')!r} of {result.get('expected')!r} questions answered", None
+        return f"result.json: {result.get('answered')!r} of {result.get('expected')!r} questions answered"
     if not _is_file_of(folder / "samples.jsonl", result.get("samples_bytes")):
-        return "samples.jsonl is missing or was changed after the result was written", None
-    if waits := _waits_for(cell, result):
-        return f"{result['answered']} questions answered, waiting {waits}", None
-    return "", result
+        return "samples.jsonl is missing or was changed after the result was written"
+    return ""
 
 
 def _waits_for(cell: Json, result: Json) -> str:
@@ -272,16 +279,14 @@ def find_answers(folder: Path, cell: Json) -> tuple[Json, Path] | None:
     They are what `write_answered` was told, or else samples that were scored without a judge. None where they are not
     there, or are no longer those.
     """
-    for name, lines in (("answered.json", "answers.jsonl"), ("result.json", "samples.jsonl")):
-        found = read_json(folder / name)
-        if found is None or found.get("schema_version") != SCHEMA or found.get("id") != cell["id"]:
-            continue
-        whole = found.get("answered") == found.get("expected") and _is_file_of(
-            folder / lines, found.get("samples_bytes")
-        )
-        if whole and not {"judge", "submission"} & set(found):
-            return found, folder / lines
-    return None
+    answered, scored = read_json(folder / "answered.json"), read_json(folder / "result.json")
+    if answered is not None and answered.get("schema_version") == SCHEMA and answered.get("id") == cell["id"]:
+        whole = _is_file_of(folder / "answers.jsonl", answered.get("samples_bytes"))
+        if whole and answered.get("answered") == answered.get("expected"):
+            return answered, folder / "answers.jsonl"
+    if scored is None or {"judge", "submission"} & set(scored) or _flaw(folder, cell, scored):
+        return None
+    return scored, folder / "samples.jsonl"
 
 
 def keep_answers(folder: Path, cell: Json) -> tuple[Json, list[Json]] | None:

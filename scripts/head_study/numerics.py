@@ -1,6 +1,6 @@
 """How far the precision of the attention decides which heads are chosen.
 
-    python -m head_study.numerics [--pretrained demo] [--scenes 40]
+    python -m head_study.numerics [--pretrained demo] [--scenes 20]
 
 run from `scripts/`. Attention is computed in float64 and rounded; the table says how many of the chosen heads are those
 chosen from float64, with strategies as the package computes them, and, for the formulas that take a softmax of the
@@ -15,7 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, best_heads, head_scores
+from finepruner_lmms.heads import NORMALISATIONS, best_heads, head_scores
+from head_study.facts import STRATEGIES
 
 HEADS, VISUAL = 32, 576
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -67,7 +68,7 @@ def main() -> None:
     """Print the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", default="demo")
-    parser.add_argument("--scenes", type=int, default=40)
+    parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--layer", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,7 +84,7 @@ def main() -> None:
         print("| strategy | normalise | " + " | ".join(PRECISIONS) + " | other normalisation | sum |")
         print("|---|---|" + "---|" * (len(PRECISIONS) + 2))
         by_mass = ours(attention, "sum", "resoftmax", count)
-        for strategy in HEAD_STRATEGIES:
+        for strategy in STRATEGIES:
             exact = {n: ours(attention, strategy, n, count) for n in NORMALISATIONS}
             across = shared(*exact.values())
             for normalise in NORMALISATIONS:
