@@ -6,6 +6,7 @@ where one is asked for. Connections can be cut, content falsified, and every req
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -65,12 +66,17 @@ class Mirror:
 
 
 def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _hashes(path, path.stat().st_mtime_ns, path.stat().st_size)[0]
 
 
 def git_hash(path: Path) -> str:
+    return _hashes(path, path.stat().st_mtime_ns, path.stat().st_size)[1]
+
+
+@functools.cache
+def _hashes(path: Path, changed: int, size: int) -> tuple[str, str]:
     data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    return hashlib.sha256(data).hexdigest(), hashlib.sha1(b"blob %d\0" % size + data).hexdigest()
 
 
 @contextmanager
