@@ -391,5 +391,5 @@ def test_a_root_that_lost_something_is_refused_and_repaired(prepared, mirror, en
     finepruner("prepare", "--data", root, "--tasks", "gqa", "--accept-rows", env=env)
     assert mirror.fetched(file_of("gqa")) == [] and mirror.fetched(file_of("gqa", 1)) == [None]
     assert read_manifest(root / "gqa").files == read_manifest(prepared[0] / "gqa").files
-    shutil.rmtree(root / "pope")
-    assert f"{root / 'pope'} is not there; run `finepruner prepare --data {root} --tasks pope`" in refused()
+    shutil.rmtree(root / "mme")
+    assert f"{root / 'mme'} is not there; run `finepruner prepare --data {root} --tasks mme`" in refused()

@@ -40,7 +40,7 @@ def run_matrix(folder: Path, data: object, pretrained: object, env: dict[str, st
     finepruner("run", config, "--output", folder / "out", env=env)
     answers, metrics = {}, {}
     for name in NAMES:
-        (cell,) = (folder / "out" / "cells").glob(f"{name}-fastv-*")
+        (cell,) = (folder / "out" / "cells").glob(f"{name.replace('_', '-')}-fastv-*")
         samples = [json.loads(line) for line in (cell / "samples.jsonl").read_text().splitlines()]
         answers[name] = [(sample["doc_id"], sample["answer"]) for sample in samples]
         metrics[name] = json.loads((cell / "result.json").read_text())["metrics"][BENCHMARKS[name].metric]

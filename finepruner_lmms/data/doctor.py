@@ -23,7 +23,7 @@ _COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be run; what is None is not looked at. `pruners` and `judge` are those of a matrix file."""
+    """What is to be run; what is None is not looked at. `pruners`, `judge` and `submission` are a matrix file's."""
 
     data: str | None = None
     tasks: Sequence[str] = ()
@@ -31,6 +31,7 @@ class Request:
     attention: str = "sdpa"
     pruners: Sequence[Pruner] = ()
     judge: Judge | None = None
+    submission: bool = False
 
 
 def examine(request: Request) -> list[Check]:
@@ -43,7 +44,7 @@ def examine(request: Request) -> list[Check]:
             checks += clip_checks(request.pruners, request.pretrained)
     if request.data is not None:
         for name in request.tasks:
-            checks += task_checks(request.data, name)
+            checks += task_checks(request.data, name, request.submission)
         if "mmvet" in request.tasks:
             checks.append(judge_check(request.judge))
     return checks

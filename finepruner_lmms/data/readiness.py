@@ -14,7 +14,8 @@ from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.hub import in_cache, offline
 from finepruner_lmms.data.manifest import check_files, check_task, read_manifest
-from finepruner_lmms.data.verify import check_table, first_image, lacking_weights
+from finepruner_lmms.data.verify import check_table, first_image, footer, lacking_weights
+from finepruner_lmms.tasks.submission import SERVED, TEST
 
 if TYPE_CHECKING:
     from finepruner_lmms.judge.settings import Judge
@@ -27,8 +28,11 @@ _WEIGHT_FILES = (
 )  # fmt: skip
 
 
-def missing_data(data: str, tasks: Sequence[str]) -> list[str]:
-    """Why tasks cannot be run on `data`, a line a task that cannot; empty if all can. Only sizes are looked at."""
+def missing_data(data: str, tasks: Sequence[str], submission: bool = False) -> list[str]:
+    """Why tasks cannot be run on `data`, a line a task that cannot; empty if all can. Only sizes are looked at.
+
+    With `submission`, those that a server scores need the questions of their test split instead.
+    """
     problems = []
     for name in tasks:
         if data == "hub":
@@ -37,6 +41,9 @@ def missing_data(data: str, tasks: Sequence[str]) -> list[str]:
                     f"data: {name}: {FACTS[name].repo} was never loaded here, and the network is switched off "
                     "(HF_HUB_OFFLINE); prepare a data root where there is a network, and give it as data"
                 )
+        elif data not in _DEMO and submission and name in SERVED:
+            if not any((folder := Path(data) / name / TEST).glob("*.parquet")):
+                problems.append(f"data: {folder} holds no .parquet files; put the questions of the test split there")
         elif data not in _DEMO:
             try:
                 check_task(Path(data), name, tuple(table.folder for table in FACTS[name].tables))
@@ -45,10 +52,10 @@ def missing_data(data: str, tasks: Sequence[str]) -> list[str]:
     return problems
 
 
-def task_checks(data: str, name: str) -> Iterator[Check]:
+def task_checks(data: str, name: str, submission: bool = False) -> Iterator[Check]:
     """The data of one task: there, of the right size and shape, and the first image can be decoded."""
     topic, facts = f"{name} data", FACTS[name]
-    if problems := missing_data(data, [name]):
+    if problems := missing_data(data, [name], submission):
         text, _, fix = problems[0].partition("; ")
         yield Check(topic, "missing", text, fix)
     elif data in _DEMO:
@@ -59,6 +66,8 @@ def task_checks(data: str, name: str) -> Iterator[Check]:
         else:
             fix = f"finepruner prepare --data ROOT --tasks {name} fetches only the split that is evaluated"
             yield Check(topic, "warning", f"{facts.repo} is fetched at the first run, with all its splits", fix)
+    elif submission and name in SERVED:
+        yield _test_check(Path(data) / name / TEST, topic)
     else:
         yield from _root_checks(Path(data), name)
 
@@ -82,6 +91,15 @@ def _root_checks(root: Path, name: str) -> Iterator[Check]:
         else:
             fix = "right for a part of the benchmark or a newer version; a score on it is not that of the whole"
             yield Check(topic, "warning", f"{text}; {table.rows:,} expected ({facts.source})", fix)
+
+
+def _test_check(folder: Path, topic: str) -> Check:
+    """The questions of a submission; how many there must be is not known here."""
+    try:
+        rows = sum(footer(path)[0] for path in folder.glob("*.parquet"))
+    except DataError as error:
+        return Check(topic, "missing", str(error), "put the file there anew")
+    return Check(topic, "ok", f"{rows:,} questions of the test split")
 
 
 def judge_check(judge: Judge | None) -> Check:

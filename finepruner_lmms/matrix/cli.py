@@ -53,7 +53,7 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.matrix.table import render
 
     matrix, store, record = _open(config, output)
-    if problems := missing_data(matrix.file.data, matrix.file.tasks):
+    if problems := missing_data(matrix.file.data, matrix.file.tasks, matrix.file.submission):
         _refuse("\n".join(problems))
     console = Console()
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -385,7 +385,8 @@ def _request_of(config: Path) -> Request:
     pruners = [build_pruner(row.method, **row.arguments) for row in matrix.rows]
     model = matrix.file.model
     file = matrix.file
-    return Request(file.data, file.tasks, model.pretrained, model.attn_implementation, pruners, file.judge)
+    attention = model.attn_implementation
+    return Request(file.data, file.tasks, model.pretrained, attention, pruners, file.judge, file.submission)
 
 
 def _store(output: Path) -> Store:

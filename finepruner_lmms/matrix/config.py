@@ -233,10 +233,11 @@ def _check_submission(file: MatrixFile, errors: _Errors) -> None:
 
 def _check_data(file: MatrixFile, errors: _Errors) -> None:
     from finepruner_lmms.data.readiness import missing_data
+    from finepruner_lmms.tasks.submission import SERVED
 
     if file.data == "hub" or not (file.data.startswith("demo") or Path(file.data).is_dir()):
         return  # the hub is asked when something is run
-    known = [task for task in file.tasks if task in BENCHMARKS]
+    known = [task for task in file.tasks if task in BENCHMARKS and not (file.submission and task in SERVED)]
     for problem in missing_data(file.data, known):
         errors.add(("data",), problem)
 

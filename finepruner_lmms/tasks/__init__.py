@@ -71,20 +71,27 @@ def folder(data: str, submission: bool = False) -> Path:
     if not root.is_dir():
         raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
     present = [name for name in available_tasks() if (root / name).is_dir()]
-    for name in present:
+    scored = [name for name in present if not _only_test(root / name)]
+    for name in scored:
         check_task(root, name, tables(name))
-    if not present:
+    if not (present if submission else scored):
         raise ValueError(
             f"data: {data!r} holds none of the folders {', '.join(available_tasks())}; "
             f"`finepruner prepare --data {data}` fetches them"
         )
     if not submission:
-        return _folder(present, root.resolve(), ())
+        return _folder(scored, root.resolve(), ())
     served = [name for name in SERVED if (root / name / TEST).is_dir()]
     if not served:
         raise ValueError(f"data: {data!r} holds no folder {TEST} in any of {', '.join(SERVED)}")
     # one without its test questions is left out, lest the scored split be taken for it
-    return _folder([n for n in present if n not in SERVED or n in served], root.resolve(), served)
+    names = [name for name in present if (name in served if name in SERVED else name in scored)]
+    return _folder(names, root.resolve(), served)
+
+
+def _only_test(folder: Path) -> bool:
+    """Whether a benchmark's folder holds nothing but the questions of a submission."""
+    return (folder / TEST).is_dir() and not any(folder.glob("*.parquet")) and read_manifest(folder) is None
 
 
 def _folder(names: Sequence[str], root: Path | None, served: Collection[str], below: str = TEST) -> Path:
