@@ -34,8 +34,8 @@ def draw(
     yield from _layers(layers, folder / "layers.png")
     usefulness = [useful(study) for study in alone.studies]
     _heads(usefulness, folder / "heads.png")
-    yield from _mass(usefulness, facts, alone, folder / "mass.png")
-    yield from _stability(alone, folder / "stability.png")
+    yield from _mass(usefulness, facts, folder / "mass.png")
+    yield from _stability(test, folder / "stability.png")
     yield from _agreement(facts, folder / "agreement.png")
 
 
@@ -60,7 +60,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """The rank correlation."""
+    """The rank correlation; 0 where all values of one are the same."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
     return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
@@ -133,7 +135,7 @@ def _heads(usefulness: list[np.ndarray], file: Path) -> None:
     _save(figure, file)
 
 
-def _mass(usefulness, facts, alone: Models, file: Path) -> Iterator[str]:
+def _mass(usefulness, facts, file: Path) -> Iterator[str]:
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.4), layout="constrained", sharey=True)
     for key, ax, text in (
         ("mass", axes[0], "attention to the image"),
@@ -159,26 +161,24 @@ def _mass(usefulness, facts, alone: Models, file: Path) -> Iterator[str]:
     axes[0].set_ylabel("right answers, this head alone, %")
     axes[1].legend(frameon=False, fontsize=8)
     _save(figure, file)
-    for number, (study, values) in enumerate(zip(alone.studies, usefulness, strict=True)):
-        even = alone.scenes % 2 == 0
-        both = spearman(useful(study, even), useful(study, ~even))
-        yield f"model {number}: two halves of the scenes, rank correlation {both:.2f}; best head {values.max():.1f}"
-        for title, row in ({"alone": values} | facts[number]).items():
-            if title not in ("alone", "mass", "share"):
-                continue
-            yield f"  layer {LAYER}, {title}: {np.array2string(row[LAYER], precision=2)}"
 
 
-def _stability(alone: Models, file: Path) -> Iterator[str]:
-    names = list(GROUPS)
-    table = np.zeros((len(names), len(names)))
-    for study in alone.studies:
-        maps = [useful(study, np.isin(alone.kinds, GROUPS[name])) for name in names]
+def _stability(test: Models, file: Path) -> Iterator[str]:
+    """How much parts of the questions agree about which heads of one layer are useful."""
+    halves = {"even scenes": test.scenes % 2 == 0, "odd scenes": test.scenes % 2 == 1}
+    kinds = {name: np.isin(test.kinds, group) for name, group in GROUPS.items()}
+    parts = [test.only(chosen) for chosen in (halves | kinds).values()]
+    table = np.zeros((len(parts), len(parts)))
+    for place in range(len(test.studies)):
+        maps = [
+            np.array([part.studies[place].percent(name) for name in test.find("alone", "kept=32")]) for part in parts
+        ]
         table += [[spearman(a, b) for b in maps] for a in maps]
-    table /= len(alone.studies)
-    _matrix(table, names, "rank correlation of the heads' usefulness", file, size=4.4)
-    off = table[~np.eye(len(names), dtype=bool)]
-    yield f"kinds of questions, rank correlation: {off.min():.2f} to {off.max():.2f}, mean {off.mean():.2f}"
+    table /= len(test.studies)
+    _matrix(table, [*halves, *kinds], f"rank correlation of the usefulness of layer {LAYER}'s heads", file, size=4.4)
+    yield f"layer {LAYER}, usefulness on two halves of the scenes: rank correlation {table[0, 1]:.2f}"
+    off = table[2:, 2:][~np.eye(len(kinds), dtype=bool)]
+    yield f"kinds of questions: rank correlation {off.min():.2f} to {off.max():.2f}, mean {off.mean():.2f}"
 
 
 def _agreement(facts, file: Path) -> Iterator[str]:

@@ -90,6 +90,13 @@ def heads(deck: Deck) -> Iterator[Choice]:
             yield Choice(f"heads/layer={layer}/head={head}/kept=64", deck.attention[:, layer, head], 64)
 
 
+def alone(deck: Deck) -> Iterator[Choice]:
+    """Each head of layer 1 alone."""
+    for head in range(deck.attention.shape[2]):
+        for retained in (64, 32):
+            yield Choice(f"alone/head={head}/kept={retained}", deck.attention[:, LAYER, head], retained)
+
+
 def strategies(deck: Deck) -> Iterator[Choice]:
     """Every strategy, normalisation and number of heads of layer 1, their rows combined in every way."""
     attention = deck.attention[:, LAYER]
@@ -148,7 +155,7 @@ class Plan(NamedTuple):
 # as large as three models are measured in about an hour on two CPU cores
 PLANS = {
     "tuning": Plan("tuning", 30, (combined, candidates)),
-    "test": Plan("test", 60, (combined, bounds, strategies)),
+    "test": Plan("test", 60, (combined, bounds, strategies, alone)),
     "layers": Plan("test", 20, (layers, depth)),
     "heads": Plan("tuning", 16, (heads,)),
 }

@@ -111,6 +111,18 @@ def kinds(test: Models, _tuning: Models) -> Lines:
         yield row(title, len(part.scenes), *shown, *cells)
 
 
+def alone(test: Models, facts: list[dict[str, np.ndarray]]) -> Lines:
+    """Each head of layer 1 alone: a column a head, two lines a model."""
+    heads = range(facts[0]["mass"].shape[1])
+    yield from header("model", "", *(f"head {head}" for head in heads))
+    for number, (study, fact) in enumerate(zip(test.studies, facts, strict=True)):
+        every = 100 * study.right[FASTV.format(32)]
+        cells = [f"{study.percent(f'alone/head={head}/kept=32') - every.mean():+.1f}" for head in heads]
+        yield row(number, "alone, 32 kept, minus FastV", *cells)
+        yield row("", "attention to the image", *(f"{fact['mass'][LAYER, head]:.2f}" for head in heads))
+        yield row("", "share of it on objects", *(f"{fact['share'][LAYER, head]:.2f}" for head in heads))
+
+
 def strategies(test: Models, _tuning: Models) -> Lines:
     """Every strategy, upstream's formula and renormalised, its rows raw."""
     columns = [(count, kept) for kept in (64, 32) for count in (2, 4)] + [(4, 128), (4, 192)]
@@ -216,11 +228,12 @@ def main() -> None:
     arguments = parser.parse_args()
     test, tuning = Models(arguments.folders, "test"), Models(arguments.folders, "tuning")
     layers = Models(arguments.folders, "layers")
-    tables = {name: list(table(test, tuning)) for name, table in TABLES.items()} | {"depth": list(depth(layers))}
+    tables = {name: list(table(test, tuning)) for name, table in TABLES.items()}
+    facts = [dict(np.load(folder / "heads.facts.npz")) for folder in arguments.folders]
+    tables |= {"depth": list(depth(layers)), "alone": list(alone(test, facts))}
     arguments.doc.write_text(fill(arguments.doc.read_text(encoding="utf-8"), tables), encoding="utf-8")
     pictures = arguments.doc.with_suffix("")
     pictures.mkdir(exist_ok=True)
-    facts = [dict(np.load(folder / "heads.facts.npz")) for folder in arguments.folders]
     for line in plots.draw(test, Models(arguments.folders, "heads"), layers, facts, pictures):
         print(line)
 
