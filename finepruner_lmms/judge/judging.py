@@ -31,6 +31,14 @@ class Case:
     read: Callable[[str], Any]
 
 
+def require_fields(entries: Sequence[Any], fields: Sequence[str]) -> None:
+    """`ValueError` naming the first of `fields` that an answered question lacks."""
+    for number, entry in enumerate(entries):
+        for name in fields:
+            if not isinstance(entry, dict) or name not in entry:
+                raise ValueError(f"answer {number}: has no {name!r}; expected {', '.join(fields)}")
+
+
 def judge_all(
     cases: Sequence[Case], client: ChatClient, memory: Judgements, on_progress: Callable[[int, int], None] | None = None
 ) -> list[Judgement]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from finepruner_lmms.judge.judging import Case
+from finepruner_lmms.judge.judging import Case, require_fields
 from finepruner_lmms.tasks.mmbench import LETTERS, aggregate, options_of, static_letter
 
 _FIELDS = ("index", "question", "answer", "prediction", *LETTERS)
@@ -45,10 +45,7 @@ def case(entry: Entry) -> Case | None:
 
 def check_entries(entries: Sequence[Entry]) -> None:
     """`ValueError` naming what is missing in an answered question."""
-    for number, entry in enumerate(entries):
-        for name in _FIELDS:
-            if not isinstance(entry, dict) or name not in entry:
-                raise ValueError(f"answer {number}: has no {name!r}; expected {', '.join(_FIELDS)}")
+    require_fields(entries, _FIELDS)
 
 
 def totals(entries: Sequence[Entry]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.judge.judging import Case
+from finepruner_lmms.judge.judging import Case, require_fields
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 _FIELDS = ("question_id", "question", "gt_answer", "capabilities", "pred_answer")
@@ -114,10 +114,7 @@ def _stands_in(part: list[str], said: list[str]) -> bool:
 
 def check_entries(entries: Sequence[Entry]) -> None:
     """`ValueError` naming what is missing in an answered question."""
-    for number, entry in enumerate(entries):
-        for name in _FIELDS:
-            if not isinstance(entry, dict) or name not in entry:
-                raise ValueError(f"answer {number}: has no {name!r}; expected {', '.join(_FIELDS)}")
+    require_fields(entries, _FIELDS)
 
 
 def totals(entries: Sequence[Entry]) -> dict[str, float]:
