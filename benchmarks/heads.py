@@ -15,8 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from finepruner_lmms import consensus
-from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, best_heads, head_scores
+from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, best_heads, consensus, head_scores
 
 HEADS, VISUAL = 32, 576
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import finepruner_lmms as fp
-from finepruner_lmms.cost import DecoderSizes, prefill_flops
+from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
 from finepruner_lmms.pruners import DecoderContext, build_pruner, method_class
 from finepruner_lmms.pruners.cdpruner import conditional_kernel, greedy_map
 

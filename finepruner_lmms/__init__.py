@@ -19,15 +19,15 @@ __version__ = "0.1.0"
 _HOME = {
     "HEAD_STRATEGIES": "heads",
     "METHODS": "pruners",
-    "Generation": "generation",
+    "Generation": "engine.generate",
     "Pruner": "pruners",
-    "Trace": "trace",
-    "VisionOutputs": "vision",
-    "attach": "engine",
+    "Trace": "engine.trace",
+    "VisionOutputs": "pruners.vision_outputs",
+    "attach": "engine.hooks",
     "build_pruner": "pruners",
-    "encode_images": "engine",
-    "generate": "generation",
-    "load_model": "load",
+    "encode_images": "engine.hooks",
+    "generate": "engine.generate",
+    "load_model": "checkpoints.load",
 }
 
 __all__ = [
@@ -45,13 +45,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from finepruner_lmms.engine import attach, encode_images
-    from finepruner_lmms.generation import Generation, generate
+    from finepruner_lmms.checkpoints.load import load_model
+    from finepruner_lmms.engine.generate import Generation, generate
+    from finepruner_lmms.engine.hooks import attach, encode_images
+    from finepruner_lmms.engine.trace import Trace
     from finepruner_lmms.heads import HEAD_STRATEGIES
-    from finepruner_lmms.load import load_model
     from finepruner_lmms.pruners import METHODS, Pruner, build_pruner
-    from finepruner_lmms.trace import Trace
-    from finepruner_lmms.vision import VisionOutputs
+    from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
 def __getattr__(name: str) -> Any:

@@ -30,9 +30,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import finepruner_lmms as fp
-from finepruner_lmms.budget import parse_budget
-from finepruner_lmms.engine import decoder_layers
+from finepruner_lmms.engine.hooks import decoder_layers
 from finepruner_lmms.pruners import DecoderContext, DecoderPruner, VisionPruner, build_pruner, method_class
+from finepruner_lmms.pruners.budget import parse_budget
 
 IMAGE, PAD, VISUAL = 99, 0, 16
 Reference = Callable[[Any, Any, int], list[int]]

@@ -17,7 +17,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import finepruner_lmms as fp
-from finepruner_lmms.cost import DecoderSizes, prefill_flops
+from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
 
 VISUAL = 576
 

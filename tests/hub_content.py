@@ -10,14 +10,14 @@ from pathlib import Path
 
 from mirror import Mirror
 
+from finepruner_lmms.checkpoints.load import DEMO
 from finepruner_lmms.data.facts import FACTS
-from finepruner_lmms.load import DEMO
-from finepruner_lmms.tasks import available_tasks, data_root
+from finepruner_lmms.data.task_folders import available_tasks, data_root
 
 NAMES = available_tasks()
 CHECKPOINT = "llava-hf/demo"
 OTHER_SPLITS = {"pope": "Full/random-00000-of-00001.parquet", "textvqa": "data/train-00000-of-00001.parquet"}
-COMMAND = [sys.executable, "-m", "finepruner_lmms.matrix.cli"]
+COMMAND = [sys.executable, "-m", "finepruner_lmms.cli"]
 
 
 def repository(name: str) -> str:

@@ -136,7 +136,7 @@ def run(command: list[str], environment: dict[str, str], cwd: Path) -> str:
 
 def test_a_method_from_outside_is_known_and_changes_the_revision(plugged_in, tmp_path):
     code = (
-        "import finepruner_lmms as fp; from finepruner_lmms.revision import code_revision;"
+        "import finepruner_lmms as fp; from finepruner_lmms.lmms.identity import code_revision;"
         "print('peak' in fp.METHODS, fp.build_pruner('peak', budget=100).schedule(32, 576)[-1], code_revision())"
     )
     known, retained, revision = run([sys.executable, "-c", code], plugged_in, tmp_path).split()

@@ -7,7 +7,7 @@ from conftest import prompts, tiny_llava
 from torch.utils.flop_counter import FlopCounterMode
 
 import finepruner_lmms as fp
-from finepruner_lmms.cost import DecoderSizes, cache_bytes, prefill_flops, published_macs
+from finepruner_lmms.engine.cost import DecoderSizes, cache_bytes, prefill_flops, published_macs
 
 
 def counted_by_torch(model, pruner, inputs) -> int:

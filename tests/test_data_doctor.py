@@ -16,13 +16,13 @@ import pytest
 from hub_content import finepruner
 from typer.testing import CliRunner
 
-from finepruner_lmms.data import machine, readiness
-from finepruner_lmms.data.check import Check, writable
+from finepruner_lmms.checkpoints.load import DEMO
+from finepruner_lmms.cli import app
+from finepruner_lmms.data.task_folders import data_root
+from finepruner_lmms.doctor import machine, readiness
+from finepruner_lmms.doctor.check import Check, writable
 from finepruner_lmms.judge.settings import JudgeServer
-from finepruner_lmms.load import DEMO
-from finepruner_lmms.matrix.cli import app
 from finepruner_lmms.pruners import build_pruner
-from finepruner_lmms.tasks import data_root
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 

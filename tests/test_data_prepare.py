@@ -16,13 +16,13 @@ from hub_content import CHECKPOINT, COMMAND, NAMES, environment, file_of, finepr
 from mirror import Mirror, serve, sha256
 from typer.testing import CliRunner
 
+from finepruner_lmms.checkpoints.load import read_geometry
+from finepruner_lmms.cli import app
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.manifest import read_manifest
-from finepruner_lmms.data.readiness import missing_data
 from finepruner_lmms.data.session import in_bytes
-from finepruner_lmms.load import read_geometry
-from finepruner_lmms.matrix.cli import app
-from finepruner_lmms.tasks import data_identity, data_root, folder
+from finepruner_lmms.data.task_folders import data_identity, data_root, folder
+from finepruner_lmms.doctor.readiness import missing_data
 
 POPE = file_of("pope")
 

@@ -11,10 +11,10 @@ from lmms_eval.tasks import TaskManager
 from mirror import serve
 from typer.testing import CliRunner
 
-from finepruner_lmms import tasks
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.lmms_model import LlavaFinePruner
-from finepruner_lmms.matrix.cli import app
+from finepruner_lmms.cli import app
+from finepruner_lmms.data import task_folders as tasks
+from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.matrix.worker import evaluate_cell
 
 pytestmark = pytest.mark.slow

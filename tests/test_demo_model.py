@@ -10,9 +10,9 @@ from lmms_eval.tasks import TaskManager
 
 import finepruner_lmms as fp
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.lmms_model import LlavaFinePruner
-from finepruner_lmms.load import DEMO
-from finepruner_lmms.tasks import folder
+from finepruner_lmms.checkpoints.load import DEMO
+from finepruner_lmms.data.task_folders import folder
+from finepruner_lmms.lmms.model import LlavaFinePruner
 
 
 def test_the_geometry_is_llavas():

@@ -18,8 +18,8 @@ from head_study.deck import Deck
 from head_study.run import combined, measure
 from head_study.write import fill
 
+from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.demo.scenes import make_scene
-from finepruner_lmms.images import preprocess
 
 
 @pytest.fixture(scope="module")

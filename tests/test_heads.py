@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finepruner_lmms import consensus
-from finepruner_lmms.consensus.report import debug_block, monitor_record
-from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, HeadView, head_scores, select_heads
+from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, HeadView, consensus, head_scores, select_heads
+from finepruner_lmms.heads.consensus.report import debug_block, monitor_record
 from finepruner_lmms.heads.view import sort_rows
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -95,7 +95,7 @@ def python(hub: Hub, cache: Path, code: str, offline: str = "0") -> subprocess.C
 
 LOAD = """
 import torch, finepruner_lmms as fp
-from finepruner_lmms.load import read_geometry
+from finepruner_lmms.checkpoints.load import read_geometry
 print(read_geometry("someone/llava"))
 model, processor = fp.load_model("someone/llava")
 ids = torch.tensor([[1, 5] + [model.config.image_token_id] * 16 + [7]])

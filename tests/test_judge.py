@@ -12,6 +12,7 @@ import pytest
 from judge_server import JudgeServer as Server
 from judge_server import fails, knows, says
 
+from finepruner_lmms.benchmarks.mmbench import circular_hits, static_letter
 from finepruner_lmms.judge import client as client_module
 from finepruner_lmms.judge import mmvet, settings
 from finepruner_lmms.judge.answers import AnswersError, read_answers, score_file, write_answers
@@ -19,7 +20,6 @@ from finepruner_lmms.judge.client import JudgeError, JudgeUnavailable
 from finepruner_lmms.judge.judgements import Judgements, JudgementsError
 from finepruner_lmms.judge.scoring import MMBENCH, MMVET, Scorer
 from finepruner_lmms.judge.settings import JudgeServer, check_command_line, completions_url, from_environment
-from finepruner_lmms.tasks.mmbench import circular_hits, static_letter
 
 KEY = "sk-secret-0123456789"
 

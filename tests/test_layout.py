@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finepruner_lmms.layout import drop_visual, left_compact, read_layout, shorten_prompt
+from finepruner_lmms.engine.prompt_layout import drop_visual, left_compact, read_layout, shorten_prompt
 
 V = 9  # the placeholder
 IDS = torch.tensor([[1, 2, V, V, V, 3, 4], [0, 0, 5, V, V, V, 6], [7, 8, 7, 8, 7, 8, 7]])

@@ -19,8 +19,8 @@ from loguru import logger
 from PIL import Image
 
 import finepruner_lmms as fp
-from finepruner_lmms.lmms_model import LlavaFinePruner
-from finepruner_lmms.model_args import ModelArguments
+from finepruner_lmms.lmms.model import LlavaFinePruner
+from finepruner_lmms.lmms.model_args import ModelArguments
 
 TASK = """
 task: toy
@@ -91,7 +91,7 @@ def model() -> LlavaFinePruner:
 
 def test_registered_by_installation():
     entries = metadata.entry_points(group="lmms_eval.models")
-    assert any(e.value == "finepruner_lmms.registration:manifests" for e in entries)
+    assert any(e.value == "finepruner_lmms.lmms.registration:manifests" for e in entries)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_arguments_are_checked_before_weights_are_read(arguments, message, monke
     def read(*_, **__):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("finepruner_lmms.lmms_model.load_model", read)
+    monkeypatch.setattr("finepruner_lmms.lmms.model.load_model", read)
     with pytest.raises(ValueError, match=message):
         LlavaFinePruner(**({"pretrained": "demo"} | arguments))
 
@@ -209,7 +209,7 @@ def test_errors_are_raised_not_answered(model, toy, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("finepruner_lmms.lmms_model.generate", fail)
+    monkeypatch.setattr("finepruner_lmms.lmms.model.generate", fail)
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(model, toy)
 
@@ -295,7 +295,7 @@ def test_response_cache_is_keyed_by_everything(toy, tmp_path, monkeypatch, model
     assert answered(method="random", budget=16) == 0
     assert answered(method="random", budget=16, seed=1) == 13
     assert answered(method="random", budget=16) == 0
-    monkeypatch.setattr("finepruner_lmms.lmms_model.answer_identity", lambda _: "other code")
+    monkeypatch.setattr("finepruner_lmms.lmms.model.answer_identity", lambda _: "other code")
     assert answered(method="random", budget=16) == 13
     monkeypatch.undo()
 

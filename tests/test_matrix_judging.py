@@ -9,13 +9,14 @@ from judge_server import JudgeServer as Server
 from judge_server import fails, knows, says
 from typer.testing import CliRunner
 
+from finepruner_lmms.cli import app
 from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.judge.settings import JudgeServer
-from finepruner_lmms.matrix.cli import app
 from finepruner_lmms.matrix.judging import assign, assigned, judge_cells
-from finepruner_lmms.matrix.leaderboard import leaderboard
-from finepruner_lmms.matrix.paired import differences
 from finepruner_lmms.matrix.progress import display_for
+from finepruner_lmms.matrix.report.compare import differences
+from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.report.tables import render
 from finepruner_lmms.matrix.store import (
     Store,
     StoreError,
@@ -25,7 +26,6 @@ from finepruner_lmms.matrix.store import (
     write_answered,
     write_result,
 )
-from finepruner_lmms.matrix.table import render
 
 METRIC = "gpt_eval_score,none"
 ROWS = [

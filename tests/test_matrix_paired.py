@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from finepruner_lmms.cost import DecoderSizes, PrefillCost, cache_bytes, published_macs
-from finepruner_lmms.matrix.cli import app
-from finepruner_lmms.matrix.leaderboard import leaderboard
-from finepruner_lmms.matrix.paired import differences, find_row
+from finepruner_lmms.cli import app
+from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost, cache_bytes, published_macs
+from finepruner_lmms.matrix.report.compare import differences, find_row
+from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.report.tables import render_costs
 from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, write_result
-from finepruner_lmms.matrix.table import render_costs
 
 ROWS = [
     {"method": "vanilla", "budget": None, "parameters": {}, "given": {}},

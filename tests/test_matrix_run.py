@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from finepruner_lmms.data.task_folders import data_root
 from finepruner_lmms.matrix.store import Store
-from finepruner_lmms.tasks import data_root
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ methods:
   - {{method: uniform, budget: [{budgets}]}}
 launch: {{batch_size: 8, processes: {processes}, timeout_minutes: {timeout}}}
 """
-COMMAND = [sys.executable, "-m", "finepruner_lmms.matrix.cli"]
+COMMAND = [sys.executable, "-m", "finepruner_lmms.cli"]
 
 
 def matrix(folder: Path, **changes) -> Path:
@@ -263,7 +263,7 @@ def test_requests_that_are_wrong_run_nothing(tmp_path):
 
 def test_a_worker_that_cannot_start_says_why(tmp_path):
     # a checkpoint whose configuration is fine and whose weights are not there
-    from finepruner_lmms.load import DEMO
+    from finepruner_lmms.checkpoints.load import DEMO
 
     model = tmp_path / "model"
     shutil.copytree(DEMO, model, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 
-from finepruner_lmms.matrix.leaderboard import leaderboard
-from finepruner_lmms.matrix.plot import draw
+from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.report.plots import draw
+from finepruner_lmms.matrix.report.tables import FORMATS, render
 from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
-from finepruner_lmms.matrix.table import FORMATS, render
 
 ROWS = [
     {"method": "vanilla", "budget": None, "parameters": {}, "given": {}},

@@ -10,7 +10,7 @@ from brute_force import answer, best
 from conftest import VISUAL, alone, prompts, tiny_llava
 
 import finepruner_lmms as fp
-from finepruner_lmms.clustering import merge_by_density_peaks
+from finepruner_lmms.ops.clustering import merge_by_density_peaks
 from finepruner_lmms.pruners.sparsevlm import rater_weights, recycling
 from finepruner_lmms.testing import decoder_context
 

@@ -16,16 +16,16 @@ import pytest
 from judge_server import JudgeServer, fails, knows
 from test_tasks import evaluate
 
-from finepruner_lmms import tasks
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.data import task_folders as tasks
+from finepruner_lmms.judge import mmvet_task as mmvet
 from finepruner_lmms.judge.mmvet import CAPABILITIES, check_entries, totals
-from finepruner_lmms.matrix.leaderboard import leaderboard
+from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.report.tables import render
 from finepruner_lmms.matrix.store import Store
-from finepruner_lmms.matrix.table import render
-from finepruner_lmms.tasks import mmvet
 
 KEY = "sk-secret-0123456789"
-COMMAND = [sys.executable, "-m", "finepruner_lmms.matrix.cli"]
+COMMAND = [sys.executable, "-m", "finepruner_lmms.cli"]
 METRIC = "gpt_eval_score"
 
 

@@ -18,13 +18,13 @@ from originals import GOLDEN, checkpoint, expected, weights
 from PIL import Image
 
 import finepruner_lmms as fp
-from finepruner_lmms.clip import clip_checkpoint
-from finepruner_lmms.images import preprocess
-from finepruner_lmms.lmms_model import LlavaFinePruner
-from finepruner_lmms.load import check_pruner, load_model, read_config, read_geometry
-from finepruner_lmms.original_config import is_original
-from finepruner_lmms.prompts import chat_template, prompt_ids, vicuna_v1
-from finepruner_lmms.revision import checkpoint_identity
+from finepruner_lmms.checkpoints.images import preprocess
+from finepruner_lmms.checkpoints.load import check_pruner, load_model, read_config, read_geometry
+from finepruner_lmms.checkpoints.original_config import is_original
+from finepruner_lmms.checkpoints.prompts import chat_template, prompt_ids, vicuna_v1
+from finepruner_lmms.engine.clip import clip_checkpoint
+from finepruner_lmms.lmms.identity import checkpoint_identity
+from finepruner_lmms.lmms.model import LlavaFinePruner
 
 WORDS = 128
 
@@ -427,7 +427,7 @@ def test_no_code_is_run(form, message, tmp_path):
 MEASURE = """
 import resource, sys, threading, time
 import torch, transformers, finepruner_lmms as fp
-import finepruner_lmms.original
+import finepruner_lmms.checkpoints.original
 def resident():
     return [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")][0] // 1024
 peak, done = [resident()] * 2, threading.Event()

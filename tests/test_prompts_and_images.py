@@ -13,9 +13,9 @@ from PIL import Image, ImageFile, ImageOps
 from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil
 
-from finepruner_lmms.images import preprocess
-from finepruner_lmms.load import load_model
-from finepruner_lmms.prompts import prompt, vicuna_v1
+from finepruner_lmms.checkpoints.images import preprocess
+from finepruner_lmms.checkpoints.load import load_model
+from finepruner_lmms.checkpoints.prompts import prompt, vicuna_v1
 
 GOLDEN = Path(__file__).parent / "golden"
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import finepruner_lmms as fp
+from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners import DecoderContext, VisionPruner, build_pruner, method_class
-from finepruner_lmms.selection import top_mask
 
 CHOOSING = [name for name in fp.METHODS if issubclass(method_class(name), VisionPruner) and name != "pool"]
 INSIDE = [name for name in fp.METHODS if method_class(name).side == "decoder"]

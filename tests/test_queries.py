@@ -10,7 +10,7 @@ from brute_force import best
 from conftest import IMAGE, VISUAL, alone, prompts, tiny_llava
 
 import finepruner_lmms as fp
-from finepruner_lmms.queries import QUERIES, query_rows
+from finepruner_lmms.heads.queries import QUERIES, query_rows
 from finepruner_lmms.testing import decoder_context
 
 

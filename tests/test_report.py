@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from finepruner_lmms.matrix.cli import app
-from finepruner_lmms.matrix.head_report import agreement, chosen_by_task, selections
-from finepruner_lmms.matrix.report import build_report
+from finepruner_lmms.cli import app
+from finepruner_lmms.matrix.report.head_report import agreement, chosen_by_task, selections
+from finepruner_lmms.matrix.report.html import build_report
 from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
 
 STRATEGIES, IMAGES = {"sparsity": 0.9, "sum": 0.5, "graph_based": 0.7}, 60

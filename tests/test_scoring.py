@@ -17,9 +17,8 @@ from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score, pope_process_res
 from lmms_eval.tasks.scienceqa.utils import sqa_process_results
 from lmms_eval.utils import load_yaml_config
 
-from finepruner_lmms import tasks
-from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.tasks import pope, sqa
+from finepruner_lmms.benchmarks import BENCHMARKS, pope, sqa
+from finepruner_lmms.data import task_folders as tasks
 
 _YAML = {
     name: load_yaml_config(yaml_path=str(tasks.overrides_dir() / f"fp_{name}.yaml")) for name in tasks.available_tasks()

@@ -16,10 +16,10 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from oracle import Oracle
 
-from finepruner_lmms import tasks
+from finepruner_lmms.benchmarks import submission
+from finepruner_lmms.benchmarks.submission import SERVED
+from finepruner_lmms.data import task_folders as tasks
 from finepruner_lmms.matrix.config import ConfigError, load_matrix
-from finepruner_lmms.tasks import submission
-from finepruner_lmms.tasks.submission import SERVED
 
 SIZE = {"vqav2": 6, "vizwiz": 6, "mmbench": 8, "mmbench_cn": 8}
 # nobody has the answers of a test split
@@ -186,7 +186,7 @@ def test_a_sweep_leaves_the_files_in_the_cells_and_says_so(root, tmp_path):
 
 
 def command(*arguments: object) -> str:
-    line = [sys.executable, "-m", "finepruner_lmms.matrix.cli", *map(str, arguments)]
+    line = [sys.executable, "-m", "finepruner_lmms.cli", *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=400, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout

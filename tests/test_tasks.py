@@ -15,8 +15,8 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from oracle import Oracle
 
-from finepruner_lmms import tasks
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.data import task_folders as tasks
 from finepruner_lmms.demo import benchmarks as demo
 from finepruner_lmms.demo.questions import NO_OCR, ONE_LETTER, ONE_LETTER_ZH, ONE_WORD, UNANSWERABLE
 

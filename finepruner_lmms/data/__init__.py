@@ -1,1 +1,1 @@
-"""Benchmark data and checkpoints on disk: what each benchmark consists of, fetching, checking, and what is missing."""
+"""Benchmark data: fetched from the hub, checked, and offered to lmms-eval as folders of tasks."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finepruner_lmms.checks import nearest
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS, Table
 from finepruner_lmms.data.hub import Kind
 from finepruner_lmms.data.verify import check_rows, check_table, lacking_weights
+from finepruner_lmms.errors import nearest
 
 # weights come in the first of these forms that there is
 _WEIGHTS = ("*.safetensors", "*.bin")

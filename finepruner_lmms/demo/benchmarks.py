@@ -47,8 +47,8 @@ def build(target: Path, split: str) -> None:
 
 def fingerprint(split: str) -> str:
     """What the content depends on, as 12 hexadecimal digits: this code, the tasks' files, the drawing libraries."""
-    import finepruner_lmms.tasks as tasks
-    from finepruner_lmms.tasks import overrides_dir
+    import finepruner_lmms.data.task_folders as tasks
+    from finepruner_lmms.data.task_folders import overrides_dir
 
     digest = hashlib.sha256(split.encode())
     for module in (scenes, questions, choice_benchmarks, tasks, inspect.getmodule(build)):

@@ -6,9 +6,9 @@ import random
 import re
 from typing import Any
 
+from finepruner_lmms.checkpoints.prompts import vicuna_v1
 from finepruner_lmms.demo.questions import KINDS, LETTERS, NUMBERS, ONE_LETTER, ONE_LETTER_ZH, PLURAL, UNANSWERABLE, ask
 from finepruner_lmms.demo.scenes import COLORS, COLORS_ZH, IMAGE_SIZE, PATCH, SHAPES, SHAPES_ZH, make_scene
-from finepruner_lmms.prompts import vicuna_v1
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 _PIECE = r"\n|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]"

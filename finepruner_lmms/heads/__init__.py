@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from finepruner_lmms.checks import check_choice
+from finepruner_lmms.errors import check_choice
 from finepruner_lmms.heads import ablation, consensus_registry
 from finepruner_lmms.heads.registry import best_heads, head_scores, known_strategies, register_head_strategy
 from finepruner_lmms.heads.view import HeadView

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from finepruner_lmms.checks import nearest
+from finepruner_lmms.errors import nearest
 from finepruner_lmms.heads.view import HeadView, parts
 
 HeadStrategy = Callable[[HeadView], Tensor]

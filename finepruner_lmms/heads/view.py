@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finepruner_lmms.selection import at_least_float32
+from finepruner_lmms.ops.selection import at_least_float32
 
 EPS = 1e-8
 _PART = 4

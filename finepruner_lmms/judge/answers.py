@@ -22,7 +22,7 @@ class AnswersError(ValueError):
 
 def write_answers(entries: Sequence[Entry], output: str | None) -> Path:
     """Write answers to a new file in `<output>/mmvet/`, or in our cache where a run has no output; returns the file."""
-    from finepruner_lmms.tasks import cache_dir
+    from finepruner_lmms.files import cache_dir
 
     folder = (cache_dir() if output is None else Path(output)) / "mmvet"
     folder.mkdir(parents=True, exist_ok=True)

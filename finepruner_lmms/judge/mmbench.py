@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from finepruner_lmms.benchmarks.mmbench import LETTERS, aggregate, options_of, static_letter
 from finepruner_lmms.judge.judging import Case, require_fields
-from finepruner_lmms.tasks.mmbench import LETTERS, aggregate, options_of, static_letter
 
 _FIELDS = ("index", "question", "answer", "prediction", *LETTERS)
 _NONE = "E"

@@ -50,10 +50,10 @@ def describe_row(row: Row) -> dict[str, Any]:
 
 def expand(matrix: Matrix) -> list[Cell]:
     """The cells of a matrix, task by task, so that the columns of the leaderboard fill one after the other."""
-    from finepruner_lmms.load import resolve
-    from finepruner_lmms.revision import checkpoint_identity, code_revision, library_versions
-    from finepruner_lmms.tasks import data_identity
-    from finepruner_lmms.tasks.submission import SERVED
+    from finepruner_lmms.benchmarks.submission import SERVED
+    from finepruner_lmms.checkpoints.load import resolve
+    from finepruner_lmms.data.task_folders import data_identity
+    from finepruner_lmms.lmms.identity import checkpoint_identity, code_revision, library_versions
 
     file = matrix.file
     common = {

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.checks import nearest
+from finepruner_lmms.errors import nearest
 from finepruner_lmms.judge.settings import OPTIONAL, Judge, JudgeServer, explain
 
 Place = tuple[str | int, ...]
@@ -218,7 +218,7 @@ def _check_tasks(file: MatrixFile, errors: _Errors) -> None:
 
 
 def _check_submission(file: MatrixFile, errors: _Errors) -> None:
-    from finepruner_lmms.tasks.submission import SERVED, TEST
+    from finepruner_lmms.benchmarks.submission import SERVED, TEST
 
     served = [task for task in file.tasks if task in SERVED]
     if not served:
@@ -232,8 +232,8 @@ def _check_submission(file: MatrixFile, errors: _Errors) -> None:
 
 
 def _check_data(file: MatrixFile, errors: _Errors) -> None:
-    from finepruner_lmms.data.readiness import missing_data
-    from finepruner_lmms.tasks.submission import SERVED
+    from finepruner_lmms.benchmarks.submission import SERVED
+    from finepruner_lmms.doctor.readiness import missing_data
 
     if file.data == "hub" or not (file.data.startswith("demo") or Path(file.data).is_dir()):
         return  # the hub is asked when something is run
@@ -277,7 +277,7 @@ def _check_judge(file: MatrixFile, errors: _Errors) -> None:
 
 
 def _check_model(file: MatrixFile, errors: _Errors) -> None:
-    from finepruner_lmms.model_args import ModelArguments
+    from finepruner_lmms.lmms.model_args import ModelArguments
 
     try:
         ModelArguments.parse(file.model.model_dump(exclude_none=True))
@@ -306,8 +306,8 @@ def _check_rows(file: MatrixFile, errors: _Errors) -> list[Row]:
 
 
 def _check_reachable(file: MatrixFile, rows: list[Row], errors: _Errors) -> tuple[int, int]:
-    from finepruner_lmms.engine import Geometry
-    from finepruner_lmms.load import check_pruner, read_config
+    from finepruner_lmms.checkpoints.load import check_pruner, read_config
+    from finepruner_lmms.engine.hooks import Geometry
     from finepruner_lmms.pruners import build_pruner
 
     try:

@@ -20,9 +20,9 @@ from finepruner_lmms.judge.judgements import Judgements
 from finepruner_lmms.judge.scoring import RULES, Scorer
 from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment, judge_name
 from finepruner_lmms.matrix.progress import display_for
+from finepruner_lmms.matrix.report.tables import MISSING
 from finepruner_lmms.matrix.runner import Display, score_text
 from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
-from finepruner_lmms.matrix.table import MISSING
 
 
 def assign(record: Json, judge: Judge | None) -> Json:

@@ -27,8 +27,9 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from loguru import logger
 
-from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names
-from finepruner_lmms.lmms_model import LlavaFinePruner
+from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
+from finepruner_lmms.data.task_folders import folder as task_folder
+from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.matrix.store import (
     Json,
     begin_attempt,
@@ -37,8 +38,6 @@ from finepruner_lmms.matrix.store import (
     write_error,
     write_result,
 )
-from finepruner_lmms.tasks import folder as task_folder
-from finepruner_lmms.tasks import submission
 
 # after these a process may no longer compute correctly
 _POISONED = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))

@@ -1,6 +1,5 @@
 """The pruning methods, one a file. Importing this package registers all of them, and those of installed plug-ins."""
 
-from finepruner_lmms.plugins import load_plugins
 from finepruner_lmms.pruners import (
     cdpruner,
     divprune,
@@ -17,7 +16,8 @@ from finepruner_lmms.pruners import (
     vispruner,
 )
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, VisionPruner
-from finepruner_lmms.pruners.context import DecoderContext, Selection
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
+from finepruner_lmms.pruners.plugins import load_plugins
 from finepruner_lmms.pruners.registry import (
     build_pruner,
     canonical_name,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from finepruner_lmms.checks import check_choice
+from finepruner_lmms.errors import check_choice
+from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS, token_scores
 from finepruner_lmms.pruners.base import DecoderPruner
-from finepruner_lmms.pruners.context import DecoderContext, Selection
-from finepruner_lmms.scores import AGGREGATES, ROWS, token_scores
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 
 POSITIONS = ("original", "renumbered")
 
@@ -19,7 +19,7 @@ POSITIONS = ("original", "renumbered")
 class AttentionGuided(DecoderPruner):
     """A decoder-side method whose guide is `head_attention`, combined by `rows` and `aggregate`.
 
-    `rows`, `aggregate`: see `finepruner_lmms.scores.token_scores`. `positions="original"`: survivors keep the
+    `rows`, `aggregate`: see `finepruner_lmms.ops.token_scores.token_scores`. `positions="original"`: survivors keep the
     positions they had; `"renumbered"`: they are numbered anew after a drop, text included; None: as published.
     """
 

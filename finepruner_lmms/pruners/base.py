@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from finepruner_lmms.budget import parse_budget, round_half_up, show_tokens
-from finepruner_lmms.pruners.context import DecoderContext, Selection
-from finepruner_lmms.selection import mask_to_index, take, top_mask
-from finepruner_lmms.vision import VisionOutputs
+from finepruner_lmms.ops.selection import mask_to_index, take, top_mask
+from finepruner_lmms.pruners.budget import parse_budget, round_half_up, show_tokens
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 Side = Literal["none", "vision", "decoder", "both"]
 
@@ -45,7 +45,7 @@ class Reduction(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner(ABC):
-    """A pruning method with its parameters. `budget`: see `finepruner_lmms.budget`; `None` keeps every token."""
+    """A pruning method with its parameters. `budget`: see `pruners.budget`; `None` keeps every token."""
 
     name: ClassVar[str]
     side: ClassVar[Side]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from finepruner_lmms.checks import check_choice
+from finepruner_lmms.errors import check_choice
+from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.selection import index_to_mask, unit_vectors
-from finepruner_lmms.vision import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 RELEVANCES = ("clip", "embedding", "none")
 _RANGE = 1e-6

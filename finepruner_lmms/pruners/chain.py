@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from finepruner_lmms.budget import parse_budget, round_half_up, show_tokens
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Side, Stage, VisionPruner
+from finepruner_lmms.pruners.budget import parse_budget, round_half_up, show_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

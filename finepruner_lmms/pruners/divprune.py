@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.selection import index_to_mask, unit_vectors
-from finepruner_lmms.vision import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
 @register("divprune")

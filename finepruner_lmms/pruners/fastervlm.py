@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.selection import top_mask
-from finepruner_lmms.vision import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
 @register("fastervlm")

@@ -7,11 +7,11 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from finepruner_lmms.budget import round_half_up
-from finepruner_lmms.checks import check_integer
+from finepruner_lmms.errors import check_integer
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
-from finepruner_lmms.pruners.context import DecoderContext
+from finepruner_lmms.pruners.budget import round_half_up
+from finepruner_lmms.pruners.decoder_context import DecoderContext
 from finepruner_lmms.pruners.registry import register
 
 

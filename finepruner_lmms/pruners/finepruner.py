@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finepruner_lmms import consensus
 from finepruner_lmms import heads as head_selection
-from finepruner_lmms.checks import check_choice, check_integer
+from finepruner_lmms.errors import check_choice, check_integer
+from finepruner_lmms.heads import consensus
+from finepruner_lmms.heads.queries import QUERIES, query_rows
+from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
-from finepruner_lmms.pruners.context import DecoderContext, Selection
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.fastv import FastV
 from finepruner_lmms.pruners.pdrop import PDrop
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.sparsevlm import SparseVLM
-from finepruner_lmms.queries import QUERIES, query_rows
-from finepruner_lmms.scores import head_rows, token_scores
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
 CONSENSUS, FIXED, RECOMMENDED = "consensus", "fixed", "recommended"
@@ -38,8 +38,8 @@ class FinePruner(AttentionGuided):
     is FastV with its `layer`, unless `guide` says `pdrop` or `sparsevlm`. `heads=None` is 16, or half of the heads
     of a model with fewer than 32.
 
-    `query` says whose attention the rows are: the last prompt token's, or other words' (`finepruner_lmms.queries`).
-    `head_strategy="consensus"` chooses heads and their weights by `finepruner_lmms.consensus` with `preset` (None is
+    `query` says whose attention the rows are: the last prompt token's, or other words' (`heads.queries`).
+    `head_strategy="consensus"` chooses heads and their weights by `heads.consensus` with `preset` (None is
     `doc`); the number of heads follows from the attention. `heads` has no effect, but in the preset `calibrated`: there
     it is the number that the attention's complexity adjusts. `head_strategy="fixed"` always takes the heads named in
     `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="recommended"` is what our head

@@ -9,10 +9,10 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from finepruner_lmms.checks import check_choice
+from finepruner_lmms.errors import check_choice
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
-from finepruner_lmms.pruners.context import DecoderContext
+from finepruner_lmms.pruners.decoder_context import DecoderContext
 from finepruner_lmms.pruners.registry import register
 
 VARIANTS = ("equal", "official")

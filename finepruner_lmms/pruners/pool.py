@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from finepruner_lmms.grid import grid_shape, image_side
+from finepruner_lmms.ops.grid import grid_shape, image_side
 from finepruner_lmms.pruners.base import Reduction, VisionPruner
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.vision import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
 @register("pool")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finepruner_lmms.checks import check_integer
+from finepruner_lmms.errors import check_integer
+from finepruner_lmms.ops.selection import fingerprint, mix64, top_mask
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.selection import fingerprint, mix64, top_mask
-from finepruner_lmms.vision import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
 @register("random")

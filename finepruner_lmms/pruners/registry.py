@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from finepruner_lmms.checks import nearest
+from finepruner_lmms.errors import nearest
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, VisionPruner
 from finepruner_lmms.pruners.chain import Chain
 

@@ -9,13 +9,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from finepruner_lmms.checks import check_choice
-from finepruner_lmms.clustering import merge_by_density_peaks
+from finepruner_lmms.errors import check_choice
+from finepruner_lmms.ops.clustering import merge_by_density_peaks
+from finepruner_lmms.ops.selection import at_least_float32, take, top_mask
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
-from finepruner_lmms.pruners.context import DecoderContext, Selection
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.selection import at_least_float32, take, top_mask
 
 VARIANTS = ("equal", "official")
 _STEPS = 512  # between two tables

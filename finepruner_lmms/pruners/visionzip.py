@@ -8,11 +8,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from finepruner_lmms.budget import round_half_up
+from finepruner_lmms.ops.selection import mask_to_index, take, top_mask, unit_vectors
 from finepruner_lmms.pruners.base import Reduction, VisionPruner
+from finepruner_lmms.pruners.budget import round_half_up
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.selection import mask_to_index, take, top_mask, unit_vectors
-from finepruner_lmms.vision import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
 @register("visionzip")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finepruner_lmms.checks import check_share
+from finepruner_lmms.errors import check_share
+from finepruner_lmms.ops.selection import index_to_mask, take, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.selection import index_to_mask, take, unit_vectors
-from finepruner_lmms.vision import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 _STEP = 8  # tokens removed a round
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import finepruner_lmms as fp
+from finepruner_lmms.checkpoints.images import preprocess
+from finepruner_lmms.checkpoints.prompts import vicuna_v1
 from finepruner_lmms.demo.questions import Question, ask
 from finepruner_lmms.demo.scenes import make_scene
-from finepruner_lmms.images import preprocess
-from finepruner_lmms.prompts import vicuna_v1
 
 # kinds whose answers need the picture and are one token; those told in the text measure nothing here
 KINDS = ("exist", "color", "shape", "digit", "count", "verify", "pick", "number", "read", "choice", "choice_zh")

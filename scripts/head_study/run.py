@@ -23,9 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import finepruner_lmms as fp
-from finepruner_lmms import consensus
-from finepruner_lmms.heads import NORMALISATIONS, best_heads, head_scores
-from finepruner_lmms.scores import AGGREGATES, ROWS, token_scores
+from finepruner_lmms.heads import NORMALISATIONS, best_heads, consensus, head_scores
+from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS, token_scores
 from head_study.deck import VISUAL, Deck
 from head_study.facts import STRATEGIES, save_facts
 

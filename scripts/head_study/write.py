@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finepruner_lmms.consensus import PRESETS
 from finepruner_lmms.heads import NORMALISATIONS
+from finepruner_lmms.heads.consensus import PRESETS
 from head_study import plots
 from head_study.compare import Models
 from head_study.run import COMBINATIONS, DEPTHS, LAYER, RETAINED

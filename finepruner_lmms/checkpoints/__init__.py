@@ -1,0 +1,1 @@
+"""Reading checkpoints: Hugging Face and original LLaVA folders, tokenizers, prompts and images as evaluated."""

@@ -1,0 +1,146 @@
+"""Configurations of the original LLaVA code base, as those of transformers' LLaVA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from loguru import logger
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from finepruner_lmms.checkpoints.weights import fetch_file, read_json
+
+_DECODER = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_DECODER_OPTIONAL = (
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
+    "use_cache", "bos_token_id", "eos_token_id", "rope_theta", "rope_scaling", "attention_bias", "attention_dropout",
+    "mlp_bias",
+)  # fmt: skip
+# what LLaVA assumes where the file is silent, and the values that transformers' LLaVA can honour
+_OPTIONS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
+    "mm_projector_type": ("linear", ("linear", "mlp2x_gelu"), "LLaVA-1.5 has 'mlp2x_gelu'"),
+    "mm_vision_select_feature": ("patch", ("patch",), "pruning counts patches, and 'cls_patch' adds the CLS token"),
+    "mm_patch_merge_type": ("flat", ("flat",), "this is LLaVA-1.6; only one tile an image is read"),
+    "image_aspect_ratio": (None, (None, "square", "pad"), "this is LLaVA-1.6; only one tile an image is read"),
+    "mm_use_im_start_end": (False, (False, None), "the prompts of LLaVA-1.5 have no tokens around the image"),
+    "mm_resampler_type": (None, (None,), "transformers' LLaVA has no resampler"),
+    "s2": (False, (False, None), "only one scale an image is read"),
+    "tie_word_embeddings": (False, (False, None), "LLaVA-1.5 has output weights of its own"),
+    "quantization_config": (None, (None,), "take the checkpoint in 16 bit, and choose dtype"),
+}
+# the towers of the released checkpoints, so that planning a study needs no download
+_TOWERS = {"openai/clip-vit-large-patch14-336": 336, "openai/clip-vit-large-patch14": 224}
+
+
+def is_original(raw: dict[str, Any]) -> bool:
+    """Whether a `config.json` is of the original code base; after a conversion it has `text_config`."""
+    kind = str(raw.get("model_type"))
+    return "text_config" not in raw and ("mm_vision_tower" in raw or kind.startswith("llava_"))
+
+
+def convert_config(raw: dict[str, Any], pretrained: str) -> LlavaConfig:
+    """The configuration as transformers' LLaVA has it, with the tower's name as `mm_vision_tower`.
+
+    Image tokens are numbered from the end of the vocabulary, as in the published conversions; a tokenizer with
+    tokens of its own moves them. Raises `ValueError` naming the first option that cannot be honoured.
+    """
+    where = f"config.json of {pretrained!r}"
+    kind = raw.get("model_type")
+    if kind not in ("llava", "llava_llama"):
+        raise ValueError(f"model_type: got {kind!r} in {where}; only LLaVA on Llama ('llava', 'llava_llama') is read")
+    for option, (default, known, why) in _OPTIONS.items():
+        if (value := raw.get(option, default)) not in known:
+            choices = ", ".join(repr(choice) for choice in known if choice is not None)
+            raise ValueError(f"{option}: got {value!r} in {where}; known: {choices or 'none'} ({why})")
+    for field in (*_DECODER, "mm_hidden_size", "mm_vision_tower", "mm_vision_select_layer"):
+        if raw.get(field) is None:
+            raise ValueError(f"{field}: missing in {where}; the model's shape is not known without it")
+    if isinstance(raw["mm_vision_select_layer"], bool) or not isinstance(raw["mm_vision_select_layer"], int):
+        value = raw["mm_vision_select_layer"]
+        raise ValueError(f"mm_vision_select_layer: got {value!r} in {where}; expected the number of one layer")
+    tower = find_tower(str(raw["mm_vision_tower"]), pretrained)
+    vision = tower_config(tower)
+    if vision.hidden_size != raw["mm_hidden_size"]:
+        raise ValueError(
+            f"mm_hidden_size: got {raw['mm_hidden_size']} in {where}, but the vision tower {tower!r} is "
+            f"{vision.hidden_size} wide; it is another tower than the checkpoint was trained with"
+        )
+    try:
+        text = LlamaConfig(**{key: raw[key] for key in (*_DECODER, *_DECODER_OPTIONAL) if key in raw})
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{where}: not the configuration of a Llama: {error}") from error
+    linear = raw.get("mm_projector_type", "linear") == "linear"
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=text.vocab_size,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        # a single layer is two, the second of which changes nothing
+        projector_hidden_act="linear" if linear else "gelu",
+        vision_feature_layer=raw["mm_vision_select_layer"],
+        vision_feature_select_strategy="default",
+    )
+    config.mm_vision_tower = tower
+    return config
+
+
+def warn_of_aspect_ratio(raw: dict[str, Any], pretrained: str) -> None:
+    """Say so where a checkpoint was made for pictures cut to a square; the prompt's side decides how they are."""
+    if raw.get("image_aspect_ratio") != "pad":
+        logger.warning(
+            f"{pretrained!r} says image_aspect_ratio={raw.get('image_aspect_ratio')!r}: its pictures were cut, not "
+            "padded, to a square; pass image_aspect_ratio=crop for the same"
+        )
+
+
+def tower_folder(checkpoint: Path) -> Path | None:
+    """The folder of the vision tower that the checkpoint in a folder names, if it is on this machine."""
+    if not (checkpoint / "config.json").is_file():
+        return None
+    raw = read_json(checkpoint / "config.json")
+    if not is_original(raw) or not isinstance(raw.get("mm_vision_tower"), str):
+        return None
+    tower = Path(find_tower(raw["mm_vision_tower"], str(checkpoint)))
+    return tower if tower.is_dir() else None
+
+
+def find_tower(name: str, pretrained: str) -> str:
+    """Where the vision tower is: a folder beside or in the checkpoint's or below the current one; else a hub id."""
+    checkpoint = Path(pretrained)
+    bases = [checkpoint.absolute().parent, checkpoint, Path()] if checkpoint.is_dir() else [Path()]
+    for base in bases:
+        if (base / name / "config.json").is_file():
+            return str((base / name).absolute())
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(
+            f"mm_vision_tower: {pretrained!r} names {name!r}, and there is no such folder beside the checkpoint, in "
+            "it or here; correct the entry in config.json, or put the CLIP checkpoint there"
+        )
+    return name
+
+
+def tower_config(tower: str) -> CLIPVisionConfig:
+    """The vision tower's configuration. `ValueError` if it is none of CLIP's."""
+    if tower in _TOWERS:
+        sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+        return CLIPVisionConfig(**sizes, patch_size=14, image_size=_TOWERS[tower], projection_dim=768)
+    try:
+        raw = read_json(fetch_file(tower, "config.json"))
+        found = CLIPVisionConfig.from_dict(raw["vision_config"] if raw.get("model_type") == "clip" else raw)
+    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"mm_vision_tower: cannot read the vision tower {tower!r}: {error}") from error
+    if raw.get("model_type") not in ("clip", "clip_vision_model"):
+        raise ValueError(f"mm_vision_tower: {tower!r} is a {raw.get('model_type')!r}; only CLIP towers are read")
+    return found
+
+
+def tower_image_processor(tower: str) -> CLIPImageProcessorPil:
+    """How the tower's pictures are resized and normalised, by the image library that LLaVA used."""
+    if tower in _TOWERS:
+        side = _TOWERS[tower]
+        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    try:
+        return CLIPImageProcessorPil.from_dict(read_json(fetch_file(tower, "preprocessor_config.json")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"mm_vision_tower: cannot read how {tower!r} takes its pictures: {error}") from error

@@ -1,0 +1,1 @@
+"""What is ready on this machine, and what is missing: `finepruner doctor`."""

@@ -1,0 +1,93 @@
+"""CLIP's joint space of patches and words, for methods that read the question before the language model does."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from finepruner_lmms.checkpoints.weights import read_json
+from finepruner_lmms.engine.hooks import normalise_patches
+
+# the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
+_TOWERS = {
+    (1024, 24, 336, 14): "openai/clip-vit-large-patch14-336",
+    (1024, 24, 224, 14): "openai/clip-vit-large-patch14",
+}
+
+
+def clip_checkpoint(config: Any, given: str | None = None) -> str:
+    """The CLIP checkpoint whose vision tower a LLaVA has. `ValueError` if neither it nor the caller names one."""
+    tower = config.vision_config
+    sizes = (tower.hidden_size, tower.num_hidden_layers, tower.image_size, tower.patch_size)
+    name = given or getattr(config, "mm_vision_tower", None) or _TOWERS.get(sizes)
+    if not name:
+        raise ValueError(
+            "relevance: 'clip' needs the text tower of the CLIP checkpoint that the vision tower comes from, and this "
+            "model names none; give it as clip=<hub id or folder>, or use relevance='embedding'"
+        )
+    file = Path(name) / "config.json"
+    if file.is_file() and (kind := read_json(file).get("model_type")) != "clip":
+        raise ValueError(
+            f"relevance: 'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}; give the "
+            "whole one as clip=<hub id or folder>, or use relevance='embedding'"
+        )
+    return str(name)
+
+
+class JointSpace:
+    """The text tower and both projections of a CLIP checkpoint, in float32."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        try:
+            clip = CLIPModel.from_pretrained(name, dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"clip: cannot load the CLIP checkpoint {name!r}: {reason}") from error
+        self.text_model = clip.text_model.eval().to(device)
+        self.text_projection = clip.text_projection.to(device)
+        self.visual_projection = clip.visual_projection.to(device)
+        self.device, self.length = device, clip.config.text_config.max_position_embeddings
+
+    @torch.no_grad()
+    def embed_patches(self, model: Any, features: Tensor) -> Tensor:
+        """Patch features `[B, N, C]` of `model`'s tower in the joint space: `[B, N, P]`."""
+        if features.shape[-1] != self.visual_projection.in_features:
+            raise ValueError(
+                f"clip: the checkpoint projects features of width {self.visual_projection.in_features}, but the "
+                f"model's vision tower has {features.shape[-1]}; name the checkpoint that the tower comes from"
+            )
+        return self.visual_projection(normalise_patches(model, features).float())
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> list[Tensor]:
+        """Each text as `[M, P]`: one vector for every 75 tokens, each piece between its own start and end token.
+
+        The released code cuts a long text without closing its pieces; CLIP then pools their first position, which is
+        the same for all texts.
+        """
+        tokenizer, room = self.tokenizer, self.length - 2
+        pieces, counts = [], []
+        for text in texts:
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            parts = [ids[start : start + room] for start in range(0, max(len(ids), 1), room)]
+            pieces += [[tokenizer.bos_token_id, *part, tokenizer.eos_token_id] for part in parts]
+            counts.append(len(parts))
+        width = max(map(len, pieces))
+        ids = torch.tensor([piece + [tokenizer.eos_token_id] * (width - len(piece)) for piece in pieces])
+        mask = torch.tensor([[1] * len(piece) + [0] * (width - len(piece)) for piece in pieces])
+        hidden = self.text_model(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        ends = torch.tensor([len(piece) - 1 for piece in pieces], device=self.device)
+        pooled = hidden[torch.arange(len(pieces), device=self.device), ends]
+        return list(self.text_projection(pooled).split(counts))
+
+
+@functools.lru_cache(maxsize=2)
+def joint_space(name: str, device: torch.device) -> JointSpace:
+    """The joint space of a checkpoint, loaded once."""
+    return JointSpace(name, device)

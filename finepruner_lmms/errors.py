@@ -1,0 +1,67 @@
+"""Errors as data, and checks of parameters: a field, its value, what is wrong with it and how to go on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class FieldError(ValueError):
+    """Something that a user gave is wrong. Its text is `field: problem; fix`, one line.
+
+    `field` names what was given, as the user wrote it (`budget`, `model.dtype`); `value` is what it was, `problem`
+    what is wrong with it, and `fix`, where the problem does not say it already, how to put it right. Who knows where
+    the field stands (a line of a matrix file, an option of a command) adds that place; nobody reads it from the text.
+    """
+
+    def __init__(self, field: str, problem: str, *, value: Any = None, fix: str = "") -> None:
+        self.field, self.problem, self.value, self.fix = field, problem, value, fix
+        super().__init__(f"{field}: {problem}{f'; {fix}' if fix else ''}")
+
+    def __reduce__(self) -> Any:
+        """Survive the way between processes."""
+        return _restore, (type(self), self.field, self.problem, self.value, self.fix)
+
+    def under(self, prefix: str) -> FieldError:
+        """The same error of a field that stands inside `prefix`: `budget` → `methods.2.budget`."""
+        return type(self)(f"{prefix}.{self.field}", self.problem, value=self.value, fix=self.fix)
+
+    def renamed(self, field: str) -> FieldError:
+        """The same error under the name by which the user gave the field."""
+        return type(self)(field, self.problem, value=self.value, fix=self.fix)
+
+
+def _restore(kind: type[FieldError], field: str, problem: str, value: Any, fix: str) -> FieldError:
+    return kind(field, problem, value=value, fix=fix)
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for a misspelt name, or nothing."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: the first of its text, or its type where it has none."""
+    return str(error).strip().partition("\n")[0].strip() or type(error).__name__
+
+
+def check_choice(field: str, value: Any, known: Iterable[str]) -> None:
+    """Raise `FieldError` unless `value` is one of `known`."""
+    names = list(known)
+    if value not in names:
+        raise FieldError(field, f"got {value!r}{nearest(value, names)}; known: {', '.join(names)}", value=value)
+
+
+def check_integer(field: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise `FieldError` unless `value` is a whole number in range."""
+    wanted = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        raise FieldError(field, f"got {value!r}; expected {wanted}", value=value)
+
+
+def check_share(field: str, value: Any) -> None:
+    """Raise `FieldError` unless `value` is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise FieldError(field, f"got {value!r}; expected a number from 0 to 1", value=value)

@@ -1,0 +1,136 @@
+"""Files that are never half written, read as half written, or held by two: the one place that does it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+class Locked(RuntimeError):
+    """A lock is held by another process; `holder` says by which, as far as it is known."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        self.path, self.holder = path, holder
+        super().__init__(f"{path}: held by {holder}")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: no reader and no power cut ever sees half of it. Its folder must exist."""
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` of indented JSON."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> bytes:
+    """One JSON value per line, replaced as a whole; returns the content, for sizes and checksums."""
+    content = "".join(json.dumps(value, ensure_ascii=False, sort_keys=True) + "\n" for value in values).encode()
+    write_bytes(path, content)
+    return content
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no such file or it holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:  # not JSON, not UTF-8
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def split_lines(content: str) -> list[str]:
+    r"""The lines of JSON lines, which end with `\n` and nothing else: JSON may hold U+2028 and U+0085 as they are."""
+    lines = content.split("\n")
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The JSON values of a file with one per line. `ValueError` naming file and line where one is none."""
+    values = []
+    for number, line in enumerate(split_lines(path.read_text(encoding="utf-8")), 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+    return values
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems cannot
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold `path` while the block runs; `Locked` at once if another process does. Ends with the process.
+
+    Who holds it stands in a file of its own beside it, because a lock file's content cannot be read everywhere.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = path.with_name(f"{path.name}.holder")
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise Locked(path, holder_of(path)) from None
+    try:
+        about.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        held.release()
+
+
+def holder_of(path: Path) -> str:
+    """Who holds a lock, or held it last."""
+    try:
+        return path.with_name(f"{path.name}.holder").read_text(encoding="utf-8").strip() or "another process"
+    except OSError:
+        return "another process"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock now."""
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def cache_dir() -> Path:
+    """Where generated data goes: `$FINEPRUNER_CACHE`, or a folder in the user's cache."""
+    if named := os.environ.get("FINEPRUNER_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finepruner_lmms"

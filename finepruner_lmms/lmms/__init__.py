@@ -1,0 +1,1 @@
+"""The lmms-eval model `llava_finepruner`: its arguments, its answers, its caches and what they depend on."""

@@ -1,0 +1,276 @@
+"""The model `llava_finepruner` of lmms-eval: prompts, batches, answers. It knows nothing of how tokens are pruned."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from lmms_eval.models.model_utils.gen_metrics import log_metrics
+from loguru import logger
+from PIL import Image
+from tqdm import tqdm
+
+from finepruner_lmms.checkpoints.images import as_rgb, whole_files
+from finepruner_lmms.checkpoints.load import check_pruner, load_model, read_config, resolve
+from finepruner_lmms.checkpoints.prompts import prompt, prompt_ids
+from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost
+from finepruner_lmms.engine.generate import Generation, generate
+from finepruner_lmms.engine.hooks import Geometry
+from finepruner_lmms.heads.consensus import Consensus
+from finepruner_lmms.heads.consensus.report import debug_block
+from finepruner_lmms.judge.settings import check_command_line
+from finepruner_lmms.lmms.identity import answer_identity
+from finepruner_lmms.lmms.image_cache import ImageCache
+from finepruner_lmms.lmms.model_args import ModelArguments
+from finepruner_lmms.lmms.monitor import Monitor, describe
+from finepruner_lmms.lmms.response_cache import identify
+from finepruner_lmms.pruners import Pruner
+
+# requests are sorted by length inside a window of this many batches: little padding, and answers still come in order
+_WINDOW = 8
+_DECODING = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams")
+_IGNORED = {"until"}  # lmms-eval adds "\n\n" where a task names none, which would cut answers short
+
+
+class LlavaFinePruner(lmms):
+    """LLaVA with visual token pruning. The arguments are those of `ModelArguments`, checked before weights are read.
+
+    One loaded model serves many settings: `configure` swaps the method, and encoded images are shared between them.
+    """
+
+    is_simple = True
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        check_command_line(sys.argv)
+        self.arguments = ModelArguments.parse(arguments)
+        self.pruner: Pruner = self.arguments.build_pruner()
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        device = self.arguments.device
+        self._device = torch.device(device) if device != "auto" else self.accelerator.device
+        check_pruner(self.pruner, read_config(self.arguments.pretrained))
+        self.model, self.processor = load_model(
+            self.arguments.pretrained, self.arguments.dtype, self._device, self.arguments.attn_implementation
+        )
+        self._tokenizer = self.processor.tokenizer
+        self.geometry = Geometry.of(self.model.config)
+        check_pruner(self.pruner, self.model.config)
+        self.images = ImageCache(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
+        self.monitor = Monitor.open(self.arguments.monitor, self._rank)
+        self.on_progress: Callable[[int, int], None] | None = None
+        self.lengths: Counter[tuple[int, tuple[int, ...]]] = Counter()
+        """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers."""
+        self._warned: set[str] = set()
+        identify(self)
+
+    # -- settings -----------------------------------------------------------------------------------------------------
+
+    def configure(self, **method_arguments: Any) -> None:
+        """Change the method and its parameters; weights and encoded images stay. `ValueError` as for `model_args`."""
+        arguments = self.arguments.with_method(method_arguments)
+        pruner = arguments.build_pruner()
+        check_pruner(pruner, self.model.config)
+        self.arguments, self.pruner = arguments, pruner
+
+    @property
+    def num_decoder_layers(self) -> int:
+        """Layers of the language model."""
+        return self.geometry.num_layers
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """N, the visual tokens of one image."""
+        return self.geometry.num_visual_tokens
+
+    def prefill_cost(self) -> PrefillCost | None:
+        """What the prefills since `lengths` was cleared took; None if none had an image."""
+        return PrefillCost.of(DecoderSizes.of(self.model.config.text_config), self.lengths)
+
+    @property
+    def identity(self) -> str:
+        """Everything that changes an answer, as one line: arguments, code, checkpoint, library versions."""
+        return f"{self.arguments.canonical()}|{answer_identity(resolve(self.arguments.pretrained))}"
+
+    def __repr__(self) -> str:
+        # lmms-eval keys its response cache by this where it is handed the object
+        return f"LlavaFinePruner({self.identity})"
+
+    # -- what lmms-eval asks of a model -------------------------------------------------------------------------------
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts a forward."""
+        return self.arguments.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self._device
+
+    @property
+    def rank(self) -> int:
+        """This process among all."""
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes share the documents."""
+        return self._world_size
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the checkpoint."""
+        return self._tokenizer
+
+    def clean(self) -> None:
+        """Keep the model: lmms-eval calls this after every evaluation, and the next one may need it."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not defined for a pruned prompt, whose logits are fewer than its tokens."""
+        raise NotImplementedError(
+            "llava_finepruner generates answers; tasks of output_type 'loglikelihood' need logits"
+        )
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not supported: pruning starts from an empty cache."""
+        raise NotImplementedError("llava_finepruner answers single questions; multi-round tasks are not supported")
+
+    def generate_until(self, requests: list[Instance]) -> Iterator[GenerationResult]:
+        """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
+        progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
+        window = _WINDOW * self.batch_size
+        tokens, started = 0, time.monotonic()
+        with self.monitor, progress:
+            for start in range(0, len(requests), window):
+                answers = self._answer_window(requests[start : start + window])
+                for done, answer in enumerate(answers, start + 1):
+                    tokens += answer.token_counts.output_tokens
+                    progress.update()
+                    if self.on_progress is not None:
+                        self.on_progress(done, len(requests))
+                    yield answer
+        elapsed = time.monotonic() - started
+        log_metrics(total_elapsed_time=elapsed, total_gen_tokens=tokens, avg_speed=tokens / elapsed if elapsed else 0.0)
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def _answer_window(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        prepared = [self._prepare(request) for request in requests]
+        order = sorted(range(len(prepared)), key=lambda i: (prepared[i].decoding_key, prepared[i].length, i))
+        answers: dict[int, GenerationResult] = {}
+        batch: list[int] = []
+        for place, i in enumerate(order):
+            batch.append(i)
+            last = place + 1 == len(order)
+            if (
+                last
+                or len(batch) == self.batch_size
+                or prepared[order[place + 1]].decoding_key != prepared[i].decoding_key
+            ):
+                for j, answer in zip(batch, self._answer_batch([prepared[j] for j in batch]), strict=True):
+                    answers[j] = answer
+                batch = []
+        return [answers[i] for i in range(len(prepared))]
+
+    def _prepare(self, request: Instance) -> _Prepared:
+        question, gen_kwargs, doc_to_visual, doc_id, task, split = request.args
+        image = None if doc_to_visual is None else self._picture(task, split, doc_id, doc_to_visual)
+        text = prompt(self.arguments.conv, self.processor, question, image is not None)
+        ids = prompt_ids(self.tokenizer, text, self.geometry.image_token_id, self.num_visual_tokens)
+        decoding = self._decoding(gen_kwargs, task)
+        return _Prepared(str(task), int(doc_id), question, ids, image, decoding)
+
+    def _picture(self, task: str, split: str, doc_id: int, doc_to_visual: Callable[[Any], Any]) -> Image.Image | None:
+        """The picture of a document in RGB, read to its end; None if it has none."""
+        where = f"task {task!r}, document {doc_id}"
+        try:
+            with whole_files():
+                visuals = list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
+                if len(visuals) > 1:
+                    raise ValueError(f"{where}: {len(visuals)} images; LLaVA-1.5 answers about one")
+                if visuals and not isinstance(visuals[0], Image.Image):
+                    raise ValueError(f"{where}: the visual is a {type(visuals[0]).__name__}, not an image")
+                return as_rgb(visuals[0]) if visuals else None
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls broken PNGs a SyntaxError
+            raise ValueError(f"{where}: its image cannot be read ({error}); fetch the data again") from error
+
+    def _decoding(self, gen_kwargs: dict[str, Any], task: str) -> dict[str, Any]:
+        """The arguments of `generate`, read from the task's; the task's dict is shared and stays as it is."""
+        for key in set(gen_kwargs) - set(_DECODING) - _IGNORED - self._warned:
+            logger.warning(f"task {task!r}: generation_kwargs {key!r} is not used by llava_finepruner")
+            self._warned.add(key)
+        given = {key: gen_kwargs[key] for key in _DECODING if gen_kwargs.get(key) is not None}
+        sample = bool(given.pop("do_sample", False)) and given.get("temperature", 1) > 0
+        if not sample:
+            given = {key: value for key, value in given.items() if key in ("max_new_tokens", "num_beams")}
+        limit = self.arguments.max_new_tokens or given.get("max_new_tokens", 128)
+        return given | {"do_sample": sample, "max_new_tokens": int(limit)}
+
+    def _answer_batch(self, batch: list[_Prepared]) -> list[GenerationResult]:
+        """Run one batch. An error is raised as it is: an answer that could not be computed has no stand-in."""
+        inputs: dict[str, Any] = dict(self._pad([item.ids for item in batch]))
+        pictures = [item.image for item in batch if item.image is not None]
+        if pictures:
+            inputs["vision"] = self.images.encode(pictures)
+        questions = [item.question for item in batch]
+        result = generate(self.model, self.pruner, inputs, questions=questions, **batch[0].decoding)
+        for item, entering in zip(batch, result.trace.tokens_entering, strict=True):
+            text = item.length - (self.num_visual_tokens if item.image is not None else 0)
+            self.lengths[text, tuple(entering)] += 1
+        self._report(batch, result)
+        texts = self.tokenizer.batch_decode(result.sequences, skip_special_tokens=True)
+        ends = self._end_ids()
+        return [
+            GenerationResult(text.strip(), TokenCounts(input_tokens=item.length, output_tokens=_count(row, ends)))
+            for text, item, row in zip(texts, batch, result.sequences.tolist(), strict=True)
+        ]
+
+    def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+        return {key: padded[key].to(self.device) for key in ("input_ids", "attention_mask")}
+
+    def _end_ids(self) -> set[int]:
+        ends = self.model.generation_config.eos_token_id
+        return set(ends) if isinstance(ends, list) else {ends}
+
+    def _report(self, batch: list[_Prepared], result: Generation) -> None:
+        if not (self.arguments.debug or self.monitor.active):
+            return
+        for row, item in enumerate(batch):
+            records = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=self.pruner)
+            for record in records:
+                self.monitor.write(record)
+            if self.arguments.debug:
+                for record in records:
+                    found = result.trace.details.get(record["layer"])
+                    shown = debug_block(found, row) if isinstance(found, Consensus) else f"selection: {record}"
+                    logger.info(f"{item.task} {item.doc_id}, layer {record['layer']}\n{shown}")
+
+    def monitor_to(self, folder: Path | None) -> None:
+        """Write the selections of the coming evaluations to `folder`, or nowhere."""
+        self.monitor = Monitor(None if folder is None else folder / f"selections-rank{self.rank}.jsonl")
+
+
+class _Prepared:
+    """A request, ready to be batched."""
+
+    def __init__(
+        self, task: str, doc_id: int, question: str, ids: list[int], image: Image.Image | None, decoding: dict[str, Any]
+    ) -> None:
+        self.task, self.doc_id, self.question, self.ids = task, doc_id, question, ids
+        self.image, self.decoding, self.length = image, decoding, len(ids)
+        self.decoding_key = str(sorted(decoding.items()))
+
+
+def _count(row: list[int], ends: set[int]) -> int:
+    """Generated tokens up to and including the end token."""
+    return next((place for place, token in enumerate(row, 1) if token in ends), len(row))

@@ -1,0 +1,132 @@
+"""The `model_args` of lmms-eval: one table of keys, checked before any weight is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from finepruner_lmms.checkpoints.images import ASPECT_RATIOS
+from finepruner_lmms.checkpoints.prompts import CONVERSATIONS
+from finepruner_lmms.errors import check_choice, check_integer, nearest
+from finepruner_lmms.pruners import Pruner, build_pruner, canonical_name, parameter_names
+from finepruner_lmms.pruners.registry import known_parameters
+
+_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+_DTYPES = ("auto", "float16", "bfloat16", "float32")
+# other names of the same argument
+_SYNONYMS = {"visual_token_num": "budget", "H": "heads"}
+# what lmms-eval passes to every model of its own accord
+_HOST = {"max_batch_size"}
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Everything that can be set from the command line, the method's own parameters in `method_arguments`."""
+
+    pretrained: str = "llava-hf/llava-1.5-7b-hf"
+    method: str = "vanilla"
+    method_arguments: dict[str, Any] = field(default_factory=dict)
+    conv: str = "vicuna_v1"
+    image_aspect_ratio: str = "pad"
+    dtype: str = "auto"
+    device: str = "auto"
+    attn_implementation: str = "sdpa"
+    batch_size: int = 1
+    max_new_tokens: int | None = None
+    debug: bool = False
+    monitor: bool | str = False
+
+    @classmethod
+    def parse(cls, arguments: dict[str, Any]) -> ModelArguments:
+        """Read what lmms-eval parsed from `--model_args`. `ValueError` naming the argument, the value and the fix."""
+        given = {key: value for key, value in arguments.items() if value is not None and key not in _HOST}
+        method = _take_method(given)
+        own = {f.name for f in fields(cls)} - {"method", "method_arguments"}
+        known = own | known_parameters()
+        for key in given:
+            if key not in known:
+                everything = sorted({*known, *_SYNONYMS, "method", "enable_dynamic_selection"})
+                hint = nearest(key, everything)
+                raise ValueError(f"model_args: unknown argument {key!r}{hint}; known: {', '.join(everything)}")
+        settings = {key: given.pop(key) for key in own & set(given)}
+        if "batch_size" in settings:
+            settings["batch_size"] = _integer("batch_size", settings["batch_size"])
+        parsed = cls(method=method, method_arguments=given, **settings)
+        parsed._check()
+        return parsed
+
+    def with_method(self, arguments: dict[str, Any]) -> ModelArguments:
+        """The same settings with another method; `arguments` replaces method and parameters as a whole."""
+        given = {key: value for key, value in arguments.items() if value is not None}
+        method = _take_method(given)
+        return replace(self, method=method, method_arguments=given)
+
+    def build_pruner(self) -> Pruner:
+        """The pruner; `ValueError` for a parameter that the method does not read or that is out of range."""
+        return build_pruner(self.method, **self.method_arguments)
+
+    def canonical(self) -> str:
+        """The arguments that change an answer, in a fixed order: the same text for the same answers."""
+        pruner = self.build_pruner()
+        shown = {"pretrained": self.pretrained, "method": pruner.name, "budget": pruner.budget, **pruner.parameters()}
+        rest = ("conv", "image_aspect_ratio", "dtype", "attn_implementation", "max_new_tokens")
+        shown |= {key: getattr(self, key) for key in rest}
+        return ",".join(f"{key}={value}" for key, value in shown.items() if value is not None)
+
+    def _check(self) -> None:
+        check_choice("conv", self.conv, CONVERSATIONS)
+        check_choice("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
+        check_choice("dtype", self.dtype, _DTYPES)
+        check_choice("attn_implementation", self.attn_implementation, _ATTENTION)
+        check_integer("batch_size", self.batch_size, 1)
+        if self.max_new_tokens is not None:
+            check_integer("max_new_tokens", self.max_new_tokens, 1)
+        if not isinstance(self.debug, bool):
+            raise ValueError(f"debug: got {self.debug!r}; expected true or false")
+        self.build_pruner()
+
+
+def _take_method(given: dict[str, Any]) -> str:
+    """Take method and synonyms out of `given`; what is left under the methods' own names stays in it."""
+    for synonym, name in _SYNONYMS.items():
+        if synonym in given:
+            if name in given:
+                raise ValueError(f"model_args: {synonym!r} and {name!r} are the same argument; give one of them")
+            given[name] = given.pop(synonym)
+    method = given.pop("method", None)
+    if _flag("enable_dynamic_selection", given.pop("enable_dynamic_selection", False)):
+        if (
+            method not in (None, "finepruner", "fastv+finepruner")
+            or given.get("head_strategy", "consensus") != "consensus"
+        ):
+            raise ValueError(
+                "enable_dynamic_selection: stands for method=finepruner,head_strategy=consensus; "
+                f"it cannot be combined with method={method!r}, head_strategy={given.get('head_strategy')!r}"
+            )
+        method, given["head_strategy"] = "finepruner", "consensus"
+    method = "vanilla" if method is None else str(method)
+    for name in ("heads", "layer", "seed"):
+        if name in given and name in parameter_names(method):
+            given[name] = _integer(name, given[name])
+    if isinstance(given.get("budget"), float):
+        given["budget"] = _integer("budget", given["budget"])
+    return canonical_name(method)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {value!r}; expected true or false")
+    return value
+
+
+def _integer(name: str, value: Any) -> int:
+    """A whole number, also as the text or float that lmms-eval makes of it."""
+    if not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if number == int(number) if number == number and abs(number) < 2**53 else False:
+            return int(number)
+    hint = " or a share such as '22%'" if name == "budget" else ""
+    raise ValueError(f"{name}: got {value!r}; expected a whole number{hint}")

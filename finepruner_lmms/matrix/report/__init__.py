@@ -1,0 +1,1 @@
+"""What a finished sweep shows: leaderboard, tables, comparisons, plots and the HTML report."""

@@ -1,0 +1,99 @@
+"""Two rows of a matrix, question by question: the difference of their scores and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.matrix.store import Json, Store, StoreError, read_lines
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second, in percent of the maximum: `value`, its standard error, and its 95 % interval."""
+
+    task: str
+    first: float
+    second: float
+    value: float
+    error: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, task: str, shown: tuple[float, float], draws: np.ndarray) -> Difference:
+        """From both scores and the bootstrapped differences."""
+        low, high = np.quantile(draws, (0.025, 0.975))
+        return cls(task, *shown, shown[0] - shown[1], float(draws.std(ddof=1)), float(low), float(high))
+
+
+def differences(store: Store, record: Json, first: int, second: int) -> list[Difference]:
+    """The paired difference on every task that both rows have done, and behind them the average of these.
+
+    Bootstrapped over images, with the same draws for both rows, so that what they share cancels. `StoreError` where
+    they have no finished task in common, or were asked other questions.
+    """
+    found: list[Difference] = []
+    draws = []
+    for task, scores, drawn in _by_task(store, record, first, second):
+        draws.append(drawn)
+        found.append(Difference.of(task, scores, drawn))
+    if not found:
+        raise StoreError("compare: the two rows have no finished task in common")
+    if len(found) > 1:
+        means = float(np.mean([d.first for d in found])), float(np.mean([d.second for d in found]))
+        found.append(Difference.of("average", means, np.mean(draws, axis=0)))
+    return found
+
+
+def average_draws(store: Store, record: Json, first: int, second: int) -> tuple[float, np.ndarray] | None:
+    """The difference averaged over all tasks, and its bootstrap draws; None unless both rows have done them all."""
+    found = list(_by_task(store, record, first, second))
+    if len(found) < len(record["tasks"]):
+        return None
+    value = float(np.mean([scores[0] - scores[1] for _, scores, _ in found]))
+    return value, np.mean([drawn for _, _, drawn in found], axis=0)
+
+
+def _by_task(
+    store: Store, record: Json, first: int, second: int
+) -> Iterator[tuple[str, tuple[float, float], np.ndarray]]:
+    """Task, both scores, and the draws of their difference, of every task that both rows have done."""
+    for task in record["tasks"]:
+        cells = [next(c for c in record["cells"] if c["row"] == row and c["task"] == task) for row in (first, second)]
+        results = [state.result for state in store.states(cells)]
+        if any(result is None or "submission" in result for result in results):
+            continue
+        judges = [result.get("judge", {}).get("name") for result in results if result is not None]
+        if len(set(judges)) > 1:
+            one_judge, other_judge = ("nobody" if name is None else repr(name) for name in judges)
+            raise StoreError(f"compare: the two rows of {task} were judged by {one_judge} and {other_judge}")
+        one, other = (_samples(store, cell) for cell in cells)
+        if [s["doc_id"] for s in one] != [s["doc_id"] for s in other]:
+            raise StoreError(f"compare: the two rows answered different questions of {task}")
+        benchmark = BENCHMARKS[task]
+        images = {sample["doc_id"]: sample["image"] for sample in one}
+        draws = benchmark.replicates(one, images) - benchmark.replicates(other, images)
+        yield task, (benchmark.percent(one), benchmark.percent(other)), draws
+
+
+def find_row(record: Json, label: str) -> int:
+    """The row that `label` names: `vanilla`, `fastv 64`, `finepruner 64 heads=4`. `StoreError` if there is none."""
+    from finepruner_lmms.errors import nearest
+    from finepruner_lmms.matrix.cells import row_label
+
+    labels = [row_label(row) for row in record["rows"]]
+    wanted = " ".join(label.split())
+    if wanted not in labels:
+        raise StoreError(f"row: got {label!r}{nearest(wanted, labels)}; rows: {', '.join(labels)}")
+    return labels.index(wanted)
+
+
+def _samples(store: Store, cell: Json) -> list[Json]:
+    """The logged samples of a finished cell, as its benchmark reads them."""
+    metric = BENCHMARKS[cell["task"]].metric.partition(",")[0]
+    samples = read_lines(store.cell_dir(cell) / "samples.jsonl")
+    return [sample | {metric: sample["score"]} for sample in samples]

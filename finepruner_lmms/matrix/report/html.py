@@ -1,0 +1,68 @@
+"""The report of a run: one HTML file with its tables and pictures inside, and nothing to load from elsewhere."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+
+from finepruner_lmms.matrix.report.head_report import (
+    consensus_selections,
+    head_study,
+    heads_alone,
+    heads_chosen,
+    picture,
+)
+from finepruner_lmms.matrix.report.leaderboard import Leaderboard, leaderboard
+from finepruner_lmms.matrix.store import Json, Store
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse;font-size:13px}th,td{padding:.15rem .6rem;text-align:right}"
+    "th:first-child,td:first-child{text-align:left}thead th{border-bottom:1px solid #999}"
+    "tbody tr:hover{background:#f2f2f2}img{max-width:100%}.note{color:#666;font-size:13px}.warn{color:#a40}"
+)
+
+
+def build_report(store: Store) -> str:
+    """The report as HTML. What is not done is left out or shown as missing; `StoreError` if nothing was planned."""
+    record, board = store.matrix(), leaderboard(store)
+    parts = [f"<h1>{html.escape(record['name'])}</h1>", _settings(record), *_leaderboard(board)]
+    whole = leaderboard(store, merge_seeds=False)
+    parts += [*head_study(store, record, whole), *heads_alone(whole), *heads_chosen(store, record)]
+    parts += consensus_selections(store, record)
+    body = "\n".join(parts)
+    head = f'<meta charset="utf-8"><title>{html.escape(record["name"])}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _settings(record: Json) -> str:
+    spec = record["cells"][0]
+    limit = spec["spec"]["limit"] if "spec" in spec else None
+    asked = f"{limit} questions a task" if limit else "all questions"
+    sizes = f"{record['num_layers']} decoder layers, {record['num_visual_tokens']} visual tokens"
+    text = f"{record['model']}, {sizes}, {asked}"
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def _leaderboard(board: Leaderboard) -> Iterator[str]:
+    from finepruner_lmms.matrix.report.plots import figure
+    from finepruner_lmms.matrix.report.tables import cost_frame, notes, reading_frame
+
+    yield "<h2>Leaderboard</h2>"
+    if any(line.average is not None for line in board.lines):
+        yield picture(figure(board), "Mean score against the budget, a line a method")
+    yield reading_frame(board).to_html(index=False, border=0, escape=True)
+    yield f'<p class="note">{"<br>".join(html.escape(note) for note in notes(board))}</p>'
+    if any(line.cost for line in board.lines):
+        yield "<h2>Cost of prefill</h2>"
+        yield cost_frame(board).to_html(index=False, border=0, escape=True)
+
+
+def write_report(store: Store, target: Path) -> None:
+    """Write the report to `target`, as a whole or not at all."""
+    text = build_report(store)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(target)

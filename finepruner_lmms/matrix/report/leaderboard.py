@@ -1,0 +1,218 @@
+"""The leaderboard as numbers: rows of methods and budgets, columns of tasks. `table` and `plot` show it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.matrix.store import Json, State, Store
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score as the field prints it (percent; MME in points) and as a share of the maximum, with standard errors."""
+
+    shown: float
+    shown_error: float
+    percent: float
+    percent_error: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row. `scores` lacks the tasks that are not done; `relative` is 100 for what equals vanilla.
+
+    `relative_of_means` is the other published convention: `average` divided by vanilla's.
+
+    `seeds` are those it is the mean of, with the spread of their averages (standard deviation). `cost` is the mean
+    over tasks of what its prefills took (`finepruner_lmms.engine.cost.PrefillCost`), where that was recorded.
+    """
+
+    method: str
+    budget: int | str
+    tokens: float
+    parameters: dict[str, Any]
+    scores: dict[str, Score]
+    average: float | None = None
+    average_error: float | None = None
+    relative: float | None = None
+    relative_of_means: float | None = None
+    seeds: tuple[Any, ...] = ()
+    spread: float | None = None
+    cost: dict[str, float] | None = None
+    submitted: frozenset[str] = frozenset()
+    """Tasks whose answers are in a file for a server. They have no score, and are no part of the averages."""
+    given: dict[str, Any] = field(default_factory=dict)
+    """The parameters that the matrix file names for this very row."""
+    waiting: frozenset[str] = frozenset()
+    """The tasks whose answers wait for the judge."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All rows of a matrix, the largest budget first. `parameters` names the columns beside the budget."""
+
+    name: str
+    tasks: tuple[str, ...]
+    parameters: tuple[str, ...]
+    lines: tuple[Line, ...]
+    num_visual_tokens: int
+    questions: dict[str, int] = field(default_factory=dict)
+    judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Who scored a task: `exact`, or models as their servers call them."""
+    asked: dict[str, int] = field(default_factory=dict)
+    """How many answers to a task were put to its judge, in all rows."""
+
+
+def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
+    """What is done so far in an output directory.
+
+    `average` is the mean of a row's shares of the maximum, `relative` the mean over tasks of its score divided by
+    vanilla's, `relative_of_means` the average divided by vanilla's; all only where every task is done. With
+    `merge_seeds`, rows that differ in `seed` alone become one.
+    """
+    record = store.matrix()
+    states = store.states(record["cells"])
+    results = [state.result for state in states]
+    lines = _lines(record, states)
+    vanilla = next((line for line in lines if line.method == "vanilla"), None)
+    lines = [_summarise(line, record["tasks"], vanilla) for line in lines]
+    if merge_seeds:
+        lines = _merge_seeds(lines, record["tasks"])
+    lines.sort(key=lambda line: -line.tokens)  # stable: inside a budget as in the file
+    used = {name for line in lines for name in line.parameters}
+    given = [name for row in record["rows"] for name in row["given"]]
+    columns = tuple(name for name in dict.fromkeys(given) if name in used)
+    answered = zip(record["cells"], results, strict=True)
+    questions = {cell["task"]: result["answered"] for cell, result in answered if result is not None}
+    judges, asked = _judges(record, results)
+    return Leaderboard(
+        record["name"],
+        tuple(record["tasks"]),
+        columns,
+        tuple(lines),
+        record["num_visual_tokens"],
+        questions,
+        judges,
+        asked,
+    )
+
+
+def _judges(record: Json, results: Sequence[Json | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+    """Who scored each task, and how many answers they were asked about."""
+    found: dict[str, set[str]] = {}
+    asked: dict[str, int] = {}
+    for cell, result in zip(record["cells"], results, strict=True):
+        if result is not None and "judge" in result:
+            judge, task = result["judge"], cell["task"]
+            found.setdefault(task, set()).update(judge.get("models") or [judge["name"]])  # none served, none asked
+            asked[task] = asked.get(task, 0) + judge.get("asked", 0)
+    return {task: tuple(sorted(names)) for task, names in found.items()}, asked
+
+
+def _lines(record: Json, states: Sequence[State]) -> list[Line]:
+    from finepruner_lmms.pruners.budget import parse_budget
+
+    everything = record["num_visual_tokens"]
+    named = {name for row in record["rows"] for name in row["given"]}
+    scores: list[dict[str, Score]] = [{} for _ in record["rows"]]
+    submitted: list[set[str]] = [set() for _ in record["rows"]]
+    costs: list[list[dict[str, float]]] = [[] for _ in record["rows"]]
+    waiting: list[set[str]] = [set() for _ in record["rows"]]
+    for cell, state in zip(record["cells"], states, strict=True):
+        result = state.result
+        if state.name == "waiting":
+            waiting[cell["row"]].add(cell["task"])
+        if result is not None:
+            if "submission" in result:
+                submitted[cell["row"]].add(cell["task"])
+            else:
+                scores[cell["row"]][cell["task"]] = _score(cell["task"], result)
+            if result.get("cost") is not None:
+                costs[cell["row"]].append(result["cost"])
+    lines = []
+    for row, found, sent, spent, unjudged in zip(record["rows"], scores, submitted, costs, waiting, strict=True):
+        budget = everything if row["budget"] is None else row["budget"]
+        parameters = {name: value for name, value in row["parameters"].items() if name in named}
+        tokens = float(parse_budget(row["budget"]).tokens(everything))
+        cost = {key: statistics.fmean(one[key] for one in spent) for key in spent[0]} if spent else None
+        line = Line(row["method"], budget, tokens, parameters, found, cost=cost, given=row["given"])
+        lines.append(replace(line, submitted=frozenset(sent), waiting=frozenset(unjudged)))
+    return lines
+
+
+def _score(task: str, result: Json) -> Score:
+    benchmark = BENCHMARKS[task]
+    shown, percent = benchmark.shown(result["metrics"][benchmark.metric]), result["percent"]
+    # the metric is a multiple of the share, so its error is too; at 0 the multiple is that of a full score
+    scale = shown / percent if percent else 1.0
+    return Score(shown, result["standard_error"] * scale, percent, result["standard_error"])
+
+
+def _summarise(line: Line, tasks: Sequence[str], vanilla: Line | None) -> Line:
+    tasks = [task for task in tasks if task not in line.submitted]
+    if not tasks or any(task not in line.scores for task in tasks):
+        return line
+    scores = [line.scores[task] for task in tasks]
+    error = math.sqrt(sum(score.percent_error**2 for score in scores)) / len(scores)
+    average = statistics.fmean(score.percent for score in scores)
+    relative = relative_of_means = None
+    if vanilla is not None and all(task in vanilla.scores and vanilla.scores[task].percent > 0 for task in tasks):
+        whole = [vanilla.scores[task].percent for task in tasks]
+        relative = statistics.fmean(100 * score.percent / full for score, full in zip(scores, whole, strict=True))
+        relative_of_means = 100 * average / statistics.fmean(whole)
+    return replace(line, average=average, average_error=error, relative=relative, relative_of_means=relative_of_means)
+
+
+def _merge_seeds(lines: list[Line], tasks: Sequence[str]) -> list[Line]:
+    groups: dict[Any, list[Line]] = {}
+    for line in lines:
+        rest = tuple((name, value) for name, value in line.parameters.items() if name != "seed")
+        groups.setdefault((line.method, line.budget, rest), []).append(line)
+    return [group[0] if len(group) == 1 else _mean_line(group, tasks) for group in groups.values()]
+
+
+def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
+    """The mean over seeds. Its errors are the mean errors: all seeds answer the same questions."""
+    seeds = tuple(line.parameters.get("seed") for line in group)
+    parameters = {name: value for name, value in group[0].parameters.items() if name != "seed"}
+    given = {name: value for name, value in group[0].given.items() if name != "seed"}
+    scores = {}
+    for task in tasks:
+        found = [line.scores[task] for line in group if task in line.scores]
+        if len(found) == len(group):
+            means = [
+                statistics.fmean(values) for values in zip(*(vars(score).values() for score in found), strict=True)
+            ]
+            scores[task] = Score(*means)
+    line = replace(
+        group[0],
+        parameters=parameters,
+        given=given,
+        scores=scores,
+        waiting=frozenset().union(*(other.waiting for other in group)),
+        seeds=seeds,
+        average=None,
+        average_error=None,
+        relative=None,
+        relative_of_means=None,
+        submitted=frozenset.intersection(*(line.submitted for line in group)),
+    )
+    if all(other.average is not None for other in group):
+        averages = [other.average for other in group if other.average is not None]
+        errors = [other.average_error for other in group if other.average_error is not None]
+        relatives = [other.relative for other in group if other.relative is not None]
+        of_means = [other.relative_of_means for other in group if other.relative_of_means is not None]
+        line = replace(
+            line,
+            average=statistics.fmean(averages),
+            average_error=statistics.fmean(errors),
+            relative=statistics.fmean(relatives) if len(relatives) == len(group) else None,
+            relative_of_means=statistics.fmean(of_means) if len(of_means) == len(group) else None,
+            spread=statistics.stdev(averages),
+        )
+    return line

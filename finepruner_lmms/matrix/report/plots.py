@@ -1,0 +1,90 @@
+"""The leaderboard as a picture: accuracy against budget, a line a method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# distinct for colour-blind readers too (Okabe and Ito), and told apart by their markers in print
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "osD^vPX<>p*hHd"
+
+
+def draw(board: Leaderboard, target: Path) -> None:
+    """Write the picture to `target` (PNG, PDF or SVG, by its suffix). `ValueError` where no row is complete."""
+    import matplotlib.pyplot as plt
+
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"picture: got {target.name!r}; expected a file that ends in .png, .pdf or .svg")
+    drawn = figure(board)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(target, dpi=160)
+    plt.close(drawn)
+
+
+def figure(board: Leaderboard) -> Figure:
+    """The picture. `ValueError` where no row is complete."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = [line for line in board.lines if line.average is not None]
+    if not lines:
+        raise ValueError("picture: no row has all of its tasks done yet")
+    drawn, axes = plt.subplots(figsize=(7.2 if len(_curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
+    whole = next((line for line in lines if line.method == "vanilla"), None)
+    if whole is not None:
+        axes.axhline(whole.average, color="0.45", linestyle="--", linewidth=1.2)
+        text = f"vanilla, all {board.num_visual_tokens} tokens"
+        place = axes.get_yaxis_transform()
+        axes.text(0.01, whole.average, text, ha="left", va="bottom", color="0.35", transform=place)
+    plain = 0
+    for label, curve in _curves(lines).items():
+        tokens = [line.tokens for line in curve]
+        values = [line.average or 0.0 for line in curve]
+        errors = [line.average_error or 0.0 for line in curve]
+        if all(line.spread is not None for line in curve):
+            # what chance alone reaches: between its seeds, or within the error of their mean, whichever is wider
+            half = [max(line.spread or 0.0, error) for line, error in zip(curve, errors, strict=True)]
+            low, high = ([v + sign * h for v, h in zip(values, half, strict=True)] for sign in (-1, 1))
+            axes.fill_between(tokens, low, high, color="0.8", linewidth=0, label=label)
+            axes.plot(tokens, values, color="0.55", linewidth=1)
+            continue
+        number = plain
+        plain += 1
+        style: dict[str, Any] = {"color": _COLORS[number % len(_COLORS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        style["linestyle"] = ("-", "--", ":")[number // len(_COLORS) % 3]
+        axes.errorbar(tokens, values, errors, label=label, capsize=3, markersize=6, linewidth=1.8, **style)
+    ticks = sorted({line.tokens for line in lines if line.method != "vanilla"})
+    if ticks:
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        if len(_curves(lines)) > 7:
+            axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=4)
+        else:
+            axes.legend(frameon=False, loc="lower right")
+    axes.set_xlabel("visual tokens entering a decoder layer, on average")
+    axes.set_ylabel("mean score, % of the maximum")
+    axes.set_title(f"{board.name}: {len(board.tasks)} tasks, ± standard error", loc="left", fontsize=11)
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    return drawn
+
+
+def _curves(lines: list[Line]) -> dict[str, list[Line]]:
+    """Rows by what the legend calls them, each from the smallest budget to the largest."""
+    curves: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.method == "vanilla":
+            continue
+        chosen = " ".join(f"{name}={value}" for name, value in line.given.items())
+        seeds = f"({len(line.seeds)} seeds)" if line.seeds else ""
+        curves.setdefault(" ".join(filter(None, (line.method, chosen, seeds))), []).append(line)
+    return {label: sorted(curve, key=lambda line: line.tokens) for label, curve in curves.items()}

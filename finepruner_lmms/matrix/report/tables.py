@@ -1,0 +1,259 @@
+"""The leaderboard as text, Markdown, CSV or LaTeX. What is not done is shown as missing, never as 0."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from finepruner_lmms.matrix.report.compare import Difference
+
+MISSING = "–"
+SUBMITTED = "submission written"
+WAITING = "waiting"
+
+
+RELATIVE = {
+    "ratios": "relative: mean over tasks of the score divided by vanilla's.",
+    "means": "relative: average divided by vanilla's.",
+}
+"""Both published ways to compare with vanilla, with the note that says which it is."""
+
+
+def render(board: Leaderboard, form: str, relative: str = "ratios") -> str:
+    """The table in one of `FORMATS`, ending in a newline; `relative` is one of `RELATIVE`."""
+    return FORMATS[form](board, relative)
+
+
+def render_costs(board: Leaderboard, form: str) -> str:
+    """What the prefills took, in one of `FORMATS`, ending in a newline; CSV with full precision."""
+    frame = cost_frame(board, exact=form == "csv")
+    if form == "csv":
+        return str(frame.to_csv(index=False, lineterminator="\n"))
+    if form == "latex":
+        return _as_latex(frame.astype(str))
+    text = _as_markdown(frame) if form == "markdown" else _as_text(frame, board, f"{board.name}: cost of prefill")
+    return text + "\n".join(COST_NOTES) + "\n"
+
+
+def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
+    """What the prefills took, a row a line of the leaderboard, for reading or exact."""
+    import pandas as pd
+
+    whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
+    return pd.DataFrame(
+        [_row(board, line, exact) | _cost_cells(line, whole, exact) for line in board.lines], dtype=object
+    )
+
+
+def reading_frame(board: Leaderboard) -> pd.DataFrame:
+    """The leaderboard as texts."""
+    return _for_reading(board, "ratios", " ± ", " %")
+
+
+COST_NOTES = (
+    "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
+    "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
+    "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
+    "KV: the cache after prefill, at 2 bytes a value.",
+)
+
+
+def render_differences(found: Sequence[Difference], first: str, second: str) -> str:
+    """A paired comparison as Markdown, which reads well as text, too."""
+    import pandas as pd
+
+    rows = [
+        {
+            "task": BENCHMARKS[d.task].title if d.task in BENCHMARKS else d.task,
+            first: f"{d.first:.1f}",
+            second: f"{d.second:.1f}",
+            "difference": f"{d.value:+.1f} ± {d.error:.1f}",
+            "95 %": f"{d.low:+.1f} to {d.high:+.1f}",
+        }
+        for d in found
+    ]
+    note = "Percent of the maximum, paired over images: 1000 bootstrap draws, the same for both rows."
+    return f"{_as_markdown(pd.DataFrame(rows, dtype=object))}{note}\n"
+
+
+def _cost_cells(line: Line, whole: dict[str, float] | None, exact: bool) -> dict[str, object]:
+    names = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
+    names |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
+    if exact:
+        return {key: None if line.cost is None else line.cost[key] for key in names}
+    if line.cost is None:
+        return dict.fromkeys(names.values(), MISSING)
+    cells: dict[str, object] = {}
+    for key, title in names.items():
+        value = line.cost[key]
+        if key.startswith("macs"):
+            share = f" ({100 * value / whole[key]:.0f} %)" if whole else ""
+            cells[title] = (f"{value / 1e12:.3f} T" if value >= 1e11 else f"{value / 1e9:.3f} G") + share
+        else:
+            cells[title] = f"{value / 2**20:.2f} MiB" if key == "kv_bytes" else f"{value:.1f}"
+    return cells
+
+
+def _row(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
+    """What a row is called: method, budget and parameters, each in a column, or where these are many, in one."""
+    row: dict[str, object] = {"method": line.method, "budget": line.budget}
+    if columns or len(board.parameters) <= 2:
+        row |= {name: line.parameters.get(name, "") for name in board.parameters}
+    else:
+        row["parameters"] = ", ".join(f"{name}={value}" for name, value in line.given.items())
+    if line.seeds and not any(name == "seed" for name in board.parameters):
+        row["method"] = f"{line.method} ({len(line.seeds)} seeds)"
+    return row
+
+
+def _frame(
+    board: Leaderboard,
+    cell: Callable[[str, Line], object],
+    average: Callable[[Line], object],
+    relative: Callable[[Line], object],
+    titles: bool,
+) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for line in board.lines:
+        row = _row(board, line, columns=not titles)
+        for task in board.tasks:
+            row[_title(board, task) if titles else task] = cell(task, line)
+        rows.append(row | {"average": average(line), "relative": relative(line)})
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _relative(line: Line, how: str) -> float | None:
+    return {"ratios": line.relative, "means": line.relative_of_means}[how]
+
+
+def _for_reading(board: Leaderboard, how: str, plus_minus: str, percent: str) -> pd.DataFrame:
+    def cell(task: str, line: Line) -> str:
+        if (score := line.scores.get(task)) is None:
+            return SUBMITTED if task in line.submitted else WAITING if task in line.waiting else MISSING
+        return f"{score.shown:.1f}{plus_minus}{score.shown_error:.1f}"
+
+    def average(line: Line) -> str:
+        return MISSING if line.average is None else f"{line.average:.1f}{plus_minus}{line.average_error:.1f}"
+
+    def relative(line: Line) -> str:
+        value = _relative(line, how)
+        return MISSING if value is None else f"{value:.1f}{percent}"
+
+    return _frame(board, cell, average, relative, titles=True)
+
+
+def _title(board: Leaderboard, task: str) -> str:
+    """With a mark where the score is none that others print."""
+    return BENCHMARKS[task].title + (" (exact)" if "exact" in board.judges.get(task, ()) else "")
+
+
+def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
+    """What a reader must know about the numbers."""
+    counts = ", ".join(
+        f"{BENCHMARKS[task].title} {board.questions[task]}" for task in board.tasks if task in board.questions
+    )
+    served = [BENCHMARKS[task].title for task in board.tasks if any(task in line.submitted for line in board.lines)]
+    lines = [
+        f"Questions: {counts or 'none answered yet'}.",
+        "± is the standard error over images; MME in points, the rest in percent.",
+        *(["MME: the question whose partner was not asked is left out."] if board.questions.get("mme", 0) % 2 else []),
+        f"average: mean share of the maximum. {RELATIVE[relative]}",
+        *([f"{', '.join(served)}: for its server, in the cell's folder; no part of the average."] if served else []),
+    ]
+    for task, judges in board.judges.items():
+        title = BENCHMARKS[task].title
+        if "exact" in judges:
+            lines.append(f"{title} (exact) is scored by string match: not comparable with published scores.")
+        if models := [name for name in judges if name != "exact"]:
+            several = " More than one judge: scores of different judges are not comparable." if len(judges) > 1 else ""
+            some = f": {board.asked[task]} answers without a letter read"
+            what = " is judged" if BENCHMARKS[task].judged else some
+            lines.append(f"{title}{what} by {', '.join(models)}.{several}")
+    if any(line.waiting for line in board.lines):
+        lines.append(f"{WAITING}: answered, waiting for the judge; `judge OUTPUT` asks it.")
+    for line in board.lines:
+        if line.spread is not None:
+            lines.append(
+                f"{line.method} {line.budget}: mean of {len(line.seeds)} seeds, whose averages spread by "
+                f"{line.spread:.2f} (standard deviation)."
+            )
+    return lines
+
+
+def _text(board: Leaderboard, relative: str) -> str:
+    frame = _for_reading(board, relative, " ±", " %")
+    return _as_text(frame, board, board.name) + "\n".join(notes(board, relative)) + "\n"
+
+
+def _as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for number, column in enumerate(frame.columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    previous = None
+    for line, row in zip(board.lines, frame.itertuples(index=False), strict=True):
+        if previous is not None and line.budget != previous:
+            table.add_section()
+        previous = line.budget
+        table.add_row(*map(str, row))
+    file = io.StringIO()
+    Console(file=file, width=400, no_color=True, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _markdown(board: Leaderboard, relative: str) -> str:
+    return _as_markdown(_for_reading(board, relative, " ± ", " %")) + "\n".join(notes(board, relative)) + "\n"
+
+
+def _as_markdown(frame: pd.DataFrame) -> str:
+    align = ["left"] + ["right"] * (len(frame.columns) - 1)
+    return f"{frame.to_markdown(index=False, colalign=align, disable_numparse=True)}\n\n"
+
+
+def _csv(board: Leaderboard, relative: str) -> str:
+    """Full precision; the columns are `method,budget,<parameters>,<tasks>,average,relative`."""
+    frame = _frame(
+        board,
+        lambda task, line: line.scores[task].shown if task in line.scores else None,
+        lambda line: line.average,
+        lambda line: _relative(line, relative),
+        titles=False,
+    )
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def _latex(board: Leaderboard, relative: str) -> str:
+    return _as_latex(_for_reading(board, relative, " ± ", " %").astype(str))
+
+
+def _as_latex(frame: pd.DataFrame) -> str:
+    frame = frame.map(_escape)
+    frame.columns = [_escape(column) for column in frame.columns]
+    layout = "l" + "r" * (len(frame.columns) - 1)
+    return str(frame.style.hide(axis="index").to_latex(hrules=True, column_format=layout))
+
+
+def _escape(text: str) -> str:
+    for character in "&%$#_{}":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("±", r"$\pm$").replace(MISSING, "--")
+
+
+FORMATS: dict[str, Callable[[Leaderboard, str], str]] = {
+    "text": _text,
+    "markdown": _markdown,
+    "csv": _csv,
+    "latex": _latex,
+}
