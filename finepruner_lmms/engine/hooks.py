@@ -33,7 +33,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from finepruner_lmms.engine.prompt_layout import Layout, drop_visual, read_layout
 from finepruner_lmms.engine.trace import Trace
-from finepruner_lmms.ops.selection import fingerprint, take
+from finepruner_lmms.ops.selection import fingerprint, take, with_required
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
@@ -322,7 +322,10 @@ class _Hooks:
             if chosen.merged is None or chosen.merged.shape[1] != stage.merged or chosen.merged_from is None:
                 raise ValueError(f"{self.pruner.name!r} promised {stage.merged} merged tokens at layer {layer}")
             hidden = torch.cat([hidden, chosen.merged.to(hidden.dtype)], dim=1)
-        index, layout = drop_visual(before.layout, chosen.keep, stage.retained, stage.merged)
+        keep, required = chosen.keep, before.layout.required()
+        if required is not None:
+            keep = with_required(keep, required, stage.retained, chosen.scores)
+        index, layout = drop_visual(before.layout, keep, stage.retained, stage.merged)
         shift: Tensor | int = 0
         if self.pruner.renumber_positions:
             new = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
@@ -368,15 +371,21 @@ class _Hooks:
             stage.layer,
             lambda: own(1)[:, :, 0],
             layout.present,
-            max(layout.visual_counts),
+            self.entering(stage),
+            layout.required(),
             next_attention=of_next,
             text_attention=lambda: own(prompt.tail),
-            text_present=prompt.text_behind_image,
-            prefix_lengths=lambda: prompt.valid.sum(1) - prompt.behind - prompt.present.sum(1),
+            text_present=prompt.text_after_image,
+            prefix_lengths=lambda: prompt.valid.sum(1) - prompt.text_after - prompt.present.sum(1),
             hidden=lambda: take(hidden, layout.columns),
             visual_embeds=lambda: take(embeds, prompt.columns),
             text_embeds=lambda: embeds[:, embeds.shape[1] - prompt.tail :],
         ).remember_in(self.memory)
+
+    def entering(self, stage: Stage) -> int:
+        """The visual tokens of an image just before a drop, by the schedule."""
+        earlier = [one.retained + one.merged for one in self.stages if one.layer < stage.layer]
+        return earlier[-1] if earlier else self.geometry.num_visual_tokens
 
     def grow(self, layer: int, positions: Tensor) -> None:
         """A decode step: one more token in the cache of the layers from here on."""
@@ -401,6 +410,8 @@ def _visual_rows(
     softmax runs over all that a token sees.
     """
     length = inside.shape[1]
+    if not rows:
+        return inside.new_zeros(len(inside), attn.q_proj.out_features // attn.head_dim, 0, layout.columns.shape[1]).float()
     last = slice(length - rows, None)
     query, (cos, sin) = _heads(attn.q_proj(inside[:, last]), attn), rotary
     query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])

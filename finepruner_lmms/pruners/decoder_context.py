@@ -15,16 +15,23 @@ class DecoderContext:
     """What a decoder-side method may look at when it chooses, before decoder layer `layer`.
 
     Shapes: B rows of the batch, H query heads, V visual tokens (the N of the image, then those merged at earlier
-    stages), T the longest text behind an image, D the model's width. Every attention is a softmax over the whole row
+    stages), T the longest text after an image, D the model's width. Every attention is a softmax over the whole row
     in float32, cut to the visual columns, 0 where a token is not `present`. `present` `[B, V]` tells the tokens still
-    there: none in a row without an image; `count` how many an image still has. What is not read is not computed; a
-    source may be a function.
+    there: none in a row without an image; `count` how many an image still has. `required` `[B, V]` is one of them in a
+    row whose prompt ends with the image: the token whose logits are read, which is kept whatever its score (None where
+    every row ends with text). What is not read is not computed; a source may be a function.
     """
 
     def __init__(
-        self, layer: int, attention: Source, present: Tensor, count: int | None = None, **sources: Source
+        self,
+        layer: int,
+        attention: Source,
+        present: Tensor,
+        count: int | None = None,
+        required: Tensor | None = None,
+        **sources: Source,
     ) -> None:
-        self.layer, self.present = layer, present
+        self.layer, self.present, self.required = layer, present, required
         self.count = present.shape[1] if count is None else count
         self._sources: dict[str, Source] = {"attention": attention, **sources}
         self._once: dict[str, Any] = {}
@@ -41,12 +48,12 @@ class DecoderContext:
 
     @property
     def text_attention(self) -> Tensor:
-        """`[B, H, T, V]`: of the text behind the image, in the layer before; see `text_present`."""
+        """`[B, H, T, V]`: of the text after the image, in the layer before; see `text_present`."""
         return self._read("text_attention")
 
     @property
     def text_present(self) -> Tensor:
-        """`[B, T]` bool: which of the T are text behind the image of their row; shorter texts stand on the right."""
+        """`[B, T]` bool: which of the T are text after the image of their row; shorter texts stand on the right."""
         return self._read("text_present")
 
     @property
@@ -66,7 +73,7 @@ class DecoderContext:
 
     @property
     def text_embeds(self) -> Tensor:
-        """`[B, T, D]`: the input embeddings of the text behind the image."""
+        """`[B, T, D]`: the input embeddings of the text after the image."""
         return self._read("text_embeds")
 
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
