@@ -11,16 +11,12 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.checkpoints.prompts import bare_question
-from finepruner_lmms.engine.hooks import (
-    Geometry,
-    attach,
-    check_model,
-    encode_images,
-    encoder_outputs,
-    word_embeddings,
-)
+from finepruner_lmms.engine.decoder_hooks import attach
+from finepruner_lmms.engine.geometry import Geometry
+from finepruner_lmms.engine.parts import check_model, word_embeddings
 from finepruner_lmms.engine.prompt_layout import Layout, read_layout, shorten_prompt
 from finepruner_lmms.engine.trace import Trace
+from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 from finepruner_lmms.ops.selection import fingerprint
 from finepruner_lmms.pruners import Pruner, VisionPruner, build_pruner
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
