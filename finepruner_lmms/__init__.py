@@ -23,9 +23,9 @@ _HOME = {
     "Pruner": "pruners",
     "Trace": "engine.trace",
     "VisionOutputs": "pruners.vision_outputs",
-    "attach": "engine.hooks",
+    "attach": "engine.decoder_hooks",
     "build_pruner": "pruners",
-    "encode_images": "engine.hooks",
+    "encode_images": "engine.vision_tower",
     "generate": "engine.generate",
     "load_model": "checkpoints.load",
 }
@@ -46,9 +46,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from finepruner_lmms.checkpoints.load import load_model
+    from finepruner_lmms.engine.decoder_hooks import attach
     from finepruner_lmms.engine.generate import Generation, generate
-    from finepruner_lmms.engine.hooks import attach, encode_images
     from finepruner_lmms.engine.trace import Trace
+    from finepruner_lmms.engine.vision_tower import encode_images
     from finepruner_lmms.heads import HEAD_STRATEGIES
     from finepruner_lmms.pruners import METHODS, Pruner, build_pruner
     from finepruner_lmms.pruners.vision_outputs import VisionOutputs

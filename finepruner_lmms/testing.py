@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import finepruner_lmms as fp
-from finepruner_lmms.engine.hooks import decoder_layers
+from finepruner_lmms.engine.parts import decoder_layers
 from finepruner_lmms.pruners import DecoderContext, DecoderPruner, VisionPruner, build_pruner, method_class
 from finepruner_lmms.pruners.budget import parse_budget
 

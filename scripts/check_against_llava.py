@@ -27,7 +27,7 @@ from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.checkpoints.load import read_raw_config
 from finepruner_lmms.checkpoints.original_config import is_original
 from finepruner_lmms.checkpoints.prompts import prompt_ids, vicuna_v1
-from finepruner_lmms.engine.hooks import Geometry
+from finepruner_lmms.engine.geometry import Geometry
 
 HERE = Path(__file__).resolve().parent
 LLAVA = "llava-torch==1.2.2.post1"

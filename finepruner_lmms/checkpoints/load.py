@@ -12,7 +12,8 @@ from finepruner_lmms.checkpoints.original import load_original
 from finepruner_lmms.checkpoints.original_config import convert_config, is_original
 from finepruner_lmms.checkpoints.weights import fetch_file, read_json
 from finepruner_lmms.engine.clip import clip_checkpoint
-from finepruner_lmms.engine.hooks import Geometry, check_model
+from finepruner_lmms.engine.geometry import Geometry
+from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.pruners import Pruner
 
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"

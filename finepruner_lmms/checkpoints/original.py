@@ -30,7 +30,7 @@ from finepruner_lmms.checkpoints.original_config import convert_config, tower_im
 from finepruner_lmms.checkpoints.prompts import IMAGE, VICUNA_TEMPLATE
 from finepruner_lmms.checkpoints.sentencepiece_tokenizer import read_sentencepiece
 from finepruner_lmms.checkpoints.weights import Weights, fetch, list_names, read_json, read_shard
-from finepruner_lmms.engine.hooks import Parts
+from finepruner_lmms.engine.parts import Parts
 
 _PAD = "<pad>"
 _MULTIPLE = 64

@@ -128,7 +128,7 @@ def judge_check(judge: Judge | None) -> Check:
 def checkpoint_checks(pretrained: str, attention: str) -> Iterator[Check]:
     """Configuration readable, weights there, attention implementation usable. No weights are read."""
     from finepruner_lmms.checkpoints.load import read_config, resolve
-    from finepruner_lmms.engine.hooks import Geometry
+    from finepruner_lmms.engine.geometry import Geometry
 
     folder = Path(resolve(pretrained))
     try:
@@ -148,7 +148,7 @@ def clip_checks(pruners: Sequence[Pruner], pretrained: str) -> Iterator[Check]:
     """The CLIP checkpoints by which methods read the question."""
     from finepruner_lmms.checkpoints.load import read_config
     from finepruner_lmms.engine.clip import clip_checkpoint
-    from finepruner_lmms.engine.hooks import Geometry
+    from finepruner_lmms.engine.geometry import Geometry
 
     named, config = set(), read_config(pretrained)
     for pruner in pruners:

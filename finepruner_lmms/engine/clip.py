@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from finepruner_lmms.checkpoints.weights import read_json
-from finepruner_lmms.engine.hooks import normalise_patches
+from finepruner_lmms.engine.parts import normalise_patches
 
 # the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
 _TOWERS = {

@@ -72,7 +72,7 @@ class Layout:
 
 
 def find_padding(input_ids: Tensor, padding_id: int | None, end_ids: Collection[int] = ()) -> Tensor:
-    """The attention mask `[B, L]` of a prompt that came without one, by transformers' own rule: padding is `padding_id`.
+    """The mask `[B, L]` of a prompt that came without one, by transformers' own rule: what is `padding_id` is padding.
 
     Raises `FieldError` where that cannot be told: rows of a batch whose padding id is not known, or a padding id that
     the prompt holds and that also ends answers (`end_ids`), so that it may be meant.
@@ -119,7 +119,8 @@ def read_layout(input_ids: Tensor, attention_mask: Tensor | None, image_token_id
         if count not in (0, num_visual):
             raise FieldError(
                 "input_ids",
-                f"row {row} holds {count} image placeholders, but an image of this model has {num_visual} visual tokens",
+                f"row {row} holds {count} image placeholders, but an image of this model has {num_visual} visual "
+                "tokens",
                 fix="give each row no image or one, with its placeholder expanded by the processor",
             )
     # visual columns first and in order; in a row without an image these are arbitrary and `present` is False

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.checkpoints.images import as_rgb, preprocess
-from finepruner_lmms.engine.hooks import encode_images
+from finepruner_lmms.engine.vision_tower import encode_images
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 

@@ -23,7 +23,7 @@ from finepruner_lmms.checkpoints.load import check_pruner, load_model, read_conf
 from finepruner_lmms.checkpoints.prompts import prompt, prompt_ids
 from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost
 from finepruner_lmms.engine.generate import Generation, generate
-from finepruner_lmms.engine.hooks import Geometry
+from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.judge.settings import check_command_line

@@ -307,7 +307,7 @@ def _check_rows(file: MatrixFile, errors: _Errors) -> list[Row]:
 
 def _check_reachable(file: MatrixFile, rows: list[Row], errors: _Errors) -> tuple[int, int]:
     from finepruner_lmms.checkpoints.load import check_pruner, read_config
-    from finepruner_lmms.engine.hooks import Geometry
+    from finepruner_lmms.engine.geometry import Geometry
     from finepruner_lmms.pruners import build_pruner
 
     try:

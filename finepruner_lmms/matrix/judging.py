@@ -19,8 +19,7 @@ from finepruner_lmms.judge.answers import score_file
 from finepruner_lmms.judge.judgements import Judgements
 from finepruner_lmms.judge.scoring import RULES, Scorer
 from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment, judge_name
-from finepruner_lmms.matrix.progress import display_for
-from finepruner_lmms.matrix.report.tables import MISSING
+from finepruner_lmms.matrix.progress import MISSING, display_for
 from finepruner_lmms.matrix.runner import Display, score_text
 from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
 

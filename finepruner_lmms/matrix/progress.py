@@ -1,4 +1,4 @@
-"""Showing a run: bars on a terminal, a plain line an event anywhere else."""
+"""Showing a run: bars on a terminal, a plain line per event anywhere else."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from finepruner_lmms.matrix.store import Json
 
+MISSING = "–"
+"""What a table shows where there is no value."""
+
 
 class PlainDisplay:
-    """One line an event, each as soon as it happens."""
+    """One line per event, each as soon as it happens."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console, self._total, self._done = console, total, done

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def top_mask(
-    scores: Tensor, retained: int, present: Tensor | None = None, required: Tensor | None = None
-) -> Tensor:
+def top_mask(scores: Tensor, retained: int, present: Tensor | None = None, required: Tensor | None = None) -> Tensor:
     """The `retained` best of each row of `scores` `[B, N]` as a bool mask `[B, N]`.
 
     Tokens that are not `present` `[B, N]` are never chosen; those that are `required` `[B, N]` come before all others.

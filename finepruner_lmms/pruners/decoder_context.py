@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Source = Tensor | Callable[[], Tensor]
@@ -29,11 +30,13 @@ class DecoderContext:
         present: Tensor,
         count: int | None = None,
         required: Tensor | None = None,
+        text_slices: Callable[[], Iterator[tuple[slice, Tensor]]] | None = None,
         **sources: Source,
     ) -> None:
         self.layer, self.present, self.required = layer, present, required
         self.count = present.shape[1] if count is None else count
         self._sources: dict[str, Source] = {"attention": attention, **sources}
+        self._text_slices = text_slices
         self._once: dict[str, Any] = {}
 
     @property
@@ -48,8 +51,36 @@ class DecoderContext:
 
     @property
     def text_attention(self) -> Tensor:
-        """`[B, H, T, V]`: of the text after the image, in the layer before; see `text_present`."""
+        """`[B, H, T, V]`: of the text after the image, in the layer before; see `text_present`.
+
+        Large for a long text: `text_slices` and `weighted_text` need a part of it at a time.
+        """
+        if self._text_slices is not None and "text_attention" not in self._sources:
+            words, (batch, visual) = self.text_present.shape[1], self.present.shape
+            whole = self.attention.new_zeros(batch, self.attention.shape[1], words, visual)
+            for part, rows in self._text_slices():
+                whole[:, :, part] = rows
+            self._sources["text_attention"] = whole
         return self._read("text_attention")
+
+    def text_slices(self) -> Iterator[tuple[slice, Tensor]]:
+        """`text_attention`, a few of its T at a time: which, and `[B, H, t, V]`. Nothing for T = 0."""
+        if self._text_slices is not None and "text_attention" not in self._sources:
+            yield from self._text_slices()
+        elif self.text_attention.shape[2]:
+            yield slice(0, self.text_attention.shape[2]), self.text_attention
+
+    def weighted_text(self, weights: Tensor) -> Tensor:
+        """The rows of `text_attention` added up by `weights` `[B, T]`: `[B, H, V]`. T is at least 1."""
+        parts = [
+            torch.einsum("bhtv,bt->bhv", rows, weights[:, part].to(rows.dtype)) for part, rows in self.text_slices()
+        ]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def text_mass(self) -> Tensor:
+        """`[B, T]`: the attention of the text after the image to all of the image, the heads' added up."""
+        parts = {part.start: rows.sum((1, 3)) for part, rows in self.text_slices()}
+        return torch.cat([parts[start] for start in sorted(parts)], dim=1)
 
     @property
     def text_present(self) -> Tensor:

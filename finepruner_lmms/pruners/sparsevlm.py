@@ -75,7 +75,7 @@ class SparseVLM(AttentionGuided):
         weights = context.once(
             "raters", lambda: rater_weights(context.visual_embeds, context.text_embeds, context.text_present)
         )
-        return torch.einsum("bhtv,bt->bhv", context.text_attention, weights)
+        return context.weighted_text(weights)
 
     def choose(self, scores: Tensor, context: DecoderContext, retained: int) -> Selection:
         """Keep the best, and merge the best of the rest."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from finepruner_lmms.matrix.report.compare import Difference
 
-MISSING = "–"
 SUBMITTED = "submission written"
 WAITING = "waiting"
 

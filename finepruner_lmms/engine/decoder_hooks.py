@@ -1,7 +1,6 @@
-"""The one file that knows transformers' LLaVA: encoding images, and dropping tokens before a decoder layer.
+"""Dropping tokens before a decoder layer, by forward hooks on an unmodified model.
 
-A `LlavaForConditionalGeneration` stays as it is. `attach` registers forward pre-hooks, which transformers calls with
-the arguments of each layer, and removes them again:
+`attach` registers forward pre-hooks, which transformers calls with the arguments of each layer, and removes them again:
 
 - on the LLaVA model: reads the prompt of a prefill (where the visual tokens stand, which columns are padding);
 - on the attention of the layer before a drop: keeps a reference to its input, from which the rows that a method reads
@@ -25,138 +24,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaModel, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from finepruner_lmms.engine.attention_rows import TEXT_ROWS, split_heads, visual_rows
+from finepruner_lmms.engine.geometry import Geometry
+from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.engine.prompt_layout import Layout, drop_visual, read_layout
 from finepruner_lmms.engine.trace import Trace
-from finepruner_lmms.ops.selection import fingerprint, take, with_required
+from finepruner_lmms.ops.selection import take, with_required
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a model that a schedule depends on."""
-
-    num_layers: int
-    num_heads: int
-    num_visual_tokens: int
-    image_token_id: int
-
-    @classmethod
-    def of(cls, config: Any) -> Geometry:
-        """Read from a `LlavaConfig`; no weights are needed."""
-        vision, text = config.vision_config, config.text_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        with_cls = config.vision_feature_select_strategy == "full"
-        return cls(text.num_hidden_layers, text.num_attention_heads, patches + with_cls, config.image_token_id)
-
-
-@torch.no_grad()
-def encode_images(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> VisionOutputs:
-    """Run the vision tower and the projector on `pixel_values` `[B, 3, S, S]`, one image a row."""
-    check_model(model)
-    config, layer = model.config, model.config.vision_feature_layer
-    if not isinstance(layer, int):
-        raise ValueError(f"vision_feature_layer: {layer} joins several layers; only a single one is supported")
-    wanted = [layer - 1, layer]  # and what enters the layer that LLaVA reads, for its CLS token
-    pixel_values = pixel_values.to(model.device, model.dtype)
-    outputs = model.get_image_features(pixel_values, return_dict=True, output_hidden_states=wanted)
-    features = outputs.hidden_states[layer]
-    projected, keys = torch.stack(list(outputs.pooler_output)), fingerprint(pixel_values)
-    projector = model.model.multi_modal_projector
-    if config.vision_feature_select_strategy != "default":
-        return VisionOutputs(features, projected, sample_keys=keys, projector=projector)
-    attention, patch_keys = _cls_row(model, outputs.hidden_states)
-    return VisionOutputs(
-        features[:, 1:],
-        projected,
-        cls_attention=attention,
-        sample_keys=keys,
-        keys=patch_keys,
-        cls_projected=projector(features[:, :1]),
-        projector=projector,
-    )
-
-
-def _cls_row(model: LlavaForConditionalGeneration, hidden_states: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """In the layer whose output LLaVA reads: the CLS token's attention `[B, Hc, N]`, and the mean keys `[B, N, K]`.
-
-    One row is computed again in float32 from the layer's input, so the tower's own attention stays SDPA or flash. The
-    softmax runs over CLS and patches; the CLS column is cut off afterwards.
-    """
-    layer = model.config.vision_feature_layer
-    number = layer % len(hidden_states) - 1  # hidden_states[i + 1] is what block i returns
-    block, attn = vision_blocks(model)[number], vision_blocks(model)[number].self_attn
-    inside = block.layer_norm1(hidden_states[number])
-    query = attn.q_proj(inside[:, :1]).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2).float()
-    keys = attn.k_proj(inside).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2).float()
-    row = (query @ keys.transpose(2, 3) * attn.scale).softmax(-1)
-    return row[:, :, 0, 1:], keys[:, :, 1:].mean(1)
-
-
-def vision_blocks(model: LlavaForConditionalGeneration) -> nn.ModuleList:
-    """The layers of the vision tower."""
-    tower = model.model.vision_tower
-    return getattr(tower, "vision_model", tower).encoder.layers
-
-
-def normalise_patches(model: LlavaForConditionalGeneration, features: Tensor) -> Tensor:
-    """Patch features after the tower's last normalisation, which CLIP applies before it projects."""
-    tower = model.model.vision_tower
-    return getattr(tower, "vision_model", tower).post_layernorm(features)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a LLaVA that checkpoints name: the modules whose parameters make up the model."""
-
-    tower: nn.Module
-    projector: tuple[nn.Module, nn.Module]
-    decoder: nn.Module
-    head: nn.Module
-
-    @classmethod
-    def of(cls, model: LlavaForConditionalGeneration) -> Parts:
-        """The modules themselves; they may hold no weights yet."""
-        projector, tower = model.model.multi_modal_projector, model.model.vision_tower
-        return cls(
-            getattr(tower, "vision_model", tower),
-            (projector.linear_1, projector.linear_2),
-            model.model.language_model,
-            model.lm_head,
-        )
-
-
-def decoder_layers(model: LlavaForConditionalGeneration) -> nn.ModuleList:
-    """The layers of the language model."""
-    return model.model.language_model.layers
-
-
-def word_embeddings(model: LlavaForConditionalGeneration, input_ids: Tensor) -> Tensor:
-    """The language model's embeddings of `input_ids` `[...]`: `[..., D]`."""
-    return model.get_input_embeddings()(input_ids)
-
-
-def encoder_outputs(projected: Tensor) -> dict[str, Any]:
-    """Visual tokens `[B, R, D]` in the form in which `generate` accepts images that are encoded already."""
-    return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}}
-
-
-def check_model(model: Any) -> None:
-    """Raise `TypeError` unless `model` is a transformers LLaVA with a Llama decoder."""
-    if not isinstance(model, LlavaForConditionalGeneration):
-        raise TypeError(f"model: got {type(model).__name__}; expected transformers' LlavaForConditionalGeneration")
-    if not isinstance(model.model.language_model, LlamaModel):
-        kind = type(model.model.language_model).__name__
-        raise TypeError(f"model: its language model is a {kind}; only Llama decoders (LLaVA-1.5) can be pruned")
 
 
 @contextmanager
@@ -354,18 +236,23 @@ class _Hooks:
         layout, prompt, embeds = before.layout, self.layout, self.embeds
         assert prompt is not None and embeds is not None
 
-        def own(rows: int) -> Tensor:
+        def own(rows: int, skip: int = 0) -> Tensor:
             entered, attn, rotary = self.inputs[stage.layer]
             keys = cache.layers[attn.layer_idx].keys  # rotated already
-            return _visual_rows(entered, attn, rotary, keys, layout, rows)
+            return visual_rows(entered, attn, rotary, keys, layout, rows, skip)
+
+        def of_text() -> Iterator[tuple[slice, Tensor]]:
+            for skip in range(0, prompt.tail, TEXT_ROWS):
+                rows = min(TEXT_ROWS, prompt.tail - skip)
+                yield slice(prompt.tail - skip - rows, prompt.tail - skip), own(rows, skip)
 
         def of_next() -> Tensor:
             layer = self.decoder.layers[stage.layer]
             rotary = self.decoder.rotary_emb(hidden, position_ids=before.positions)
             inside = layer.input_layernorm(hidden)
-            keys = _heads(layer.self_attn.k_proj(inside), layer.self_attn)
+            keys = split_heads(layer.self_attn.k_proj(inside), layer.self_attn)
             keys, _ = apply_rotary_pos_emb(keys, keys, *rotary)
-            return _visual_rows(inside, layer.self_attn, rotary, keys, layout, 1)[:, :, 0]
+            return visual_rows(inside, layer.self_attn, rotary, keys, layout, 1)[:, :, 0]
 
         return DecoderContext(
             stage.layer,
@@ -373,8 +260,8 @@ class _Hooks:
             layout.present,
             self.entering(stage),
             layout.required(),
+            of_text,
             next_attention=of_next,
-            text_attention=lambda: own(prompt.tail),
             text_present=prompt.text_after_image,
             prefix_lengths=lambda: prompt.valid.sum(1) - prompt.text_after - prompt.present.sum(1),
             hidden=lambda: take(hidden, layout.columns),
@@ -394,38 +281,6 @@ class _Hooks:
         if view.valid is not None:
             new = view.valid.new_ones(len(view.valid), 1) if self.new_valid is None else self.new_valid
             view.valid = torch.cat([view.valid, new], dim=1)
-
-
-def _heads(projected: Tensor, attn: Any) -> Tensor:
-    """`[B, L, H * head_dim]` → `[B, H, L, head_dim]`."""
-    return projected.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-
-
-def _visual_rows(
-    inside: Tensor, attn: Any, rotary: tuple[Tensor, Tensor], keys: Tensor, layout: Layout, rows: int
-) -> Tensor:
-    """The attention of the last `rows` tokens to the visual tokens, `[B, H, rows, V]`, in float32.
-
-    `inside` `[B, L, D]` is what the attention layer `attn` gets, `keys` `[B, KV heads, L, head_dim]` are rotated. The
-    softmax runs over all that a token sees.
-    """
-    length = inside.shape[1]
-    if not rows:
-        return inside.new_zeros(len(inside), attn.q_proj.out_features // attn.head_dim, 0, layout.columns.shape[1]).float()
-    last = slice(length - rows, None)
-    query, (cos, sin) = _heads(attn.q_proj(inside[:, last]), attn), rotary
-    query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])
-    # query heads of one group share their keys; folding them into the rows avoids repeating the keys
-    grouped = query.float().unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
-    logits = (grouped @ keys.float().transpose(2, 3)).unflatten(2, (-1, rows)).flatten(1, 2) * attn.scaling
-    seen = layout.valid[:, None, None]
-    if rows > 1:
-        place = torch.arange(length, device=inside.device)
-        # a padding row sees itself, so that its softmax is one of numbers
-        seen = (place <= place[last, None]) & (seen | (place == place[last, None]))
-    columns = layout.columns[:, None, None].expand(-1, logits.shape[1], rows, -1)
-    weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
-    return weights.gather(3, columns) * layout.present[:, None, None]
 
 
 def _supported_cache(cache: Any) -> Cache:
