@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxlevel, _SHOWN.maxdict, _SHOWN.maxlist, _SHOWN.maxtuple = 3, 8, 8, 8
+_SHOWN.maxstring = _SHOWN.maxother = 200  # characters
 
 
-class FieldError(ValueError):
+class Failure(Exception):
+    """A failure that is expected: its text says all there is to say, in one line, and a traceback would not help.
+
+    The command line shows the text alone and ends with `exit_status`, as `finepruner_lmms.cli` documents it.
+    """
+
+    exit_status: ClassVar[int] = 2
+
+
+class FieldError(Failure, ValueError):
     """Something that a user gave is wrong. Its text is `field: problem; fix`, one line.
 
     `field` names what was given, as the user wrote it (`budget`, `model.dtype`); `value` is what it was, `problem`
@@ -36,6 +50,11 @@ def _restore(kind: type[FieldError], field: str, problem: str, value: Any, fix: 
     return kind(field, problem, value=value, fix=fix)
 
 
+def show(value: Any) -> str:
+    """A value for a message: its `repr`, cut where it is long, however deep or often repeated its parts are."""
+    return _SHOWN.repr(value)
+
+
 def nearest(name: Any, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for a misspelt name, or nothing."""
     near = difflib.get_close_matches(str(name), list(known), 1)
@@ -51,17 +70,17 @@ def check_choice(field: str, value: Any, known: Iterable[str]) -> None:
     """Raise `FieldError` unless `value` is one of `known`."""
     names = list(known)
     if value not in names:
-        raise FieldError(field, f"got {value!r}{nearest(value, names)}; known: {', '.join(names)}", value=value)
+        raise FieldError(field, f"got {show(value)}{nearest(value, names)}; known: {', '.join(names)}", value=value)
 
 
 def check_integer(field: str, value: Any, least: int, most: int | None = None) -> None:
     """Raise `FieldError` unless `value` is a whole number in range."""
     wanted = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
     if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
-        raise FieldError(field, f"got {value!r}; expected {wanted}", value=value)
+        raise FieldError(field, f"got {show(value)}; expected {wanted}", value=value)
 
 
 def check_share(field: str, value: Any) -> None:
     """Raise `FieldError` unless `value` is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise FieldError(field, f"got {value!r}; expected a number from 0 to 1", value=value)
+        raise FieldError(field, f"got {show(value)}; expected a number from 0 to 1", value=value)

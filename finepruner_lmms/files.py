@@ -12,8 +12,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from finepruner_lmms.errors import Failure
 
-class Locked(RuntimeError):
+
+class Locked(Failure, RuntimeError):
     """A lock is held by another process; `holder` says by which, as far as it is known."""
 
     def __init__(self, path: Path, holder: str) -> None:

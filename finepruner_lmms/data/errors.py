@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from finepruner_lmms.errors import Failure
 
-class DataError(ValueError):
+
+class DataError(Failure, ValueError):
     """Data that is missing, incomplete or not what it should be."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from finepruner_lmms.errors import Failure
 from finepruner_lmms.matrix.config import MatrixFile
 from finepruner_lmms.matrix.launch import Launch, Silent
 from finepruner_lmms.matrix.store import Json, Store, write_error
@@ -14,7 +15,7 @@ MAX_DEATHS = 2
 """A cell during which the worker died so often is given up."""
 
 
-class LaunchError(RuntimeError):
+class LaunchError(Failure, RuntimeError):
     """A worker ended before it began any cell, so that trying again would change nothing."""
 
 

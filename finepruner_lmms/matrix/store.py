@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.errors import Failure
 
 SCHEMA = 1
 Json = dict[str, Any]
 
 
-class StoreError(ValueError):
+class StoreError(Failure, ValueError):
     """An output directory that cannot be used as asked."""
 
 
