@@ -19,7 +19,7 @@ from finepruner_lmms.judge.answers import AnswersError, read_answers, score_file
 from finepruner_lmms.judge.client import JudgeError, JudgeUnavailable
 from finepruner_lmms.judge.judgements import Judgements, JudgementsError
 from finepruner_lmms.judge.scoring import MMBENCH, MMVET, Scorer
-from finepruner_lmms.judge.settings import JudgeServer, check_command_line, completions_url, from_environment
+from finepruner_lmms.judge.settings import JudgeServer, completions_url, from_environment
 
 KEY = "sk-secret-0123456789"
 
@@ -280,15 +280,6 @@ def test_the_environment_of_a_plain_run():
     ]:
         with pytest.raises(ValueError, match=wrong):
             from_environment(given)
-
-
-def test_lmms_evals_command_line_is_refused_without_a_judge(monkeypatch):
-    for asked in (["--tasks", "fp_pope,fp_mmvet"], ["--tasks=fp_mmvet"]):
-        with pytest.raises(ValueError, match="MM-Vet needs a judge"):
-            check_command_line(["lmms_eval", *asked])
-    check_command_line(["lmms_eval", "--tasks", "fp_pope"])
-    monkeypatch.setenv("FINEPRUNER_JUDGE", "exact")
-    check_command_line(["lmms_eval", "--tasks", "fp_mmvet"])
 
 
 # -- without a judge, and scores by hand ------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from finepruner_lmms.matrix.cells import expand
-from finepruner_lmms.matrix.config import ConfigError, load_matrix
+from finepruner_lmms.matrix.config import load_matrix
+from finepruner_lmms.matrix.yaml_places import ConfigError
 
 GOOD = """\
 name: study
@@ -83,7 +84,7 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("tasks: [pope, mme]", "tasks: []", "4:1", "tasks: got []"),
         ("tasks: [pope, mme]", "task: [pope]", "4:1", "task: unknown field (did you mean 'tasks'?)"),
         ("tasks: [pope, mme]\n", "", "1:1", "tasks: is missing"),
-        ("limit: 8", "limit: 1", "5:1", "limit: got 1; mme asks two questions an image"),
+        ("limit: 8", "limit: 1", "5:1", "limit: got 1; mme asks two questions per image"),
         ("[pope, mme]\nlimit: 8", "[mmbench_cn]\nlimit: 6", "5:1", "limit: got 6; mmbench_cn asks every question"),
         ("limit: 8", "limit: lots", "5:1", "limit: got 'lots'"),
         ("data: demo", "data: demmo", "3:1", "data: 'demmo' is neither"),
@@ -97,7 +98,7 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ),
         ("seed: [0, 1]", "seed: [0, 0]", "8:5", "methods.1: the same row as one of methods.1"),
         ("seed: [0, 1]", "seed: []", "8:41", "methods.1.seed: the list is empty"),
-        ("seed: [0, 1]", "seed: {a: 1}", "8:5", "parameters are single values"),
+        ("seed: [0, 1]", "seed: {a: 1}", "8:41", "methods.1.seed: got {'a': 1}; parameters are single values"),
         ("budget: [192, 64]", "budget: [192, lots]", "8:36", "methods.1.budget: got 'lots'"),
         ("heads: [2, 4]", "heads: [2, 99]", "9:50", "methods.2.heads: got 99; the layers of this model have"),
         ("budget: 128", "budget: 3", "9:26", "methods.2.budget: cannot reach"),

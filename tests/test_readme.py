@@ -9,7 +9,7 @@ import yaml
 from conftest import prompts, tiny_llava
 
 import finepruner_lmms as fp
-from finepruner_lmms.matrix.config import MatrixFile
+from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.pruners import registry as base
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

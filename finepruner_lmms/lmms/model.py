@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,6 @@ from finepruner_lmms.engine.generate import Generation, generate
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
-from finepruner_lmms.judge.settings import check_command_line
 from finepruner_lmms.lmms.identity import answer_identity
 from finepruner_lmms.lmms.image_cache import ImageCache
 from finepruner_lmms.lmms.model_args import ModelArguments
@@ -50,7 +48,6 @@ class LlavaFinePruner(lmms):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        check_command_line(sys.argv)
         self.arguments = ModelArguments.parse(arguments)
         self.pruner: Pruner = self.arguments.build_pruner()
         self.accelerator = Accelerator()
