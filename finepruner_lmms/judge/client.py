@@ -142,6 +142,7 @@ class ChatClient:
         if not isinstance(text, str) or not text.strip():
             raise GarbledReply(self._about(f"an empty message: {self._quote(response.text)}"))
         usage, model = content.get("usage"), content.get("model")
+        text = text.encode(errors="replace").decode()  # JSON may hold half a character, which no file takes
         return Reply(text, str(model or self.server.model), usage if isinstance(usage, dict) else {})
 
     def _describe(self, response: httpx.Response) -> str:

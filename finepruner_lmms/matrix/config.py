@@ -48,7 +48,9 @@ def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> t
     try:
         config = read_config(file.model.pretrained)
     except ValueError as error:
-        document.report(_about_model(error))
+        document.report(
+            error.under("model") if isinstance(error, FieldError) else f"model.{error}", ("model", "pretrained")
+        )
         return 0, 0
     for row in rows:
         try:
@@ -57,7 +59,3 @@ def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> t
             report(row, error, document)
     geometry = Geometry.of(config)
     return geometry.num_layers, geometry.num_visual_tokens
-
-
-def _about_model(error: ValueError) -> FieldError:
-    return error.under("model") if isinstance(error, FieldError) else FieldError("model.pretrained", str(error))

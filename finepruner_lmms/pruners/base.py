@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.selection import mask_to_index, take, top_mask
 from finepruner_lmms.pruners.budget import parse_budget, round_half_up, show_tokens
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
@@ -88,9 +89,11 @@ class Pruner(ABC):
         """The budget as an exact average, checked against what the method can reach."""
         tokens = parse_budget(self.budget).tokens(num_visual_tokens)
         if not least <= tokens <= num_visual_tokens:
-            raise ValueError(
-                f"budget: cannot reach an average of {show_tokens(tokens)} visual tokens per layer "
-                f"(budget={self.budget!r}) on this model; reachable: {show_tokens(least)} to {num_visual_tokens}"
+            raise FieldError(
+                "budget",
+                f"cannot reach an average of {show_tokens(tokens)} visual tokens per layer (budget={self.budget!r}) "
+                f"on this model; reachable: {show_tokens(least)} to {num_visual_tokens}",
+                value=self.budget,
             )
         return tokens
 

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from finepruner_lmms.errors import FieldError, show
+
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
@@ -29,7 +31,7 @@ class Budget:
 
 
 def parse_budget(value: int | str | None) -> Budget:
-    """`128`, `"128"` or `"22%"`; `None` keeps every token. Anything else is a `ValueError`."""
+    """`128`, `"128"` or `"22%"`; `None` keeps every token. Anything else is a `FieldError`."""
     if value is None:
         return Budget()
     if isinstance(value, str):
@@ -41,9 +43,11 @@ def parse_budget(value: int | str | None) -> Budget:
             return Budget(count=int(value))
     elif isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return Budget(count=value)
-    raise ValueError(
-        f"budget: got {value!r}; expected a positive number of visual tokens, such as 128, "
-        "or a share of them, such as '22%' (above 0%, at most 100%)"
+    raise FieldError(
+        "budget",
+        f"got {show(value)}; expected a positive number of visual tokens, such as 128, "
+        "or a share of them, such as '22%' (above 0%, at most 100%)",
+        value=value,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Side, Stage, VisionPruner
 from finepruner_lmms.pruners.budget import parse_budget, round_half_up, show_tokens
 
@@ -25,14 +26,12 @@ class Chain(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.first is None and self.budget is not None:
-            raise ValueError(
-                f"first: missing; say how many tokens {self.before.name!r} leaves for {self.inside.name!r}, such as "
-                "first=288 or first='50%'"
-            )
+            wanted = f"say how many tokens {self.before.name!r} leaves for {self.inside.name!r}"
+            raise FieldError("first", "missing", fix=f"{wanted}, such as first=288 or first='50%'")
         try:
             parse_budget(self.first)
-        except ValueError as error:
-            raise ValueError(f"first{str(error).removeprefix('budget')}") from None
+        except FieldError as error:
+            raise error.renamed("first") from None
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -47,7 +46,8 @@ class Chain(Pruner):
         before = replace(self.before, budget=self.first)
         left = before.retained(num_visual_tokens)
         if total > left:
-            raise ValueError(f"first: leaves {left} tokens, fewer than the budget of {show_tokens(total)}; raise it")
+            problem = f"leaves {left} tokens, fewer than the budget of {show_tokens(total)}"
+            raise FieldError("first", problem, value=self.first, fix="raise it")
         return before, replace(self.inside, budget=round_half_up(total))
 
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
