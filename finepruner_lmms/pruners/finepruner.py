@@ -176,7 +176,9 @@ class FinePruner(AttentionGuided):
     def _rank(self, attention: Tensor) -> tuple[Tensor, Tensor]:
         """The heads that guide, best first, and the scores of all."""
         if self.head_strategy == FIXED:
-            chosen = torch.tensor(self.named_heads, device=attention.device).expand(len(attention), -1)
+            # filled in on the device: copying a list there would wait for it
+            named = [torch.full((1,), head, device=attention.device) for head in self.named_heads]
+            chosen = torch.cat(named).expand(len(attention), -1)
             return chosen, torch.zeros_like(attention[..., 0]).scatter(1, chosen, 1.0)
         if self.head_strategy == RECOMMENDED:
             every = torch.arange(attention.shape[1], device=attention.device).expand(len(attention), -1)
