@@ -133,7 +133,7 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("limit: 8", f"judge: {'{a: ' * 3000}", "1:1", "is nested too deeply to be read"),
         ("limit: 8", f"judge: {LAUGHS}", "5:1", "judge: got [['x', 'x', 'x', 'x', 'x', 'x', 'x', 'x', ...], [["),
         ("data: demo", f"data: {'d' * 5000}", "3:1", "data: 'ddd"),
-        ("heads: [2, 4]", f"heads: {MANY}, layer: {MANY}, seed: {MANY}", "9:26", "multiply to 1,000,000,000 rows"),
+        ("heads: [2, 4]", f"heads: {MANY}, layer: {MANY}, seed: {MANY}", "9:39", "multiply to 1,000,000,000 rows"),
         ("name: study", f"name: {'x' * 300}", "1:1", "name: got 'xxx"),
         ("name: study", "name: ../away", "1:1", "name: got '../away'"),
     ],
@@ -149,10 +149,10 @@ def test_a_mistake_is_named_with_its_place(tmp_path, old, new, where, what):
 
 def test_what_a_merge_brings_in_is_reported_where_it_stands(tmp_path):
     text = GOOD.replace("limit: 8", "limit: 8\nlaunch: {<<: {batch_size: 4}, processes: 0}")
-    with pytest.raises(ConfigError, match=r"m\.yaml:6:34: launch\.processes: got 0"):
+    with pytest.raises(ConfigError, match=r"m\.yaml:6:31: launch\.processes: got 0"):
         load_matrix(write(tmp_path, text))
     merged = GOOD.replace("- vanilla", "- &shared {method: fastv, budget: 64}\n  - {<<: *shared, budget: lots}")
-    with pytest.raises(ConfigError, match=r"m\.yaml:8:18: methods\.1\.budget: got 'lots'"):
+    with pytest.raises(ConfigError, match=r"m\.yaml:8:19: methods\.1\.budget: got 'lots'"):
         load_matrix(write(tmp_path, merged))
 
 

@@ -9,11 +9,11 @@ import torch
 
 import finepruner_lmms as fp
 from finepruner_lmms.heads import select_heads
+from finepruner_lmms.ops.grid import grid_indices
 from finepruner_lmms.ops.selection import fingerprint, top_mask
 from finepruner_lmms.ops.token_scores import token_scores
 from finepruner_lmms.pruners import DecoderContext, build_pruner
 from finepruner_lmms.pruners.budget import parse_budget
-from finepruner_lmms.ops.grid import grid_indices
 
 
 def test_methods_are_the_contract():
