@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError, show
@@ -56,18 +56,17 @@ class Row:
 def check_rows(methods: Sequence[str | dict[str, Any]], document: Document) -> list[Row]:
     """The rows of all entries; what is wrong with one is reported to `document`, and the row left out."""
     rows: list[Row] = []
-    seen: dict[Any, Place] = {}
+    seen: dict[Pruner, Place] = {}
     for row in _multiply(methods, document):
         try:
             pruner = row.pruner
         except ValueError as error:
             report(row, error, document)
             continue
-        key = _key(pruner)
-        if key in seen:
-            problem = f"the same row as one of {_dotted(seen[key])}: {pruner}"
+        if pruner in seen:
+            problem = f"the same row as one of {_dotted(seen[pruner])}: {pruner}"
             document.report(FieldError(_dotted(row.place), problem), row.place)
-        seen.setdefault(key, row.place)
+        seen.setdefault(pruner, row.place)
         rows.append(row)
     return rows
 
@@ -112,15 +111,6 @@ def _axis(name: str, value: Any) -> list[tuple[str, Any, int | None]]:
         if not isinstance(one, str | int | float | None):
             raise FieldError(name, f"got {show(one)}; parameters are single values or lists of them", value=one)
     return [(name, one, number if isinstance(value, list) else None) for number, one in enumerate(values)]
-
-
-def _key(pruner: Pruner) -> Any:
-    """What two rows share that are one, however their budgets are written (`64`, `"64"`, `"22%"`, `"22.0%"`)."""
-    from finepruner_lmms.pruners.budget import parse_budget
-
-    values = {field.name: getattr(pruner, field.name) for field in fields(pruner)}
-    budgets = {name: parse_budget(values[name]) for name in ("budget", "first") if name in values}
-    return type(pruner), tuple((values | budgets).items())
 
 
 def _dotted(place: Place) -> str:

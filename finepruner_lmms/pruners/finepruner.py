@@ -89,7 +89,7 @@ class FinePruner(AttentionGuided):
             raise ValueError(f"heads: got {self.heads!r}; head_strategy='fixed' names its heads, so leave it out")
         if self.normalise != "resoftmax":
             raise ValueError(f"normalise: got {self.normalise!r}; head_strategy='fixed' ranks nothing, so leave it out")
-        self.named_heads  # noqa: B018 - raises where they are wrong
+        self._write("fixed_heads", "+".join(map(str, self.named_heads)))
 
     def _check_recommended(self) -> None:
         usual = {"heads": None, "normalise": "resoftmax", "rows": "raw", "aggregate": "mean"}
