@@ -23,6 +23,7 @@ from finepruner_lmms.pruners import Pruner
 __all__ = [
     "Checkpoint",
     "check_pruner",
+    "choose_device",
     "load_model",
     "open_checkpoint",
     "read_config",
@@ -99,7 +100,7 @@ def read_model(
     attn_implementation: str = "sdpa",
 ) -> LlavaForConditionalGeneration:
     """The model of an open checkpoint, ready for inference; the arguments are those of `load_model`."""
-    chosen = _device(device)
+    chosen = choose_device(device)
     wanted = _dtype(dtype, chosen)
     with _naming("cannot load", pretrained):
         model = checkpoint.model(wanted, chosen, attn_implementation)
@@ -126,7 +127,8 @@ def load_model(
     return read_model(checkpoint, pretrained, dtype, device, attn_implementation), checkpoint.processor
 
 
-def _device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device meant by a name, with its number; `auto` is the first GPU if there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
