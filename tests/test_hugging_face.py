@@ -20,7 +20,7 @@ from finepruner_lmms.checkpoints.load import load_model, open_checkpoint, read_c
 from finepruner_lmms.checkpoints.processor import check_template
 from finepruner_lmms.checkpoints.prompts import chat_template, prompt_ids, vicuna_v1
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.testing import tiny_llava
+from finepruner_lmms.testing import IMAGE, VISUAL, prompts, tiny_llava
 
 PROJECTOR = "multi_modal_projector.linear_1.weight"
 
@@ -213,6 +213,25 @@ def test_other_models_are_refused_by_their_configuration_alone(folder, change, m
     for read in (read_config, load_model):
         with pytest.raises(FieldError, match=f"^pretrained: .*{message}"):
             read(str(folder))
+
+
+def test_other_towers_in_memory_are_refused():
+    """Their first patch would be taken for a CLS token, or the prompt said to hold one placeholder too many."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+
+    tower = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=16, patch_size=4
+    )
+    text = tiny_llava().config.text_config
+    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=IMAGE, image_seq_length=VISUAL)
+    model, pruner = LlavaForConditionalGeneration(config).eval(), fp.build_pruner("random", budget=4)
+    inputs = prompts((5, 7))
+    for call in (
+        lambda: fp.generate(model, pruner, inputs, max_new_tokens=1),
+        lambda: fp.encode_images(model, inputs["pixel_values"]),
+    ):
+        with pytest.raises(TypeError, match="its vision tower is a 'siglip_vision_model'; only CLIP towers"):
+            call()
 
 
 # -- older and thinner folders ----------------------------------------------------------------------------------------
