@@ -14,7 +14,7 @@ import pytest
 import finepruner_lmms as fp
 from finepruner_lmms import files
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.checkpoints.load import DEMO
+from finepruner_lmms.checkpoints.fetch import DEMO
 from finepruner_lmms.data import hub
 from finepruner_lmms.data.task_folders import data_identity, overrides_dir
 from finepruner_lmms.lmms.identity import (

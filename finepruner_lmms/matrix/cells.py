@@ -6,7 +6,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from finepruner_lmms.matrix.config import Matrix, Row
+from finepruner_lmms.matrix.config import Matrix
+from finepruner_lmms.matrix.rows import Row
 
 if TYPE_CHECKING:
     from finepruner_lmms.lmms.identity import Identity
@@ -85,13 +86,12 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
         resolved_dtype,
     )
     from finepruner_lmms.matrix.launch import count_gpus
-    from finepruner_lmms.pruners import build_pruner
 
     model, tokens = matrix.file.model, matrix.num_visual_tokens
     pretrained, settings = resolve(model.pretrained), answer_settings(model)
     device = ("cuda" if count_gpus() else "cpu") if model.device == "auto" else model.device
     dtype = resolved_dtype(model.dtype, device, pretrained)
-    pruners = [build_pruner(row.method, **row.arguments) for row in matrix.rows]
+    pruners = [row.pruner for row in matrix.rows]
     plain = checkpoint_identity(pretrained)
     return [
         answer_identity(

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import mask_to_index, take, top_mask
 from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, round_half_up, show_tokens
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
@@ -138,11 +139,15 @@ class VisionPruner(Pruner):
         """Which visual tokens to keep: `[B, N]` bool, exactly `retained(N)` True a row. No wait for the device."""
 
     def select_visual(self, vision: VisionOutputs) -> Tensor:
-        """`choose`, of outputs that are checked to be finite: `[B, N]` bool. `ValueError` if they are not."""
+        """`choose`, of outputs that are checked to be finite: `[B, N]` bool. `FieldError` if they are not.
+
+        Scores are float32 or better, also under `torch.autocast`.
+        """
         for what, values in vision.tensors().items():
             if not bool(values.isfinite().all()):
-                raise ValueError(f"{what}: holds NaN or infinite values, so no token can be chosen by it")
-        return self.choose(vision)
+                raise FieldError(what, "holds NaN or infinite values, so no token can be chosen by it")
+        with for_choosing(vision.features.device):
+            return self.choose(vision)
 
     def reduce(self, vision: VisionOutputs) -> Reduction:
         """The tokens that the language model sees: the kept ones in raster order, unless a method makes new ones."""
