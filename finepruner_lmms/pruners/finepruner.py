@@ -13,7 +13,7 @@ from torch import Tensor
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.errors import check_choice, check_integer
 from finepruner_lmms.heads import consensus
-from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
+from finepruner_lmms.heads.queries import Words, known_queries, query_weights
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
@@ -72,7 +72,7 @@ class FinePruner(AttentionGuided):
             self._check_consensus()
         elif self.preset is not None:
             raise ValueError(f"preset: got {self.preset!r}; only head_strategy='consensus' reads it, so leave it out")
-        check_choice("query", self.query, QUERIES)
+        check_choice("query", self.query, known_queries())
         if self.query != "last" and self.guide == "sparsevlm":
             raise ValueError(f"query: got {self.query!r}; guide='sparsevlm' asks by its raters, so leave it out")
         check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
