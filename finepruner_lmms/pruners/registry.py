@@ -128,8 +128,9 @@ def build_pruner(name: str, **params: Any) -> Pruner:
     classes, known = _classes(name), parameter_names(name)
     for parameter in params:
         if parameter not in known:
-            problem = f"method {canonical_name(name)!r} does not read it{nearest(parameter, known)}"
-            raise FieldError(parameter, problem, value=params[parameter], fix=f"it reads: {', '.join(known)}")
+            reads = f"{nearest(parameter, known)}; it reads: {', '.join(known)}"
+            problem = f"method {canonical_name(name)!r} does not read it{reads}"
+            raise FieldError(parameter, problem, value=params[parameter])
     if len(classes) == 1:
         return classes[0](**params)
     before, inside = (
@@ -146,10 +147,6 @@ def _classes(name: str) -> list[type[Pruner]]:
         return [method_class(name)]
     classes = [method_class(part.strip()) for part in str(name).split("+")]
     if [cls.side for cls in classes] != ["vision", "decoder"]:
-        raise FieldError(
-            "method",
-            f"got {name!r}; a composition is one vision-side method, '+', and one decoder-side method, such as "
-            "'divprune+fastv'",
-            value=name,
-        )
+        problem = f"got {name!r}; a composition is one vision-side method, '+', and one decoder-side method"
+        raise FieldError("method", f"{problem}, such as 'divprune+fastv'", value=name)
     return classes
