@@ -24,6 +24,7 @@ help:
 	@echo "make test-versions   the engine on the oldest and the newest transformers ($(TRANSFORMERS))"
 	@echo "make test-cpus       the numeric tests as on processors without AVX2"
 	@echo "make lint            install, run ruff, mypy and the import contract"
+	@echo "make figure          install, draw the picture of the README again"
 
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -36,6 +37,9 @@ quickstart: install
 	$(BIN)/python run_matrix.py run configs/quickstart.yaml
 	$(BIN)/python run_matrix.py table runs/quickstart --format markdown --picture runs/quickstart/leaderboard.png > runs/quickstart/leaderboard.md
 	@echo "picture: runs/quickstart/leaderboard.png"
+
+figure: install
+	$(BIN)/python scripts/draw_kept_tokens.py --out docs/kept_tokens.png
 
 test: install
 	$(PYTEST) $(SHARED)
@@ -61,4 +65,4 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help install quickstart test test-fast test-versions test-cpus lint
+.PHONY: help install quickstart figure test test-fast test-versions test-cpus lint

@@ -12,8 +12,8 @@ import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.prompts import bare_question
 from finepruner_lmms.engine.clip import clip_checkpoint, joint_space
 
-# three layers of width 32 (48 in the middle) over up to 77 tokens, and the projection: 3 (2*32 + 2*32 + 8 + 2*77 + 80) + 32
-# products in float32 sums; values are up to about 4
+# three layers of width 32 (48 in the middle) over up to 77 tokens, and the projection:
+# 3 (2*32 + 2*32 + 8 + 2*77 + 80) + 32 products in float32 sums; values are up to about 4
 NEAR = {"rtol": 1142 * torch.finfo(torch.float32).eps, "atol": 1142 * 4 * torch.finfo(torch.float32).eps}
 WORDS = [f"w{number}" for number in range(200)]
 
@@ -133,7 +133,8 @@ def test_embedding_relevance_reads_the_words_behind_the_image():
 
 
 def test_a_matrix_knows_before_it_runs_that_the_demo_has_no_text_tower(tmp_path):
-    from finepruner_lmms.matrix.config import ConfigError, load_matrix
+    from finepruner_lmms.matrix.config import load_matrix
+    from finepruner_lmms.matrix.yaml_places import ConfigError
 
     file = tmp_path / "study.yaml"
     rows = "methods:\n  - {method: cdpruner, budget: 64}\n  - {method: cdpruner, budget: 64, relevance: embedding}\n"

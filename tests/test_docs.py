@@ -7,8 +7,8 @@ How to write a page (README.md, CONTRIBUTING.md, docs/, examples/):
 - ```` ```bash ```` (or no language): the commands are executed after the Python blocks, in order, in the same
   folder, with `finepruner` and `python` on the path and without network. A failing command fails the test.
   Only blocks of a few seconds should be left to run.
-- ```` ```yaml ````: a matrix file, or a part of one (`judge:`, `launch:`, `methods:`), which is put into a small one: it
-  is validated and each of its pruners is built. ```` ```toml ```` and ```` ```json ```` must parse.
+- ```` ```yaml ````: a matrix file, or a part of one (`judge:`, `launch:`, `methods:`), put into a small one: it is
+  validated and each of its pruners is built. ```` ```toml ```` and ```` ```json ```` must parse.
 - ```` ```text ````, ```` ```diff ```` and ```` ```bibtex ```` are not read, unless marked as below.
 
 A mark stands in a line of its own before the fence; the reason is required where one is shown:
