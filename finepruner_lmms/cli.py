@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from finepruner_lmms.doctor.doctor import Request
+    from finepruner_lmms.doctor.report import Request
     from finepruner_lmms.matrix.config import Matrix
     from finepruner_lmms.matrix.store import Json, State, Store
 
@@ -42,7 +42,7 @@ def run(config: Config, output: OutputOption = None) -> None:
     """Run the cells of a matrix that are not done yet; then print the leaderboard."""
     from rich.console import Console
 
-    from finepruner_lmms.doctor.readiness import missing_data
+    from finepruner_lmms.data.ready import data_problems
     from finepruner_lmms.judge.client import JudgeError
     from finepruner_lmms.judge.judgements import JudgementsError
     from finepruner_lmms.matrix.judging import judge_cells
@@ -53,8 +53,8 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.matrix.store import StoreError
 
     matrix, store, record = _open(config, output)
-    if problems := missing_data(matrix.file.data, matrix.file.tasks, matrix.file.submission):
-        _refuse("\n".join(problems))
+    if problems := data_problems(matrix.file.data, matrix.file.tasks, matrix.file.submission):
+        _refuse("\n".join(map(str, problems)))
     console = Console()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
@@ -252,12 +252,15 @@ def tasks(
     submission: Annotated[
         bool, typer.Option("--submission", help="Tasks that only a server scores write its file, of their test split.")
     ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="So many questions of each task, in whole groups, instead of lmms-eval's first.")
+    ] = None,
 ) -> None:
     """Print the folder to pass to lmms-eval's --include_path, so that the tasks fp_<name> read that data."""
     from finepruner_lmms.data.task_folders import folder
 
     try:
-        sys.stdout.write(f"{folder(data, submission)}\n")
+        sys.stdout.write(f"{folder(data, submission, limit)}\n")
     except ValueError as error:
         _refuse(str(error))
 
@@ -314,7 +317,7 @@ def doctor(
     """Say what is ready on this machine and what is missing. Exit status 1 if something would stop a run."""
     from rich.console import Console
 
-    from finepruner_lmms.doctor import doctor as doctors
+    from finepruner_lmms.doctor import report as doctors
 
     if config is not None and (data or pretrained or tasks):
         _refuse("doctor: give a matrix file, or --data, --pretrained and --tasks, not both")
@@ -367,7 +370,7 @@ def _request(data: str | None, pretrained: str | None, tasks: str) -> Request:
     """What `doctor` is to look at, as given on the command line."""
     from finepruner_lmms.benchmarks import BENCHMARKS
     from finepruner_lmms.data.jobs import task_jobs
-    from finepruner_lmms.doctor.doctor import Request
+    from finepruner_lmms.doctor.report import Request
 
     names = [job.name for job in task_jobs(tasks.split(","), {})] if tasks else list(BENCHMARKS)
     if data not in (None, "hub", "demo", "demo-tuning") and not Path(data).is_dir():
@@ -377,7 +380,7 @@ def _request(data: str | None, pretrained: str | None, tasks: str) -> Request:
 
 def _request_of(config: Path) -> Request:
     """What a matrix file needs. A file that is wrong for another reason than its data is a `ConfigError`."""
-    from finepruner_lmms.doctor.doctor import Request
+    from finepruner_lmms.doctor.report import Request
     from finepruner_lmms.matrix.config import load_matrix
     from finepruner_lmms.pruners import build_pruner
 

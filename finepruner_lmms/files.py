@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,21 @@ def read_json_lines(path: Path) -> list[Any]:
         except ValueError as error:
             raise ValueError(f"{path}:{number}: not JSON: {error}") from error
     return values
+
+
+def publish_folder(target: Path, make: Callable[[Path], None]) -> None:
+    """Let `make` fill a folder elsewhere, and move it to `target` whole; whoever comes second uses what is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        make(partial)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

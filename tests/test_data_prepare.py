@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 from finepruner_lmms.checkpoints.load import read_geometry
 from finepruner_lmms.cli import app
 from finepruner_lmms.data.facts import FACTS
+from finepruner_lmms.data.identity import data_identity
 from finepruner_lmms.data.manifest import read_manifest
+from finepruner_lmms.data.ready import missing_data
 from finepruner_lmms.data.session import in_bytes
-from finepruner_lmms.data.task_folders import data_identity, data_root, folder
-from finepruner_lmms.doctor.readiness import missing_data
+from finepruner_lmms.data.task_folders import data_root, folder
 
 POPE = file_of("pope")
 

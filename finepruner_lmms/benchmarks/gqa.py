@@ -1,14 +1,30 @@
-"""GQA: its images come in a table of their own, joined by `imageId`."""
+"""GQA: accuracy; its images come in a table of their own, joined by `imageId`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from finepruner_lmms.benchmarks import accuracy
+from finepruner_lmms.benchmarks.limits import Sampling
+from finepruner_lmms.benchmarks.record import Benchmark
 
-Visual = Callable[[dict[str, Any]], list[Image.Image]]
+if TYPE_CHECKING:
+    from PIL import Image
+
+BENCHMARK = Benchmark(
+    name="gqa",
+    title="GQA",
+    metric=accuracy.METRIC,
+    image_column="imageId",
+    rows=accuracy.rows,
+    points=accuracy.mean,
+    full=accuracy.one,
+    factor=100,
+    sampling=Sampling(("id",), group=lambda row: row["id"]),
+)
+Visual = Callable[[dict[str, Any]], "list[Image.Image]"]
 
 
 def images_of(path: str, name: str | None = None, split: str = "testdev") -> Visual:

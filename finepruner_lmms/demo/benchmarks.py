@@ -7,15 +7,12 @@ choosing hyperparameters.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import random
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.demo import choice_benchmarks, questions, scenes
+from finepruner_lmms.demo import questions, scenes
 from finepruner_lmms.demo.choice_benchmarks import mmbench, sqa
 from finepruner_lmms.demo.questions import NEGATIVES, Question, ask, existence
 from finepruner_lmms.demo.scenes import Scene, make_scene
@@ -45,21 +42,6 @@ def build(target: Path, split: str) -> None:
             _save(rows, target / name / table, name)
 
 
-def fingerprint(split: str) -> str:
-    """What the content depends on, as 12 hexadecimal digits: this code, the tasks' files, the drawing libraries."""
-    import finepruner_lmms.data.task_folders as tasks
-    from finepruner_lmms.data.task_folders import overrides_dir
-
-    digest = hashlib.sha256(split.encode())
-    for module in (scenes, questions, choice_benchmarks, tasks, inspect.getmodule(build)):
-        digest.update(inspect.getsource(module).encode())  # type: ignore[arg-type]
-    for file in sorted(overrides_dir().glob("*.yaml")):
-        digest.update(f"{file}\n".encode() + file.read_bytes())
-    for library in ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets"):
-        digest.update(f"{library} {metadata.version(library)}\n".encode())
-    return digest.hexdigest()[:12]
-
-
 def _scenes(split: str, first: int) -> Iterator[tuple[Scene, random.Random]]:
     """Scene after scene, each with its own source of chance."""
     index = first
@@ -74,7 +56,7 @@ def _ask_all(scene: Scene, rng: random.Random, kinds: tuple[str, ...]) -> list[Q
 
 
 def _pope(split: str, first: int) -> dict[str, list[Row]]:
-    """Six questions an image: a yes and a no for each way of sampling what is absent."""
+    """Six questions per image: a yes and a no for each way of sampling what is absent."""
     rows: list[Row] = []
     for scene, rng in _scenes(split, first):
         if len(rows) == SIZES["pope"]:
@@ -100,7 +82,7 @@ def _pope(split: str, first: int) -> dict[str, list[Row]]:
 
 
 def _vqav2(split: str, first: int) -> dict[str, list[Row]]:
-    """Four kinds of questions an image, each with ten annotators who agree."""
+    """Four kinds of questions per image, each with ten annotators who agree."""
     types = {"color": "what color is the", "shape": "what", "count": "how many", "exist": "is there a"}
     rows: list[Row] = []
     for scene, rng in _scenes(split, first):

@@ -52,7 +52,7 @@ def expand(matrix: Matrix) -> list[Cell]:
     """The cells of a matrix, task by task, so that the columns of the leaderboard fill one after the other."""
     from finepruner_lmms.benchmarks.submission import SERVED
     from finepruner_lmms.checkpoints.load import resolve
-    from finepruner_lmms.data.task_folders import data_identity
+    from finepruner_lmms.data.identity import data_identity
     from finepruner_lmms.lmms.identity import checkpoint_identity, code_revision, library_versions
 
     file = matrix.file

@@ -206,10 +206,10 @@ def _check_tasks(file: MatrixFile, errors: _Errors) -> None:
             errors.add(place, f"tasks.{number}: {task!r} is given twice")
     if file.limit is not None:
         if "mme" in file.tasks and file.limit < 2:
-            errors.add(("limit",), f"limit: got {file.limit}; mme asks two questions an image, so give at least 2")
+            errors.add(("limit",), f"limit: got {file.limit}; mme asks two questions per image, so give at least 2")
         for task in {"mmbench", "mmbench_cn"} & set(file.tasks):
-            if file.limit % 4:
-                why = f"{task} asks every question in up to four orders, so give a multiple of 4"
+            if file.limit < 4:
+                why = f"{task} asks every question in up to four orders, so give at least 4"
                 errors.add(("limit",), f"limit: got {file.limit}; {why}")
     if file.data not in ("hub", "demo", "demo-tuning") and not Path(file.data).is_dir():
         errors.add(("data",), f"data: {file.data!r} is neither 'hub', 'demo' nor an existing folder")
@@ -233,13 +233,13 @@ def _check_submission(file: MatrixFile, errors: _Errors) -> None:
 
 def _check_data(file: MatrixFile, errors: _Errors) -> None:
     from finepruner_lmms.benchmarks.submission import SERVED
-    from finepruner_lmms.doctor.readiness import missing_data
+    from finepruner_lmms.data.ready import missing_data
 
     if file.data == "hub" or not (file.data.startswith("demo") or Path(file.data).is_dir()):
         return  # the hub is asked when something is run
     known = [task for task in file.tasks if task in BENCHMARKS and not (file.submission and task in SERVED)]
     for problem in missing_data(file.data, known):
-        errors.add(("data",), problem)
+        errors.add(("data",), str(problem))
 
 
 def _check_judge(file: MatrixFile, errors: _Errors) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.matrix.config import MatrixFile
 from finepruner_lmms.matrix.launch import Launch, Silent
@@ -47,6 +48,7 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Di
             "model": file.model.model_dump(exclude_none=True),
             "batch_size": file.launch.batch_size,
             "data": file.data,
+            "limit": file.limit,
             "monitor": file.monitor,
             "submission": file.submission,
             "cells": [cell | {"path": str(store.cell_dir(cell).resolve())} for cell in left.values()],
@@ -100,7 +102,9 @@ def score_text(result: Json) -> str:
     if written := result.get("submission"):
         what = f"{written['file']} written"
     else:
-        what = f"{result['percent']:.1f} ± {result['standard_error']:.1f} % of the maximum"
+        error = measured(result["standard_error"])
+        spread = "" if error is None else f" ± {error:.1f}"
+        what = f"{result['percent']:.1f}{spread} % of the maximum"
     return f"{what}, {result['answered']} questions, {result['seconds']:.1f} s"
 
 

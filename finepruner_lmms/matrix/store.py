@@ -198,6 +198,8 @@ def _flaw(folder: Path, cell: Json, result: Json) -> str:
     written = result.get("submission")
     for name in () if written else (metric, "percent", "standard_error"):
         value = result["metrics"].get(name) if name == metric else result.get(name)
+        if name == "standard_error" and value is None:  # not measured
+            continue
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             return f"result.json: {name} is {value!r}, not a number"
     if written and not _is_file_of(folder / written["file"], written["bytes"]):

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from lmms_eval.tasks import TaskManager
 from loguru import logger
 
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
+from finepruner_lmms.benchmarks.limits import document_numbers
 from finepruner_lmms.data.task_folders import folder as task_folder
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.matrix.store import (
@@ -81,7 +82,7 @@ def main() -> None:
     lm = LlavaFinePruner(**plan["model"], batch_size=plan["batch_size"])
     lm.on_progress = events.progress if first else None
     manager = TaskManager(
-        include_path=str(task_folder(plan["data"], plan.get("submission", False))),
+        include_path=str(task_folder(plan["data"], plan.get("submission", False), plan["limit"])),
         include_defaults=False,
         model_name="llava_finepruner",
     )
@@ -140,26 +141,27 @@ def evaluate_cell(
         model_args=lm.arguments.canonical(),
         tasks=[benchmark.task],
         task_manager=manager,
-        limit=spec["limit"],
         batch_size=lm.batch_size,
         use_cache=str(cache),
         log_samples=True,
         bootstrap_iters=0,
         datetime_str=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
-        cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=True),
+        # scoring reads no image: with them, each would be decoded a second time, in every process
+        cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=False),
     )
     if lm.rank != 0:
         return None
     if out is None:
         raise InvalidResult("lmms-eval returned no results")
     logged = sorted(out["samples"][benchmark.task], key=lambda sample: sample["doc_id"])
-    original = out["n-samples"][benchmark.task]["original"]
-    expected = original if spec["limit"] is None else min(original, spec["limit"])
+    expected = out["n-samples"][benchmark.task]["original"]  # of those that a limit has left
     documents = [sample["doc_id"] for sample in logged]
     if documents != sorted(set(documents)) or len(documents) != expected:
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
     asked = lm.task_dict[benchmark.task][out["configs"][benchmark.task]["test_split"]]
-    images = image_names(asked, benchmark.image_column)
+    numbers = document_numbers(asked)  # in the whole data set, so that studies with other limits can be joined
+    logged = [sample | {"doc_id": numbers[sample["doc_id"]]} for sample in logged]
+    images = dict(zip(numbers, image_names(asked, benchmark.image_column), strict=True))
     metric, outcome = benchmark.metric.partition(",")[0], {}
     if spec.get("submission"):
         metric, outcome = "submission", {"submission": _submission(attempt, benchmark.name, asked)}
@@ -174,7 +176,7 @@ def evaluate_cell(
     return result, [_line(sample, metric, images) for sample in logged]
 
 
-def _scores(benchmark: Benchmark, results: Json, logged: list[Json], images: Sequence[str]) -> Json:
+def _scores(benchmark: Benchmark, results: Json, logged: list[Json], images: Mapping[int, str]) -> Json:
     """lmms-eval's metrics, checked against what the samples give, and the standard error."""
     metrics = {k: float(v) for k, v in results.items() if _numeric(v)}
     if benchmark.metric not in metrics:
@@ -194,7 +196,7 @@ def _submission(attempt: Path, name: str, asked: Any) -> Path:
     return path
 
 
-def _line(sample: Json, metric: str, images: Sequence[str]) -> Json:
+def _line(sample: Json, metric: str, images: Mapping[int, str]) -> Json:
     """One question for `samples.jsonl`, joined by `doc_id` and `image` with those of other cells."""
     return {
         "doc_id": sample["doc_id"],
