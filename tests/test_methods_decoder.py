@@ -10,7 +10,10 @@ from brute_force import answer, best
 from conftest import VISUAL, alone, prompts, tiny_llava
 
 import finepruner_lmms as fp
+from finepruner_lmms.engine import decoder_hooks
+from finepruner_lmms.engine.attention_rows import TEXT_ROWS, visual_rows
 from finepruner_lmms.ops.clustering import merge_by_density_peaks
+from finepruner_lmms.ops.selection import with_required
 from finepruner_lmms.pruners.sparsevlm import rater_weights, recycling
 from finepruner_lmms.testing import decoder_context
 
@@ -285,3 +288,123 @@ def test_consensus_reaches_the_model():
         assert trace.kept[2][0].tolist() == best(scores, list(range(VISUAL)), len(trace.kept[2][0]))
     with pytest.warns(UserWarning, match="heads=4 has no effect"):
         fp.build_pruner("finepruner", head_strategy="consensus", heads=4)
+
+
+ENDING = {
+    "fastv": fp.build_pruner("fastv", budget="50%"),
+    "pdrop": fp.build_pruner("pdrop", budget="50%"),
+    "pdrop official": fp.build_pruner("pdrop", budget="50%", variant="official"),
+    "three heads": fp.build_pruner("finepruner", budget="50%", heads=3),
+    "nothing left": fp.build_pruner("fastv", budget="16.6666666666666666667%", layer=1),
+}
+
+
+@pytest.mark.parametrize("which", ENDING)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_prompt_that_ends_with_the_image_keeps_the_token_that_is_read(which, attention):
+    """The last visual token takes a place of the budget, and one more where there is none; the best take the rest."""
+    model, pruner, inputs = tiny_llava(attention), ENDING[which], prompts((5, 0), 11, (3, 0), (2, 4))
+    result = fp.generate(model, pruner, inputs, **OPTIONS)
+    stages = {stage.layer: stage.retained for stage in pruner.stages(6, VISUAL)}
+    wanted = 0
+
+    def choose(_layer, rows, alive, count):
+        nonlocal wanted
+        if pruner.name == "finepruner":
+            rows = rows[sorted(best(rows[:, alive].sum(1), list(range(len(rows))), pruner.heads))]
+        chosen = best(rows.mean(0), alive, count)
+        if ends and VISUAL - 1 not in chosen:
+            wanted += 1
+            chosen = [*best(rows.mean(0), alive[:-1], max(count - 1, 0)), VISUAL - 1]
+        return chosen
+
+    for row, ends in ((0, True), (2, True), (3, False)):
+        expected, kept = answer(
+            model,
+            alone(inputs, row),
+            stages,
+            choose,
+            5,
+            renumber=pruner.renumber_positions,
+            next_layer="official" in which,
+        )
+        ours = torch.stack([step[row] for step in result.logits])
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        for layer, tokens in kept.items():
+            assert result.trace.kept[layer][row].tolist() == tokens
+            assert len(tokens) == max(stages[layer], int(ends))
+    assert wanted, "the last token was chosen by its score everywhere: nothing was tested"
+
+
+@pytest.mark.parametrize("budget", ["50%", "40%"])
+def test_merging_before_a_last_token_that_stays(budget):
+    model, inputs = tiny_llava(), prompts((5, 0), (2, 4), (3, 0), 7)
+    pruner = fp.build_pruner("sparsevlm", budget=budget)
+    together = fp.generate(model, pruner, inputs, **OPTIONS)
+    schedule = pruner.schedule(6, VISUAL)
+    nothing = [stage.layer for stage in pruner.stages(6, VISUAL) if not stage.retained]
+    assert nothing  # from there on, the token that is read is kept beside the merged one
+    ending = [count + (layer >= nothing[0]) for layer, count in enumerate(schedule)]
+    assert together.trace.tokens_entering == [ending, schedule, ending, [0] * 6]
+    for row in range(4):
+        single = fp.generate(model, pruner, alone(inputs, row), **OPTIONS)
+        ours = torch.stack([step[row] for step in together.logits])
+        torch.testing.assert_close(ours, torch.stack([s[0] for s in single.logits]), rtol=1e-4, atol=1e-4)
+    for kept in together.trace.kept.values():
+        assert kept[0][-1] == kept[2][-1] == VISUAL - 1
+
+
+def test_a_method_that_does_not_know_of_required_tokens_keeps_them_too():
+    keep = torch.tensor([[True, True, False, False], [True, False, False, False], [True, True, False, False]])
+    required = torch.tensor([[False, False, False, True]] * 2 + [[False] * 4])
+    scores = torch.tensor([[0.1, 0.5, 0.2, 0.0]] * 3)
+    assert with_required(keep, required, 2, scores).int().tolist() == [[0, 1, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]]
+    assert with_required(keep, required, 2).int().tolist() == [[1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]]
+    assert with_required(keep & False, required, 0).int().tolist() == [[0, 0, 0, 1]] * 2 + [[0] * 4]
+
+
+@pytest.mark.parametrize("tail", [(0, 3), (0, 0), (2, 3)])
+def test_raters_of_prompts_with_and_without_text(tail):
+    """Without text after the image, the last token of the prompt is the only rater, alone and in a batch."""
+    model, inputs = tiny_llava(), prompts((5, tail[0]), (2, tail[1]))
+    trace = fp.generate(model, fp.build_pruner("sparsevlm", budget="50%"), inputs, max_new_tokens=1).trace
+    eager = tiny_llava("eager")(**alone(inputs, 0), output_attentions=True).attentions[1][0]
+    layer, kept = next(iter(sorted(trace.kept.items())))
+    assert layer == 2
+    if not tail[0]:
+        row = eager[:, -1, 5 : 5 + VISUAL].mean(0)
+        others = best(row, list(range(VISUAL - 1)), len(kept[0]) - 1)
+        assert kept[0].tolist() == [*others, VISUAL - 1]
+
+
+@pytest.mark.parametrize("query", ["raters", "attention_weighted", "max_attention_token", "text_tokens_only"])
+def test_text_is_looked_at_a_part_at_a_time(query, monkeypatch):
+    """Slices of a long text give what the whole gives, and no more rows are computed at once than a slice holds."""
+    model, inputs = tiny_llava(), prompts((5, 150), (2, 70), (3, 1))
+    pruner = (
+        fp.build_pruner("sparsevlm", budget="50%")
+        if query == "raters"
+        else fp.build_pruner("finepruner", budget=8, heads=3, query=query)
+    )
+    sizes = []
+
+    def counted(*args):
+        sizes.append(args[-2])
+        return visual_rows(*args)
+
+    monkeypatch.setattr(decoder_hooks, "visual_rows", counted)
+    parts = fp.generate(model, pruner, inputs, max_new_tokens=1, output_logits=True)
+    assert max(sizes) == TEXT_ROWS
+    monkeypatch.setattr(decoder_hooks, "TEXT_ROWS", 1000)
+    whole = fp.generate(model, pruner, inputs, max_new_tokens=1, output_logits=True)
+    assert max(sizes) == 150
+    for layer, kept in whole.trace.kept.items():
+        assert [row.tolist() for row in parts.trace.kept[layer]] == [row.tolist() for row in kept]
+    torch.testing.assert_close(parts.logits[0], whole.logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_sparsevlm_in_double_precision():
+    model, inputs = tiny_llava(dtype=torch.float64), prompts((5, 7), 11, (2, 4))
+    found = fp.generate(model, fp.build_pruner("sparsevlm", budget="50%"), inputs, **OPTIONS)
+    single = fp.generate(tiny_llava(), fp.build_pruner("sparsevlm", budget="50%"), inputs, **OPTIONS)
+    torch.testing.assert_close(torch.stack(found.logits).float(), torch.stack(single.logits), rtol=1e-3, atol=1e-3)

@@ -259,3 +259,55 @@ def test_every_token_merged_or_kept_reaches_the_model():
     assert trace.tokens_entering == [[8] * 6, [0] * 6, [8] * 6]
     assert (inputs["input_ids"] == IMAGE).sum(1).tolist() == [16, 0, 16]
     assert all(a < b for row in expected for a, b in pairwise(row))
+
+
+def test_without_text_every_token_is_equally_relevant():
+    """Then diversity alone decides, in rows without text and in these only."""
+    vision = vision_outputs(2, 64)
+    vision = vision.replace(text_embeds=[vision.text_embeds[0][:0], vision.text_embeds[1]])
+    for relevance in ("embedding", "clip"):
+        seen = vision if relevance == "embedding" else vision.replace(image_embeds=vision.projected)
+        found = fp.build_pruner("cdpruner", budget=16, relevance=relevance).select_visual(seen)
+        diverse = fp.build_pruner("cdpruner", budget=16, relevance="none").select_visual(seen)
+        assert torch.equal(found[0], diverse[0]) and not torch.equal(found[1], diverse[1])
+        assert found[0].nonzero().squeeze(1).tolist() != list(range(16))
+
+
+def test_cdpruner_on_prompts_that_end_with_the_image():
+    model, inputs = tiny_llava(), prompts((5, 0), 11, (2, 4), (3, 0))
+    found = fp.generate(model, fp.build_pruner("cdpruner", budget=8, relevance="embedding"), inputs, max_new_tokens=1)
+    diverse = fp.generate(model, fp.build_pruner("cdpruner", budget=8, relevance="none"), inputs, max_new_tokens=1)
+    for row in (0, 3):
+        assert torch.equal(found.trace.kept[0][row], diverse.trace.kept[0][row])
+    assert not torch.equal(found.trace.kept[0][2], diverse.trace.kept[0][2])
+
+
+@pytest.mark.parametrize("name", ["divprune", "random", "visionzip"])
+def test_a_prompt_that_ends_with_a_shortened_image(name):
+    """The model reads what the kept tokens alone make of the prompt; its last token is the last that was kept."""
+    model, inputs, pruner = tiny_llava(), prompts((5, 0)), fp.build_pruner(name, budget=6)
+    result = fp.generate(model, pruner, inputs, max_new_tokens=1, output_logits=True)
+    vision = fp.encode_images(model, inputs["pixel_values"])
+    left = (
+        pruner.reduce(vision).tokens[0]
+        if name == "visionzip"
+        else model.get_image_features(inputs["pixel_values"]).pooler_output[0][result.trace.kept[0][0]]
+    )
+    words = model.get_input_embeddings()(inputs["input_ids"][:, :5])
+    plain = model.model.language_model(inputs_embeds=torch.cat([words, left[None]], 1)).last_hidden_state[:, -1]
+    torch.testing.assert_close(result.logits[0], model.lm_head(plain), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["divprune", "random", "visionzip", "fastv", "divprune+fastv", "cdpruner"])
+def test_padding_is_found_without_a_mask(name):
+    model, inputs = tiny_llava(), prompts((5, 7), 11, (2, 4))
+    parameters = {"relevance": "embedding"} if name == "cdpruner" else {"first": 10} if "+" in name else {}
+    pruner = fp.build_pruner(name, budget=8, **parameters)
+    bare = {key: value for key, value in inputs.items() if key != "attention_mask"}
+    with_mask, without = (
+        fp.generate(model, pruner, given, max_new_tokens=3, do_sample=False, output_logits=True)
+        for given in (inputs, bare)
+    )
+    assert torch.equal(torch.stack(with_mask.logits), torch.stack(without.logits))
+    with pytest.raises(ValueError, match=r"attention_mask: missing.*which pads and ends answers"):
+        fp.generate(model, pruner, bare, max_new_tokens=1, eos_token_id=0)

@@ -10,7 +10,7 @@ from brute_force import best
 from conftest import IMAGE, VISUAL, alone, prompts, tiny_llava
 
 import finepruner_lmms as fp
-from finepruner_lmms.heads.queries import QUERIES, query_rows
+from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
 from finepruner_lmms.testing import decoder_context
 
 
@@ -57,26 +57,34 @@ def plain(name: str, rows: torch.Tensor, prefix: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", QUERIES)
 def test_equals_going_through_the_rows(name):
     generator = torch.Generator().manual_seed(0)
-    words = 14
-    text = torch.rand(6, 3, words, 7, generator=generator) / 7
+    size = 14
+    text = torch.rand(6, 3, size, 7, generator=generator) / 7
     lengths = [1, 2, 4, 6, 14, 0]
-    present = torch.arange(words) >= words - torch.tensor(lengths)[:, None]
+    present = torch.arange(size) >= size - torch.tensor(lengths)[:, None]
     prefix = torch.tensor([5, 0, 35, 2, 9, 3])
     last = torch.where(present[:, -1, None, None], text[:, :, -1], torch.rand(6, 3, 7, generator=generator))
-    found = last if name == "last" else query_rows(name, last, text, present, prefix)
+    words = Words(present, prefix, lambda: text.sum((1, 3)))
+    weights = None if name == "last" else query_weights(name, words)
+    found = last if weights is None else words.or_last(torch.einsum("bhtv,bt->bhv", text, weights.float()), last)
     for row, length in enumerate(lengths):
         if length:
-            rows = text[row, :, words - length :].transpose(0, 1)
+            rows = text[row, :, size - length :].transpose(0, 1)
             torch.testing.assert_close(found[row], plain(name, rows, int(prefix[row])), rtol=1e-5, atol=1e-7)
         else:
             assert torch.equal(found[row], last[row])
 
 
-def test_without_text_the_last_token_asks():
-    last, nothing = torch.rand(2, 3, 7), torch.zeros(2, 3, 0, 7)
-    for name in QUERIES[1:]:
-        found = query_rows(name, last, nothing, torch.zeros(2, 0, dtype=torch.bool), torch.tensor([4, 4]))
-        assert torch.equal(found, last)
+@pytest.mark.parametrize("name", QUERIES)
+def test_without_text_the_last_token_asks(name):
+    """In rows whose prompt ends with the image, alone and beside others, the choice is that of `query="last"`."""
+    model = tiny_llava()
+    pruner, plain_ = (fp.build_pruner("finepruner", budget=8, heads=3, query=query) for query in (name, "last"))
+    for rows in (((5, 0),), ((5, 0), (3, 0)), ((5, 0), (2, 4), 9)):
+        inputs = prompts(*rows)
+        found, last = (fp.generate(model, one, inputs, max_new_tokens=1).trace for one in (pruner, plain_))
+        for row, (_, words) in enumerate(row for row in rows if isinstance(row, tuple)):
+            if not words:
+                assert found.kept[2][row].tolist() == last.kept[2][row].tolist()
 
 
 @torch.no_grad()

@@ -29,12 +29,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from finepruner_lmms.engine.attention_rows import split_heads, visual_rows
+from finepruner_lmms.engine.attention_rows import TEXT_ROWS, split_heads, visual_rows
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.engine.prompt_layout import Layout, drop_visual, read_layout
 from finepruner_lmms.engine.trace import Trace
-from finepruner_lmms.ops.selection import take
+from finepruner_lmms.ops.selection import take, with_required
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext
 
@@ -204,7 +204,10 @@ class _Hooks:
             if chosen.merged is None or chosen.merged.shape[1] != stage.merged or chosen.merged_from is None:
                 raise ValueError(f"{self.pruner.name!r} promised {stage.merged} merged tokens at layer {layer}")
             hidden = torch.cat([hidden, chosen.merged.to(hidden.dtype)], dim=1)
-        index, layout = drop_visual(before.layout, chosen.keep, stage.retained, stage.merged)
+        keep, required = chosen.keep, before.layout.required()
+        if required is not None:
+            keep = with_required(keep, required, stage.retained, chosen.scores)
+        index, layout = drop_visual(before.layout, keep, stage.retained, stage.merged)
         shift: Tensor | int = 0
         if self.pruner.renumber_positions:
             new = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
@@ -233,10 +236,15 @@ class _Hooks:
         layout, prompt, embeds = before.layout, self.layout, self.embeds
         assert prompt is not None and embeds is not None
 
-        def own(rows: int) -> Tensor:
+        def own(rows: int, skip: int = 0) -> Tensor:
             entered, attn, rotary = self.inputs[stage.layer]
             keys = cache.layers[attn.layer_idx].keys  # rotated already
-            return visual_rows(entered, attn, rotary, keys, layout, rows)
+            return visual_rows(entered, attn, rotary, keys, layout, rows, skip)
+
+        def of_text() -> Iterator[tuple[slice, Tensor]]:
+            for skip in range(0, prompt.tail, TEXT_ROWS):
+                rows = min(TEXT_ROWS, prompt.tail - skip)
+                yield slice(prompt.tail - skip - rows, prompt.tail - skip), own(rows, skip)
 
         def of_next() -> Tensor:
             layer = self.decoder.layers[stage.layer]
@@ -250,15 +258,21 @@ class _Hooks:
             stage.layer,
             lambda: own(1)[:, :, 0],
             layout.present,
-            max(layout.visual_counts),
+            self.entering(stage),
+            layout.required(),
+            of_text,
             next_attention=of_next,
-            text_attention=lambda: own(prompt.tail),
-            text_present=prompt.text_behind_image,
-            prefix_lengths=lambda: prompt.valid.sum(1) - prompt.behind - prompt.present.sum(1),
+            text_present=prompt.text_after_image,
+            prefix_lengths=lambda: prompt.valid.sum(1) - prompt.text_after - prompt.present.sum(1),
             hidden=lambda: take(hidden, layout.columns),
             visual_embeds=lambda: take(embeds, prompt.columns),
             text_embeds=lambda: embeds[:, embeds.shape[1] - prompt.tail :],
         ).remember_in(self.memory)
+
+    def entering(self, stage: Stage) -> int:
+        """The visual tokens of an image just before a drop, by the schedule."""
+        earlier = [one.retained + one.merged for one in self.stages if one.layer < stage.layer]
+        return earlier[-1] if earlier else self.geometry.num_visual_tokens
 
     def grow(self, layer: int, positions: Tensor) -> None:
         """A decode step: one more token in the cache of the layers from here on."""

@@ -14,7 +14,7 @@ from finepruner_lmms.checkpoints.prompts import bare_question
 from finepruner_lmms.engine.decoder_hooks import attach
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.parts import check_model, word_embeddings
-from finepruner_lmms.engine.prompt_layout import Layout, read_layout, shorten_prompt
+from finepruner_lmms.engine.prompt_layout import Layout, find_padding, read_layout, shorten_prompt
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 from finepruner_lmms.ops.selection import fingerprint
@@ -52,7 +52,8 @@ def generate(
 ) -> Generation:
     """Answer a batch of prompts with `pruner` at work on an unmodified transformers LLaVA.
 
-    `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded), `attention_mask` `[B, L]`, and one of
+    `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded), `attention_mask` `[B, L]` (found by the
+    model's padding id where it is not given and can be told), and one of
     `pixel_values` `[images, 3, S, S]`, `image_features` `[images, N, D]` (projected visual tokens; not for
     vision-side methods) or `vision` (what `encode_images` returned, to encode an image once for several methods).
     Images belong to the rows that hold placeholders, in order; one for each of the B rows is accepted as well.
@@ -66,6 +67,8 @@ def generate(
     geometry = Geometry.of(model.config)
     _check_call(model, inputs, questions, generation_kwargs)
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if mask is None:
+        mask = find_padding(ids, *_special_ids(model, generation_kwargs))
     layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
     pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
     before, inside = pruner.parts(geometry.num_visual_tokens)
@@ -192,6 +195,21 @@ def _vision_for(
         texts = space.embed_texts([bare_question(questions[row]) for row in rows])
         return vision.replace(image_embeds=space.embed_patches(model, vision.features), text_embeds=texts)
     return vision
+
+
+def _special_ids(
+    model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]
+) -> tuple[int | None, tuple[int, ...]]:
+    """The id that pads, where one is named, and those that end an answer."""
+    config = generation_kwargs.get("generation_config") or model.generation_config
+    text = model.config.get_text_config()
+
+    def named(key: str) -> Any:
+        found = (generation_kwargs.get(key), getattr(config, key, None), getattr(text, key, None))
+        return next((value for value in found if value is not None), None)
+
+    end = named("eos_token_id")
+    return named("pad_token_id"), tuple(end) if isinstance(end, list | tuple) else () if end is None else (end,)
 
 
 def _padding_id(model: LlavaForConditionalGeneration, geometry: Geometry) -> int:

@@ -5,10 +5,13 @@ Everything here is plain tensor arithmetic on token positions; nothing knows tra
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from finepruner_lmms.errors import FieldError
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,10 @@ class Layout:
 
     `valid` `[B, L]` is False on padding; `columns` `[B, V]` says in which column each visual token of the image
     stands, and `present` `[B, V]` whether it is still there (all False in a row without an image). V is N, and grows
-    by the tokens that a method merges; visual tokens stand in the order of their numbers. `behind` `[B]` counts the
-    text behind the image, `tails` too, and `tail` is the largest such count among rows with an image. `lengths` (the
-    valid tokens of each row), `visual_counts` and `tails` are known on the host, so that no later step has to wait for
-    the device.
+    by the tokens that a method merges; visual tokens stand in the order of their numbers. `text_after` `[B]` counts
+    the text after the image, `tails` too, and `tail` is the largest such count among rows with an image. `lengths`
+    (the valid tokens of each row), `visual_counts` and `tails` are known on the host, so that no later step has to
+    wait for the device.
     """
 
     valid: Tensor
@@ -28,7 +31,7 @@ class Layout:
     present: Tensor
     lengths: tuple[int, ...]
     visual_counts: tuple[int, ...]
-    behind: Tensor
+    text_after: Tensor
     tails: tuple[int, ...]
 
     @property
@@ -48,40 +51,77 @@ class Layout:
 
     @property
     def tail(self) -> int:
-        """The most text behind an image."""
+        """The most text after an image."""
         return max((tail for tail, count in zip(self.tails, self.visual_counts, strict=True) if count), default=0)
 
-    def text_behind_image(self) -> Tensor:
-        """Which of the last `tail` columns hold text behind the image: `[B, tail]`."""
-        return torch.arange(self.tail, 0, -1, device=self.valid.device) <= self.behind[:, None]
+    @property
+    def ends_with_image(self) -> tuple[bool, ...]:
+        """In which rows the prompt ends with the image, so that the next token is read from a visual one."""
+        return tuple(count > 0 and tail == 0 for count, tail in zip(self.visual_counts, self.tails, strict=True))
+
+    def required(self) -> Tensor | None:
+        """The visual tokens that no method may drop, `[B, V]`: those in the last column, whose logits are read.
+
+        None where every row ends with text, which is known without asking the device.
+        """
+        return self.present & (self.columns == self.width - 1) if any(self.ends_with_image) else None
+
+    def text_after_image(self) -> Tensor:
+        """Which of the last `tail` columns hold text after the image: `[B, tail]`."""
+        return torch.arange(self.tail, 0, -1, device=self.valid.device) <= self.text_after[:, None]
+
+
+def find_padding(input_ids: Tensor, padding_id: int | None, end_ids: Collection[int] = ()) -> Tensor:
+    """The mask `[B, L]` of a prompt that came without one, by transformers' own rule: what is `padding_id` is padding.
+
+    Raises `FieldError` where that cannot be told: rows of a batch whose padding id is not known, or a padding id that
+    the prompt holds and that also ends answers (`end_ids`), so that it may be meant.
+    """
+    missing = "missing, and which tokens are padding cannot be told"
+    fix = "pass the tokenizer's attention_mask"
+    if padding_id is None:
+        if len(input_ids) > 1:
+            raise FieldError("attention_mask", f"{missing}: the model names no pad_token_id", fix=fix)
+        return torch.ones_like(input_ids)
+    mask = (input_ids != padding_id).long()
+    if padding_id in end_ids and not bool(mask.all()):
+        raise FieldError(
+            "attention_mask", f"{missing}: the prompt holds {padding_id}, which pads and ends answers", fix=fix
+        )
+    return mask
 
 
 def read_layout(input_ids: Tensor, attention_mask: Tensor | None, image_token_id: int, num_visual: int) -> Layout:
     """The layout of a prompt `[B, L]` whose image placeholders are expanded to `num_visual` tokens an image.
 
-    Raises `ValueError` where the prompt cannot be pruned row by row: padding on the right or inside, more than one
+    Raises `FieldError` where the prompt cannot be pruned row by row: padding on the right or inside, more than one
     image in a row, or another number of placeholders than the model has visual tokens. This is the one place that
     reads token counts back to the host; it runs before the first layer.
     """
     valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     if valid.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask: shape {list(valid.shape)} is not that of input_ids {list(input_ids.shape)}; "
-            "pass the 2-D mask of the tokenizer"
+        raise FieldError(
+            "attention_mask",
+            f"shape {list(valid.shape)} is not that of input_ids {list(input_ids.shape)}",
+            fix="pass the 2-D mask of the tokenizer",
         )
     visual = (input_ids == image_token_id) & valid
     gaps = (valid[:, :-1] & ~valid[:, 1:]).sum(1) + (~valid[:, -1]).long()
-    behind = (valid & (visual.long().cumsum(1) == visual.sum(1, keepdim=True)) & ~visual).sum(1)
-    lengths, counts, broken, tails = torch.stack([valid.sum(1), visual.sum(1), gaps, behind]).tolist()
+    text_after = (valid & (visual.long().cumsum(1) == visual.sum(1, keepdim=True)) & ~visual).sum(1)
+    lengths, counts, broken, tails = torch.stack([valid.sum(1), visual.sum(1), gaps, text_after]).tolist()
     for row, (count, gap) in enumerate(zip(counts, broken, strict=True)):
         if gap:
-            raise ValueError(
-                f"attention_mask: row {row} is padded on the right or inside; pad on the left (padding_side='left')"
+            raise FieldError(
+                "attention_mask",
+                f"row {row} is padded on the right or inside",
+                fix="pad on the left (padding_side='left'), and pass the tokenizer's attention_mask",
             )
         if count not in (0, num_visual):
-            raise ValueError(
-                f"input_ids: row {row} holds {count} image placeholders, but an image of this model has {num_visual} "
-                "visual tokens; give each row no image or one, with its placeholder expanded by the processor"
+            raise FieldError(
+                "input_ids",
+                f"row {row} holds {count} image placeholders, but an image of this model has {num_visual} visual "
+                "tokens",
+                fix="give each row no image or one, with its placeholder expanded by the processor",
             )
     # visual columns first and in order; in a row without an image these are arbitrary and `present` is False
     order = visual.int().argsort(dim=1, descending=True, stable=True)[:, :num_visual]
@@ -91,7 +131,7 @@ def read_layout(input_ids: Tensor, attention_mask: Tensor | None, image_token_id
         present=visual.gather(1, order),
         lengths=tuple(lengths),
         visual_counts=tuple(counts),
-        behind=behind,
+        text_after=text_after,
         tails=tuple(tails),
     )
 
@@ -109,10 +149,11 @@ def left_compact(keep: Tensor, width: int, order: Tensor | None = None) -> tuple
 
 
 def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) -> tuple[Tensor, Layout]:
-    """Drop the visual tokens that `keep` `[B, V]` does not name, and make room for `merged` new ones behind the rest.
+    """Drop the visual tokens that `keep` `[B, V]` does not name, and make room for `merged` new ones after the rest.
 
     Returns the gather index `[B, L']` into the columns followed by the merged tokens, `[B, L + merged]`, and the
-    layout after it. Text always stays. No row may keep more than `retained` tokens; a row may keep fewer. A row
+    layout after it. Text always stays. No row may keep more than `retained` tokens; a row may keep fewer. A row that
+    ends with its image keeps one at least: `Layout.required`, which `keep` has to name and which stays the last. A row
     whose image is gone, or that never had one, gets no merged tokens.
     """
     keep = keep & layout.present
@@ -120,7 +161,10 @@ def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) ->
     # adding instead of assigning: tokens that left earlier share columns with others, and must not overwrite them
     dropped.scatter_add_(1, layout.columns, (layout.present & ~keep).to(torch.int8))
     stays = layout.valid & (dropped == 0)
-    counts = tuple(min(count, retained) + (merged if count else 0) for count in layout.visual_counts)
+    counts = tuple(
+        max(min(count, retained), int(last)) + (merged if count else 0)
+        for count, last in zip(layout.visual_counts, layout.ends_with_image, strict=True)
+    )
     lengths = tuple(
         length - before + after
         for length, before, after in zip(layout.lengths, layout.visual_counts, counts, strict=True)
@@ -130,7 +174,9 @@ def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) ->
         place = torch.arange(layout.width, device=keep.device).expand_as(stays)
         shown = layout.present.any(1, keepdim=True).expand(-1, merged)
         last = columns.masked_fill(~layout.present, 0).amax(1, keepdim=True).expand(-1, merged)
-        order = torch.cat([2 * place, 2 * last + 1], dim=1)  # behind the image's last token, before the next one
+        # after the image's last token and before the next one; but before it where the prompt ends with it
+        side = 1 if (required := layout.required()) is None else 1 - 2 * required.any(1, keepdim=True).long()
+        order = torch.cat([2 * place, 2 * last + side], dim=1)
         stays, keep = torch.cat([stays, shown], dim=1), torch.cat([keep, shown], dim=1)
         new = torch.arange(layout.width, layout.width + merged, device=keep.device)
         columns = torch.cat([columns, new.expand(len(columns), -1)], dim=1)
@@ -143,7 +189,7 @@ def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) ->
         present=keep,
         lengths=lengths,
         visual_counts=counts,
-        behind=layout.behind,
+        text_after=layout.text_after,
         tails=layout.tails,
     )
 

@@ -1,24 +1,47 @@
-"""Which words ask: from the attention of the text behind an image to one row a head.
+"""Which words ask: a weight for each word of the text after the image, by which their attention rows are added up.
 
-The query strategies of the LLaVA-FinePruner-Head code base. The rows of `text` `[B, H, T, V]` are the words behind the
-image, those of shorter texts on the right; `present` `[B, T]` says which there are; `prefix` `[B]` counts the tokens
-before the image, none of which sees it. A row without any word has the last prompt token's attention, `last`
-`[B, H, V]`. Each function returns `[B, H, V]`.
+The query strategies of the LLaVA-FinePruner-Head code base. A row of the batch without any text after its image asks
+by the last prompt token's attention, as `query="last"` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-Weigh = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Words:
+    """The words after the image, T of them in the longest text of B samples.
+
+    `present` `[B, T]` says which there are; shorter texts stand on the right. `prefix` `[B]` counts the tokens before
+    the image, none of which sees it. `find_mass` returns the words' attention to the image, `[B, T]`.
+    """
+
+    present: Tensor
+    prefix: Tensor
+    find_mass: Callable[[], Tensor]
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """`[B, T]`: each word's attention to the image, all heads' together; -inf where there is none."""
+        return self.find_mass().masked_fill(~self.present, float("-inf"))
+
+    def or_last(self, asked: Tensor, last: Tensor) -> Tensor:
+        """`asked` `[B, H, V]`, and in samples without words the last prompt token's rows, `last` `[B, H, V]`."""
+        return torch.where(self.present.any(1)[:, None, None], asked, last)
+
+
+Weigh = Callable[[Words], Tensor]
 _QUERIES: dict[str, Weigh] = {}
 
 
 def register_query(name: str) -> Callable[[Weigh], Weigh]:
-    """Add a query strategy: from `text`, `present` and `prefix` to the weight of each row, `[B, T]`."""
+    """Add a query strategy: from the `Words` to the weight of each, `[B, T]`."""
 
     def add(function: Weigh) -> Weigh:
         _QUERIES[name] = function
@@ -27,19 +50,15 @@ def register_query(name: str) -> Callable[[Weigh], Weigh]:
     return add
 
 
-def query_rows(name: str, last: Tensor, text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
-    """The rows that `name` asks by, `[B, H, V]`."""
-    if not text.shape[2]:
-        return last
-    weights = _QUERIES[name](text, present, prefix)
-    asked = torch.einsum("bhtv,bt->bhv", text, weights.to(text.dtype))
-    return torch.where(present.any(1)[:, None, None], asked, last)
+def query_weights(name: str, words: Words) -> Tensor:
+    """How much each word's row counts under the strategy `name`, `[B, T]`."""
+    return _QUERIES[name](words)
 
 
 def _newest(present: Tensor, count: int) -> Tensor:
     """Which rows are among the last `count`, `[B, T]` bool."""
-    words = present.shape[1]
-    return present & (torch.arange(words, device=present.device) >= words - count)
+    size = present.shape[1]
+    return present & (torch.arange(size, device=present.device) >= size - count)
 
 
 def _mean(rows: Tensor) -> Tensor:
@@ -56,66 +75,64 @@ def _rising(rows: Tensor) -> Tensor:
 
 
 @register_query("last_n_tokens")
-def last_three(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
+def last_three(words: Words) -> Tensor:
     """The mean of the last 3 words."""
-    return _mean(_newest(present, 3))
+    return _mean(_newest(words.present, 3))
 
 
 @register_query("last_5_tokens")
-def last_five(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
+def last_five(words: Words) -> Tensor:
     """The mean of the last 5 words."""
-    return _mean(_newest(present, 5))
+    return _mean(_newest(words.present, 5))
 
 
 @register_query("text_tokens_only")
-def all_text(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
-    """The mean of all words behind the image."""
-    return _mean(present)
+def all_text(words: Words) -> Tensor:
+    """The mean of all words after the image."""
+    return _mean(words.present)
 
 
 @register_query("weighted_recent")
-def weighted_recent(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
+def weighted_recent(words: Words) -> Tensor:
     """The last 5 words, the later the heavier."""
-    rising = _rising(_newest(present, 5))
+    rising = _rising(_newest(words.present, 5))
     return rising / rising.sum(1, keepdim=True).clamp_min(1e-30)
 
 
 @register_query("system_and_text")
-def system_and_text(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
+def system_and_text(words: Words) -> Tensor:
     """The mean over the prefix, which sees no image, and the words: the text's mean, scaled."""
-    return present / (present.sum(1) + prefix)[:, None].clamp_min(1)
+    return words.present / (words.present.sum(1) + words.prefix)[:, None].clamp_min(1)
 
 
 @register_query("attention_weighted")
-def attention_weighted(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
+def attention_weighted(words: Words) -> Tensor:
     """A softmax over the rows' attention to the image, the prefix's zero rows among them."""
-    mass = text.sum((1, 3)).masked_fill(~present, float("-inf"))
-    top = mass.amax(1, keepdim=True).clamp_min(0)
-    weight = (mass - top).exp()
-    return weight / (weight.sum(1, keepdim=True) + prefix[:, None] * (-top).exp())
+    top = words.mass.amax(1, keepdim=True).clamp_min(0)
+    weight = (words.mass - top).exp()
+    return weight / (weight.sum(1, keepdim=True) + words.prefix[:, None] * (-top).exp())
 
 
 @register_query("max_attention_token")
-def most_attentive(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
+def most_attentive(words: Words) -> Tensor:
     """The one word that attends to the image most."""
-    mass = text.sum((1, 3)).masked_fill(~present, float("-inf"))
-    place = torch.arange(mass.shape[1], device=mass.device)
-    return (place == mass.argmax(1, keepdim=True)) & present
+    place = torch.arange(words.present.shape[1], device=words.present.device)
+    return (place == words.mass.argmax(1, keepdim=True)) & words.present
 
 
 @register_query("adaptive_by_length")
-def adaptive_by_length(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
+def adaptive_by_length(words: Words) -> Tensor:
     """Up to 3 words: all; up to 10: weighted recent; more: weighted by attention."""
-    words = present.sum(1, keepdim=True)
-    recent, attentive = weighted_recent(text, present, prefix), attention_weighted(text, present, prefix)
-    return torch.where(words <= 3, _mean(present), torch.where(words <= 10, recent, attentive))
+    count = words.present.sum(1, keepdim=True)
+    recent, attentive = weighted_recent(words), attention_weighted(words)
+    return torch.where(count <= 3, _mean(words.present), torch.where(count <= 10, recent, attentive))
 
 
 @register_query("adaptive_text_visual")
-def adaptive_text_visual(text: Tensor, present: Tensor, prefix: Tensor) -> Tensor:
+def adaptive_text_visual(words: Words) -> Tensor:
     """Up to 5 words: the last 3; more: all, the later the heavier."""
-    words = present.sum(1, keepdim=True)
-    return torch.where(words <= 5, _mean(_newest(present, 3)), _rising(present))
+    count = words.present.sum(1, keepdim=True)
+    return torch.where(count <= 5, _mean(_newest(words.present, 3)), _rising(words.present))
 
 
 QUERIES = ("last", *sorted(_QUERIES))

@@ -6,17 +6,31 @@ import torch
 from torch import Tensor
 
 
-def top_mask(scores: Tensor, retained: int, present: Tensor | None = None) -> Tensor:
+def top_mask(scores: Tensor, retained: int, present: Tensor | None = None, required: Tensor | None = None) -> Tensor:
     """The `retained` best of each row of `scores` `[B, N]` as a bool mask `[B, N]`.
 
-    Tokens that are not `present` `[B, N]` are never chosen. Scores must be finite: the caller checks, so that this
-    function needs no answer from the device.
+    Tokens that are not `present` `[B, N]` are never chosen; those that are `required` `[B, N]` come before all others.
+    Scores must be finite: the caller checks, so that this function needs no answer from the device.
     """
+    if required is not None:
+        scores = scores.masked_fill(required, float("inf"))
     if present is not None:
         scores = scores.masked_fill(~present, float("-inf"))
     best = scores.argsort(dim=1, descending=True, stable=True)[:, :retained]
     mask = index_to_mask(best, scores.shape[1])
     return mask if present is None else mask & present
+
+
+def with_required(keep: Tensor, required: Tensor, retained: int, scores: Tensor | None = None) -> Tensor:
+    """`keep` `[B, N]` with the tokens that are `required` `[B, N]`, at most one a row, among its `retained`.
+
+    Where one was not chosen, it takes the place of the worst by `scores` `[B, N]` (of the last without scores), or is
+    one more where places are left. Rows that require nothing stay as they are.
+    """
+    wanted = keep | required
+    ranking = torch.zeros_like(keep, dtype=torch.float32) if scores is None else scores
+    chosen = top_mask(ranking, max(retained, 1), wanted, required)
+    return torch.where(required.any(1, keepdim=True), chosen, keep)
 
 
 def mask_to_index(mask: Tensor, retained: int) -> Tensor:

@@ -24,7 +24,7 @@ Side = Literal["none", "vision", "decoder", "both"]
 class Stage(NamedTuple):
     """Before decoder layer `layer`, all but `retained` visual tokens are dropped (layer 0: before the model).
 
-    `merged` new ones, made of the dropped, take their place behind the rest.
+    `merged` new ones, made of the dropped, follow the rest.
     """
 
     layer: int
@@ -153,9 +153,14 @@ class DecoderPruner(Pruner):
 
     @abstractmethod
     def select(self, context: DecoderContext, retained: int) -> Selection:
-        """Choose at most `retained` of the tokens that are present, in each row."""
+        """Choose at most `retained` of the tokens that are present, in each row; those required are among them.
+
+        A prompt that ends with its image requires that image's last token: its logits are read. It takes one of the
+        `retained` places, and is kept also where there is none; a method that does not choose it has it take the place
+        of its worst.
+        """
 
     @staticmethod
     def keep_best(scores: Tensor, context: DecoderContext, retained: int) -> Selection:
         """Keep the best-scored tokens of each row, the lower index on a tie."""
-        return Selection(top_mask(scores, retained, context.present), scores)
+        return Selection(top_mask(scores, retained, context.present, context.required), scores)

@@ -26,9 +26,10 @@ class CDPruner(VisionPruner):
     """Keeps tokens that are diverse and relevant to the question: greedy MAP of a conditional DPP (section 3.3).
 
     `relevance="clip"`: by CLIP's text tower, as published; `clip` names its checkpoint where the model's own is not
-    known. `"embedding"`: by the language model's embeddings of the words behind the image, for models without a text
-    tower; not the published method. `"none"`: diversity alone (the paper's ablation). Every image is normalised by
-    itself, so a batch never changes a result (the released code normalises over the batch).
+    known. `"embedding"`: by the language model's embeddings of the words after the image, for models without a text
+    tower; not the published method. `"none"`: diversity alone (the paper's ablation), which is also what is left where
+    there is no text to be relevant to. Every image is normalised by itself, so a batch never changes a result (the
+    released code normalises over the batch).
     """
 
     relevance: str = "clip"
@@ -63,12 +64,17 @@ class CDPruner(VisionPruner):
 
 
 def mean_similarity(tokens: Tensor, texts: list[Tensor]) -> Tensor:
-    """Each token's mean cosine `[B, N]` with the vectors `[M, P]` of its row's text; `tokens` `[B, N, P]`."""
+    """Each token's mean cosine `[B, N]` with the vectors `[M, P]` of its row's text; `tokens` `[B, N, P]`.
+
+    A row without text, M = 0, is equally relevant everywhere: 0.
+    """
     unit = unit_vectors(tokens)
+    texts = [text.to(tokens.device) for text in texts]
     # the mean of cosines is the cosine with the mean of unit vectors
-    sums = unit_vectors(pad_sequence(list(texts), batch_first=True).to(tokens.device)).to(unit.dtype).sum(1)
-    counts = torch.tensor([len(text) for text in texts], dtype=unit.dtype).to(tokens.device, non_blocking=True)
-    return (unit @ (sums / counts[:, None])[..., None]).squeeze(-1)
+    sums = unit_vectors(pad_sequence(texts, batch_first=True)).to(unit.dtype).sum(1)
+    # counted on the device: copying the lengths there would wait for it
+    counts = pad_sequence([unit.new_ones(len(text), 1) for text in texts], batch_first=True).sum(1)
+    return (unit @ (sums / counts.clamp_min(1))[..., None]).squeeze(-1)
 
 
 def scale_relevance(relevance: Tensor) -> Tensor:
@@ -115,7 +121,7 @@ def greedy_map(kernel: Tensor, count: int) -> Tensor:
 
 def _fill_exhausted(picks: Tensor, values: Tensor, diagonal: Tensor) -> Tensor:
     """`picks` `[B, K]` while their gains `values` mean something, and then the best of the rest by L_jj."""
-    worth = values > _EXHAUSTED * diagonal.amax(1, keepdim=True)  # a NaN behind the first worthless pick is not
+    worth = values > _EXHAUSTED * diagonal.amax(1, keepdim=True)  # a NaN after the first worthless pick is not
     worth = worth.int().cummin(1).values.bool()
     taken = torch.zeros_like(diagonal).scatter_reduce_(1, picks, worth.to(diagonal.dtype), "amax")
     rest = diagonal.masked_fill(taken > 0, float("-inf")).argsort(dim=1, descending=True, stable=True)

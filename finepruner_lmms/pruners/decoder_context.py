@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Source = Tensor | Callable[[], Tensor]
@@ -15,18 +16,27 @@ class DecoderContext:
     """What a decoder-side method may look at when it chooses, before decoder layer `layer`.
 
     Shapes: B rows of the batch, H query heads, V visual tokens (the N of the image, then those merged at earlier
-    stages), T the longest text behind an image, D the model's width. Every attention is a softmax over the whole row
+    stages), T the longest text after an image, D the model's width. Every attention is a softmax over the whole row
     in float32, cut to the visual columns, 0 where a token is not `present`. `present` `[B, V]` tells the tokens still
-    there: none in a row without an image; `count` how many an image still has. What is not read is not computed; a
-    source may be a function.
+    there: none in a row without an image; `count` how many an image still has. `required` `[B, V]` is one of them in a
+    row whose prompt ends with the image: the token whose logits are read, which is kept whatever its score (None where
+    every row ends with text). What is not read is not computed; a source may be a function.
     """
 
     def __init__(
-        self, layer: int, attention: Source, present: Tensor, count: int | None = None, **sources: Source
+        self,
+        layer: int,
+        attention: Source,
+        present: Tensor,
+        count: int | None = None,
+        required: Tensor | None = None,
+        text_slices: Callable[[], Iterator[tuple[slice, Tensor]]] | None = None,
+        **sources: Source,
     ) -> None:
-        self.layer, self.present = layer, present
+        self.layer, self.present, self.required = layer, present, required
         self.count = present.shape[1] if count is None else count
         self._sources: dict[str, Source] = {"attention": attention, **sources}
+        self._text_slices = text_slices
         self._once: dict[str, Any] = {}
 
     @property
@@ -41,12 +51,40 @@ class DecoderContext:
 
     @property
     def text_attention(self) -> Tensor:
-        """`[B, H, T, V]`: of the text behind the image, in the layer before; see `text_present`."""
+        """`[B, H, T, V]`: of the text after the image, in the layer before; see `text_present`.
+
+        Large for a long text: `text_slices` and `weighted_text` need a part of it at a time.
+        """
+        if self._text_slices is not None and "text_attention" not in self._sources:
+            words, (batch, visual) = self.text_present.shape[1], self.present.shape
+            whole = self.attention.new_zeros(batch, self.attention.shape[1], words, visual)
+            for part, rows in self._text_slices():
+                whole[:, :, part] = rows
+            self._sources["text_attention"] = whole
         return self._read("text_attention")
+
+    def text_slices(self) -> Iterator[tuple[slice, Tensor]]:
+        """`text_attention`, a few of its T at a time: which, and `[B, H, t, V]`. Nothing for T = 0."""
+        if self._text_slices is not None and "text_attention" not in self._sources:
+            yield from self._text_slices()
+        elif self.text_attention.shape[2]:
+            yield slice(0, self.text_attention.shape[2]), self.text_attention
+
+    def weighted_text(self, weights: Tensor) -> Tensor:
+        """The rows of `text_attention` added up by `weights` `[B, T]`: `[B, H, V]`. T is at least 1."""
+        parts = [
+            torch.einsum("bhtv,bt->bhv", rows, weights[:, part].to(rows.dtype)) for part, rows in self.text_slices()
+        ]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def text_mass(self) -> Tensor:
+        """`[B, T]`: the attention of the text after the image to all of the image, the heads' added up."""
+        parts = {part.start: rows.sum((1, 3)) for part, rows in self.text_slices()}
+        return torch.cat([parts[start] for start in sorted(parts)], dim=1)
 
     @property
     def text_present(self) -> Tensor:
-        """`[B, T]` bool: which of the T are text behind the image of their row; shorter texts stand on the right."""
+        """`[B, T]` bool: which of the T are text after the image of their row; shorter texts stand on the right."""
         return self._read("text_present")
 
     @property
@@ -66,7 +104,7 @@ class DecoderContext:
 
     @property
     def text_embeds(self) -> Tensor:
-        """`[B, T, D]`: the input embeddings of the text behind the image."""
+        """`[B, T, D]`: the input embeddings of the text after the image."""
         return self._read("text_embeds")
 
     def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.errors import check_choice, check_integer
 from finepruner_lmms.heads import consensus
-from finepruner_lmms.heads.queries import QUERIES, query_rows
+from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
@@ -156,8 +156,10 @@ class FinePruner(AttentionGuided):
         """The rows of all heads: the guided method's, or those that `query` asks by, in the same layer."""
         if self.query == "last":
             return self.guided.head_attention(context)
-        text, present = context.text_attention, context.text_present
-        return query_rows(self.query, context.attention, text, present, context.prefix_lengths)
+        if not context.text_present.shape[1]:
+            return context.attention  # no text after the image: its last token is the last of the prompt
+        words = Words(context.text_present, context.prefix_lengths, context.text_mass)
+        return words.or_last(context.weighted_text(query_weights(self.query, words)), context.attention)
 
     def select(self, context: DecoderContext, retained: int) -> Selection:
         """Rank the heads, then choose as the guided method does, by the combined row of the best."""

@@ -33,7 +33,7 @@ _OFFICIAL = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (
 class SparseVLM(AttentionGuided):
     """Keeps what the question's words look at, at three depths, and recycles part of the rest into merged tokens.
 
-    Raters are the words behind the image that the image's embeddings relate to most (section 3.2). At each drop, 30 %
+    Raters are the words after the image that the image's embeddings relate to most (section 3.2). At each drop, 30 %
     of the dropped tokens, the best of them, are clustered by density peaks, and each cluster's mean is kept (3.4).
     Positions are numbered anew, so that each layer decodes by its own cache length. `variant="equal"` meets the
     budget by the tokens entering a layer, dropping one layer earlier than the released code; `"official"` is the
@@ -71,16 +71,16 @@ class SparseVLM(AttentionGuided):
     def head_attention(self, context: DecoderContext) -> Tensor:
         """The raters' mean row in the layer before, a head each."""
         if not context.text_present.shape[1]:
-            return context.attention  # nothing behind the image: its last token is the last of the prompt
+            return context.attention  # no text after the image: its last token is the last of the prompt
         weights = context.once(
             "raters", lambda: rater_weights(context.visual_embeds, context.text_embeds, context.text_present)
         )
-        return torch.einsum("bhtv,bt->bhv", context.text_attention, weights)
+        return context.weighted_text(weights)
 
     def choose(self, scores: Tensor, context: DecoderContext, retained: int) -> Selection:
         """Keep the best, and merge the best of the rest."""
         recycled, clusters = recycling(context.count - retained, official=self.variant == "official")
-        keep = top_mask(scores, retained, context.present)
+        keep = top_mask(scores, retained, context.present, context.required)
         rest = scores.masked_fill(~context.present | keep, float("-inf"))
         again = rest.argsort(dim=1, descending=True, stable=True)[:, :recycled]
         merged, centres = merge_by_density_peaks(take(context.hidden, again), clusters)
