@@ -110,8 +110,10 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold `path` while the block runs; `Locked` at once if another process does. Ends with the process.
+def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold `path` while the block runs; `Locked` at once if another process does, or `wait` for it.
+
+    Ends with the process.
 
     Who holds it stands in a file of its own beside it, because a lock file's content cannot be read everywhere.
     """
@@ -119,7 +121,7 @@ def lock(path: Path) -> Iterator[None]:
     about = path.with_name(f"{path.name}.holder")
     held = FileLock(path)
     try:
-        held.acquire(timeout=0)
+        held.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise Locked(path, holder_of(path)) from None
     try:

@@ -102,3 +102,10 @@ def document_numbers(documents: Any) -> Sequence[int]:
     if DOCUMENT not in documents.column_names:
         return range(len(documents))
     return [int(number) for number in documents.select_columns([DOCUMENT])[DOCUMENT]]
+
+
+def document_number(documents: Any, place: int) -> int:
+    """`document_numbers` of one document; what is no `datasets.Dataset` was not chosen from."""
+    if DOCUMENT not in getattr(documents, "column_names", ()):
+        return place
+    return int(documents.select_columns([DOCUMENT])[place][DOCUMENT])

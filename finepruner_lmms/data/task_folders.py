@@ -141,10 +141,10 @@ class _Tasks:
         """The functions that depend on where the data is, and on the limit."""
         found = {}
         if self.root is not None and "gqa" in self.names:
-            images = glob.escape(str(self.root / "gqa" / "testdev_balanced_images"))
+            images = f"{glob.escape(str(self.root / 'gqa' / 'testdev_balanced_images'))}/*.parquet"
             found["fp_gqa_images.py"] = (
                 '"""Where the images of GQA are."""\n\nfrom finepruner_lmms.benchmarks.gqa import images_of\n\n'
-                f"visual = images_of({images!r}, split='train')\n"
+                f"visual = images_of('parquet', split='train', data_files={images!r})\n"
             )
         if self.limit is not None:
             choosers = "".join(

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from finepruner_lmms.demo import benchmarks, choice_benchmarks, questions, scenes
-from finepruner_lmms.files import cache_dir, publish_folder
+from finepruner_lmms.files import cache_dir, lock, publish_folder
 
 logger = logging.getLogger(__name__)
 _LIBRARIES = ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets")
@@ -21,8 +21,10 @@ def miniatures(split: str) -> Path:
     """The folder that holds them, one folder per benchmark; `split` is `test` or `tuning`."""
     home = cache_dir() / "demo" / f"{split}-{fingerprint(split)}"
     if not home.is_dir():
-        logger.info("making the miniature benchmarks in %s", home)
-        publish_folder(home, lambda partial: benchmarks.build(partial, split))
+        with lock(home.with_name(f"{home.name}.lock"), wait=True):  # eight processes would make them eight times
+            if not home.is_dir():
+                logger.info("making the miniature benchmarks in %s", home)
+                publish_folder(home, lambda partial: benchmarks.build(partial, split))
     return home
 
 

@@ -18,6 +18,7 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
+from finepruner_lmms.benchmarks.limits import document_number
 from finepruner_lmms.checkpoints.images import as_rgb, whole_files
 from finepruner_lmms.checkpoints.load import check_pruner, load_model, read_config, resolve
 from finepruner_lmms.checkpoints.prompts import prompt, prompt_ids
@@ -187,7 +188,8 @@ class LlavaFinePruner(lmms):
         text = prompt(self.arguments.conv, self.processor, question, image is not None)
         ids = prompt_ids(self.tokenizer, text, self.geometry.image_token_id, self.num_visual_tokens)
         decoding = self._decoding(gen_kwargs, task)
-        return _Prepared(str(task), int(doc_id), question, ids, image, decoding)
+        number = document_number(self.task_dict[task][split], int(doc_id))
+        return _Prepared(str(task), number, question, ids, image, decoding)
 
     def _picture(self, task: str, split: str, doc_id: int, doc_to_visual: Callable[[Any], Any]) -> Image.Image | None:
         """The picture of a document in RGB, read to its end; None if it has none."""

@@ -10,6 +10,7 @@ from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.matrix.config import MatrixFile
 from finepruner_lmms.matrix.launch import Launch, Silent
+from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.store import Json, Store, write_error
 
 MAX_DEATHS = 2
@@ -103,8 +104,8 @@ def score_text(result: Json) -> str:
         what = f"{written['file']} written"
     else:
         error = measured(result["standard_error"])
-        spread = "" if error is None else f" ± {error:.1f}"
-        what = f"{result['percent']:.1f}{spread} % of the maximum"
+        shown = MISSING if error is None else f"{error:.1f}"
+        what = f"{result['percent']:.1f} ± {shown} % of the maximum"
     return f"{what}, {result['answered']} questions, {result['seconds']:.1f} s"
 
 

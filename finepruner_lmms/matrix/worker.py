@@ -155,6 +155,8 @@ def evaluate_cell(
         raise InvalidResult("lmms-eval returned no results")
     logged = sorted(out["samples"][benchmark.task], key=lambda sample: sample["doc_id"])
     expected = out["n-samples"][benchmark.task]["original"]  # of those that a limit has left
+    if spec["limit"] is not None and expected > spec["limit"]:
+        raise InvalidResult(f"{expected} questions were asked, but the limit is {spec['limit']}")
     documents = [sample["doc_id"] for sample in logged]
     if documents != sorted(set(documents)) or len(documents) != expected:
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")

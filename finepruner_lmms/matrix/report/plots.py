@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,11 @@ def figure(board: Leaderboard) -> Figure:
     for label, curve in _curves(lines).items():
         tokens = [line.tokens for line in curve]
         values = [line.average or 0.0 for line in curve]
-        errors = [line.average_error or 0.0 for line in curve]
+        # no bar where the error was not measured
+        errors = [math.nan if line.average_error is None else line.average_error for line in curve]
         if all(line.spread is not None for line in curve):
             # what chance alone reaches: between its seeds, or within the error of their mean, whichever is wider
-            half = [max(line.spread or 0.0, error) for line, error in zip(curve, errors, strict=True)]
+            half = [max(line.spread or 0.0, line.average_error or 0.0) for line in curve]
             low, high = ([v + sign * h for v, h in zip(values, half, strict=True)] for sign in (-1, 1))
             axes.fill_between(tokens, low, high, color="0.8", linewidth=0, label=label)
             axes.plot(tokens, values, color="0.55", linewidth=1)
