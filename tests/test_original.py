@@ -273,10 +273,8 @@ def test_the_tower_is_part_of_a_checkpoints_identity(tmp_path):
     first = checkpoint_identity(str(target))
     settings = tmp_path / "clip_tower" / "preprocessor_config.json"
     settings.write_text(settings.read_text().replace("0.48145466", "0.5"))
-    checkpoint_identity.cache_clear()
     assert checkpoint_identity(str(target)) != first
     shutil.rmtree(tmp_path / "clip_tower")
-    checkpoint_identity.cache_clear()
     with pytest.raises(ValueError, match=r"mm_vision_tower: .* names 'clip_tower', and there is no such folder"):
         read_config(str(target))
 
@@ -349,7 +347,7 @@ def _no_weights(folder: Path) -> None:
         (_list_shard, "pytorch_model-00002-of-00003.bin: .* holds something else than named tensors"),
         (_bad_index, "pytorch_model.bin.index.json: .* is not valid JSON"),
         (_path_index, "weight_map names '../other.bin', which is not a file beside it"),
-        (_no_weights, "weights: .* holds none of model.safetensors, pytorch_model.bin"),
+        (_no_weights, "weights: .* holds none of model.safetensors, .* pytorch_model.bin"),
     ],
 )
 def test_damaged_shards_are_named(damage, message, tmp_path):

@@ -1,26 +1,40 @@
-"""What the answers to a task depend on: its definition, and the data behind it."""
+"""The data that a task reads, by its content."""
 
 from __future__ import annotations
 
-import hashlib
+import re
 from pathlib import Path
 
-from finepruner_lmms.data.manifest import read_manifest
+from finepruner_lmms.data.hub import commit_of
+from finepruner_lmms.data.manifest import identity_of, read_manifest
 from finepruner_lmms.data.task_folders import DEMO_SPLITS, overrides_dir
-from finepruner_lmms.demo.root import fingerprint
+from finepruner_lmms.demo.root import content_identity
+from finepruner_lmms.files import content_hash
+
+UNKNOWN_COMMIT = "?"
+"""Stands for the commit in an identity where nobody could be asked."""
 
 
 def data_identity(data: str, name: str) -> str:
-    """A fingerprint of the definition of the task `name`, and of its data in `data` (as `task_folders.folder`)."""
-    definition = hashlib.sha256((overrides_dir() / f"fp_{name}.yaml").read_bytes()).hexdigest()[:12]
+    """The data that a task reads, by its content: the same wherever it is, however it was fetched, whenever touched.
+
+    For the hub its repository and commit, which is `?` where it cannot be known: see `hub.commit_of`.
+    """
     if data == "hub":
-        return definition
+        repository = hub_repository(name)
+        return f"{repository}@{commit_of(repository, 'dataset') or UNKNOWN_COMMIT}"
     if data in DEMO_SPLITS:
-        return f"{definition} {fingerprint(DEMO_SPLITS[data])}"
-    root = Path(data).resolve()
-    manifest = read_manifest(root / name)
+        return content_identity(DEMO_SPLITS[data])
+    folder = Path(data).resolve() / name
+    manifest = read_manifest(folder)
     if manifest is not None:
-        return f"{definition} {manifest.identity()}"
-    files = sorted(file for file in (root / name).rglob("*") if file.is_file())
-    listing = [f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return f"{definition} {hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:12]}"
+        return manifest.identity()
+    tables = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.parquet")}
+    return identity_of((name, content_hash(file)) for name, file in tables.items())
+
+
+def hub_repository(name: str) -> str:
+    """The data set that the hub's task of a benchmark reads."""
+    text = (overrides_dir() / f"fp_{name}.yaml").read_text(encoding="utf-8")
+    (repository,) = re.findall(r"^dataset_path: *(\S+)", text, re.MULTILINE)
+    return str(repository)

@@ -22,11 +22,11 @@ from finepruner_lmms.errors import FieldError, check_integer
 from finepruner_lmms.files import cache_dir, publish_folder
 
 DEMO_SPLITS = {"demo": "test", "demo-tuning": "tuning"}
+_PACKAGE = Path(__file__).parents[1]
 
 
-def overrides_dir() -> Path:
+def overrides_dir(package: Path = _PACKAGE) -> Path:
     """The folder of the hub's tasks: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
     inside = package / "tasks_overrides"
     return inside if inside.is_dir() else package.parent / "tasks_overrides"
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import inspect
 import logging
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
-from finepruner_lmms.demo import benchmarks, choice_benchmarks, questions, scenes
+from finepruner_lmms.demo import benchmarks
 from finepruner_lmms.files import cache_dir, lock, publish_folder
+from finepruner_lmms.sources import own_sources, short_hash
 
 logger = logging.getLogger(__name__)
 _LIBRARIES = ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets")
@@ -19,7 +16,7 @@ _LIBRARIES = ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets")
 
 def miniatures(split: str) -> Path:
     """The folder that holds them, one folder per benchmark; `split` is `test` or `tuning`."""
-    home = cache_dir() / "demo" / f"{split}-{fingerprint(split)}"
+    home = cache_dir() / "demo" / f"{split}-{content_identity(split)}"
     if not home.is_dir():
         with lock(home.with_name(f"{home.name}.lock"), wait=True):  # eight processes would make them eight times
             if not home.is_dir():
@@ -28,20 +25,9 @@ def miniatures(split: str) -> Path:
     return home
 
 
-def fingerprint(split: str) -> str:
+def content_identity(split: str) -> str:
     """What their content depends on, as 12 hexadecimal digits: the code that makes them, and the drawing libraries."""
-    digest = hashlib.sha256(split.encode())
-    for module in (scenes, questions, choice_benchmarks, benchmarks):
-        digest.update(_code(module).encode())
-    for library in _LIBRARIES:
-        digest.update(f"{library} {metadata.version(library)}\n".encode())
-    return digest.hexdigest()[:12]
-
-
-def _code(module: ModuleType) -> str:
-    """A module without comments and docstrings, which change no picture and no question."""
-    tree = ast.parse(inspect.getsource(module))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return ast.dump(tree)
+    sources = own_sources()
+    code = sources.fingerprint(sources.closure([benchmarks.__name__], lambda _, needed: ".demo." not in needed))
+    libraries = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
+    return short_hash("\n".join([split, code, *libraries]))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from finepruner_lmms.errors import nearest
+from finepruner_lmms.errors import FieldError, nearest
 from finepruner_lmms.heads.view import HeadView, parts
 
 HeadStrategy = Callable[[HeadView], Tensor]
@@ -29,12 +29,18 @@ def known_strategies() -> tuple[str, ...]:
     return tuple(sorted(_STRATEGIES))
 
 
+def strategy_function(name: str | None) -> HeadStrategy | None:
+    """The strategy of that name; None where there is none."""
+    return None if name is None else _STRATEGIES.get(name)
+
+
 def head_scores(attention: Tensor, strategy: str, heads: int, normalise: str = "resoftmax") -> Tensor:
     """The score `[B, H]` of each head of `attention` `[B, H, N]`, in float64, for choosing `heads` of them."""
     if strategy not in _STRATEGIES:
         known = known_strategies()
         hint = nearest(strategy, known)
-        raise ValueError(f"head_strategy: unknown strategy {strategy!r}{hint}; known: {', '.join(known)}")
+        problem = f"unknown strategy {strategy!r}{hint}; known: {', '.join(known)}"
+        raise FieldError("head_strategy", problem, value=strategy)
     score = _STRATEGIES[strategy]
     return torch.cat([score(HeadView(rows, heads, normalise)) for rows in parts(attention)])
 

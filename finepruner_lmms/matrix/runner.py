@@ -8,9 +8,9 @@ from typing import Protocol
 
 from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.matrix.config import MatrixFile
 from finepruner_lmms.matrix.launch import Launch, Silent
 from finepruner_lmms.matrix.progress import MISSING
+from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.store import Json, Store, write_error
 
 MAX_DEATHS = 2

@@ -13,7 +13,7 @@ from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
-_STEP = 8  # tokens removed a round
+_STEP = 8  # tokens removed per round
 
 
 @register("vispruner")
@@ -32,6 +32,7 @@ class VisPruner(VisionPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("important_ratio", self.important_ratio)
+        self._write("important_ratio", float(self.important_ratio))
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The important and the diverse tokens: `[B, N]`."""
