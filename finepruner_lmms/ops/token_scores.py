@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 ROWS = ("raw", "renormalised")
-AGGREGATES = ("mean", "max", "quota")
+AGGREGATES = ("mean", "max", "round_robin")
 
 
 def head_rows(attention: Tensor, rows: str = "raw") -> Tensor:
@@ -21,11 +21,11 @@ def token_scores(attention: Tensor, rows: str = "raw", aggregate: str = "mean") 
     """Combine `attention` `[B, H, N]` over its heads into token scores `[B, N]`.
 
     `rows="raw"` takes each head's row as it is (FastV, section 4 of its paper); `"renormalised"` first divides it by
-    the head's own attention to the image, so that each head has an equal voice. `aggregate` is `"mean"`, `"max"`, or
-    `"quota"`: the heads nominate in turn, each its best token, then each its second best, and so on.
+    the head's own attention to the image (per-head normalisation). `aggregate` is `"mean"`, `"max"`, or
+    `"round_robin"`: the heads nominate in turn, each its best token, then each its second best, and so on.
     """
     attention = head_rows(attention, rows)
-    if aggregate == "quota":
+    if aggregate == "round_robin":
         return _by_turns(attention)
     return attention.amax(1) if aggregate == "max" else attention.mean(1)
 

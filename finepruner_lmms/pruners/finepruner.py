@@ -43,7 +43,7 @@ class FinePruner(AttentionGuided):
     `doc`); the number of heads follows from the attention. `heads` has no effect, but in the preset `calibrated`: there
     it is the number that the attention's complexity adjusts. `head_strategy="fixed"` always takes the heads named in
     `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="recommended"` is what our head
-    study supports (docs/head_study.md): all heads, each with an equal voice.
+    study supports (docs/head_study.md): all heads, with per-head normalisation.
     """
 
     guide: str = "fastv"
