@@ -136,3 +136,8 @@ def cache_dir() -> Path:
     if named := os.environ.get("FINEPRUNER_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finepruner_lmms"
+
+
+def expand_home(path: str) -> str:
+    """`path` with a leading `~` or `~user` as the home directory; unchanged where there is none, as in a hub id."""
+    return os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises for a user that does not exist

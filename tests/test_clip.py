@@ -130,7 +130,8 @@ def test_embedding_relevance_reads_the_words_behind_the_image():
 
 
 def test_a_matrix_knows_before_it_runs_that_the_demo_has_no_text_tower(tmp_path):
-    from finepruner_lmms.matrix.config import ConfigError, load_matrix
+    from finepruner_lmms.matrix.config import load_matrix
+    from finepruner_lmms.matrix.yaml_places import ConfigError
 
     file = tmp_path / "study.yaml"
     rows = "methods:\n  - {method: cdpruner, budget: 64}\n  - {method: cdpruner, budget: 64, relevance: embedding}\n"

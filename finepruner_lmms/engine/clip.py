@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from finepruner_lmms.checkpoints.weights import read_json
 from finepruner_lmms.engine.parts import normalise_patches
+from finepruner_lmms.errors import FieldError
 
 # the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
 _TOWERS = {
@@ -26,15 +27,20 @@ def clip_checkpoint(config: Any, given: str | None = None) -> str:
     sizes = (tower.hidden_size, tower.num_hidden_layers, tower.image_size, tower.patch_size)
     name = given or getattr(config, "mm_vision_tower", None) or _TOWERS.get(sizes)
     if not name:
-        raise ValueError(
-            "relevance: 'clip' needs the text tower of the CLIP checkpoint that the vision tower comes from, and this "
-            "model names none; give it as clip=<hub id or folder>, or use relevance='embedding'"
+        raise FieldError(
+            "relevance",
+            "'clip' needs the text tower of the CLIP checkpoint that the vision tower comes from, and this model names "
+            "none",
+            value="clip",
+            fix="give it as clip=<hub id or folder>, or use relevance='embedding'",
         )
     file = Path(name) / "config.json"
     if file.is_file() and (kind := read_json(file).get("model_type")) != "clip":
-        raise ValueError(
-            f"relevance: 'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}; give the "
-            "whole one as clip=<hub id or folder>, or use relevance='embedding'"
+        raise FieldError(
+            "relevance",
+            f"'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}",
+            value="clip",
+            fix="give the whole one as clip=<hub id or folder>, or use relevance='embedding'",
         )
     return str(name)
 

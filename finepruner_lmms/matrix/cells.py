@@ -8,7 +8,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from finepruner_lmms.matrix.config import Matrix, Row
+from finepruner_lmms.matrix.config import Matrix
+from finepruner_lmms.matrix.rows import Row
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finepruner_lmms import heads as head_selection
-from finepruner_lmms.errors import check_choice, check_integer
+from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads import consensus
 from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
@@ -148,7 +148,8 @@ class FinePruner(AttentionGuided):
     def check_heads(self, num_heads: int) -> None:
         """`heads` may be at most the query heads of the model."""
         if self.heads is not None and self.heads > num_heads:
-            raise ValueError(f"heads: got {self.heads}; the layers of this model have {num_heads} query heads")
+            problem = f"got {self.heads}; the layers of this model have {num_heads} query heads"
+            raise FieldError("heads", problem, value=self.heads)
         if self.head_strategy == FIXED and self.named_heads[-1] >= num_heads:
             raise ValueError(f"fixed_heads: got {self.fixed_heads!r}; the heads of this model are 0 to {num_heads - 1}")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from finepruner_lmms.errors import nearest
+from finepruner_lmms.errors import FieldError, nearest
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, VisionPruner
 from finepruner_lmms.pruners.chain import Chain
 
@@ -43,7 +43,8 @@ def method_class(name: str) -> type[Pruner]:
     if resolved not in _METHODS:
         known = known_methods()
         hint = nearest(name, [*known, *_ALIASES])
-        raise ValueError(f"method: unknown method {name!r}{hint}; known: {', '.join(known)}, and two joined by '+'")
+        problem = f"unknown method {name!r}{hint}; known: {', '.join(known)}, and two joined by '+'"
+        raise FieldError("method", problem, value=name)
     return _METHODS[resolved]
 
 
@@ -74,10 +75,9 @@ def build_pruner(name: str, **params: Any) -> Pruner:
     classes, known = _classes(name), parameter_names(name)
     for parameter in params:
         if parameter not in known:
-            raise ValueError(
-                f"{parameter}: method {canonical_name(name)!r} does not read it{nearest(parameter, known)}; it reads: "
-                f"{', '.join(known)}"
-            )
+            reads = f"{nearest(parameter, known)}; it reads: {', '.join(known)}"
+            problem = f"method {canonical_name(name)!r} does not read it{reads}"
+            raise FieldError(parameter, problem, value=params[parameter])
     if len(classes) == 1:
         return classes[0](**params)
     before, inside = (
@@ -94,8 +94,6 @@ def _classes(name: str) -> list[type[Pruner]]:
         return [method_class(name)]
     classes = [method_class(part.strip()) for part in str(name).split("+")]
     if [cls.side for cls in classes] != ["vision", "decoder"]:
-        raise ValueError(
-            f"method: got {name!r}; a composition is one vision-side method, '+', and one decoder-side method, such as "
-            "'divprune+fastv'"
-        )
+        problem = f"got {name!r}; a composition is one vision-side method, '+', and one decoder-side method"
+        raise FieldError("method", f"{problem}, such as 'divprune+fastv'", value=name)
     return classes
