@@ -9,8 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 import finepruner_lmms as fp
-from finepruner_lmms.checkpoints.prompts import bare_question
-from finepruner_lmms.engine.clip import clip_checkpoint, joint_space
+from finepruner_lmms.engine.clip import bare_question, clip_checkpoint, joint_space
 
 WORDS = [f"w{number}" for number in range(200)]
 
