@@ -8,6 +8,7 @@ help:
 	@echo "make quickstart   install, sweep four methods over ten miniature benchmarks, print the leaderboard"
 	@echo "make test         install, run all tests"
 	@echo "make lint         install, run ruff and mypy"
+	@echo "make figure       install, draw the picture of the README again"
 
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -21,6 +22,9 @@ quickstart: install
 	$(BIN)/python run_matrix.py table runs/quickstart --format markdown --picture runs/quickstart/leaderboard.png > runs/quickstart/leaderboard.md
 	@echo "picture: runs/quickstart/leaderboard.png"
 
+figure: install
+	$(BIN)/python scripts/draw_kept_tokens.py --out docs/kept_tokens.png
+
 test: install
 	$(BIN)/python -m pytest
 
@@ -29,4 +33,4 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.PHONY: help install quickstart test lint
+.PHONY: help install quickstart figure test lint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 import reprlib
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -76,11 +77,12 @@ def check_choice(field: str, value: Any, known: Iterable[str]) -> None:
 def check_integer(field: str, value: Any, least: int, most: int | None = None) -> None:
     """Raise `FieldError` unless `value` is a whole number in range."""
     wanted = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
-    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)  # NumPy's integers are integers
+    if not whole or value < least or (most is not None and value > most):
         raise FieldError(field, f"got {show(value)}; expected {wanted}", value=value)
 
 
 def check_share(field: str, value: Any) -> None:
     """Raise `FieldError` unless `value` is a number from 0 to 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise FieldError(field, f"got {show(value)}; expected a number from 0 to 1", value=value)

@@ -124,7 +124,7 @@ def one_image(vision: Any, row: int) -> Any:
 
 
 def decoder_context(batch: int = 3, visual: int = 24, seed: int = 0, layer: int = 2) -> DecoderContext:
-    """A random state before a drop: 8 heads, text of 3 to 5 words behind the image."""
+    """A random state before a drop: 8 heads, text of 3 to 5 words after the image."""
     generator = torch.Generator().manual_seed(seed)
     words = 5
 
@@ -147,10 +147,12 @@ def decoder_context(batch: int = 3, visual: int = 24, seed: int = 0, layer: int 
     )
 
 
+_SOURCES = ("next_attention", "text_attention", "text_present", "prefix_lengths", "hidden", "visual_embeds")
+
+
 def one_row(context: DecoderContext, row: int) -> DecoderContext:
     """One row of a context."""
-    names = ("next_attention", "text_attention", "text_present", "prefix_lengths", "hidden", "visual_embeds")
-    sources = {name: getattr(context, name)[row : row + 1] for name in (*names, "text_embeds")}
+    sources = {name: getattr(context, name)[row : row + 1] for name in (*_SOURCES, "text_embeds")}
     attention, present = context.attention[row : row + 1], context.present[row : row + 1]
     return DecoderContext(context.layer, attention, present, context.count, **sources)
 
@@ -160,7 +162,7 @@ class HostSync(RuntimeError):
 
 
 class _NoHostSync(TorchDispatchMode):
-    """Refuses what makes a GPU's host wait: reading a value, and shapes that depend on values."""
+    """Refuses what makes a GPU's host wait: reading a value, shapes that depend on values, constants from the host."""
 
     _ASKING = (
         "_local_scalar_dense",
@@ -181,27 +183,79 @@ class _NoHostSync(TorchDispatchMode):
         )
         if name.startswith(self._ASKING) or by_mask:
             raise HostSync(f"{func} reads a value back to the host")
+        if name == "lift_fresh" and args[0].ndim and args[0].numel():  # a number alone is filled in there
+            raise HostSync("a tensor made of Python numbers is copied to the device")
         return func(*args, **(kwargs or {}))
 
 
 class _NoReading(TorchFunctionMode):
-    """Refuses the methods of a tensor that hand its values to Python; on a CPU, some of them dispatch nothing."""
+    """Refuses what hands a tensor's values to Python, or Python's to a tensor; on a CPU, some of it dispatches nothing.
+
+    A GPU's host waits for a copy in either direction, and a CUDA graph cannot capture one.
+    """
 
     _READING = frozenset(
         ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__")
     )
 
+    _COPYING = frozenset(("tensor", "as_tensor", "asarray", "new_tensor", "from_numpy", "frombuffer"))
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in self._READING:
-            raise HostSync(f"Tensor.{func.__name__} reads a value back to the host")
+        name = getattr(func, "__name__", "")
+        if name in self._READING:
+            raise HostSync(f"Tensor.{name} reads a value back to the host")
+        if name in self._COPYING and not (isinstance(args[0], list) and not args[0]):  # of nothing, nothing is copied
+            raise HostSync(f"torch.{name} copies values from the host to the device")
+        if name in ("__getitem__", "__setitem__"):
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(part, list) or type(part).__module__ == "numpy" for part in parts):
+                raise HostSync(f"Tensor.{name} with a list copies it from the host to the device")
         return func(*args, **(kwargs or {}))
+
+
+class _OneDevice(TorchDispatchMode):
+    """Refuses tensors on the host where everything that was given stands on a device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(made, Tensor) and made.device.type == "cpu" and made.ndim:
+                raise HostSync(f"{func} makes a tensor on the host, which then has to be copied to the device")
+        return result
 
 
 @contextmanager
 def no_host_sync() -> Iterator[None]:
-    """Raise `HostSync` where the code inside reads a tensor's value on the host, or indexes with a mask."""
+    """Raise `HostSync` where the code inside makes the host wait for a device, or would if it ran on one.
+
+    That is: reads a tensor's value, indexes with a mask, or copies a constant from the host to the device.
+    """
     with _NoReading(), _NoHostSync():
         yield
+
+
+def choose_without_host_copy(pruner: Any, visual: int = VISUAL) -> None:
+    """Let the method choose from tensors on a device without values: what is read, or made elsewhere, is `HostSync`.
+
+    The `meta` device of torch takes the place of a GPU, so that code which asks where a tensor stands takes its way.
+    """
+    before, inside = pruner.parts(visual)
+    if before is not None:
+        seen = vision_outputs(visual=visual)
+        there: dict[str, Any] = {
+            name: value.to("meta") for name, value in seen.tensors().items() if name != "text_embeds"
+        }
+        there["text_embeds"] = [text.to("meta") for text in seen.text_embeds]
+        there["projector"] = lambda tokens: tokens.new_empty(*tokens.shape[:-1], seen.projected.shape[-1])
+        with no_host_sync(), _OneDevice():
+            before.reduce(seen.replace(**there))
+    if inside is not None:
+        state = decoder_context(visual=visual)
+        sources = {name: getattr(state, name).to("meta") for name in (*_SOURCES, "text_embeds")}
+        required = torch.zeros_like(state.present, device="meta")
+        context = DecoderContext(2, state.attention.to("meta"), required, visual, required, **sources)
+        with no_host_sync(), _OneDevice():
+            inside.select(context, visual // 2)
 
 
 @contextmanager
@@ -333,8 +387,9 @@ def check_half_precision(name: str, reference: Reference) -> None:
 
 
 def check_no_host_sync(name: str, reference: Reference) -> None:
-    """From the encoded image to the last layer of prefill, the host never waits for the device."""
+    """From the encoded image to the last layer of prefill, the host never waits for the device, and copies nothing."""
     model, inputs, pruner = tiny_llava(), prompts((5, 7), (2, 4)), _some_budget(name)
+    choose_without_host_copy(pruner)
     before, _ = pruner.parts(VISUAL)
     if before is not None:
         with no_host_sync():

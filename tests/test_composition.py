@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -111,6 +112,15 @@ def test_budgets_of_chains_are_checked():
         fp.build_pruner("divprune+fastv", budget=2, first=12).schedule(6, VISUAL)
     schedule = fp.build_pruner("divprune+pdrop", budget="20%", first="50%").schedule(32, 576)
     assert schedule[0] == 288 and abs(Fraction(sum(schedule), 32) - Fraction(576, 5)) < 2
+
+
+def test_the_budget_of_a_chain_is_rounded_once():
+    """20 % of 576 are 115.2; FastV's share of it by hand, of the 288 that enter it: (32·115.2 - 2·288) / 30."""
+    schedule = fp.build_pruner("divprune+fastv", budget="20%", first="50%").schedule(32, 576)
+    retained = math.floor((32 * Fraction(576, 5) - 2 * 288) / 30 + Fraction(1, 2))
+    assert schedule == [288] * 2 + [retained] * 30 and retained == 104  # 103 where 115.2 is 115 first
+    with pytest.raises(ValueError, match=r"budget: cannot reach an average of 14.4 .*budget=14.4.* reachable: 18 to"):
+        fp.build_pruner("divprune+fastv", budget="2.5%", first="50%").schedule(32, 576)
 
 
 def test_a_chain_does_not_wait_for_the_device():

@@ -355,3 +355,15 @@ def test_the_monitor_record():
     assert record["share_consensus"] == pytest.approx(1) and record["share_diversity"] == 0
     assert flat["nan_guarded"]
     json.dumps([record, flat])
+
+
+def test_autocast_changes_no_choice():
+    attention = varied(20)
+    for strategy in HEAD_STRATEGIES:
+        plain = select_heads(attention, strategy, 5, "renormalise")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(select_heads(attention, strategy, 5, "renormalise"), plain)
+    for preset in consensus.PRESETS:
+        plain = [found.heads for found in consensus.select(attention, preset)]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert [found.heads for found in consensus.select(attention, preset)] == plain

@@ -126,8 +126,10 @@ def test_only_what_is_needed_is_fetched(hub, tmp_path):
     lines = done.stdout.splitlines()
     assert lines[0] == "(4, 16)" and lines[2] == "<image> someone/clip-tower"
     assert lines[3].startswith("pretrained: cannot load 'someone/empty': weights: ") and "holds none of" in lines[3]
-    assert lines[4].startswith("pretrained: cannot read the configuration of 'someone/else': cannot fetch config.json")
-    assert lines[5].startswith("pretrained: cannot read the configuration of 'not a name'")
+    assert lines[4].startswith(
+        "pretrained: cannot read the configuration of 'someone/else': config.json: cannot fetch it"
+    )
+    assert lines[5].startswith("pretrained: there is no folder 'not a name', and it is no hub id")
     fetched = [file for file in hub.fetched if "empty" not in file]
     names = {"config.json", "tokenizer.model", "tokenizer_config.json"}
     names |= {"pytorch_model.bin.index.json", *(f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3))}

@@ -116,7 +116,7 @@ def test_arguments_are_checked_before_weights_are_read(arguments, message, monke
     def read(*_, **__):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("finepruner_lmms.lmms.model.load_model", read)
+    monkeypatch.setattr("finepruner_lmms.lmms.model.read_model", read)
     with pytest.raises(ValueError, match=message):
         LlavaFinePruner(**({"pretrained": "demo"} | arguments))
 

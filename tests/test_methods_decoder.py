@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from brute_force import answer, best
@@ -12,10 +13,12 @@ from conftest import VISUAL, alone, prompts, tiny_llava
 import finepruner_lmms as fp
 from finepruner_lmms.engine import attention_rows
 from finepruner_lmms.engine.attention_rows import TEXT_ROWS, visual_rows
+from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, consensus
+from finepruner_lmms.heads.queries import QUERIES
 from finepruner_lmms.ops.clustering import merge_by_density_peaks
 from finepruner_lmms.ops.selection import with_required
 from finepruner_lmms.pruners.sparsevlm import rater_weights, recycling
-from finepruner_lmms.testing import decoder_context
+from finepruner_lmms.testing import HostSync, choose_without_host_copy, decoder_context, no_host_sync
 
 OPTIONS = {"max_new_tokens": 5, "do_sample": False, "output_logits": True}
 
@@ -408,3 +411,41 @@ def test_sparsevlm_in_double_precision():
     found = fp.generate(model, fp.build_pruner("sparsevlm", budget="50%"), inputs, **OPTIONS)
     single = fp.generate(tiny_llava(), fp.build_pruner("sparsevlm", budget="50%"), inputs, **OPTIONS)
     torch.testing.assert_close(torch.stack(found.logits).float(), torch.stack(single.logits), rtol=1e-3, atol=1e-3)
+
+
+VARIANTS = [
+    *({"head_strategy": name, "normalise": way} for name in HEAD_STRATEGIES for way in NORMALISATIONS),
+    *({"head_strategy": "consensus", "preset": name} for name in consensus.PRESETS),
+    *({"query": name} for name in QUERIES),
+    {"head_strategy": "recommended"},
+    {"head_strategy": "fixed", "fixed_heads": "1+3"},
+    {"aggregate": "quota", "rows": "renormalised"},
+    {"guide": "sparsevlm"},
+    {"guide": "pdrop"},
+]
+
+
+@pytest.mark.parametrize("parameters", VARIANTS, ids=lambda parameters: "-".join(parameters.values()))
+def test_no_way_to_guide_copies_anything_to_the_device(parameters):
+    choose_without_host_copy(fp.build_pruner("finepruner", budget=9, **parameters))
+
+
+def test_the_guard_against_host_copies_notices_them():
+    values = torch.rand(4)
+    for copy in (
+        lambda: torch.tensor([1.0, 2.0]),
+        lambda: torch.as_tensor([1]),
+        lambda: values.new_tensor([0.4]),
+        lambda: values[[0, 2]],
+        lambda: values.__setitem__([0], 1.0),
+        lambda: values.new_zeros(2).__setitem__(np.array([0]), 1.0),
+    ):
+        with pytest.raises(HostSync, match="cop"), no_host_sync():
+            copy()
+
+    class Elsewhere(type(fp.build_pruner("uniform"))):
+        def choose(self, vision):
+            return torch.ones(len(vision.features), 16, dtype=torch.bool).to(vision.features.device)
+
+    with pytest.raises(HostSync, match="makes a tensor on the host"):
+        choose_without_host_copy(Elsewhere(budget=16))

@@ -311,3 +311,13 @@ def test_padding_is_found_without_a_mask(name):
     assert torch.equal(torch.stack(with_mask.logits), torch.stack(without.logits))
     with pytest.raises(ValueError, match=r"attention_mask: missing.*which pads and ends answers"):
         fp.generate(model, pruner, bare, max_new_tokens=1, eos_token_id=0)
+
+
+@pytest.mark.parametrize("name", [name for name in fp.METHODS if fp.build_pruner(name).side == "vision"])
+def test_autocast_changes_no_choice(name):
+    """In bfloat16, divprune keeps 16 of 64 of the same tokens."""
+    parameters = {"relevance": "embedding"} if name == "cdpruner" else {}
+    pruner, vision = fp.build_pruner(name, budget=144, **parameters), vision_outputs(2, 576)
+    plain = pruner.select_visual(vision)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pruner.select_visual(vision), plain)

@@ -349,7 +349,7 @@ def _no_weights(folder: Path) -> None:
         (_list_shard, "pytorch_model-00002-of-00003.bin: .* holds something else than named tensors"),
         (_bad_index, "pytorch_model.bin.index.json: .* is not valid JSON"),
         (_path_index, "weight_map names '../other.bin', which is not a file beside it"),
-        (_no_weights, "weights: .* holds none of model.safetensors, pytorch_model.bin"),
+        (_no_weights, "weights: .* holds none of model.safetensors, .* pytorch_model.bin"),
     ],
 )
 def test_damaged_shards_are_named(damage, message, tmp_path):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 import finepruner_lmms as fp
 from finepruner_lmms.heads import select_heads
+from finepruner_lmms.ops.grid import grid_indices
 from finepruner_lmms.ops.selection import fingerprint, top_mask
 from finepruner_lmms.ops.token_scores import token_scores
 from finepruner_lmms.pruners import DecoderContext, build_pruner
 from finepruner_lmms.pruners.budget import parse_budget
-from finepruner_lmms.pruners.uniform import grid_indices
 
 
 def test_methods_are_the_contract():
@@ -45,6 +47,9 @@ def test_methods_are_the_contract():
         ("fastv", {"budget": "many"}, "budget: got 'many'"),
         ("fastv", {"budget": True}, "budget: got True"),
         ("fastv", {"budget": 12.5}, "budget: got 12.5"),
+        ("fastv", {"budget": 64.0}, "budget: got 64.0"),
+        ("fastv", {"budget": np.True_}, "budget: got "),
+        ("fastv", {"layer": np.int64(0)}, "layer: got "),
         ("finepruner", {"heads": 0}, "heads: got 0"),
         ("finepruner", {"head_strategy": "summ"}, "head_strategy: got 'summ'"),
         ("finepruner", {"query": "first"}, "query: got 'first'; known: last"),
@@ -55,6 +60,36 @@ def test_methods_are_the_contract():
 def test_wrong_parameters_are_refused_before_a_model_is_loaded(name, parameters, message):
     with pytest.raises(ValueError, match=message):
         build_pruner(name, **parameters)
+
+
+@pytest.mark.parametrize(
+    "name, written",
+    [
+        ("fastv", [{"budget": budget} for budget in (64, "64", " 64 ", np.int64(64), np.uint8(64), Fraction(64))]),
+        ("fastv", [{"budget": budget} for budget in ("22.5%", " 22.50 %", "022.5%")]),
+        ("fastv", [{"budget": budget} for budget in ("20%", "20.0%")]),
+        ("fastv", [{"layer": layer} for layer in (3, np.int32(3))]),
+        ("finepruner", [{"heads": heads} for heads in (8, np.int64(8))]),
+        ("finepruner", [{"head_strategy": "fixed", "fixed_heads": f} for f in ("3+5", "5+3", " 3 + 5")]),
+        ("finepruner", [{"head_strategy": "fixed", "fixed_heads": f} for f in (3, "3", np.int64(3))]),
+        ("random", [{"seed": seed} for seed in (7, np.int64(7))]),
+        ("vispruner", [{"important_ratio": ratio} for ratio in (1, 1.0, np.float64(1))]),
+        ("divprune+fastv", [{"budget": 64, "first": first} for first in (128, "128", np.int64(128))]),
+    ],
+)
+def test_equal_parameters_written_differently_are_one_pruner(name, written):
+    """Also as text: what is written down of a pruner is the same, in plain Python types."""
+    pruners = [build_pruner(name, **parameters) for parameters in written]
+    assert len(set(pruners)) == 1
+    texts = {json.dumps({"budget": pruner.budget} | pruner.parameters()) for pruner in pruners}
+    assert len(texts) == 1
+    assert len({repr(pruner) for pruner in pruners}) == 1
+
+
+def test_different_budgets_are_different_pruners():
+    budgets = [None, 64, 65, "64%", "6.4%", "100%"]
+    assert len({build_pruner("fastv", budget=budget) for budget in budgets}) == len(budgets)
+    assert [build_pruner("fastv", budget=b).budget for b in ("64%", "6.40%", "0.05%")] == ["64%", "6.4%", "0.05%"]
 
 
 @pytest.mark.parametrize(
@@ -192,10 +227,10 @@ def test_random_does_not_depend_on_the_batch():
 
 def test_grids_are_grids():
     for retained, shape in {64: (8, 8), 128: (8, 16), 192: (12, 16)}.items():
-        places = grid_indices(576, retained)
+        places = grid_indices(576, retained).tolist()
         assert len({p // 24 for p in places}) == shape[0] and len({p % 24 for p in places}) == shape[1]
     for retained in range(1, 577):
-        places = grid_indices(576, retained)
+        places = grid_indices(576, retained).tolist()
         assert len(set(places)) == retained and places == sorted(places) and places[0] >= 0 and places[-1] < 576
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import prompts, tiny_llava
 
@@ -12,18 +13,33 @@ import finepruner_lmms as fp
 from finepruner_lmms.matrix.config import MatrixFile
 from finepruner_lmms.pruners import registry as base
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_example_runs(capsys):
+def test_the_python_example_prints_what_stands_below_it(capsys):
     (example,) = [block for block in blocks("python") if "load_model" in block]
+    (printed,) = blocks("text")
     exec(compile(example, "README.md", "exec"), {})
-    said = capsys.readouterr().out
-    assert said.startswith("['") and "tensor([" in said
+    assert capsys.readouterr().out == printed
+
+
+def test_every_test_that_a_guarantee_names_exists():
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", README)
+    assert len(named) >= 5
+    for file, name in named:
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_a_method_of_your_own_is_known_once_it_is_registered(monkeypatch):

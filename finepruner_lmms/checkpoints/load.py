@@ -2,63 +2,73 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from finepruner_lmms.checkpoints.original import load_original
+from finepruner_lmms.checkpoints.fetch import check_name, fetch_file, resolve
+from finepruner_lmms.checkpoints.hugging_face import HuggingFaceCheckpoint, hugging_face_config
+from finepruner_lmms.checkpoints.original import OriginalCheckpoint
 from finepruner_lmms.checkpoints.original_config import convert_config, is_original
-from finepruner_lmms.checkpoints.weights import fetch_file, read_json
+from finepruner_lmms.checkpoints.weights import read_json
 from finepruner_lmms.engine.clip import clip_checkpoint
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.parts import check_model
+from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.pruners import Pruner
 
-DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
+__all__ = [
+    "Checkpoint",
+    "check_pruner",
+    "choose_device",
+    "load_model",
+    "open_checkpoint",
+    "read_config",
+    "read_geometry",
+    "read_model",
+    "read_raw_config",
+    "resolve",
+]
+
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def resolve(pretrained: str) -> str:
-    """The hub id or folder meant by `pretrained`; `demo` is the folder of the embedded model."""
-    return str(DEMO) if pretrained == "demo" else pretrained
+class Checkpoint(Protocol):
+    """A checkpoint of either format, all but its weights read."""
+
+    @property
+    def config(self) -> LlavaConfig:
+        """As transformers' LLaVA has it."""
+
+    @property
+    def processor(self) -> Any:
+        """Left padding; pictures only where the checkpoint has no tokenizer."""
+
+    def model(
+        self, dtype: torch.dtype | None, device: torch.device, attn_implementation: str
+    ) -> LlavaForConditionalGeneration:
+        """Read the weights, each to `device` at once; `dtype` None is the checkpoint's own type."""
 
 
 def read_raw_config(pretrained: str) -> dict[str, Any]:
-    """What a checkpoint's config.json says. `ValueError` if there is none."""
-    name = resolve(pretrained)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"pretrained: the folder {pretrained!r} holds no config.json, so it is not a checkpoint")
-    try:
-        return read_json(fetch_file(name, "config.json"))
-    except ValueError as error:
-        raise ValueError(f"pretrained: cannot read the configuration of {pretrained!r}: {error}") from error
+    """What a checkpoint's config.json says. `FieldError` if there is none."""
+    check_name(pretrained)
+    with _naming("cannot read the configuration of", pretrained):
+        return read_json(fetch_file(resolve(pretrained), "config.json"))
 
 
 def read_config(pretrained: str) -> LlavaConfig:
-    """The configuration of a checkpoint, without its weights. `ValueError` if it is not a LLaVA that can be pruned."""
+    """The configuration of a checkpoint, without its weights. `FieldError` if it is not a LLaVA that can be pruned."""
     raw = read_raw_config(pretrained)
-    if is_original(raw):
-        try:
-            return convert_config(raw, resolve(pretrained))
-        except ValueError as error:
-            raise ValueError(f"pretrained: {error}") from error
-    try:
-        config = AutoConfig.from_pretrained(resolve(pretrained))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"pretrained: cannot read the configuration of {pretrained!r}: {_first_line(error)}"
-        ) from error
-    if not isinstance(config, LlavaConfig):
-        raise ValueError(
-            f"pretrained: {pretrained!r} is a {config.model_type!r} model; only LLaVA-1.5 ('llava') can be pruned"
-        )
-    return config
+    with _naming("cannot prune", pretrained):
+        return convert_config(raw, resolve(pretrained)) if is_original(raw) else hugging_face_config(raw)
 
 
 def read_geometry(pretrained: str) -> tuple[int, int]:
-    """Decoder layers and visual tokens an image, read from the checkpoint's configuration only."""
+    """Decoder layers and visual tokens per image, read from the checkpoint's configuration only."""
     geometry = Geometry.of(read_config(pretrained))
     return geometry.num_layers, geometry.num_visual_tokens
 
@@ -73,6 +83,31 @@ def check_pruner(pruner: Pruner, config: LlavaConfig) -> None:
         clip_checkpoint(config, getattr(before, "clip", None))
 
 
+def open_checkpoint(pretrained: str) -> Checkpoint:
+    """Configuration and processor of a checkpoint. `FieldError` naming what is wrong with it; no weights are read."""
+    raw = read_raw_config(pretrained)
+    kind: Callable[[str, dict[str, Any]], Checkpoint]
+    kind = OriginalCheckpoint.open if is_original(raw) else HuggingFaceCheckpoint.open
+    with _naming("cannot load", pretrained):
+        return kind(resolve(pretrained), raw)
+
+
+def read_model(
+    checkpoint: Checkpoint,
+    pretrained: str,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    attn_implementation: str = "sdpa",
+) -> LlavaForConditionalGeneration:
+    """The model of an open checkpoint, ready for inference; the arguments are those of `load_model`."""
+    chosen = choose_device(device)
+    wanted = _dtype(dtype, chosen)
+    with _naming("cannot load", pretrained):
+        model = checkpoint.model(wanted, chosen, attn_implementation)
+    check_model(model)
+    return model.eval()
+
+
 def load_model(
     pretrained: str,
     dtype: str | torch.dtype = "auto",
@@ -83,47 +118,44 @@ def load_model(
 
     `pretrained` is a hub id or a folder, of a Hugging Face LLaVA or of the original code base, or `demo`.
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; `device="auto"` the first GPU if there
-    is one. Weights are read without unpickling code. The processor of an original checkpoint without tokenizer files
-    prepares pictures only. Raises `ValueError` naming the argument that is wrong.
+    is one, to which each tensor is read at once. Weights are read without unpickling code. The model answers greedily
+    unless it is told otherwise, whatever the checkpoint's generation_config.json says. The processor of a checkpoint
+    without tokenizer files prepares pictures only. Raises `FieldError` naming the argument that is wrong, and the file
+    or the weights.
     """
-    chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    wanted = _dtype(dtype, chosen)
-    raw = read_raw_config(pretrained)
-    if is_original(raw):
-        try:
-            model, processor = load_original(
-                resolve(pretrained), raw, None if isinstance(wanted, str) else wanted, chosen, attn_implementation
-            )
-        except ValueError as error:
-            raise ValueError(f"pretrained: cannot load {pretrained!r}: {error}") from error
-        check_model(model)
-        return model.eval(), processor
-    read_config(pretrained)
+    checkpoint = open_checkpoint(pretrained)
+    return read_model(checkpoint, pretrained, dtype, device, attn_implementation), checkpoint.processor
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device meant by a name, with its number; `auto` is the first GPU if there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(
-            resolve(pretrained),
-            dtype=wanted,
-            attn_implementation=attn_implementation,
-        )
-        processor = AutoProcessor.from_pretrained(resolve(pretrained))
-        # the resampling LLaVA-1.5 was evaluated with; torchvision's differs by up to 0.03 in a normalised pixel
-        processor.image_processor = AutoImageProcessor.from_pretrained(resolve(pretrained), backend="pil")
-    except (OSError, ImportError) as error:
-        raise ValueError(f"pretrained: cannot load {pretrained!r}: {_first_line(error)}") from error
-    check_model(model)
-    processor.tokenizer.padding_side = "left"
-    return model.eval().to(chosen), processor
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise FieldError(
+            "device", f"got {device!r}; expected auto, cpu, cuda or cuda:<number>", value=device
+        ) from error
+    if chosen.type == "cuda" and chosen.index is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return chosen
 
 
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> str | torch.dtype:
+def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
+    """The type that is wanted; None for the checkpoint's own."""
     if isinstance(dtype, torch.dtype):
         return dtype
+    check_choice("dtype", dtype, ["auto", *_DTYPES])
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else "auto"
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype: got {dtype!r}; known: auto, {', '.join(_DTYPES)}")
+        return torch.float32 if device.type == "cpu" else None
     return _DTYPES[dtype]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+@contextmanager
+def _naming(what: str, pretrained: str) -> Iterator[None]:
+    """An error inside is one of the argument `pretrained`, as the user wrote it."""
+    try:
+        yield
+    except FieldError as error:
+        raise FieldError("pretrained", f"{what} {pretrained!r}: {error}", value=pretrained) from error

@@ -9,7 +9,9 @@ from huggingface_hub.errors import StrictDataclassError
 from loguru import logger
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from finepruner_lmms.checkpoints.weights import fetch_file, read_json
+from finepruner_lmms.checkpoints.fetch import fetch_file
+from finepruner_lmms.checkpoints.weights import read_json
+from finepruner_lmms.errors import FieldError
 
 _DECODER = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _DECODER_OPTIONAL = (
@@ -21,11 +23,11 @@ _DECODER_OPTIONAL = (
 _OPTIONS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "mm_projector_type": ("linear", ("linear", "mlp2x_gelu"), "LLaVA-1.5 has 'mlp2x_gelu'"),
     "mm_vision_select_feature": ("patch", ("patch",), "pruning counts patches, and 'cls_patch' adds the CLS token"),
-    "mm_patch_merge_type": ("flat", ("flat",), "this is LLaVA-1.6; only one tile an image is read"),
-    "image_aspect_ratio": (None, (None, "square", "pad"), "this is LLaVA-1.6; only one tile an image is read"),
+    "mm_patch_merge_type": ("flat", ("flat",), "this is LLaVA-1.6; only one tile per image is read"),
+    "image_aspect_ratio": (None, (None, "square", "pad"), "this is LLaVA-1.6; only one tile per image is read"),
     "mm_use_im_start_end": (False, (False, None), "the prompts of LLaVA-1.5 have no tokens around the image"),
     "mm_resampler_type": (None, (None,), "transformers' LLaVA has no resampler"),
-    "s2": (False, (False, None), "only one scale an image is read"),
+    "s2": (False, (False, None), "only one scale per image is read"),
     "tie_word_embeddings": (False, (False, None), "LLaVA-1.5 has output weights of its own"),
     "quantization_config": (None, (None,), "take the checkpoint in 16 bit, and choose dtype"),
 }
@@ -43,33 +45,38 @@ def convert_config(raw: dict[str, Any], pretrained: str) -> LlavaConfig:
     """The configuration as transformers' LLaVA has it, with the tower's name as `mm_vision_tower`.
 
     Image tokens are numbered from the end of the vocabulary, as in the published conversions; a tokenizer with
-    tokens of its own moves them. Raises `ValueError` naming the first option that cannot be honoured.
+    tokens of its own moves them. Raises `FieldError` naming the first option that cannot be honoured.
     """
     where = f"config.json of {pretrained!r}"
     kind = raw.get("model_type")
     if kind not in ("llava", "llava_llama"):
-        raise ValueError(f"model_type: got {kind!r} in {where}; only LLaVA on Llama ('llava', 'llava_llama') is read")
+        problem = f"got {kind!r} in {where}; only LLaVA on Llama ('llava', 'llava_llama') is read"
+        raise FieldError("model_type", problem, value=kind)
     for option, (default, known, why) in _OPTIONS.items():
         if (value := raw.get(option, default)) not in known:
             choices = ", ".join(repr(choice) for choice in known if choice is not None)
-            raise ValueError(f"{option}: got {value!r} in {where}; known: {choices or 'none'} ({why})")
+            problem = f"got {value!r} in {where}; known: {choices or 'none'} ({why})"
+            raise FieldError(option, problem, value=value)
     for field in (*_DECODER, "mm_hidden_size", "mm_vision_tower", "mm_vision_select_layer"):
         if raw.get(field) is None:
-            raise ValueError(f"{field}: missing in {where}; the model's shape is not known without it")
+            raise FieldError(field, f"missing in {where}; the model's shape is not known without it")
     if isinstance(raw["mm_vision_select_layer"], bool) or not isinstance(raw["mm_vision_select_layer"], int):
         value = raw["mm_vision_select_layer"]
-        raise ValueError(f"mm_vision_select_layer: got {value!r} in {where}; expected the number of one layer")
+        problem = f"got {value!r} in {where}; expected the number of one layer"
+        raise FieldError("mm_vision_select_layer", problem, value=value)
     tower = find_tower(str(raw["mm_vision_tower"]), pretrained)
     vision = tower_config(tower)
     if vision.hidden_size != raw["mm_hidden_size"]:
-        raise ValueError(
-            f"mm_hidden_size: got {raw['mm_hidden_size']} in {where}, but the vision tower {tower!r} is "
-            f"{vision.hidden_size} wide; it is another tower than the checkpoint was trained with"
+        raise FieldError(
+            "mm_hidden_size",
+            f"got {raw['mm_hidden_size']} in {where}, but the vision tower {tower!r} is {vision.hidden_size} wide; it "
+            "is another tower than the checkpoint was trained with",
+            value=raw["mm_hidden_size"],
         )
     try:
         text = LlamaConfig(**{key: raw[key] for key in (*_DECODER, *_DECODER_OPTIONAL) if key in raw})
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"{where}: not the configuration of a Llama: {error}") from error
+        raise FieldError(where, f"not the configuration of a Llama: {' '.join(str(error).split())}") from error
     linear = raw.get("mm_projector_type", "linear") == "linear"
     config = LlavaConfig(
         vision_config=vision,
@@ -113,15 +120,17 @@ def find_tower(name: str, pretrained: str) -> str:
         if (base / name / "config.json").is_file():
             return str((base / name).absolute())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(
-            f"mm_vision_tower: {pretrained!r} names {name!r}, and there is no such folder beside the checkpoint, in "
-            "it or here; correct the entry in config.json, or put the CLIP checkpoint there"
+        raise FieldError(
+            "mm_vision_tower",
+            f"{pretrained!r} names {name!r}, and there is no such folder beside the checkpoint, in it or here",
+            value=name,
+            fix="correct the entry in config.json, or put the CLIP checkpoint there",
         )
     return name
 
 
 def tower_config(tower: str) -> CLIPVisionConfig:
-    """The vision tower's configuration. `ValueError` if it is none of CLIP's."""
+    """The vision tower's configuration. `FieldError` if it is none of CLIP's."""
     if tower in _TOWERS:
         sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
         return CLIPVisionConfig(**sizes, patch_size=14, image_size=_TOWERS[tower], projection_dim=768)
@@ -129,9 +138,11 @@ def tower_config(tower: str) -> CLIPVisionConfig:
         raw = read_json(fetch_file(tower, "config.json"))
         found = CLIPVisionConfig.from_dict(raw["vision_config"] if raw.get("model_type") == "clip" else raw)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        raise ValueError(f"mm_vision_tower: cannot read the vision tower {tower!r}: {error}") from error
+        problem = f"cannot read the vision tower {tower!r}: {error}"
+        raise FieldError("mm_vision_tower", problem, value=tower) from error
     if raw.get("model_type") not in ("clip", "clip_vision_model"):
-        raise ValueError(f"mm_vision_tower: {tower!r} is a {raw.get('model_type')!r}; only CLIP towers are read")
+        kind = raw.get("model_type")
+        raise FieldError("mm_vision_tower", f"{tower!r} is a {kind!r}; only CLIP towers are read", value=tower)
     return found
 
 
@@ -143,4 +154,5 @@ def tower_image_processor(tower: str) -> CLIPImageProcessorPil:
     try:
         return CLIPImageProcessorPil.from_dict(read_json(fetch_file(tower, "preprocessor_config.json")))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"mm_vision_tower: cannot read how {tower!r} takes its pictures: {error}") from error
+        problem = f"cannot read how {tower!r} takes its pictures: {error}"
+        raise FieldError("mm_vision_tower", problem, value=tower) from error

@@ -46,13 +46,17 @@ def prompt(conv: str, processor: Any, question: str, has_image: bool) -> str:
 def prompt_ids(tokenizer: Any, text: str, image_token_id: int, num_visual_tokens: int) -> list[int]:
     """Token ids of a prompt, `<image>` as so many placeholders.
 
-    The text before and behind an image is taken piece by piece, as in LLaVA's own code: a tokenizer that is given all
-    of it may leave out the space that LLaVA was trained to see behind an image.
+    The text before and after an image is taken piece by piece, as in LLaVA's own code: a tokenizer that is given all
+    of it may leave out the space that LLaVA was trained to see after an image. A chat template that writes the start
+    token is not given another one.
     """
     first, *rest = text.split(IMAGE)
+    start = tokenizer.bos_token_id
     ids = list(tokenizer(first)["input_ids"])
+    if tokenizer.bos_token and first.lstrip().startswith(tokenizer.bos_token) and ids[:2] == [start, start]:
+        ids = ids[1:]
     for piece in rest:
         ids += [image_token_id] * num_visual_tokens
-        behind = tokenizer(piece)["input_ids"]
-        ids += behind[1:] if behind and behind[0] == tokenizer.bos_token_id else behind
+        after = tokenizer(piece)["input_ids"]
+        ids += after[1:] if after and after[0] == start else after
     return ids

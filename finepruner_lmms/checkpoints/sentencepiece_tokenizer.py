@@ -15,6 +15,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from finepruner_lmms.checkpoints.weights import read_json
+from finepruner_lmms.errors import FieldError
 
 _SPACE = "▁"
 
@@ -22,13 +23,14 @@ _SPACE = "▁"
 def read_sentencepiece(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
     """The tokenizer in `folder`: same ids as Llama's own, each piece of text between special tokens taken by itself.
 
-    `options` go to the tokenizer. `ValueError` if its files are damaged or contradict each other.
+    `options` go to the tokenizer. `FieldError` if its files are damaged or contradict each other.
     """
     file = folder / "tokenizer.model"
     try:
         model = SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{file.name}: cannot be read as a SentencePiece model; fetch {str(file)!r} again") from error
+        fix = f"fetch {str(file)!r} again"
+        raise FieldError(file.name, "cannot be read as a SentencePiece model", value=str(file), fix=fix) from error
     pieces = [model.id_to_piece(number) for number in range(model.get_piece_size())]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     special = [p for i, p in enumerate(pieces) if model.is_control(i) or model.is_unknown(i)]
@@ -51,9 +53,11 @@ def read_sentencepiece(folder: Path, **options: Any) -> PreTrainedTokenizerFast:
             continue
         tokenizer.add_tokens([token])
         if tokenizer.convert_tokens_to_ids(token.content) != number:
-            raise ValueError(
-                f"added_tokens: {token.content!r} is number {number}, but {str(file)!r} and the tokens before it leave "
-                f"off at {len(tokenizer) - 2}; the tokenizer files are not of one model"
+            raise FieldError(
+                "added_tokens",
+                f"{token.content!r} is number {number}, but {str(file)!r} and the tokens before it leave off at "
+                f"{len(tokenizer) - 2}; the tokenizer files are not of one model",
+                value=number,
             )
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: fetching what is needed, and reading weights shard by shard without unpickling code."""
+"""Reading the weights in a folder, shard by shard, without unpickling code."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
-_SMALL = ["*.json", "tokenizer.model"]
-_DOWNLOAD_ERRORS = (OSError, ValueError, EntryNotFoundError)
+from finepruner_lmms.errors import FieldError, first_line
+
+FORMS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+"""One file or the index of several, in the order in which they are looked for (as transformers does)."""
+COMPUTED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")
+"""Buffers that older versions wrote: computed, not learnt."""
 
 
 def list_names(names: list[str], most: int = 4) -> str:
@@ -29,50 +32,18 @@ def list_names(names: list[str], most: int = 4) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; `ValueError` naming the file if there is none."""
+    """The object in a JSON file; `FieldError` naming the file if there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{file.name}: cannot read {str(file)!r}: {error.strerror}") from error
+        raise FieldError(file.name, f"cannot read {str(file)!r}: {error.strerror}", value=str(file)) from error
     except ValueError as error:
-        raise ValueError(f"{file.name}: {str(file)!r} is not valid JSON ({error}); fetch it again") from error
+        problem = f"{str(file)!r} is not valid JSON ({error})"
+        raise FieldError(file.name, problem, value=str(file), fix="fetch it again") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file.name}: {str(file)!r} holds a {type(content).__name__}, not an object")
+        problem = f"{str(file)!r} holds a {type(content).__name__}, not an object"
+        raise FieldError(file.name, problem, value=str(file))
     return content
-
-
-def fetch_file(name: str, file: str) -> Path:
-    """One small file of a folder or hub repository. `ValueError` saying why it cannot be had."""
-    if (folder := Path(name)).is_dir():
-        return folder / file
-    try:
-        return Path(hf_hub_download(name, file))
-    except _DOWNLOAD_ERRORS as error:
-        raise ValueError(f"cannot fetch {file} of {name!r}: {_reason(error)}") from error
-
-
-def fetch(name: str) -> Path:
-    """The folder of a checkpoint: `name` itself, or the configuration, tokenizer and weights of a hub repository.
-
-    Of the weights only one form is fetched, safetensors if there is a choice. `ValueError` if that fails.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=_SMALL))
-        for index in _INDEXES:
-            if (folder / index).is_file():
-                wanted = sorted(set(_weight_map(folder / index).values()))
-                # the same commit as the index
-                snapshot_download(name, revision=folder.name, allow_patterns=wanted)
-                return folder
-        for single in _SINGLE:
-            snapshot_download(name, revision=folder.name, allow_patterns=[single])
-            if (folder / single).is_file():
-                break
-    except _DOWNLOAD_ERRORS as error:
-        raise ValueError(f"cannot fetch {name!r}: {_reason(error)}") from error
-    return folder
 
 
 @dataclass(frozen=True)
@@ -84,19 +55,19 @@ class Weights:
 
     @classmethod
     def find(cls, folder: Path) -> Weights:
-        """Read the names of all tensors. `ValueError` naming what is missing, before any tensor is read."""
-        for index in _INDEXES:
+        """Read the names of all tensors. `FieldError` naming what is missing, before any tensor is read."""
+        for single, index in FORMS:
+            if (folder / single).is_file():
+                return cls(folder, dict.fromkeys(_floating(folder / single), folder / single))
             if (folder / index).is_file():
-                files = {name: folder / shard for name, shard in _weight_map(folder / index).items()}
+                files = {name: folder / shard for name, shard in weight_map(folder / index).items()}
                 missing = sorted({file.name for file in files.values() if not file.is_file()})
                 if missing:
-                    raise ValueError(f"weights: {index} names {list_names(missing)}, not there in {str(folder)!r}")
+                    problem = f"{index} names {list_names(missing)}, not there in {str(folder)!r}"
+                    raise FieldError("weights", problem, value=str(folder))
                 return cls(folder, files)
-        for single in _SINGLE:
-            if (folder / single).is_file():
-                return cls(folder, dict.fromkeys(_names(folder / single), folder / single))
-        known = ", ".join(_SINGLE + _INDEXES)
-        raise ValueError(f"weights: {str(folder)!r} holds none of {known}")
+        known = ", ".join(name for form in FORMS for name in form)
+        raise FieldError("weights", f"{str(folder)!r} holds none of {known}", value=str(folder))
 
     def shards(self) -> dict[Path, set[str]]:
         """The files, and which tensors each has to hold."""
@@ -105,12 +76,29 @@ class Weights:
             found.setdefault(file, set()).add(name)
         return found
 
+    def check(self, *, quantized: bool = False) -> None:
+        """Open every file, reading no tensor. `FieldError` naming a file that is damaged or lacks what it should hold.
+
+        Unless the checkpoint is `quantized`, weights that are whole numbers are refused too.
+        """
+        for file, names in self.shards().items():
+            floating = _floating(file)
+            if missing := sorted(names - floating.keys()):
+                raise FieldError(file.name, f"lacks {list_names(missing)}, which the index says it holds")
+            whole = sorted(name for name in names if not (floating[name] or COMPUTED.search(name)))
+            if whole and not quantized:
+                raise FieldError(
+                    file.name,
+                    f"the weights {list_names(whole)} are whole numbers",
+                    fix="quantized weights are not read",
+                )
+
 
 def read_shard(file: Path) -> dict[str, Tensor]:
     """The tensors of one file, mapped into memory where its format allows, so that reading copies nothing.
 
     Nothing but tensors is read: a file that asks for more when unpickled, that is damaged or cut short, is a
-    `ValueError` naming it.
+    `FieldError` naming it.
     """
     try:
         if file.suffix == ".safetensors":
@@ -119,39 +107,51 @@ def read_shard(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(
-                f"{file.name}: refused, nothing was run: besides tensors, {str(file)!r} asks for {asked[1]} when it "
-                "is opened; fetch the checkpoint from a source you trust"
+            raise FieldError(
+                file.name,
+                f"refused, nothing was run: besides tensors, {str(file)!r} asks for {asked[1]} when it is opened",
+                value=str(file),
+                fix="fetch the checkpoint from a source you trust",
             ) from error
-        raise ValueError(
-            f"{file.name}: damaged or cut short, or not a file of tensors; fetch {str(file)!r} again"
+        raise FieldError(
+            file.name,
+            "damaged or cut short, or not a file of tensors",
+            value=str(file),
+            fix=f"fetch {str(file)!r} again",
         ) from error
     except (OSError, RuntimeError, EOFError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{file.name}: damaged or cut short; fetch {str(file)!r} again ({_reason(error)})") from error
+        raise _damaged(file, error) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{file.name}: {str(file)!r} holds something else than named tensors")
+        raise FieldError(file.name, f"{str(file)!r} holds something else than named tensors", value=str(file))
     return content
 
 
-def _names(file: Path) -> list[str]:
-    if file.suffix != ".safetensors":
-        return list(read_shard(file))
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file.name}: damaged or cut short; fetch {str(file)!r} again ({_reason(error)})") from error
-
-
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """What an index says: tensor names to files beside it. `FieldError` if it says something else."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
-        raise ValueError(f"{index.name}: {str(index)!r} has no 'weight_map' of tensor names to files")
+        raise FieldError(index.name, f"{str(index)!r} has no 'weight_map' of tensor names to files", value=str(index))
     for shard in found.values():
         if Path(shard).name != shard:
-            raise ValueError(f"{index.name}: weight_map names {shard!r}, which is not a file beside it")
+            raise FieldError(index.name, f"weight_map names {shard!r}, which is not a file beside it", value=shard)
     return found
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _floating(file: Path) -> dict[str, bool]:
+    """The tensors of a file, and whether each holds floating-point numbers; none of them is read."""
+    if file.suffix != ".safetensors":
+        return {name: tensor.is_floating_point() for name, tensor in read_shard(file).items()}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: "F" in opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> FieldError:
+    return FieldError(
+        file.name,
+        "damaged or cut short",
+        value=str(file),
+        fix=f"fetch {str(file)!r} again ({first_line(error)})",
+    )

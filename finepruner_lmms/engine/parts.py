@@ -11,12 +11,14 @@ from transformers import LlamaModel, LlavaForConditionalGeneration
 
 
 def check_model(model: Any) -> None:
-    """Raise `TypeError` unless `model` is a transformers LLaVA with a Llama decoder."""
+    """Raise `TypeError` unless `model` is a transformers LLaVA with a Llama decoder and a CLIP tower."""
     if not isinstance(model, LlavaForConditionalGeneration):
         raise TypeError(f"model: got {type(model).__name__}; expected transformers' LlavaForConditionalGeneration")
     if not isinstance(model.model.language_model, LlamaModel):
         kind = type(model.model.language_model).__name__
         raise TypeError(f"model: its language model is a {kind}; only Llama decoders (LLaVA-1.5) can be pruned")
+    if (kind := model.config.vision_config.model_type) != "clip_vision_model":  # others have no CLS token first
+        raise TypeError(f"model: its vision tower is a {kind!r}; only CLIP towers (LLaVA-1.5) can be pruned")
 
 
 @dataclass(frozen=True)

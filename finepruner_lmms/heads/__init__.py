@@ -12,10 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from finepruner_lmms.errors import check_choice
+from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads import ablation, consensus_registry
 from finepruner_lmms.heads.registry import best_heads, head_scores, known_strategies, register_head_strategy
 from finepruner_lmms.heads.view import HeadView
+from finepruner_lmms.ops.precision import for_choosing
 
 NORMALISATIONS = ("resoftmax", "renormalise")
 HEAD_STRATEGIES = known_strategies()
@@ -24,18 +25,18 @@ HEAD_STRATEGIES = known_strategies()
 def select_heads(attention: Tensor, strategy: str, heads: int, normalise: str = "resoftmax") -> Tensor:
     """The heads that guide, best first: `[B, heads]`.
 
-    `attention` `[B, H, N]` is the last prompt token's post-softmax attention to the visual tokens. Raises
-    `ValueError` for an unknown strategy or normalisation, a number of heads outside 1..H, or attention that is not
+    `attention` `[B, H, N]` is the last prompt token's post-softmax attention to the visual tokens. Scores are float32
+    or better, also under `torch.autocast`. Raises `FieldError` for an unknown strategy or normalisation, a number of heads outside 1..H, or attention that is not
     finite.
     """
     if attention.ndim != 3:
-        raise ValueError(f"attention: shape {list(attention.shape)}; expected [batch, heads, visual tokens]")
-    if not 1 <= heads <= attention.shape[1]:
-        raise ValueError(f"heads: got {heads}; expected 1 to {attention.shape[1]}, the query heads of the attention")
+        raise FieldError("attention", f"shape {list(attention.shape)}; expected [batch, heads, visual tokens]")
+    check_integer("heads", heads, 1, attention.shape[1])
     check_choice("normalise", normalise, NORMALISATIONS)
     if not bool(torch.isfinite(attention).all()):
-        raise ValueError("attention: holds NaN or infinite values")
-    return best_heads(head_scores(attention, strategy, heads, normalise), heads)
+        raise FieldError("attention", "holds NaN or infinite values")
+    with for_choosing(attention.device):
+        return best_heads(head_scores(attention, strategy, heads, normalise), heads)
 
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from finepruner_lmms.errors import nearest
+from finepruner_lmms.errors import FieldError, nearest
 from finepruner_lmms.heads.view import HeadView, parts
 
 HeadStrategy = Callable[[HeadView], Tensor]
@@ -34,7 +34,8 @@ def head_scores(attention: Tensor, strategy: str, heads: int, normalise: str = "
     if strategy not in _STRATEGIES:
         known = known_strategies()
         hint = nearest(strategy, known)
-        raise ValueError(f"head_strategy: unknown strategy {strategy!r}{hint}; known: {', '.join(known)}")
+        problem = f"unknown strategy {strategy!r}{hint}; known: {', '.join(known)}"
+        raise FieldError("head_strategy", problem, value=strategy)
     score = _STRATEGIES[strategy]
     return torch.cat([score(HeadView(rows, heads, normalise)) for rows in parts(attention)])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +14,17 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
-from PIL import Image
 from tqdm import tqdm
 
-from finepruner_lmms.checkpoints.images import as_rgb, whole_files
-from finepruner_lmms.checkpoints.load import check_pruner, load_model, read_config, resolve
+from finepruner_lmms.checkpoints.load import check_pruner, choose_device, open_checkpoint, read_model, resolve
+from finepruner_lmms.checkpoints.processor import check_template
 from finepruner_lmms.checkpoints.prompts import prompt, prompt_ids
 from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost
 from finepruner_lmms.engine.generate import Generation, generate
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
-from finepruner_lmms.judge.settings import check_command_line
+from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture
 from finepruner_lmms.lmms.identity import answer_identity
 from finepruner_lmms.lmms.image_cache import ImageCache
 from finepruner_lmms.lmms.model_args import ModelArguments
@@ -50,20 +48,26 @@ class LlavaFinePruner(lmms):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        check_command_line(sys.argv)
         self.arguments = ModelArguments.parse(arguments)
         self.pruner: Pruner = self.arguments.build_pruner()
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         device = self.arguments.device
-        self._device = torch.device(device) if device != "auto" else self.accelerator.device
-        check_pruner(self.pruner, read_config(self.arguments.pretrained))
-        self.model, self.processor = load_model(
-            self.arguments.pretrained, self.arguments.dtype, self._device, self.arguments.attn_implementation
-        )
+        self._device = self.accelerator.device if device == "auto" else choose_device(device)
+        checkpoint = open_checkpoint(self.arguments.pretrained)
+        check_pruner(self.pruner, checkpoint.config)
+        self.processor = checkpoint.processor
         self._tokenizer = self.processor.tokenizer
+        if self.arguments.conv == "chat_template":
+            check_template(self.processor)
+        self.model = read_model(
+            checkpoint,
+            self.arguments.pretrained,
+            self.arguments.dtype,
+            self._device,
+            self.arguments.attn_implementation,
+        )
         self.geometry = Geometry.of(self.model.config)
-        check_pruner(self.pruner, self.model.config)
         self.images = ImageCache(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
         self.on_progress: Callable[[int, int], None] | None = None
@@ -108,7 +112,7 @@ class LlavaFinePruner(lmms):
 
     @property
     def batch_size(self) -> int:
-        """Prompts a forward."""
+        """Prompts per forward."""
         return self.arguments.batch_size
 
     @property
@@ -165,43 +169,21 @@ class LlavaFinePruner(lmms):
 
     def _answer_window(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         prepared = [self._prepare(request) for request in requests]
-        order = sorted(range(len(prepared)), key=lambda i: (prepared[i].decoding_key, prepared[i].length, i))
         answers: dict[int, GenerationResult] = {}
-        batch: list[int] = []
-        for place, i in enumerate(order):
-            batch.append(i)
-            last = place + 1 == len(order)
-            if (
-                last
-                or len(batch) == self.batch_size
-                or prepared[order[place + 1]].decoding_key != prepared[i].decoding_key
-            ):
-                for j, answer in zip(batch, self._answer_batch([prepared[j] for j in batch]), strict=True):
-                    answers[j] = answer
-                batch = []
+        for batch in batches(prepared, self.batch_size):
+            answers.update(zip(batch, self._answer_batch([prepared[i] for i in batch]), strict=True))
         return [answers[i] for i in range(len(prepared))]
 
-    def _prepare(self, request: Instance) -> _Prepared:
+    def _prepare(self, request: Instance) -> Prepared:
         question, gen_kwargs, doc_to_visual, doc_id, task, split = request.args
-        image = None if doc_to_visual is None else self._picture(task, split, doc_id, doc_to_visual)
+        image = None
+        if doc_to_visual is not None:
+            documents = self.task_dict[task][split]
+            image = read_picture(documents, doc_id, doc_to_visual, f"task {task!r}, document {doc_id}")
         text = prompt(self.arguments.conv, self.processor, question, image is not None)
         ids = prompt_ids(self.tokenizer, text, self.geometry.image_token_id, self.num_visual_tokens)
         decoding = self._decoding(gen_kwargs, task)
-        return _Prepared(str(task), int(doc_id), question, ids, image, decoding)
-
-    def _picture(self, task: str, split: str, doc_id: int, doc_to_visual: Callable[[Any], Any]) -> Image.Image | None:
-        """The picture of a document in RGB, read to its end; None if it has none."""
-        where = f"task {task!r}, document {doc_id}"
-        try:
-            with whole_files():
-                visuals = list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
-                if len(visuals) > 1:
-                    raise ValueError(f"{where}: {len(visuals)} images; LLaVA-1.5 answers about one")
-                if visuals and not isinstance(visuals[0], Image.Image):
-                    raise ValueError(f"{where}: the visual is a {type(visuals[0]).__name__}, not an image")
-                return as_rgb(visuals[0]) if visuals else None
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow calls broken PNGs a SyntaxError
-            raise ValueError(f"{where}: its image cannot be read ({error}); fetch the data again") from error
+        return Prepared(str(task), int(doc_id), question, ids, image, decoding)
 
     def _decoding(self, gen_kwargs: dict[str, Any], task: str) -> dict[str, Any]:
         """The arguments of `generate`, read from the task's; the task's dict is shared and stays as it is."""
@@ -215,7 +197,7 @@ class LlavaFinePruner(lmms):
         limit = self.arguments.max_new_tokens or given.get("max_new_tokens", 128)
         return given | {"do_sample": sample, "max_new_tokens": int(limit)}
 
-    def _answer_batch(self, batch: list[_Prepared]) -> list[GenerationResult]:
+    def _answer_batch(self, batch: list[Prepared]) -> list[GenerationResult]:
         """Run one batch. An error is raised as it is: an answer that could not be computed has no stand-in."""
         inputs: dict[str, Any] = dict(self._pad([item.ids for item in batch]))
         pictures = [item.image for item in batch if item.image is not None]
@@ -230,7 +212,7 @@ class LlavaFinePruner(lmms):
         texts = self.tokenizer.batch_decode(result.sequences, skip_special_tokens=True)
         ends = self._end_ids()
         return [
-            GenerationResult(text.strip(), TokenCounts(input_tokens=item.length, output_tokens=_count(row, ends)))
+            GenerationResult(text.strip(), TokenCounts(input_tokens=item.length, output_tokens=count_output(row, ends)))
             for text, item, row in zip(texts, batch, result.sequences.tolist(), strict=True)
         ]
 
@@ -242,7 +224,7 @@ class LlavaFinePruner(lmms):
         ends = self.model.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
 
-    def _report(self, batch: list[_Prepared], result: Generation) -> None:
+    def _report(self, batch: list[Prepared], result: Generation) -> None:
         if not (self.arguments.debug or self.monitor.active):
             return
         for row, item in enumerate(batch):
@@ -258,19 +240,3 @@ class LlavaFinePruner(lmms):
     def monitor_to(self, folder: Path | None) -> None:
         """Write the selections of the coming evaluations to `folder`, or nowhere."""
         self.monitor = Monitor(None if folder is None else folder / f"selections-rank{self.rank}.jsonl")
-
-
-class _Prepared:
-    """A request, ready to be batched."""
-
-    def __init__(
-        self, task: str, doc_id: int, question: str, ids: list[int], image: Image.Image | None, decoding: dict[str, Any]
-    ) -> None:
-        self.task, self.doc_id, self.question, self.ids = task, doc_id, question, ids
-        self.image, self.decoding, self.length = image, decoding, len(ids)
-        self.decoding_key = str(sorted(decoding.items()))
-
-
-def _count(row: list[int], ends: set[int]) -> int:
-    """Generated tokens up to and including the end token."""
-    return next((place for place, token in enumerate(row, 1) if token in ends), len(row))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 
 def image_side(num_visual: int) -> int | None:
     """The side of the square that `num_visual` tokens form; None if they form none."""
@@ -17,21 +20,23 @@ def grid_shape(count: int, side: int) -> tuple[int, int] | None:
     return (factors[-1], count // factors[-1]) if factors else None
 
 
-def grid_indices(num_visual: int, retained: int) -> list[int]:
-    """`retained` evenly spread places of an image of `num_visual` tokens in raster order, ascending.
+def grid_indices(num_visual: int, retained: int, device: torch.device | str = "cpu") -> Tensor:
+    """`retained` evenly spread places of an image of `num_visual` tokens in raster order, ascending: `[retained]`.
 
     A square image of side g gets a grid of rows × columns: the factors of `retained` where these are within 1:2
     (64 = 8×8, 128 = 8×16, 192 = 12×16), else rows whose lengths differ by at most one. Other images are a line.
+    Computed on `device`, because copying the places there would wait for it.
     """
-    side = image_side(num_visual)
+    place, side = torch.arange(retained, device=device), image_side(num_visual)
     if side is None:
-        return spread(retained, num_visual)
+        return spread(place, retained, num_visual)
     shape = grid_shape(retained, side)
     rows = shape[0] if shape else max(round(math.sqrt(retained)), math.ceil(retained / side))
-    lengths = [(row + 1) * retained // rows - row * retained // rows for row in range(rows)]
-    return [y * side + x for y, length in zip(spread(rows, side), lengths, strict=True) for x in spread(length, side)]
+    row = ((place + 1) * rows - 1) // retained  # row r holds the places from r·R/rows on, rounded down
+    start, end = row * retained // rows, (row + 1) * retained // rows
+    return spread(row, rows, side) * side + spread(place - start, end - start, side)
 
 
-def spread(count: int, length: int) -> list[int]:
-    """`count` places in 0..length-1, each in the middle of its share: `spread(2, 8) == [2, 6]`."""
-    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+def spread(place: Tensor, count: int | Tensor, length: int) -> Tensor:
+    """Where in 0..length-1 the `place`-th of `count` stands, in the middle of its share: of 2 in 8 at 2 and 6."""
+    return (2 * place + 1) * length // (2 * count)

@@ -6,6 +6,7 @@ the N visual tokens of each image, and drops what it does not keep.
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -13,8 +14,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from finepruner_lmms.errors import FieldError
+from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import mask_to_index, take, top_mask
-from finepruner_lmms.pruners.budget import parse_budget, round_half_up, show_tokens
+from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, round_half_up, show_tokens
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
@@ -52,19 +55,28 @@ class Pruner(ABC):
     fills_budget: ClassVar[bool] = True
     """Whether each row keeps exactly its stage's count (or all it has); a method that may keep fewer says False."""
 
-    budget: int | str | None = None
+    budget: BudgetValue = None
 
     def __post_init__(self) -> None:
-        parse_budget(self.budget)
+        """Check the parameters, and write each in one way, so that equal pruners are equal: subclasses go on here."""
+        for parameter in fields(self):
+            value = getattr(self, parameter.name)
+            if isinstance(value, numbers.Integral) and not isinstance(value, int):  # NumPy's integers
+                self._write(parameter.name, int(value))
+        self._write("budget", plain_budget(self.budget))
+
+    def _write(self, name: str, value: Any) -> None:
+        """Set a parameter to an equal value while the pruner is made; afterwards it is frozen."""
+        object.__setattr__(self, name, value)
 
     @abstractmethod
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """Where tokens are dropped in a model of this depth; empty where none are. See `schedule` for errors."""
 
     def schedule(self, num_layers: int, num_visual_tokens: int) -> list[int]:
-        """The visual tokens entering each decoder layer, for `num_visual_tokens` an image.
+        """The visual tokens entering each decoder layer, for `num_visual_tokens` per image.
 
-        Raises `ValueError` if the method cannot reach its budget at this depth, stating the reachable range.
+        Raises `FieldError` if the method cannot reach its budget at this depth, stating the reachable range.
         """
         entering, current = [], num_visual_tokens
         drops = {stage.layer: stage.retained + stage.merged for stage in self.stages(num_layers, num_visual_tokens)}
@@ -88,9 +100,12 @@ class Pruner(ABC):
         """The budget as an exact average, checked against what the method can reach."""
         tokens = parse_budget(self.budget).tokens(num_visual_tokens)
         if not least <= tokens <= num_visual_tokens:
-            raise ValueError(
-                f"budget: cannot reach an average of {show_tokens(tokens)} visual tokens per layer "
-                f"(budget={self.budget!r}) on this model; reachable: {show_tokens(least)} to {num_visual_tokens}"
+            written = show_tokens(self.budget) if isinstance(self.budget, Fraction) else repr(self.budget)
+            raise FieldError(
+                "budget",
+                f"cannot reach an average of {show_tokens(tokens)} visual tokens per layer (budget={written}) on this "
+                f"model; reachable: {show_tokens(least)} to {num_visual_tokens}",
+                value=self.budget,
             )
         return tokens
 
@@ -124,11 +139,15 @@ class VisionPruner(Pruner):
         """Which visual tokens to keep: `[B, N]` bool, exactly `retained(N)` True a row. No wait for the device."""
 
     def select_visual(self, vision: VisionOutputs) -> Tensor:
-        """`choose`, of outputs that are checked to be finite: `[B, N]` bool. `ValueError` if they are not."""
+        """`choose`, of outputs that are checked to be finite: `[B, N]` bool. `FieldError` if they are not.
+
+        Scores are float32 or better, also under `torch.autocast`.
+        """
         for what, values in vision.tensors().items():
             if not bool(values.isfinite().all()):
-                raise ValueError(f"{what}: holds NaN or infinite values, so no token can be chosen by it")
-        return self.choose(vision)
+                raise FieldError(what, "holds NaN or infinite values, so no token can be chosen by it")
+        with for_choosing(vision.features.device):
+            return self.choose(vision)
 
     def reduce(self, vision: VisionOutputs) -> Reduction:
         """The tokens that the language model sees: the kept ones in raster order, unless a method makes new ones."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Side, Stage, VisionPruner
-from finepruner_lmms.pruners.budget import parse_budget, round_half_up, show_tokens
+from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, show_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,21 +19,19 @@ class Chain(Pruner):
 
     side: ClassVar[Side] = "both"
 
-    first: int | str | None = None
+    first: BudgetValue = None
     before: VisionPruner
     inside: DecoderPruner
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.first is None and self.budget is not None:
-            raise ValueError(
-                f"first: missing; say how many tokens {self.before.name!r} leaves for {self.inside.name!r}, such as "
-                "first=288 or first='50%'"
+            raise FieldError(
+                "first",
+                f"missing; say how many tokens {self.before.name!r} leaves for {self.inside.name!r}, such as first=288 "
+                "or first='50%'",
             )
-        try:
-            parse_budget(self.first)
-        except ValueError as error:
-            raise ValueError(f"first{str(error).removeprefix('budget')}") from None
+        self._write("first", plain_budget(self.first, "first"))
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -47,8 +46,9 @@ class Chain(Pruner):
         before = replace(self.before, budget=self.first)
         left = before.retained(num_visual_tokens)
         if total > left:
-            raise ValueError(f"first: leaves {left} tokens, fewer than the budget of {show_tokens(total)}; raise it")
-        return before, replace(self.inside, budget=round_half_up(total))
+            problem = f"leaves {left} tokens, fewer than the budget of {show_tokens(total)}"
+            raise FieldError("first", problem, value=self.first, fix="raise it")
+        return before, replace(self.inside, budget=total)  # exact: only the inner method's schedule rounds
 
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """The drop before the model, then those inside, of what is left."""

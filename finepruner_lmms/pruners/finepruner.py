@@ -89,7 +89,7 @@ class FinePruner(AttentionGuided):
             raise ValueError(f"heads: got {self.heads!r}; head_strategy='fixed' names its heads, so leave it out")
         if self.normalise != "resoftmax":
             raise ValueError(f"normalise: got {self.normalise!r}; head_strategy='fixed' ranks nothing, so leave it out")
-        self.named_heads  # noqa: B018 - raises where they are wrong
+        self._write("fixed_heads", "+".join(map(str, self.named_heads)))
 
     def _check_recommended(self) -> None:
         usual = {"heads": None, "normalise": "resoftmax", "rows": "raw", "aggregate": "mean"}
@@ -175,7 +175,9 @@ class FinePruner(AttentionGuided):
     def _rank(self, attention: Tensor) -> tuple[Tensor, Tensor]:
         """The heads that guide, best first, and the scores of all."""
         if self.head_strategy == FIXED:
-            chosen = torch.tensor(self.named_heads, device=attention.device).expand(len(attention), -1)
+            # filled in on the device: copying a list there would wait for it
+            named = [torch.full((1,), head, device=attention.device) for head in self.named_heads]
+            chosen = torch.cat(named).expand(len(attention), -1)
             return chosen, torch.zeros_like(attention[..., 0]).scatter(1, chosen, 1.0)
         if self.head_strategy == RECOMMENDED:
             every = torch.arange(attention.shape[1], device=attention.device).expand(len(attention), -1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from finepruner_lmms.ops.grid import grid_indices
+from finepruner_lmms.ops.selection import index_to_mask
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
@@ -20,7 +20,6 @@ class Uniform(VisionPruner):
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The grid, for each of B images: `[B, N]`."""
-        num_visual = vision.num_visual_tokens
-        mask = torch.zeros(num_visual, dtype=torch.bool)
-        mask[grid_indices(num_visual, self.retained(num_visual))] = True
-        return mask.to(vision.features.device).expand(len(vision.features), -1)
+        num_visual, batch = vision.num_visual_tokens, len(vision.features)
+        places = grid_indices(num_visual, self.retained(num_visual), vision.features.device)
+        return index_to_mask(places[None], num_visual).expand(batch, -1)

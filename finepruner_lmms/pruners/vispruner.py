@@ -32,6 +32,7 @@ class VisPruner(VisionPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("important_ratio", self.important_ratio)
+        self._write("important_ratio", float(self.important_ratio))
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The important and the diverse tokens: `[B, N]`."""

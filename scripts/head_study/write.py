@@ -158,7 +158,7 @@ def equal_voice(test: Models, _tuning: Models) -> Lines:
 
 def picked(test: Models, tuning: Models) -> Lines:
     """The best choice on the tuning split, a model of its own, and what it is worth on the test split."""
-    yield from header("picked among", "kept", "tuning", "test", "what was picked, a model each")
+    yield from header("picked among", "kept", "tuning", "test", "what was picked, one per model")
     kinds: dict[str, Callable[[str], bool]] = {
         "heads, raw rows (upstream's formulas)": lambda n: "rows=raw" in n and "normalise=resoftmax" in n,
         "heads, raw rows (both normalisations)": lambda n: "rows=raw" in n,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finepruner_lmms.errors import check_choice
+from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.heads import best_heads
 from finepruner_lmms.heads.consensus.presets import PRESETS, Preset
 from finepruner_lmms.heads.consensus.steps import (
@@ -30,6 +30,7 @@ from finepruner_lmms.heads.consensus.steps import (
     weighted_votes,
 )
 from finepruner_lmms.heads.view import HeadView, min_max, parts
+from finepruner_lmms.ops.precision import for_choosing
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,15 @@ class Consensus:
 def select(attention: Tensor, preset: str = "doc", heads: int | None = None) -> list[ConsensusSelection]:
     """Choose heads for each of `attention` `[B, H, N]`, the last prompt token's attention to the visual tokens.
 
-    `heads` is the number that complexity adjusts in the preset `calibrated`; the others read none. Raises `ValueError`
-    for an unknown preset or attention that is not finite.
+    `heads` is the number that complexity adjusts in the preset `calibrated`; the others read none. Scores are float32
+    or better, also under `torch.autocast`. Raises `FieldError` for an unknown preset or attention that is not finite.
     """
     if attention.ndim != 3:
-        raise ValueError(f"attention: shape {list(attention.shape)}; expected [batch, heads, visual tokens]")
+        raise FieldError("attention", f"shape {list(attention.shape)}; expected [batch, heads, visual tokens]")
     if not bool(torch.isfinite(attention).all()):
-        raise ValueError("attention: holds NaN or infinite values")
-    result = select_batch(attention, preset, heads)
+        raise FieldError("attention", "holds NaN or infinite values")
+    with for_choosing(attention.device):
+        result = select_batch(attention, preset, heads)
     return [result.record(row) for row in range(len(attention))]
 
 

@@ -125,7 +125,8 @@ def complexity_parts(view: HeadView, scale_free: bool = False) -> Tensor:
 
 def complexity(components: Tensor) -> Tensor:
     """0.4, 0.3 and 0.3 of `complexity_parts`, `[B, 3]`: `[B]`."""
-    return components @ components.new_tensor([0.4, 0.3, 0.3])
+    different, flat, uneven = components.unbind(-1)
+    return 0.4 * different + 0.3 * flat + 0.3 * uneven
 
 
 def gap_count(votes: Tensor, ignore_ties: bool = False) -> Tensor:

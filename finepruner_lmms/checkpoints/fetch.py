@@ -1,0 +1,84 @@
+"""Where a checkpoint is: names that users give, folders, and what is fetched of a hub repository."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from finepruner_lmms.checkpoints.weights import FORMS, weight_map
+from finepruner_lmms.errors import FieldError, first_line
+
+DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_SMALL = ["*.json", "*.jinja", "tokenizer.model"]
+_DOWNLOAD_ERRORS = (OSError, ValueError, EntryNotFoundError)
+
+
+def resolve(pretrained: str) -> str:
+    """The hub id or folder meant by `pretrained`; `demo` is the folder of the embedded model, `~` the home folder."""
+    if pretrained == "demo":
+        return str(DEMO)
+    return str(Path(pretrained).expanduser()) if pretrained.startswith("~") else pretrained
+
+
+def check_name(pretrained: str) -> None:
+    """Raise `FieldError` where `pretrained` is neither a folder that holds a checkpoint nor the form of a hub id.
+
+    What looks like a path is never asked of the hub.
+    """
+    name, folder = resolve(pretrained), Path(resolve(pretrained))
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            problem = f"the folder {pretrained!r} holds no config.json, so it is not a checkpoint"
+            raise FieldError("pretrained", problem, value=pretrained)
+    elif folder.exists():
+        raise FieldError("pretrained", f"{pretrained!r} is a file; give the folder it is in", value=pretrained)
+    elif not _HUB_ID.fullmatch(name):
+        raise FieldError(
+            "pretrained",
+            f"there is no folder {pretrained!r}, and it is no hub id",
+            value=pretrained,
+            fix="give a folder that is there, a hub id (owner/name), or 'demo'",
+        )
+
+
+def fetch_file(name: str, file: str) -> Path:
+    """One small file of a folder or hub repository. `FieldError` saying why it cannot be had."""
+    if (folder := Path(name)).is_dir():
+        return folder / file
+    try:
+        return Path(hf_hub_download(name, file))
+    except _DOWNLOAD_ERRORS as error:
+        raise FieldError(file, f"cannot fetch it from {name!r}: {first_line(error)}", value=name) from error
+
+
+def fetch_small(name: str) -> Path:
+    """The folder of a checkpoint, of a hub repository without the weights. `FieldError` if it cannot be had."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=_SMALL))
+    except _DOWNLOAD_ERRORS as error:
+        raise FieldError("files", f"cannot fetch {name!r}: {first_line(error)}", value=name) from error
+
+
+def fetch_weights(name: str, folder: Path) -> None:
+    """Complete `folder`, which `fetch_small` gave, by one form of the weights: safetensors if there is a choice."""
+    if Path(name).is_dir():
+        return
+
+    def get(files: list[str]) -> None:  # of the same commit as the rest
+        try:
+            snapshot_download(name, revision=folder.name, allow_patterns=files)
+        except _DOWNLOAD_ERRORS as error:
+            raise FieldError("weights", f"cannot fetch {name!r}: {first_line(error)}", value=name) from error
+
+    for single, index in FORMS:
+        if (folder / index).is_file():
+            return get(sorted(set(weight_map(folder / index).values())))
+        get([single])
+        if (folder / single).is_file():
+            return

@@ -1,0 +1,142 @@
+"""Processors: tokenizer, pictures and chat template of a checkpoint, completed by what its config.json says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaProcessor
+
+from finepruner_lmms.checkpoints.prompts import IMAGE, chat_template
+from finepruner_lmms.checkpoints.sentencepiece_tokenizer import read_sentencepiece
+from finepruner_lmms.checkpoints.weights import read_json
+from finepruner_lmms.errors import FieldError, first_line
+
+_READ_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError)
+
+
+class PicturesOnly:
+    """Stands for the processor of a checkpoint without a tokenizer: pictures can be prepared, text cannot."""
+
+    def __init__(self, image_processor: Any, name: str) -> None:
+        self.image_processor = image_processor
+        self._name = name
+
+    @property
+    def tokenizer(self) -> Any:
+        """There is none."""
+        self._refuse()
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Text is part of what a processor takes."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise FieldError(
+            "pretrained",
+            f"{self._name!r} holds no tokenizer, so it can be given token ids only",
+            value=self._name,
+            fix="put its tokenizer.model there (LLaVA-1.5 has Vicuna's)",
+        )
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, from tokenizer.json or else tokenizer.model; None if it holds neither."""
+    if (folder / "tokenizer.json").is_file():
+        try:
+            return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
+        except Exception as error:
+            problem = f"cannot read the tokenizer in {str(folder)!r}: {first_line(error)}"
+            raise FieldError("tokenizer.json", problem, value=str(folder)) from error
+    if (folder / "tokenizer.model").is_file():
+        return read_sentencepiece(folder, padding_side="left")
+    return None
+
+
+def read_processor(folder: Path, config: LlavaConfig, name: str) -> Any:
+    """The processor of a Hugging Face checkpoint; pictures only where the folder holds no tokenizer.
+
+    How many placeholders an image has is the model's business: patch size, CLS token and strategy are the ones of
+    `config`, whatever the processor's files say or leave out. `FieldError` naming the file that is damaged or does not
+    belong to this model.
+    """
+    pictures = _image_processor(folder, config)
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
+        return PicturesOnly(pictures, name)
+    _name_image_token(tokenizer, config)
+    _name_padding(tokenizer, config)
+    return LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+        chat_template=_template(folder) or getattr(tokenizer, "chat_template", None),
+        image_token=tokenizer.convert_ids_to_tokens(config.image_token_id),
+    )
+
+
+def check_template(processor: Any) -> None:
+    """Raise `FieldError` unless the checkpoint has a chat template that shows one image per question."""
+    if isinstance(processor, PicturesOnly):
+        _ = processor.tokenizer  # says that there is none
+    if not processor.chat_template:
+        raise FieldError(
+            "conv", "'chat_template' needs the checkpoint's own template, and it has none", fix="use conv=vicuna_v1"
+        )
+    try:
+        shown = chat_template(processor, "?", True).count(IMAGE)
+    except Exception as error:
+        problem = f"the checkpoint's chat template cannot be filled in: {first_line(error)}"
+        raise FieldError("conv", problem, value="chat_template", fix="use conv=vicuna_v1") from error
+    if shown != 1:
+        problem = f"the checkpoint's chat template writes {IMAGE} {shown} times for a question about one image"
+        raise FieldError("conv", problem, value="chat_template", fix="use conv=vicuna_v1")
+
+
+def _image_processor(folder: Path, config: LlavaConfig) -> Any:
+    files = [file for file in ("preprocessor_config.json", "processor_config.json") if (folder / file).is_file()]
+    for file in files:
+        read_json(folder / file)  # says which one is damaged
+    try:
+        # the resampling LLaVA-1.5 was evaluated with; torchvision's differs by up to 0.03 in a normalised pixel
+        found = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    except _READ_ERRORS as error:
+        problem = f"cannot read how {str(folder)!r} takes its pictures: {first_line(error)}"
+        raise FieldError("preprocessor_config.json", problem, value=str(folder)) from error
+    side = config.vision_config.image_size
+    cut = found.crop_size if found.do_center_crop else found.size
+    sides = {cut.get(key) for key in ("height", "width", "shortest_edge")} - {None}
+    if sides != {side}:
+        problem = f"makes pictures of {dict(cut)}, but the vision tower in config.json takes {side} by {side}"
+        raise FieldError("preprocessor_config.json", problem, value=dict(cut))
+    return found
+
+
+def _template(folder: Path) -> Any:
+    try:
+        return LlavaProcessor.get_processor_dict(str(folder))[0].get("chat_template")
+    except _READ_ERRORS as error:
+        problem = f"cannot read the chat template in {str(folder)!r}: {first_line(error)}"
+        raise FieldError("chat_template", problem, value=str(folder)) from error
+
+
+def _name_image_token(tokenizer: Any, config: LlavaConfig) -> None:
+    """Let `<image>` be the placeholder that the model looks for; a tokenizer that ends just before it is given it."""
+    wanted = config.image_token_id
+    if IMAGE not in tokenizer.get_vocab() and len(tokenizer) == wanted:
+        tokenizer.add_tokens([IMAGE], special_tokens=True)
+    known = getattr(tokenizer, "image_token", None) or IMAGE
+    given = tokenizer.get_vocab().get(known)
+    if given != wanted:
+        what = f"has {known!r} as number {given}" if given is not None else f"does not know {known!r}"
+        problem = f"got {wanted} in config.json, but the tokenizer {what}; they are not of one model"
+        raise FieldError("image_token_index", problem, value=wanted)
+
+
+def _name_padding(tokenizer: Any, config: LlavaConfig) -> None:
+    """Padding is masked, so any token will do where none is named; but not the placeholder of the image."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == config.image_token_id:
+        known = [tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token]
+        tokenizer.pad_token = next((token for token in known if token), tokenizer.convert_ids_to_tokens(0))

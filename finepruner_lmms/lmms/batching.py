@@ -1,0 +1,65 @@
+"""Requests made ready for the model: their pictures, and batches of prompts of about the same length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from finepruner_lmms.checkpoints.images import as_rgb, whole_files
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request, ready to be batched: `ids` are the prompt's, with a placeholder per visual token of `image`."""
+
+    task: str
+    doc_id: int
+    question: str
+    ids: list[int]
+    image: Image.Image | None
+    decoding: dict[str, Any]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.ids)
+
+    @property
+    def decoding_key(self) -> str:
+        """The same text for requests that can share a call of `generate`."""
+        return str(sorted(self.decoding.items()))
+
+
+def batches(prepared: Sequence[Prepared], batch_size: int) -> Iterator[list[int]]:
+    """The requests' numbers in batches: decoded alike, prompts of about the same length together."""
+    order = sorted(range(len(prepared)), key=lambda i: (prepared[i].decoding_key, prepared[i].length, i))
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) == batch_size or prepared[i].decoding_key != prepared[batch[0]].decoding_key):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def read_picture(documents: Any, doc_id: int, doc_to_visual: Callable[[Any], Any], where: str) -> Image.Image | None:
+    """The picture of a document in RGB, read to its end; None if it has none. `ValueError` saying `where` it is."""
+    try:
+        with whole_files():
+            visuals = list(doc_to_visual(documents[doc_id]) or [])
+            if len(visuals) > 1:
+                raise ValueError(f"{where}: {len(visuals)} images; LLaVA-1.5 answers about one")
+            if visuals and not isinstance(visuals[0], Image.Image):
+                raise ValueError(f"{where}: the visual is a {type(visuals[0]).__name__}, not an image")
+            return as_rgb(visuals[0]) if visuals else None
+    except (OSError, SyntaxError) as error:  # Pillow raises either where a file is damaged
+        raise ValueError(f"{where}: its image cannot be read ({error})") from error
+
+
+def count_output(row: list[int], ends: set[int]) -> int:
+    """Generated tokens up to and including the end token."""
+    return next((place for place, token in enumerate(row, 1) if token in ends), len(row))
