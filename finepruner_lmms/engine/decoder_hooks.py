@@ -219,12 +219,7 @@ class _Hooks:
         state.end_prefill()
         missing = [stage.layer for stage in self.stages if stage.layer not in state.views]
         if output is not None and state.layout is not None and missing:
-            raise FieldError(
-                "model",
-                f"no token was dropped before decoder layer {missing[0]}, because its hooks did not run: the model "
-                "is compiled, or its layers were replaced",
-                fix=_UNCOMPILED,
-            )
+            raise _not_dropped(missing[0])
 
     # -- inside a forward ---------------------------------------------------------------------------------------------
 
@@ -232,7 +227,9 @@ class _Hooks:
         """The prompt of the forward under way."""
         if self.current is None:
             raise FieldError(
-                "model", "its language model was called by itself, which cannot be pruned", fix="call the whole model"
+                "model",
+                "its language model was called by itself, or by compiled code, so its prompt was not seen",
+                fix="call the whole model, without torch.compile",
             )
         return self.current
 
@@ -283,6 +280,8 @@ class _Hooks:
                 "position_ids": None,
                 "position_embeddings": self.decoder.rotary_emb(hidden, position_ids=view.positions),
             }
+        elif stage.layer not in state.views:
+            raise _not_dropped(stage.layer)
         return (hidden,), kwargs | state.views[stage.layer].kwargs
 
     def drop(self, state: PromptState, stage: Stage, hidden: Tensor, cache: Cache, positions: Tensor) -> Tensor:
@@ -351,6 +350,15 @@ class _Hooks:
         """The visual tokens of an image just before a drop, by the schedule."""
         earlier = [one.retained + one.merged for one in self.stages if one.layer < stage.layer]
         return earlier[-1] if earlier else self.geometry.num_visual_tokens
+
+
+def _not_dropped(layer: int) -> FieldError:
+    return FieldError(
+        "model",
+        f"no token was dropped before decoder layer {layer}, because its hooks did not run: the model is compiled, or "
+        "its layers were replaced",
+        fix=_UNCOMPILED,
+    )
 
 
 def _check_not_compiled(modules: Sequence[nn.Module]) -> None:

@@ -26,8 +26,8 @@ def select_heads(attention: Tensor, strategy: str, heads: int, normalise: str = 
     """The heads that guide, best first: `[B, heads]`.
 
     `attention` `[B, H, N]` is the last prompt token's post-softmax attention to the visual tokens. Scores are float32
-    or better, also under `torch.autocast`. Raises `FieldError` for an unknown strategy or normalisation, a number of heads outside 1..H, or attention that is not
-    finite.
+    or better, also under `torch.autocast`. Raises `FieldError` for an unknown strategy or normalisation, a number of
+    heads outside 1..H, or attention that is not finite.
     """
     if attention.ndim != 3:
         raise FieldError("attention", f"shape {list(attention.shape)}; expected [batch, heads, visual tokens]")
