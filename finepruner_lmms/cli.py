@@ -342,9 +342,10 @@ def main() -> None:
 def _open(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
     """The checked matrix, its store, and the record of its rows and cells."""
     from finepruner_lmms.matrix.cells import as_record, describe_row, expand
-    from finepruner_lmms.matrix.config import ConfigError, load_matrix
+    from finepruner_lmms.matrix.config import load_matrix
     from finepruner_lmms.matrix.judging import assign
     from finepruner_lmms.matrix.store import Store
+    from finepruner_lmms.matrix.yaml_places import ConfigError
 
     try:
         matrix = load_matrix(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import numbers
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 _SHOWN = reprlib.Repr()
@@ -62,6 +62,12 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def list_names(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line: the first of its text, or its type where it has none."""
     return str(error).strip().partition("\n")[0].strip() or type(error).__name__
@@ -86,3 +92,13 @@ def check_share(field: str, value: Any) -> None:
     """Raise `FieldError` unless `value` is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise FieldError(field, f"got {show(value)}; expected a number from 0 to 1", value=value)
+
+
+def explain_problem(problem: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in words. Our own checks word theirs, and may not want the value quoted."""
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    if problem["type"] == "missing":
+        return "is missing"
+    wanted = str(problem["msg"]).removeprefix("Input should be ")
+    return f"got {show(problem['input'])}; expected {wanted[0].lower() + wanted[1:]}"

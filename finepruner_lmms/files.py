@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finepruner_lmms.errors import Failure
+from finepruner_lmms.errors import Failure, FieldError
 
 
 class Locked(Failure, RuntimeError):
@@ -63,6 +64,21 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except ValueError:  # not JSON, not UTF-8
         return None
     return value if isinstance(value, dict) else None
+
+
+def load_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; `FieldError` naming the file if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FieldError(path.name, f"cannot read {str(path)!r}: {error.strerror}", value=str(path)) from error
+    except ValueError as error:  # not JSON, not UTF-8
+        problem = f"{str(path)!r} is not valid JSON ({error})"
+        raise FieldError(path.name, problem, value=str(path), fix="fetch it again") from error
+    if not isinstance(value, dict):
+        problem = f"{str(path)!r} holds a {type(value).__name__}, not an object"
+        raise FieldError(path.name, problem, value=str(path))
+    return value
 
 
 def split_lines(content: str) -> list[str]:
@@ -131,8 +147,53 @@ def is_locked(path: Path) -> bool:
         return True
 
 
+_REMEMBERED = 1 << 20  # bytes; reading less is as quick as looking it up
+
+
+def content_hash(path: Path) -> str:
+    """The sha256 of a file's content, hexadecimal.
+
+    That of a large file is remembered by its path, size, time and inode in our cache folder, so that it is read once.
+    A file that is written anew in place within the clock tick of the file system, at the same size, is not noticed.
+    """
+    path = path.resolve()
+    status = path.stat()
+    if status.st_size < _REMEMBERED:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    memory = cache_dir() / "content-hashes.json"
+    place, state = str(path), [status.st_size, status.st_mtime_ns, status.st_ino]
+    with suppress(OSError):  # where there is no place to remember, it is read each time
+        if (found := _remembered(memory, place, state)) is not None:
+            return found
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        # of several processes that ask at once, one reads; another file may be read meanwhile
+        with FileLock(memory.with_name(f"{memory.name}.{hashlib.sha256(place.encode()).hexdigest()[:12]}.lock")):
+            if (found := _remembered(memory, place, state)) is not None:
+                return found
+            found = _sha256(path)
+            with FileLock(memory.with_name(f"{memory.name}.lock")):
+                write_json(memory, (read_object(memory) or {}) | {place: [*state, found]})
+            return found
+    return _sha256(path)
+
+
+def _remembered(memory: Path, place: str, state: list[int]) -> str | None:
+    entry = (read_object(memory) or {}).get(place)
+    return str(entry[3]) if isinstance(entry, list) and len(entry) == 4 and entry[:3] == state else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def cache_dir() -> Path:
     """Where generated data goes: `$FINEPRUNER_CACHE`, or a folder in the user's cache."""
     if named := os.environ.get("FINEPRUNER_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finepruner_lmms"
+
+
+def expand_home(path: str) -> str:
+    """`path` with a leading `~` or `~user` as the home directory; unchanged where there is none, as in a hub id."""
+    return os.path.expanduser(path)  # noqa: PTH111 - pathlib's raises for a user that does not exist

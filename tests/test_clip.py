@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import prompts, tiny_llava
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 import finepruner_lmms as fp
 from finepruner_lmms.engine.clip import bare_question, clip_checkpoint, joint_space
+from finepruner_lmms.errors import FieldError
 
 WORDS = [f"w{number}" for number in range(200)]
 
@@ -84,6 +89,20 @@ def test_a_model_without_a_known_tower_says_what_to_do(checkpoint):
         joint_space(checkpoint, torch.device("cpu")).embed_patches(model, torch.zeros(1, 16, 20))
 
 
+def test_a_clip_checkpoint_without_all_its_weights_is_refused(checkpoint, tmp_path):
+    """transformers would draw the projection at random, and relevance with it."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "clip"))
+    state = load_file(folder / "model.safetensors")
+    del state["text_projection.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(FieldError, match=r"clip: '.*/clip' lacks text_projection.weight$"):
+        joint_space(str(folder), torch.device("cpu"))
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(FieldError, match="clip: cannot load the CLIP checkpoint"):
+        joint_space(str(folder), torch.device("cpu"))
+
+
 def test_llava_15_knows_its_clip():
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -129,7 +148,8 @@ def test_embedding_relevance_reads_the_words_behind_the_image():
 
 
 def test_a_matrix_knows_before_it_runs_that_the_demo_has_no_text_tower(tmp_path):
-    from finepruner_lmms.matrix.config import ConfigError, load_matrix
+    from finepruner_lmms.matrix.config import load_matrix
+    from finepruner_lmms.matrix.yaml_places import ConfigError
 
     file = tmp_path / "study.yaml"
     rows = "methods:\n  - {method: cdpruner, budget: 64}\n  - {method: cdpruner, budget: 64, relevance: embedding}\n"

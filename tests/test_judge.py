@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -16,10 +17,10 @@ from finepruner_lmms.benchmarks.mmbench import circular_hits, static_letter
 from finepruner_lmms.judge import client as client_module
 from finepruner_lmms.judge import mmvet, settings
 from finepruner_lmms.judge.answers import AnswersError, read_answers, score_file, write_answers
-from finepruner_lmms.judge.client import JudgeError, JudgeUnavailable
+from finepruner_lmms.judge.client import ChatClient, JudgeError, JudgeUnavailable
 from finepruner_lmms.judge.judgements import Judgements, JudgementsError
 from finepruner_lmms.judge.scoring import MMBENCH, MMVET, Scorer
-from finepruner_lmms.judge.settings import JudgeServer, check_command_line, completions_url, from_environment
+from finepruner_lmms.judge.settings import JudgeServer, completions_url, from_environment
 
 KEY = "sk-secret-0123456789"
 
@@ -207,9 +208,38 @@ def test_a_judgements_file_is_held_by_one_and_spoiled_lines_are_named(tmp_path):
     file = tmp_path / "j"
     with Judgements(file), pytest.raises(JudgementsError, match="another process is judging"), Judgements(file):
         pass
-    file.write_text('{"key": "a"}\nnonsense\n')
-    with pytest.raises(JudgementsError, match="j:2: not a judgement"), Judgements(file):
-        pass
+    with Server(knows) as server:
+        score(settings_of(server), TWELVE[:1], file)
+    for spoiled in ("nonsense", '{"key": "a"}', "3"):
+        whole = file.read_text().splitlines()[0]
+        file.write_text(f"{whole}\n{spoiled}\n")
+        with pytest.raises(JudgementsError, match="j:2: not a judgement"), Judgements(file):
+            pass
+
+
+def test_what_is_said_may_hold_any_character(tmp_path):
+    said = "red\u2028blue\u0085green\x0b"
+    answered = [TWELVE[0] | {"pred_answer": said}]
+    file = write_answers(answered, str(tmp_path))
+    assert read_answers(file) == answered
+    with Server(lambda *_: says(f"0.5 {said}")) as server:
+        for _ in range(2):
+            outcome, _ = score_file(file, settings_of(server))
+            assert outcome["scores"]["total"] == 50
+        assert len(server.requests) == 1
+
+
+def test_threads_that_wait_for_their_next_try_give_up_when_the_judging_is_stopped():
+    with Server(lambda *_: fails(503, Retry_After="300")) as server, ChatClient(settings_of(server)) as client:
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(client.ask, "?")
+            while not server.requests:
+                time.sleep(0.01)
+            started = time.monotonic()
+            client.stop()
+            with pytest.raises(JudgeUnavailable, match="stopped"):
+                asked.result(timeout=30)
+        assert time.monotonic() - started < 30 and len(server.requests) == 1
 
 
 # -- the key ----------------------------------------------------------------------------------------------------------
@@ -280,15 +310,6 @@ def test_the_environment_of_a_plain_run():
     ]:
         with pytest.raises(ValueError, match=wrong):
             from_environment(given)
-
-
-def test_lmms_evals_command_line_is_refused_without_a_judge(monkeypatch):
-    for asked in (["--tasks", "fp_pope,fp_mmvet"], ["--tasks=fp_mmvet"]):
-        with pytest.raises(ValueError, match="MM-Vet needs a judge"):
-            check_command_line(["lmms_eval", *asked])
-    check_command_line(["lmms_eval", "--tasks", "fp_pope"])
-    monkeypatch.setenv("FINEPRUNER_JUDGE", "exact")
-    check_command_line(["lmms_eval", "--tasks", "fp_mmvet"])
 
 
 # -- without a judge, and scores by hand ------------------------------------------------------------------------------

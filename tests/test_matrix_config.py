@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from finepruner_lmms.matrix.cells import expand
-from finepruner_lmms.matrix.config import ConfigError, load_matrix
+from finepruner_lmms.matrix.config import load_matrix
+from finepruner_lmms.matrix.yaml_places import ConfigError
 
 GOOD = """\
 name: study
@@ -20,6 +21,8 @@ methods:
   - {method: random, budget: [192, 64], seed: [0, 1]}
   - {method: finepruner, budget: 128, heads: [2, 4]}
 """
+MANY = str(list(range(1000)))
+LAUGHS = "[&a0 [x,x,x,x,x,x,x,x,x]" + "".join(f", &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)) + "]"
 
 
 def write(folder: Path, text: str) -> Path:
@@ -83,7 +86,7 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("tasks: [pope, mme]", "tasks: []", "4:1", "tasks: got []"),
         ("tasks: [pope, mme]", "task: [pope]", "4:1", "task: unknown field (did you mean 'tasks'?)"),
         ("tasks: [pope, mme]\n", "", "1:1", "tasks: is missing"),
-        ("limit: 8", "limit: 1", "5:1", "limit: got 1; mme asks two questions an image"),
+        ("limit: 8", "limit: 1", "5:1", "limit: got 1; mme asks two questions per image"),
         ("[pope, mme]\nlimit: 8", "[mmbench_cn]\nlimit: 6", "5:1", "limit: got 6; mmbench_cn asks every question"),
         ("limit: 8", "limit: lots", "5:1", "limit: got 'lots'"),
         ("data: demo", "data: demmo", "3:1", "data: 'demmo' is neither"),
@@ -96,8 +99,16 @@ def test_lists_multiply_within_an_entry(tmp_path):
             "methods.1.seeds: method 'random' does not read it (did you mean 'seed'?)",
         ),
         ("seed: [0, 1]", "seed: [0, 0]", "8:5", "methods.1: the same row as one of methods.1"),
+        ("budget: 128", "budget: [128, '128']", "9:5", "methods.2: the same row as one of methods.2"),
+        (
+            "- vanilla",
+            "- {method: random, budget: '64 ', seed: 1}",
+            "8:5",
+            "methods.1: the same row as one of methods.0",
+        ),
+        ("budget: 128", "budget: ['50%', 50.0%]", "9:5", "methods.2: the same row as one of methods.2"),
         ("seed: [0, 1]", "seed: []", "8:41", "methods.1.seed: the list is empty"),
-        ("seed: [0, 1]", "seed: {a: 1}", "8:5", "parameters are single values"),
+        ("seed: [0, 1]", "seed: {a: 1}", "8:41", "methods.1.seed: got {'a': 1}; parameters are single values"),
         ("budget: [192, 64]", "budget: [192, lots]", "8:36", "methods.1.budget: got 'lots'"),
         ("heads: [2, 4]", "heads: [2, 99]", "9:50", "methods.2.heads: got 99; the layers of this model have"),
         ("budget: 128", "budget: 3", "9:26", "methods.2.budget: cannot reach"),
@@ -113,6 +124,17 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("- vanilla", "- 5", "7:5", "methods.0: got 5; expected a valid string or a valid dictionary"),
         ("limit: 8", "limit: 8\nname: again", "6:1", "name: given twice (first in line 1)"),
         ("tasks: [pope, mme]", "tasks: [pope, mme", "5:6", "expected ',' or ']'"),
+        ("limit: 8", "limit: 2024-13-45", "5:8", "got '2024-13-45', which cannot be read as YAML's 'timestamp'"),
+        ("limit: 8", "limit: 0x_", "5:8", "got '0x_', which cannot be read as YAML's 'int'"),
+        ("limit: 8", "limit: !!int ''", "5:8", "got '', which cannot be read as YAML's 'int'"),
+        ("limit: 8", "monitor: !!bool maybe", "5:10", "got 'maybe', which cannot be read as YAML's 'bool'"),
+        ("limit: 8", "limit: '\0'", "5:9", r"the character '\x00' cannot stand in YAML"),
+        ("limit: 8", "? [a, b]\n: 1", "5:3", "a key is a single word"),
+        ("limit: 8", f"judge: {'{a: ' * 3000}", "1:1", "is nested too deeply to be read"),
+        ("limit: 8", f"judge: {LAUGHS}", "5:1", "judge: got [['x', 'x', 'x', 'x', 'x', 'x', 'x', 'x', ...], [["),
+        ("data: demo", f"data: {'d' * 5000}", "3:1", "data: 'ddd"),
+        ("heads: [2, 4]", f"heads: {MANY}, layer: {MANY}, seed: {MANY}", "9:39", "multiply to 1,000,000,000 rows"),
+        ("name: study", f"name: {'x' * 300}", "1:1", "name: got 'xxx"),
         ("name: study", "name: ../away", "1:1", "name: got '../away'"),
     ],
 )
@@ -123,6 +145,42 @@ def test_a_mistake_is_named_with_its_place(tmp_path, old, new, where, what):
         load_matrix(file)
     lines = str(error.value).splitlines()
     assert any(line.startswith(f"{file}:{where}: ") and what in line for line in lines), lines
+
+
+def test_what_a_merge_brings_in_is_reported_where_it_stands(tmp_path):
+    text = GOOD.replace("limit: 8", "limit: 8\nlaunch: {<<: {batch_size: 4}, processes: 0}")
+    with pytest.raises(ConfigError, match=r"m\.yaml:6:31: launch\.processes: got 0"):
+        load_matrix(write(tmp_path, text))
+    merged = GOOD.replace("- vanilla", "- &shared {method: fastv, budget: 64}\n  - {<<: *shared, budget: lots}")
+    with pytest.raises(ConfigError, match=r"m\.yaml:8:19: methods\.1\.budget: got 'lots'"):
+        load_matrix(write(tmp_path, merged))
+
+
+def test_a_file_in_another_encoding_is_named_with_the_place(tmp_path):
+    (tmp_path / "m.yaml").write_bytes("name: x\ndata: r\u00e9sum\u00e9\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"m\.yaml:2:8: is not UTF-8 from here"):
+        load_matrix(tmp_path / "m.yaml")
+
+
+def test_a_plug_ins_own_error_is_reported_at_its_entry(tmp_path, monkeypatch):
+    def wrong(**_):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr("finepruner_lmms.pruners.build_pruner", lambda name, **given: wrong())
+    with pytest.raises(ConfigError, match=r"m\.yaml:7:5: methods\.0: no such thing"):
+        load_matrix(write(tmp_path, GOOD))
+
+
+def test_the_home_directory_may_be_written_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError) as error:
+        load_matrix(
+            write(tmp_path, GOOD.replace("pretrained: demo", "pretrained: ~/weights").replace("demo", "~/root"))
+        )
+    assert f"data: '{tmp_path}/root' is neither" in str(error.value)
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(ConfigError, match=f"model.pretrained: .*'{tmp_path}/weights' holds no config.json"):
+        load_matrix(write(tmp_path, GOOD.replace("pretrained: demo", "pretrained: ~/weights")))
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path):
@@ -165,5 +223,5 @@ def test_an_id_changes_with_whatever_changes_an_answer(tmp_path, monkeypatch):
     assert not set(ids(GOOD.replace("data: demo", "data: demo-tuning"))) & set(first)
     judged = GOOD.replace("[pope, mme]", "[mmvet]")
     assert ids(judged + "judge: later\n") == ids(judged + "judge: exact\n")  # who judges changes no answer
-    monkeypatch.setattr("finepruner_lmms.lmms.identity.code_revision", lambda: "other")
+    monkeypatch.setattr("finepruner_lmms.lmms.identity.engine_code", lambda _: {"engine": "other"})
     assert not set(ids(GOOD)) & set(first)

@@ -14,7 +14,7 @@ import finepruner_lmms as fp
 from finepruner_lmms.engine import attention_rows
 from finepruner_lmms.engine.attention_rows import TEXT_ROWS, visual_rows
 from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, consensus
-from finepruner_lmms.heads.queries import QUERIES
+from finepruner_lmms.heads.queries import known_queries
 from finepruner_lmms.ops.clustering import merge_by_density_peaks
 from finepruner_lmms.ops.selection import with_required
 from finepruner_lmms.pruners.sparsevlm import rater_weights, recycling
@@ -178,7 +178,7 @@ STAGES = {
     ),
     "fastv renumbered": fp.build_pruner("fastv", budget="50%", positions="renumbered"),
     "pdrop guided by heads": fp.build_pruner("finepruner", guide="pdrop", budget="50%", heads=3),
-    "pdrop quota": fp.build_pruner("pdrop", budget="50%", aggregate="quota"),
+    "pdrop round_robin": fp.build_pruner("pdrop", budget="50%", aggregate="round_robin"),
 }
 
 
@@ -204,7 +204,7 @@ def test_equals_brute_force(which, attention):
     def choose(_layer, rows, alive, count):
         if pruner.name == "finepruner":
             rows = rows[sorted(best(rows[:, alive].sum(1), list(range(len(rows))), pruner.heads))]
-        return best(by_turns(rows) if pruner.aggregate == "quota" else rows.mean(0), alive, count)
+        return best(by_turns(rows) if pruner.aggregate == "round_robin" else rows.mean(0), alive, count)
 
     for row in range(3):
         expected, kept = answer(
@@ -416,10 +416,10 @@ def test_sparsevlm_in_double_precision():
 VARIANTS = [
     *({"head_strategy": name, "normalise": way} for name in HEAD_STRATEGIES for way in NORMALISATIONS),
     *({"head_strategy": "consensus", "preset": name} for name in consensus.PRESETS),
-    *({"query": name} for name in QUERIES),
+    *({"query": name} for name in known_queries()),
     {"head_strategy": "recommended"},
     {"head_strategy": "fixed", "fixed_heads": "1+3"},
-    {"aggregate": "quota", "rows": "renormalised"},
+    {"aggregate": "round_robin", "rows": "renormalised"},
     {"guide": "sparsevlm"},
     {"guide": "pdrop"},
 ]

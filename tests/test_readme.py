@@ -10,7 +10,7 @@ import yaml
 from conftest import prompts, tiny_llava
 
 import finepruner_lmms as fp
-from finepruner_lmms.matrix.config import MatrixFile
+from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.pruners import registry as base
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,8 @@ from oracle import Oracle
 from finepruner_lmms.benchmarks import submission
 from finepruner_lmms.benchmarks.submission import SERVED
 from finepruner_lmms.data import task_folders as tasks
-from finepruner_lmms.matrix.config import ConfigError, load_matrix
+from finepruner_lmms.matrix.config import load_matrix
+from finepruner_lmms.matrix.yaml_places import ConfigError
 
 SIZE = {"vqav2": 6, "vizwiz": 6, "mmbench": 8, "mmbench_cn": 8}
 # nobody has the answers of a test split

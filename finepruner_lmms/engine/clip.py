@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
+from finepruner_lmms.engine.loading_report import check_report
 from finepruner_lmms.engine.parts import normalise_patches
 from finepruner_lmms.errors import FieldError, first_line
-from finepruner_lmms.files import read_object
+from finepruner_lmms.files import load_object
 from finepruner_lmms.ops.precision import for_choosing
 
 # the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
@@ -21,49 +23,34 @@ _TOWERS = {
     (1024, 24, 224, 14): "openai/clip-vit-large-patch14",
 }
 
-
-_IMAGE = "<image>"
 _FORM_OF_ANSWER = (
     "\nAnswer the question using a single word or phrase.",
     "\nAnswer with the option's letter from the given choices directly.",
 )
-
-
-def bare_question(question: str) -> str:
-    """The question without LLaVA's instructions on the form of the answer: what a method reads for relevance.
-
-    As in CDPruner's released code: options, hints and OCR tokens stay.
-    """
-    for instruction in _FORM_OF_ANSWER:
-        question = question.replace(instruction, "")
-    return question.replace(_IMAGE, "").strip()
+_PLACEHOLDER = "<image>"
 
 
 def clip_checkpoint(config: Any, given: str | None = None) -> str:
-    """The CLIP checkpoint whose vision tower a LLaVA has. `FieldError` if neither it nor the caller names one."""
+    """The CLIP checkpoint whose vision tower a LLaVA has. `ValueError` if neither it nor the caller names one."""
     tower = config.vision_config
     sizes = (tower.hidden_size, tower.num_hidden_layers, tower.image_size, tower.patch_size)
     name = given or getattr(config, "mm_vision_tower", None) or _TOWERS.get(sizes)
-    fix = "give the whole one as clip=<hub id or folder>, or use relevance='embedding'"
     if not name:
         raise FieldError(
             "relevance",
-            "'clip' needs the text tower of the CLIP checkpoint that the vision tower comes from, and this model "
-            "names none",
+            "'clip' needs the text tower of the CLIP checkpoint that the vision tower comes from, and this model names "
+            "none",
             value="clip",
-            fix=fix,
+            fix="give it as clip=<hub id or folder>, or use relevance='embedding'",
         )
     file = Path(name) / "config.json"
-    if file.is_file():
-        if (found := read_object(file)) is None:
-            raise FieldError("clip", f"{str(file)!r} holds no JSON object", value=name, fix="fetch it again")
-        if (kind := found.get("model_type")) != "clip":
-            raise FieldError(
-                "relevance",
-                f"'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}",
-                value="clip",
-                fix=fix,
-            )
+    if file.is_file() and (kind := load_object(file).get("model_type")) != "clip":
+        raise FieldError(
+            "relevance",
+            f"'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}",
+            value="clip",
+            fix="give the whole one as clip=<hub id or folder>, or use relevance='embedding'",
+        )
     return str(name)
 
 
@@ -72,11 +59,19 @@ class JointSpace:
 
     def __init__(self, name: str, device: torch.device) -> None:
         try:
-            clip = CLIPModel.from_pretrained(name, dtype=torch.float32)
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = first_line(error)
-            raise FieldError("clip", f"cannot load the CLIP checkpoint {name!r}: {reason}", value=name) from error
+            clip, report = CLIPModel.from_pretrained(
+                name,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they come with the report
+                weights_only=True,
+                trust_remote_code=False,
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError, SafetensorError) as error:
+            problem = f"cannot load the CLIP checkpoint {name!r}: {first_line(error)}"
+            raise FieldError("clip", problem, value=name) from error
+        check_report(report, "clip", name, "CLIP")
         self.text_model = clip.text_model.eval().to(device)
         self.text_projection = clip.text_projection.to(device)
         self.visual_projection = clip.visual_projection.to(device)
@@ -85,11 +80,9 @@ class JointSpace:
     def embed_patches(self, model: Any, features: Tensor) -> Tensor:
         """Patch features `[B, N, C]` of `model`'s tower in the joint space: `[B, N, P]`."""
         if features.shape[-1] != self.visual_projection.in_features:
-            raise FieldError(
-                "clip",
-                f"the checkpoint projects features of width {self.visual_projection.in_features}, but the model's "
-                f"vision tower has {features.shape[-1]}",
-                fix="name the checkpoint that the tower comes from",
+            raise ValueError(
+                f"clip: the checkpoint projects features of width {self.visual_projection.in_features}, but the "
+                f"model's vision tower has {features.shape[-1]}; name the checkpoint that the tower comes from"
             )
         with for_choosing(features.device):
             return self.visual_projection(normalise_patches(model, features).float())
@@ -121,3 +114,13 @@ class JointSpace:
 def joint_space(name: str, device: torch.device) -> JointSpace:
     """The joint space of a checkpoint, loaded once."""
     return JointSpace(name, device)
+
+
+def bare_question(question: str) -> str:
+    """The question without LLaVA's instructions on the form of the answer: what a method reads for relevance.
+
+    As in CDPruner's released code: options, hints and OCR tokens stay.
+    """
+    for instruction in _FORM_OF_ANSWER:
+        question = question.replace(instruction, "")
+    return question.replace(_PLACEHOLDER, "").strip()

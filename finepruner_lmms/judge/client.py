@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    wait_exponential,
+)
 
+from finepruner_lmms.errors import Failure, first_line
 from finepruner_lmms.judge.settings import JudgeServer
 
 _PASSING = {408, 429, 500, 502, 503, 504}
@@ -22,12 +31,22 @@ _QUOTED = 300  # characters of a reply in an error
 _MAX_TOKENS = 128
 
 
-class JudgeError(RuntimeError):
+class JudgeError(Failure, RuntimeError):
     """A question could not be judged; the text says why."""
+
+    exit_status = 1
 
 
 class JudgeUnavailable(JudgeError):
     """No question can be judged now: the server refuses us, cannot be reached, or we were stopped."""
+
+
+class _Passing(JudgeUnavailable):
+    """Another try may succeed, after `wait` seconds if the server says so."""
+
+    def __init__(self, problem: str, wait: float | None = None) -> None:
+        super().__init__(problem)
+        self.wait = wait
 
 
 class GarbledReply(JudgeError):
@@ -52,6 +71,13 @@ class ChatClient:
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         self._http = httpx.Client(timeout=server.timeout, headers=headers)
         self._stopped = threading.Event()
+        self._retrying = Retrying(
+            retry=retry_if_exception_type(_Passing),
+            wait=_wait,
+            stop=stop_after_attempt(server.retries + 1),
+            sleep=sleep_using_event(self._stopped),
+            retry_error_callback=_give_up,
+        )
 
     def __enter__(self) -> ChatClient:
         return self
@@ -73,45 +99,39 @@ class ChatClient:
             "temperature": temperature,
             "max_tokens": _MAX_TOKENS,
         }
-        problem = ""
-        for tried in range(self.server.retries + 1):
-            wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2**tried) * random.uniform(0.5, 1.5)
-            if self._stopped.is_set():
-                break
-            try:
-                response = self._http.post(self.server.url, json=body)
-            except httpx.TimeoutException:
-                problem = f"no answer within {self.server.timeout:g} seconds"
-            except httpx.TransportError as error:
-                problem = f"cannot be reached: {self._safe(str(error) or type(error).__name__)}"
-            else:
-                if response.is_success:
-                    return self._read(response)
-                problem = self._describe(response)
-                self._raise_final(response, problem)
-                if (requested := _retry_after(response)) is not None:
-                    if requested > _LONGEST_REQUESTED:
-                        raise JudgeUnavailable(self._about(f"{problem}; it asks us to wait {requested:.0f} seconds"))
-                    wait = requested + random.uniform(0, _FIRST_WAIT) if requested else wait
-            if tried < self.server.retries and self._stopped.wait(wait):
-                break
+        return self._retrying(self._post, body)
+
+    def _post(self, body: dict[str, Any]) -> Reply:
+        """One try."""
         if self._stopped.is_set():
             raise JudgeUnavailable(self._about("stopped"))
-        raise JudgeUnavailable(self._about(f"{problem} (tried {self.server.retries + 1} times)"))
+        try:
+            response = self._http.post(self.server.url, json=body)
+        except httpx.TimeoutException:
+            raise _Passing(self._about(f"no answer within {self.server.timeout:g} seconds")) from None
+        except httpx.RequestError as error:
+            raise _Passing(self._about(f"cannot be reached: {self._safe(first_line(error))}")) from None
+        if not response.is_success:
+            raise self._problem(response)
+        return self._read(response)
 
-    def _raise_final(self, response: httpx.Response, problem: str) -> None:
-        """What another try would not change."""
-        status = response.status_code
+    def _problem(self, response: httpx.Response) -> JudgeError:
+        """What a refusal means: whether another try, or another question, could be answered."""
+        status, problem = response.status_code, self._describe(response)
         if status in (401, 403):
             where = self.server.key_env
             hint = f"the key in {where} is not accepted" if self._key else f"no key was sent, as {where} is not set"
-            raise JudgeUnavailable(self._about(f"{problem}; {hint}"))
+            return JudgeUnavailable(self._about(f"{problem}; {hint}"))
         if status == 404:
-            raise JudgeUnavailable(self._about(f"{problem}; check url and model ({self.server.model!r})"))
+            return JudgeUnavailable(self._about(f"{problem}; check url and model ({self.server.model!r})"))
         if status == 429 and "insufficient_quota" in response.text:
-            raise JudgeUnavailable(self._about(problem))
+            return JudgeUnavailable(self._about(problem))
         if status not in _PASSING:
-            raise JudgeError(self._about(problem))
+            return JudgeError(self._about(problem))
+        wait = _retry_after(response)
+        if wait is not None and wait > _LONGEST_REQUESTED:
+            return JudgeUnavailable(self._about(f"{problem}; it asks us to wait {wait:.0f} seconds"))
+        return _Passing(self._about(problem), wait)
 
     def _read(self, response: httpx.Response) -> Reply:
         try:
@@ -122,6 +142,7 @@ class ChatClient:
         if not isinstance(text, str) or not text.strip():
             raise GarbledReply(self._about(f"an empty message: {self._quote(response.text)}"))
         usage, model = content.get("usage"), content.get("model")
+        text = text.encode(errors="replace").decode()  # JSON may hold half a character, which no file takes
         return Reply(text, str(model or self.server.model), usage if isinstance(usage, dict) else {})
 
     def _describe(self, response: httpx.Response) -> str:
@@ -138,6 +159,24 @@ class ChatClient:
     def _safe(self, text: str) -> str:
         """Without the key, should a server repeat it to us."""
         return text if self._key is None else text.replace(self._key, "[key]")
+
+
+def _wait(state: RetryCallState) -> float:
+    """Seconds until the next try: what the server asks for, or twice as long each time; not in step with others."""
+    if asked := _passing(state).wait:
+        return asked + random.uniform(0, _FIRST_WAIT)
+    return wait_exponential(_FIRST_WAIT, _LONGEST_WAIT)(state) * random.uniform(0.5, 1.5)
+
+
+def _give_up(state: RetryCallState) -> NoReturn:
+    raise JudgeUnavailable(f"{_passing(state)} (tried {state.attempt_number} times)")
+
+
+def _passing(state: RetryCallState) -> _Passing:
+    """Why the last try failed."""
+    error = state.outcome and state.outcome.exception()
+    assert isinstance(error, _Passing)
+    return error
 
 
 def _retry_after(response: httpx.Response) -> float | None:

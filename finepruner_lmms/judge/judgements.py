@@ -1,21 +1,47 @@
-"""The judgements file: a JSON object a line, added as each judgement comes, so that none is ever paid for twice."""
+"""The judgements file: one JSON object per line, added as each judgement comes, so that none is ever paid for twice."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-Judgement = dict[str, Any]
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from finepruner_lmms.errors import Failure
+from finepruner_lmms.files import Locked, lock, split_lines
 
 
-class JudgementsError(ValueError):
+class JudgementsError(Failure, ValueError):
     """A judgements file that cannot be used."""
+
+
+class Judgement(BaseModel):
+    """What a judge said to one answer, and what was made of it.
+
+    `value` is the score or letter that `reply` means; `judge` is the name it was asked by, `model` what the server
+    calls itself; `rubric` identifies the instructions it was given.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    document: str
+    answer: str
+    value: Any
+    reply: str
+    judge: str
+    model: str
+    host: str
+    rubric: str
+    temperature: float
+    date: str
+    usage: dict[str, Any]
 
 
 def judgement_key(document: str, judge: str, prompt: str) -> str:
@@ -32,46 +58,43 @@ class Judgements:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Judgements:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(self.path.with_name(f"{self.path.name}.lock")))
+            except Locked as error:
+                problem = f"another process is judging ({error.holder}); wait for it to end"
+                raise JudgementsError(f"{self.path}: {problem}") from None
+            self._file = held.enter_context(self.path.open("a+b"))
             self._load()
-        except BlockingIOError:
-            self._file.close()
-            raise JudgementsError(f"{self.path}: another process is judging; wait for it to end") from None
-        except JudgementsError:
-            self._file.close()
-            raise
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._held.close()
 
     def get(self, key: str) -> Judgement | None:
         """The judgement of that key, if there is one."""
         return self._known.get(key)
 
     def add(self, judgement: Judgement) -> None:
-        """Store a judgement, which has its `key` in it. It is on disk when this returns."""
-        line = json.dumps(judgement, ensure_ascii=False).encode() + b"\n"
+        """Store a judgement. It is on disk when this returns."""
+        line = json.dumps(judgement.model_dump(), ensure_ascii=False).encode() + b"\n"
         with self._lock:
             self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._known[judgement["key"]] = judgement
+            self._known[judgement.key] = judgement
 
     def _load(self) -> None:
         self._file.seek(0)
-        content = self._file.read()
-        whole, newline, torn = content.rpartition(b"\n")
+        whole, newline, torn = self._file.read().rpartition(b"\n")
         if torn:  # cut off while it was written: that one is judged again
             self._file.truncate(len(whole) + len(newline))
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(split_lines((whole + newline).decode(errors="replace")), 1):
             try:
-                judgement = json.loads(line)
-                self._known[judgement["key"]] = judgement
-            except (ValueError, KeyError, TypeError):
+                judgement = Judgement.model_validate_json(line)
+            except ValidationError:
                 raise JudgementsError(f"{self.path}:{number}: not a judgement; mend or delete the line") from None
+            self._known[judgement.key] = judgement

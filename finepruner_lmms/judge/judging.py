@@ -100,20 +100,20 @@ def judge_one(case: Case, client: ChatClient, memory: Judgements) -> Judgement:
                 raise
             continue
         break
-    judgement = {
-        "key": key,
-        "document": case.document,
-        "answer": case.answer,
-        "value": value,
-        "reply": reply.text,
-        "judge": client.server.name,
-        "model": reply.model,
-        "host": client.server.host,
-        "rubric": case.rubric,
-        "temperature": temperature,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "usage": reply.usage,
-    }
+    judgement = Judgement(
+        key=key,
+        document=case.document,
+        answer=case.answer,
+        value=value,
+        reply=reply.text,
+        judge=client.server.name,
+        model=reply.model,
+        host=client.server.host,
+        rubric=case.rubric,
+        temperature=temperature,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        usage=reply.usage,
+    )
     memory.add(judgement)
     return judgement
 

@@ -70,11 +70,11 @@ class Scorer:
         cases = [rules.case(entry) for entry in entries]
         asked = [case for case in cases if case is not None]
         found = judge_all(asked, self._client, self._memory, on_progress)
-        values = iter(one["value"] for one in found)
+        values = iter(one.value for one in found)
         judged = [
             entry if case is None else entry | {rules.field: next(values)}
             for entry, case in zip(entries, cases, strict=True)
         ]
         server = self._client.server
-        about = {"name": server.name, "host": server.host, "models": sorted({str(one["model"]) for one in found})}
+        about = {"name": server.name, "host": server.host, "models": sorted({one.model for one in found})}
         return judged, about | {"asked": len(asked), "rubric": asked[0].rubric if asked else None}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+
+from finepruner_lmms.errors import FieldError, explain_problem, show
 
 VARIABLE = "FINEPRUNER_JUDGE"
 """What a plain lmms-eval run reads: `exact`, `later`, or the address of a server."""
@@ -19,8 +21,9 @@ _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 class JudgeServer(BaseModel):
-    """A language model behind an OpenAI-compatible endpoint. `timeout` is seconds a request, `retries` after the first.
+    """A language model behind an OpenAI-compatible endpoint.
 
+    `timeout` is in seconds per request; `retries` come after the first try.
     `mmbench`: whether it also finds the options that answers to MMBench mean, where no letter can be read.
 
     `url` is the server's address with or without `/v1`, or the full one of its chat completions. The key is read from
@@ -65,16 +68,17 @@ class JudgeServer(BaseModel):
         return urlsplit(self.url).netloc
 
     def key(self) -> str | None:
-        """The key, or None where the variable is not set. `ValueError` if it is none that a header can carry."""
+        """The key, or None where the variable is not set. `FieldError` if no header can carry it."""
         key = os.environ.get(self.key_env, "").strip()
         if key and not _KEY.fullmatch(key):
-            raise ValueError(f"{self.key_env}: holds a blank or a character that no key has; set it again")
+            problem = "holds a blank or a character that no key has"  # not quoted: it is a secret
+            raise FieldError(self.key_env, problem, fix="set it again")
         return key or None
 
 
 def _word(judge: Any) -> Any:
     if judge not in ("later", "exact"):
-        raise ValueError(f"got {judge!r}; expected 'later', 'exact', or a server: {{url: ..., model: ...}}")
+        raise ValueError(f"got {show(judge)}; expected 'later', 'exact', or a server: {{url: ..., model: ...}}")
     return judge
 
 
@@ -101,7 +105,7 @@ def completions_url(url: str) -> str:
     if "@" in parts.netloc or parts.query or parts.fragment:  # not quoted: a secret may stand there
         raise ValueError("holds a user, a password, a query or a fragment; the key belongs in an environment variable")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"got {url!r}; expected an address such as http://localhost:8000/v1")
+        raise ValueError(f"got {show(url)}; expected an address such as http://localhost:8000/v1")
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         has_version = any(re.match(r"v\d", part) for part in path.split("/"))
@@ -110,44 +114,37 @@ def completions_url(url: str) -> str:
 
 
 def parse_server(given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> JudgeServer:
-    """A checked server; `ValueError` with the field under its name in `names`, the value and what is wrong."""
+    """A checked server; `FieldError` with the field under its name in `names`, the value and what is wrong."""
     try:
         return JudgeServer.model_validate(dict(given))
     except ValidationError as error:
         problem = error.errors()[0]
         field = str(problem["loc"][0])
-        raise ValueError(f"{(names or {}).get(field, field)}: {explain(problem)}") from None
-
-
-def explain(problem: Mapping[str, Any]) -> str:
-    """One of pydantic's errors in words. Our own checks word theirs, and may not want the value quoted."""
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    if problem["type"] == "missing":
-        return "is missing"
-    wanted = str(problem["msg"]).removeprefix("Input should be ")
-    return f"got {problem['input']!r}; expected {wanted[0].lower() + wanted[1:]}"
+        raise FieldError((names or {}).get(field, field), explain_problem(problem)) from None
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Judge:
-    """The judge that a plain lmms-eval run names; `ValueError` naming the variable, or the ways out if there is none.
+    """The judge that a plain lmms-eval run names; `FieldError` naming the variable, or the ways out if there is none.
 
     `FINEPRUNER_JUDGE`, and for a server `FINEPRUNER_JUDGE_MODEL`, `…_KEY_ENV`, `…_TIMEOUT`, `…_RETRIES`, `…_WORKERS`.
     """
     environment = os.environ if environment is None else environment
     judge = environment.get(VARIABLE, "").strip()
     if not judge:
-        raise ValueError(
-            f"{VARIABLE}: MM-Vet needs a judge, and none is set; set it to the address of an OpenAI-compatible server "
-            f"(with {VARIABLE}_MODEL), to 'later' (answers now, `finepruner judge FILE` afterwards), or to 'exact' "
-            "(string match, not comparable with published scores)"
+        raise FieldError(
+            VARIABLE,
+            "MM-Vet needs a judge, and none is set",
+            fix=f"set it to the address of an OpenAI-compatible server (with {VARIABLE}_MODEL), to 'later' (answers "
+            "now, `finepruner judge FILE` afterwards), or to 'exact' (string match, not comparable with published "
+            "scores)",
         )
     if judge == "later":
         return "later"
     if judge == "exact":
         return "exact"
     if "//" not in judge:
-        raise ValueError(f"{VARIABLE}: got {judge!r}; expected 'exact', 'later', or an address such as http://host/v1")
+        problem = f"got {show(judge)}; expected 'exact', 'later', or an address such as http://host/v1"
+        raise FieldError(VARIABLE, problem, value=judge)
     names = {"url": VARIABLE} | {name: f"{VARIABLE}_{name.upper()}" for name in _OPTIONS}
     given = {name: environment[names[name]] for name in _OPTIONS if environment.get(names[name])}
     return parse_server({"url": judge, **given}, names)
@@ -156,25 +153,16 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Judge:
 def choose(options: Mapping[str, Any], exact: bool, otherwise: Judge | None) -> JudgeServer | Literal["exact"]:
     """The judge that a command line names by `options`, which go before what `otherwise` says, or by `exact`.
 
-    `ValueError` if it names none, or two; `later` is none.
+    `FieldError` if it names none, or two; `later` is none.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if exact:
         if given:
-            raise ValueError("--exact: needs no server; leave the other options out")
+            raise FieldError("--exact", "needs no server", fix="leave the other options out")
         return "exact"
     known = otherwise.model_dump() if isinstance(otherwise, JudgeServer) else {}
     if given or known:
         return parse_server(known | given, {name: f"--{name.replace('_', '-')}" for name in JudgeServer.model_fields})
     if otherwise != "exact":
-        raise ValueError(f"judge: none is set; give --url and --model, or --exact, or set {VARIABLE}")
+        raise FieldError("judge", "none is set", fix=f"give --url and --model, or --exact, or set {VARIABLE}")
     return "exact"
-
-
-def check_command_line(arguments: Sequence[str]) -> None:
-    """`ValueError` if lmms-eval's command line asks for MM-Vet and no judge is set.
-
-    lmms-eval looks at its tasks after the model is loaded, which is late to learn this.
-    """
-    if any("fp_mmvet" in argument.removeprefix("--tasks=").split(",") for argument in arguments):
-        from_environment()

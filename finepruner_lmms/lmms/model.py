@@ -25,10 +25,11 @@ from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture
-from finepruner_lmms.lmms.identity import answer_identity
+from finepruner_lmms.lmms.identity import Identity, answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.image_cache import ImageCache
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.monitor import Monitor, describe
+from finepruner_lmms.lmms.ranks import all_or_none
 from finepruner_lmms.lmms.response_cache import identify
 from finepruner_lmms.pruners import Pruner
 
@@ -54,19 +55,20 @@ class LlavaFinePruner(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         device = self.arguments.device
         self._device = self.accelerator.device if device == "auto" else choose_device(device)
-        checkpoint = open_checkpoint(self.arguments.pretrained)
-        check_pruner(self.pruner, checkpoint.config)
-        self.processor = checkpoint.processor
-        self._tokenizer = self.processor.tokenizer
-        if self.arguments.conv == "chat_template":
-            check_template(self.processor)
-        self.model = read_model(
-            checkpoint,
-            self.arguments.pretrained,
-            self.arguments.dtype,
-            self._device,
-            self.arguments.attn_implementation,
-        )
+        with all_or_none(self.accelerator):
+            checkpoint = open_checkpoint(self.arguments.pretrained)
+            check_pruner(self.pruner, checkpoint.config)
+            self.processor = checkpoint.processor
+            self._tokenizer = self.processor.tokenizer
+            if self.arguments.conv == "chat_template":
+                check_template(self.processor)
+            self.model = read_model(
+                checkpoint,
+                self.arguments.pretrained,
+                self.arguments.dtype,
+                self._device,
+                self.arguments.attn_implementation,
+            )
         self.geometry = Geometry.of(self.model.config)
         self.images = ImageCache(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
@@ -99,10 +101,17 @@ class LlavaFinePruner(lmms):
         """What the prefills since `lengths` was cleared took; None if none had an image."""
         return PrefillCost.of(DecoderSizes.of(self.model.config.text_config), self.lengths)
 
+    def answer_identity(self) -> Identity:
+        """What the answers depend on, besides what is asked. Reads the checkpoint's files where they are new to it."""
+        pretrained, tokens = resolve(self.arguments.pretrained), self.num_visual_tokens
+        checkpoint = checkpoint_identity(pretrained, self.pruner, tokens)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return answer_identity(self.pruner, answer_settings(self.arguments), dtype, checkpoint, tokens)
+
     @property
     def identity(self) -> str:
-        """Everything that changes an answer, as one line: arguments, code, checkpoint, library versions."""
-        return f"{self.arguments.canonical()}|{answer_identity(resolve(self.arguments.pretrained))}"
+        """`answer_identity` in one line."""
+        return self.answer_identity().text()
 
     def __repr__(self) -> str:
         # lmms-eval keys its response cache by this where it is handed the object

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
+
 from finepruner_lmms.checkpoints.images import ASPECT_RATIOS
 from finepruner_lmms.checkpoints.prompts import CONVERSATIONS
-from finepruner_lmms.errors import check_choice, check_integer, nearest
+from finepruner_lmms.errors import FieldError, check_choice, check_integer, nearest, show
+from finepruner_lmms.files import expand_home
 from finepruner_lmms.pruners import Pruner, build_pruner, canonical_name, parameter_names
 from finepruner_lmms.pruners.registry import known_parameters
 
@@ -38,8 +41,8 @@ class ModelArguments:
 
     @classmethod
     def parse(cls, arguments: dict[str, Any]) -> ModelArguments:
-        """Read what lmms-eval parsed from `--model_args`. `ValueError` naming the argument, the value and the fix."""
-        given = {key: value for key, value in arguments.items() if value is not None and key not in _HOST}
+        """Read what lmms-eval parsed from `--model_args`. `FieldError` naming the argument, the value and the fix."""
+        given = {key: _plain(value) for key, value in arguments.items() if value is not None and key not in _HOST}
         method = _take_method(given)
         own = {f.name for f in fields(cls)} - {"method", "method_arguments"}
         known = own | known_parameters()
@@ -47,17 +50,21 @@ class ModelArguments:
             if key not in known:
                 everything = sorted({*known, *_SYNONYMS, "method", "enable_dynamic_selection"})
                 hint = nearest(key, everything)
-                raise ValueError(f"model_args: unknown argument {key!r}{hint}; known: {', '.join(everything)}")
+                problem = f"unknown argument {key!r}{hint}; known: {', '.join(everything)}"
+                raise FieldError(key, problem, value=given[key])
         settings = {key: given.pop(key) for key in own & set(given)}
-        if "batch_size" in settings:
-            settings["batch_size"] = _integer("batch_size", settings["batch_size"])
+        for name in ("batch_size", "max_new_tokens"):
+            if name in settings:
+                settings[name] = _integer(name, settings[name])
+        if "pretrained" in settings:  # a folder's name may be a number, which lmms-eval reads as one
+            settings["pretrained"] = expand_home(str(settings["pretrained"]))
         parsed = cls(method=method, method_arguments=given, **settings)
         parsed._check()
         return parsed
 
     def with_method(self, arguments: dict[str, Any]) -> ModelArguments:
         """The same settings with another method; `arguments` replaces method and parameters as a whole."""
-        given = {key: value for key, value in arguments.items() if value is not None}
+        given = {key: _plain(value) for key, value in arguments.items() if value is not None}
         method = _take_method(given)
         return replace(self, method=method, method_arguments=given)
 
@@ -82,7 +89,7 @@ class ModelArguments:
         if self.max_new_tokens is not None:
             check_integer("max_new_tokens", self.max_new_tokens, 1)
         if not isinstance(self.debug, bool):
-            raise ValueError(f"debug: got {self.debug!r}; expected true or false")
+            raise FieldError("debug", f"got {show(self.debug)}; expected true or false", value=self.debug)
         self.build_pruner()
 
 
@@ -91,7 +98,7 @@ def _take_method(given: dict[str, Any]) -> str:
     for synonym, name in _SYNONYMS.items():
         if synonym in given:
             if name in given:
-                raise ValueError(f"model_args: {synonym!r} and {name!r} are the same argument; give one of them")
+                raise FieldError(synonym, f"is the same argument as {name!r}", fix="give one of them")
             given[name] = given.pop(synonym)
     method = given.pop("method", None)
     if _flag("enable_dynamic_selection", given.pop("enable_dynamic_selection", False)):
@@ -99,10 +106,9 @@ def _take_method(given: dict[str, Any]) -> str:
             method not in (None, "finepruner", "fastv+finepruner")
             or given.get("head_strategy", "consensus") != "consensus"
         ):
-            raise ValueError(
-                "enable_dynamic_selection: stands for method=finepruner,head_strategy=consensus; "
-                f"it cannot be combined with method={method!r}, head_strategy={given.get('head_strategy')!r}"
-            )
+            asked = f"method={method!r}, head_strategy={given.get('head_strategy')!r}"
+            problem = f"stands for method=finepruner,head_strategy=consensus; it cannot be combined with {asked}"
+            raise FieldError("enable_dynamic_selection", problem, value=True)
         method, given["head_strategy"] = "finepruner", "consensus"
     method = "vanilla" if method is None else str(method)
     for name in ("heads", "layer", "seed"):
@@ -113,9 +119,14 @@ def _take_method(given: dict[str, Any]) -> str:
     return canonical_name(method)
 
 
+def _plain(value: Any) -> Any:
+    """Python's own number for one of numpy's, which is none where types are checked or JSON is written."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: got {value!r}; expected true or false")
+        raise FieldError(name, f"got {show(value)}; expected true or false", value=value)
     return value
 
 
@@ -129,4 +140,4 @@ def _integer(name: str, value: Any) -> int:
         if number == int(number) if number == number and abs(number) < 2**53 else False:
             return int(number)
     hint = " or a share such as '22%'" if name == "budget" else ""
-    raise ValueError(f"{name}: got {value!r}; expected a whole number{hint}")
+    raise FieldError(name, f"got {show(value)}; expected a whole number{hint}", value=value)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from finepruner_lmms.matrix.config import LaunchSection
+from finepruner_lmms.matrix.sections import LaunchSection
 from finepruner_lmms.matrix.store import Json
 
 _POLL = 0.1  # seconds

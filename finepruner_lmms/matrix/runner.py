@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.matrix.config import MatrixFile
 from finepruner_lmms.matrix.launch import Launch, Silent
+from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.store import Json, Store, write_error
 
 MAX_DEATHS = 2

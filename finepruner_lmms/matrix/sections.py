@@ -1,0 +1,97 @@
+"""What a matrix file may say: its sections, their fields and types, and their mistakes in words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from finepruner_lmms.errors import FieldError, explain_problem, nearest, show
+from finepruner_lmms.files import expand_home
+from finepruner_lmms.judge.settings import Judge, JudgeServer
+from finepruner_lmms.matrix.yaml_places import Document, Place
+
+HomePath = Annotated[str, AfterValidator(expand_home)]
+"""A name or a path, in which `~` is the home directory."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """Which model, and how it is run: the `model_args` that are not the method's."""
+
+    pretrained: HomePath = "llava-hf/llava-1.5-7b-hf"
+    conv: str = "vicuna_v1"
+    image_aspect_ratio: str = "pad"
+    dtype: str = "auto"
+    device: str = "auto"
+    attn_implementation: str = "sdpa"
+    max_new_tokens: PositiveInt | None = None
+
+
+class LaunchSection(_Section):
+    """How the worker is started. `processes: auto` is one per GPU, or one without GPUs."""
+
+    processes: PositiveInt | Literal["auto"] = "auto"
+    batch_size: PositiveInt = 1
+    timeout_minutes: float = Field(default=30, gt=0)
+    """A worker that reports no progress for so long is stopped."""
+
+
+class MatrixFile(_Section):
+    """The whole file, before its methods are multiplied out."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    model: ModelSection = ModelSection()
+    data: HomePath = "hub"
+    tasks: list[str] = Field(min_length=1)
+    methods: list[str | dict[str, Any]] = Field(min_length=1)
+    limit: PositiveInt | None = None
+    monitor: bool = False
+    submission: bool = False
+    """Tasks that only a server scores answer their test split and write its file."""
+    judge: Judge | None = None
+    launch: LaunchSection = LaunchSection()
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {"model": ModelSection, "launch": LaunchSection, "judge": JudgeServer}
+
+
+def check_shape(document: Document) -> MatrixFile:
+    """The file's fields by name, each of its type; `ConfigError` with every field that is not."""
+    try:
+        return MatrixFile.model_validate(document.data)
+    except ValidationError as error:
+        problems: dict[Place, list[Any]] = {}
+        for problem in error.errors():
+            problems.setdefault(_place(document.data, problem), []).append(problem)
+        for place, found in problems.items():
+            document.report(FieldError(".".join(map(str, place)), _in_words(found, place)), place)
+        document.raise_any()
+        raise
+
+
+def _place(data: Any, problem: Any) -> Place:
+    """Where a problem stands in the file. Pydantic names the branch of a union too; the file has no such level."""
+    place: list[str | int] = []
+    for part in problem["loc"]:
+        inside = isinstance(data, dict) and part in data
+        if inside or (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            data = data[part]
+            place.append(part)
+    return (*place, problem["loc"][-1]) if problem["type"] == "missing" else tuple(place)
+
+
+def _in_words(problems: list[Any], place: Place) -> str:
+    """What is wrong at one place; several problems are the alternatives of a union."""
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
+        section = _SECTIONS[str(place[0])] if len(place) > 1 else MatrixFile
+        known = list(section.model_fields)
+        return f"unknown field{nearest(place[-1], known)}; known: {', '.join(known)}"
+    if len(problems) == 1:
+        return explain_problem(first)
+    wanted = " or ".join(problem["msg"].removeprefix("Input should be ") for problem in problems)
+    return f"got {show(first['input'])}; expected {wanted[0].lower() + wanted[1:]}"
