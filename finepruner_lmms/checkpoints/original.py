@@ -18,8 +18,9 @@ from finepruner_lmms.checkpoints.processor import PicturesOnly, read_tokenizer
 from finepruner_lmms.checkpoints.prompts import VICUNA_TEMPLATE
 from finepruner_lmms.checkpoints.sentencepiece_tokenizer import read_sentencepiece
 from finepruner_lmms.checkpoints.vocabulary import Vocabulary
-from finepruner_lmms.checkpoints.weights import Weights, read_json
+from finepruner_lmms.checkpoints.weights import Weights
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.files import load_object
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class OriginalCheckpoint:
         """
         stored = dtype or _stored_type(self.raw)
         file = self.folder / "generation_config.json"
-        given = read_json(file) if file.is_file() else {}
+        given = load_object(file) if file.is_file() else {}
         generation = greedy_config(
             given | {"suppress_tokens": self.vocabulary.never},
             self.config,

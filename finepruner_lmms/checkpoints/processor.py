@@ -9,8 +9,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaPr
 
 from finepruner_lmms.checkpoints.prompts import IMAGE, chat_template
 from finepruner_lmms.checkpoints.sentencepiece_tokenizer import read_sentencepiece
-from finepruner_lmms.checkpoints.weights import read_json
 from finepruner_lmms.errors import FieldError, first_line
+from finepruner_lmms.files import load_object
 
 _READ_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError)
 
@@ -98,7 +98,7 @@ def check_template(processor: Any) -> None:
 def _image_processor(folder: Path, config: LlavaConfig) -> Any:
     files = [file for file in ("preprocessor_config.json", "processor_config.json") if (folder / file).is_file()]
     for file in files:
-        read_json(folder / file)  # says which one is damaged
+        load_object(folder / file)  # says which one is damaged
     try:
         # the resampling LLaVA-1.5 was evaluated with; torchvision's differs by up to 0.03 in a normalised pixel
         found = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)

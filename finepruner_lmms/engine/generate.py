@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from finepruner_lmms.checkpoints.prompts import bare_question
 from finepruner_lmms.engine.decoder_hooks import attach
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.parts import check_model, word_embeddings
@@ -189,7 +188,7 @@ def _vision_for(
     if pruner.reads_question == "clip":
         if questions is None:
             raise ValueError(f"questions: {pruner.name!r} reads the question apart from the prompt; give one a row")
-        from finepruner_lmms.engine.clip import clip_checkpoint, joint_space
+        from finepruner_lmms.engine.clip import bare_question, clip_checkpoint, joint_space
 
         space = joint_space(clip_checkpoint(model.config, getattr(pruner, "clip", None)), model.device)
         texts = space.embed_texts([bare_question(questions[row]) for row in rows])
