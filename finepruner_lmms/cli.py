@@ -92,6 +92,7 @@ def plan(
     form: Annotated[str, typer.Option("--format", help="text, or jsonl: a JSON object a cell")] = "text",
 ) -> None:
     """Show what would run and what is done, with an estimate of the time, without running."""
+    from finepruner_lmms.matrix.cells import unknown_commits
     from finepruner_lmms.matrix.runner import estimate_seconds
 
     _check_format(form, ("text", "jsonl"))
@@ -99,8 +100,10 @@ def plan(
     cells = record["cells"]
     states = store.states(cells)
     if form == "jsonl":
+        reasons = store.explain_missing(_to_run(record, states))
         for cell, state in zip(cells, states, strict=True):
             facts = {"id": cell["id"], "state": state.name, "task": cell["task"], **_facts(cell)}
+            facts["reason"] = reasons.get(cell["id"], state.reason)
             sys.stdout.write(json.dumps(facts | {"directory": str(store.cell_dir(cell))}, ensure_ascii=False) + "\n")
         return
     left = _to_run(record, states)
@@ -110,7 +113,11 @@ def plan(
         f"{len(cells) - len(left)} done, {len(left)} to do",
         f"model: {record['model']} ({layers} decoder layers, {tokens} visual tokens an image)",
     ]
-    lines += [f"  {state.name:8} {cell['label']}" for cell, state in zip(cells, states, strict=True)]
+    reasons = store.explain_missing(left)
+    for cell, state in zip(cells, states, strict=True):
+        why = reasons.get(cell["id"], state.reason)
+        lines.append(f"  {state.name:8} {cell['label']}{': ' + why if why else ''}")
+    lines += unknown_commits(cells)
     seconds = estimate_seconds([state.result for state in states if state.result is not None], left)
     if left:
         known = "unknown until a cell of each task is done" if seconds is None else f"about {_duration(seconds)}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finepruner_lmms.errors import Failure
+from finepruner_lmms.errors import Failure, FieldError
 
 
 class Locked(Failure, RuntimeError):
@@ -66,6 +66,21 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except ValueError:  # not JSON, not UTF-8
         return None
     return value if isinstance(value, dict) else None
+
+
+def load_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; `FieldError` naming the file if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FieldError(path.name, f"cannot read {str(path)!r}: {error.strerror}", value=str(path)) from error
+    except ValueError as error:  # not JSON, not UTF-8
+        problem = f"{str(path)!r} is not valid JSON ({error})"
+        raise FieldError(path.name, problem, value=str(path), fix="fetch it again") from error
+    if not isinstance(value, dict):
+        problem = f"{str(path)!r} holds a {type(value).__name__}, not an object"
+        raise FieldError(path.name, problem, value=str(path))
+    return value
 
 
 def split_lines(content: str) -> list[str]:

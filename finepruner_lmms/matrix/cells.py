@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,18 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
             tokens,
         )
         for pruner in pruners
+    ]
+
+
+def unknown_commits(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each hub repository of which nobody could say at which commit it is."""
+    from finepruner_lmms.lmms.identity import Identity
+
+    names = {name for cell in cells for name in Identity.model_validate(cell["spec"]["identity"]).unknown}
+    return [
+        f"{name}: its commit is not known here (no network, and not in the local cache), so that results of an earlier "
+        "one would count as done; plan again where the hub can be reached, or after it is fetched"
+        for name in sorted(names)
     ]
 
 

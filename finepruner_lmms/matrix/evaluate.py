@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -30,7 +29,7 @@ class InvalidResult(RuntimeError):
 
 
 def evaluate_cell(
-    lm: LlavaFinePruner, manager: TaskManager, spec: Json, attempt: Path, cache: Path, run_id: str
+    lm: LlavaFinePruner, manager: TaskManager, spec: Json, attempt: Path, cache: Path
 ) -> tuple[Json, list[Json]] | None:
     """Result and samples of one cell; None in all processes but the first.
 
@@ -40,7 +39,6 @@ def evaluate_cell(
     benchmark = BENCHMARKS[spec["task"]]
     lm.configure(method=spec["method"], budget=spec["budget"], **spec["parameters"])
     _check_identity(lm, spec)
-    os.environ["LMMS_CACHE_RUN_ID"] = run_id
     lm.lengths.clear()
     out = simple_evaluate(
         model=lm,

@@ -66,7 +66,6 @@ def main() -> None:
     plan_file = Path(sys.argv[1])
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     _leave_with_the_parent()
-    os.environ["FINEPRUNER_JUDGE"] = "later"  # the parent sees to it
     first = int(os.environ.get("RANK", "0")) == 0
     events = Events(plan_file.with_name("events.jsonl") if first else None)
     events.send("loading")
@@ -93,7 +92,7 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
     started = time.monotonic()
     lm.monitor_to(folder if plan.get("monitor") else None)
     try:
-        outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache", cell["id"])
+        outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache")
         if outcome is not None:
             result, samples = outcome
             if "submission" in result:
