@@ -94,7 +94,7 @@ def test_words_new_methods_reports_and_judges_change_no_id(package, before):
     method = (package / "pruners" / "uniform.py").read_text(encoding="utf-8").replace('"uniform"', '"brand_new"')
     (package / "pruners" / "brand_new.py").write_text(method.replace("class Uniform", "class BrandNew"))
     edit(package, "pruners/__init__.py", "    uniform,\n", "    brand_new,\n    uniform,\n")
-    for file in ("pruners/fastv.py", "engine/generate.py", "benchmarks/table.py", "lmms/model.py", "ops/selection.py"):
+    for file in ("pruners/fastv.py", "engine/generate.py", "benchmarks/record.py", "lmms/model.py", "ops/selection.py"):
         text = (package / file).read_text(encoding="utf-8")
         words = re.sub(r'^( *)"""(?=[A-Z`])', r'\1"""Other words. ', text, flags=re.MULTILINE)
         assert words.count("Other words. ") > 2

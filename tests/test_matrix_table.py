@@ -134,7 +134,7 @@ def test_an_error_that_was_not_measured_is_a_dash_never_zero(store, error):
     assert "not measured: fewer than two images" in render(board, "text")
     (row,) = [row for row in table(store) if row["method"] == "fastv"]
     assert math.isclose(float(row["gqa"]), 72)
-    result = {"percent": 72.0, "standard_error": error, "answered": 240, "seconds": 1.0}
+    result = store.states([{"id": "gqa3", "folder": "gqa3", "task": "gqa", "row": 3}])[0].result
     assert score_text(result) == "72.0 ± – % of the maximum, 240 questions, 1.0 s"
 
 
