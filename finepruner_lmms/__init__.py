@@ -29,6 +29,7 @@ _HOME = {
     "generate": "engine.generate",
     "load_model": "checkpoints.load",
 }
+_LIVE = ("HEAD_STRATEGIES", "METHODS")  # these grow when something is registered
 
 __all__ = [
     "HEAD_STRATEGIES",
@@ -59,7 +60,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'finepruner_lmms' has no attribute {name!r}")
     value = getattr(import_module(f"finepruner_lmms.{_HOME[name]}"), name)
-    globals()[name] = value
+    if name not in _LIVE:
+        globals()[name] = value
     return value
 
 

@@ -6,14 +6,18 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from conftest import VISUAL, alone, prompts, tiny_llava
 
 import finepruner_lmms as fp
+from finepruner_lmms.pruners import DecoderPruner, VisionPruner, registry
+from finepruner_lmms.pruners.vanilla import Vanilla
 from finepruner_lmms.testing import prefill_without_host_sync
 
 ROOT = Path(__file__).parents[1]
@@ -192,13 +196,103 @@ def test_a_broken_plug_in_is_named(tmp_path):
 
 
 def test_two_methods_cannot_share_a_name():
-    from finepruner_lmms.pruners.registry import register
-    from finepruner_lmms.pruners.vanilla import Vanilla
-
     class Other(Vanilla):
         """Another one."""
 
     with pytest.raises(ValueError, match=r"the name 'fastv' belongs to finepruner_lmms.pruners.fastv.FastV already"):
-        register("fastv")(Other)
+        registry.register("fastv")(Other)
     with pytest.raises(ValueError, match=r"the name 'fastv.finepruner' belongs to"):
-        register("other", "fastv+finepruner")(Other)
+        registry.register("other", "fastv+finepruner")(Other)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blind(VisionPruner):
+    """What a method has to be at least."""
+
+    def choose(self, vision):
+        return torch.ones_like(vision.features[..., 0], dtype=torch.bool)
+
+
+class Undecorated(Blind):
+    """Not a dataclass itself: what it adds would be no parameter."""
+
+    share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unfinished(DecoderPruner):
+    """Does not choose."""
+
+    def stages(self, num_layers, num_visual_tokens):
+        return ()
+
+
+@dataclass(frozen=True)
+class Positional(Blind):
+    """Its parameter could be given by its place."""
+
+    share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demanding(Blind):
+    """Cannot be built by its name alone."""
+
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Misplaced(Blind):
+    """Says that it works inside the model."""
+
+    side: ClassVar = "decoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ambiguous(Blind):
+    """`first` belongs to compositions."""
+
+    first: int = 3
+
+
+@pytest.mark.parametrize(
+    "name, cls, message",
+    [
+        ("", Blind, "has no usable name"),
+        ("my method", Blind, "has no usable name"),
+        ("a+b", Blind, "has no usable name; use letters"),
+        ("blind", dict, "is no Pruner; derive it from VisionPruner or DecoderPruner"),
+        ("blind", Undecorated, "is no frozen dataclass; write @dataclass"),
+        ("blind", Unfinished, "does not define select"),
+        ("blind", Positional, "takes 'share' by its place"),
+        ("blind", Demanding, "has no default for 'share'"),
+        ("blind", Misplaced, "says side = 'decoder', but what it derives from is 'vision'"),
+        ("blind", Ambiguous, "has a parameter 'first', which means something else; rename it"),
+    ],
+)
+def test_what_cannot_work_as_a_method_is_refused_when_it_is_registered(name, cls, message):
+    before = fp.METHODS
+    with pytest.raises(ValueError, match=f"method: {name!r} .*{message}".replace("+", "[+]")):
+        registry.register(name)(cls)
+    assert before == fp.METHODS
+
+
+def test_a_registered_method_is_listed_at_once(monkeypatch):
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    registry.register("blind")(Blind)
+    assert "blind" in fp.METHODS and sorted(fp.METHODS) == fp.METHODS
+    assert fp.build_pruner("blind", budget=3).name == "blind"
+
+
+def test_a_broken_plug_in_stops_only_who_needs_it(monkeypatch):
+    def broken():
+        raise RuntimeError("plug-in 'nothing' cannot be loaded")
+
+    monkeypatch.setattr(registry, "load_plugins", broken)
+    monkeypatch.setattr(registry, "_plugins_asked", False)
+    assert fp.build_pruner("fastv", budget=100).name == "fastv"
+    for _ in range(2):  # and it is told again
+        with pytest.raises(RuntimeError, match="plug-in 'nothing'"):
+            fp.METHODS  # noqa: B018
+        with pytest.raises(RuntimeError, match="plug-in 'nothing'"):
+            fp.build_pruner("nothing")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from importlib import metadata
@@ -19,6 +21,8 @@ from loguru import logger
 from PIL import Image
 
 import finepruner_lmms as fp
+from finepruner_lmms.checkpoints.fetch import resolve
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.model_args import ModelArguments
 
@@ -126,6 +130,30 @@ def test_arguments_as_lmms_eval_parses_them():
     assert parsed.build_pruner() == fp.build_pruner("finepruner", budget=192, heads=8)
     assert ModelArguments.parse({"method": "fastv", "budget": "22%"}).build_pruner().budget == "22%"
     assert ModelArguments.parse({"batch_size": "16", "max_batch_size": None}).batch_size == 16
+
+
+def test_a_chat_template_is_checked_before_weights_are_read_and_starts_once(tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(resolve("demo"), tmp_path / "demo"))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + template)
+    doubled = LlavaFinePruner(pretrained=str(folder), conv="chat_template")
+    plain = LlavaFinePruner(pretrained="demo", conv="chat_template")
+    rows = []
+    for model in (doubled, plain):
+        model.task_dict = {"t": {"test": [Image.new("RGB", (9, 9))]}}
+        arguments = (QUESTIONS[0], {"max_new_tokens": 2}, lambda picture: [picture], 0, "t", "test")
+        metadata = {"task": "t", "doc_id": 0, "repeats": 1}
+        request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
+        rows.append(model._prepare(request).ids)
+    assert rows[0] == rows[1] and rows[0].count(plain.tokenizer.bos_token_id) == 1
+
+    def read(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("finepruner_lmms.lmms.model.read_model", read)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(FieldError, match="conv: 'chat_template' needs the checkpoint's own template, and it has none"):
+        LlavaFinePruner(pretrained=str(folder), conv="chat_template")
 
 
 def test_answers_do_not_depend_on_batches(model, toy):
@@ -317,6 +345,50 @@ def launch(toy: Path, out: Path, processes: int, arguments: str, **environment: 
         "n": json.loads(results.read_text())["n-samples"]["toy"]["effective"],
         "log": done.stdout + done.stderr,
     }
+
+
+FAILING = """
+import os
+from lmms_eval.api.instance import Instance
+import finepruner_lmms.lmms.model as module
+
+second = os.environ["RANK"] == "1"
+def fail(*_, **__):
+    raise ValueError("its disk is broken")
+def attempt(what, call):
+    try:
+        call()
+    except Exception as error:
+        print(what, type(error).__name__, error, flush=True)
+read, answer = module.read_model, module.generate
+module.read_model = fail if second else read
+attempt("loading:", lambda: module.LlavaFinePruner(pretrained="demo"))
+module.read_model, module.generate = read, fail if second else answer
+model = module.LlavaFinePruner(pretrained="demo")
+model.task_dict = {"t": {"test": [None]}}
+request = Instance(
+    request_type="generate_until", arguments=("Why?", {"max_new_tokens": 2}, lambda _: [], 0, "t", "test"), idx=0,
+    metadata={"task": "t", "doc_id": 0, "repeats": 1},
+)
+attempt("answering:", lambda: print(len(list(model.generate_until([request])))))
+"""
+
+
+@pytest.mark.slow
+def test_a_failing_rank_says_why_and_the_others_do_not_wait_for_it():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", FAILING]
+    running = [
+        subprocess.Popen(command, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    first, second = (process.communicate(timeout=280)[0].splitlines() for process in running)
+    assert first == ["loading: OtherRankFailed rank 1: its disk is broken", "1"]
+    assert second == ["loading: ValueError its disk is broken", "answering: ValueError its disk is broken"]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import finepruner_lmms as fp
 from finepruner_lmms.engine import decoder_hooks
 from finepruner_lmms.engine.attention_rows import TEXT_ROWS, visual_rows
 from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, consensus
-from finepruner_lmms.heads.queries import QUERIES
+from finepruner_lmms.heads.queries import known_queries
 from finepruner_lmms.ops.clustering import merge_by_density_peaks
 from finepruner_lmms.ops.selection import with_required
 from finepruner_lmms.pruners.sparsevlm import rater_weights, recycling
@@ -416,7 +416,7 @@ def test_sparsevlm_in_double_precision():
 VARIANTS = [
     *({"head_strategy": name, "normalise": way} for name in HEAD_STRATEGIES for way in NORMALISATIONS),
     *({"head_strategy": "consensus", "preset": name} for name in consensus.PRESETS),
-    *({"query": name} for name in QUERIES),
+    *({"query": name} for name in known_queries()),
     {"head_strategy": "recommended"},
     {"head_strategy": "fixed", "fixed_heads": "1+3"},
     {"aggregate": "quota", "rows": "renormalised"},

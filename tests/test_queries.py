@@ -10,7 +10,7 @@ from brute_force import best
 from conftest import IMAGE, VISUAL, alone, prompts, tiny_llava
 
 import finepruner_lmms as fp
-from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
+from finepruner_lmms.heads.queries import Words, known_queries, query_weights
 from finepruner_lmms.testing import decoder_context
 
 
@@ -54,7 +54,7 @@ def plain(name: str, rows: torch.Tensor, prefix: int) -> torch.Tensor:
     raise AssertionError(name)
 
 
-@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize("name", known_queries())
 def test_equals_going_through_the_rows(name):
     generator = torch.Generator().manual_seed(0)
     size = 14
@@ -74,7 +74,7 @@ def test_equals_going_through_the_rows(name):
             assert torch.equal(found[row], last[row])
 
 
-@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize("name", known_queries())
 def test_without_text_the_last_token_asks(name):
     """In rows whose prompt ends with the image, alone and beside others, the choice is that of `query="last"`."""
     model = tiny_llava()
@@ -88,7 +88,7 @@ def test_without_text_the_last_token_asks(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize("name", known_queries())
 def test_in_a_model(name):
     """In a mixed batch, the kept tokens are those that eager attention and plain arithmetic would keep."""
     model, inputs = tiny_llava(), prompts((5, 12), 9, (2, 4), (7, 1))
@@ -108,7 +108,8 @@ def test_in_a_model(name):
 def test_queries_differ_and_are_checked():
     context = decoder_context()
     kept = {
-        name: fp.build_pruner("finepruner", heads=4, query=name).select(context, 6).keep.tolist() for name in QUERIES
+        name: fp.build_pruner("finepruner", heads=4, query=name).select(context, 6).keep.tolist()
+        for name in known_queries()
     }
     assert kept["text_tokens_only"] == kept["system_and_text"] != kept["last"]
     with pytest.raises(ValueError, match=r"query: got 'first'.*known: last, adaptive_by_length"):

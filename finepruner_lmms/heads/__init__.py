@@ -9,6 +9,8 @@ consensus-diversity selection means by a strategy of the same name.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,15 +21,22 @@ from finepruner_lmms.heads.view import HeadView
 from finepruner_lmms.ops.precision import for_choosing
 
 NORMALISATIONS = ("resoftmax", "renormalise")
-HEAD_STRATEGIES = known_strategies()
+HEAD_STRATEGIES: tuple[str, ...]
+"""The sorted names of all strategies, those registered since included."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HEAD_STRATEGIES":
+        return known_strategies()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def select_heads(attention: Tensor, strategy: str, heads: int, normalise: str = "resoftmax") -> Tensor:
     """The heads that guide, best first: `[B, heads]`.
 
     `attention` `[B, H, N]` is the last prompt token's post-softmax attention to the visual tokens. Scores are float32
-    or better, also under `torch.autocast`. Raises `FieldError` for an unknown strategy or normalisation, a number of heads outside 1..H, or attention that is not
-    finite.
+    or better, also under `torch.autocast`. Raises `FieldError` for an unknown strategy or normalisation, a number of
+    heads outside 1..H, or attention that is not finite.
     """
     if attention.ndim != 3:
         raise FieldError("attention", f"shape {list(attention.shape)}; expected [batch, heads, visual tokens]")

@@ -135,4 +135,6 @@ def adaptive_text_visual(words: Words) -> Tensor:
     return torch.where(count <= 5, _mean(_newest(words.present, 3)), _rising(words.present))
 
 
-QUERIES = ("last", *sorted(_QUERIES))
+def known_queries() -> tuple[str, ...]:
+    """The names of all query strategies: `last`, the last prompt token, and the others sorted."""
+    return ("last", *sorted(_QUERIES))

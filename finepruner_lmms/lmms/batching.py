@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from finepruner_lmms.checkpoints.images import as_rgb, whole_files
+from finepruner_lmms.errors import FieldError
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,17 @@ def batches(prepared: Sequence[Prepared], batch_size: int) -> Iterator[list[int]
 
 
 def read_picture(documents: Any, doc_id: int, doc_to_visual: Callable[[Any], Any], where: str) -> Image.Image | None:
-    """The picture of a document in RGB, read to its end; None if it has none. `ValueError` saying `where` it is."""
+    """The picture of a document in RGB, read to its end; None if it has none. `FieldError` saying `where` it is."""
     try:
         with whole_files():
             visuals = list(doc_to_visual(documents[doc_id]) or [])
             if len(visuals) > 1:
-                raise ValueError(f"{where}: {len(visuals)} images; LLaVA-1.5 answers about one")
+                raise FieldError(where, f"{len(visuals)} images; LLaVA-1.5 answers about one")
             if visuals and not isinstance(visuals[0], Image.Image):
-                raise ValueError(f"{where}: the visual is a {type(visuals[0]).__name__}, not an image")
+                raise FieldError(where, f"the visual is a {type(visuals[0]).__name__}, not an image")
             return as_rgb(visuals[0]) if visuals else None
     except (OSError, SyntaxError) as error:  # Pillow raises either where a file is damaged
-        raise ValueError(f"{where}: its image cannot be read ({error})") from error
+        raise FieldError(where, f"its image cannot be read ({error})") from error
 
 
 def count_output(row: list[int], ends: set[int]) -> int:

@@ -29,6 +29,7 @@ from finepruner_lmms.lmms.identity import answer_identity
 from finepruner_lmms.lmms.image_cache import ImageCache
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.monitor import Monitor, describe
+from finepruner_lmms.lmms.ranks import all_or_none
 from finepruner_lmms.lmms.response_cache import identify
 from finepruner_lmms.pruners import Pruner
 
@@ -54,19 +55,20 @@ class LlavaFinePruner(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         device = self.arguments.device
         self._device = self.accelerator.device if device == "auto" else choose_device(device)
-        checkpoint = open_checkpoint(self.arguments.pretrained)
-        check_pruner(self.pruner, checkpoint.config)
-        self.processor = checkpoint.processor
-        self._tokenizer = self.processor.tokenizer
-        if self.arguments.conv == "chat_template":
-            check_template(self.processor)
-        self.model = read_model(
-            checkpoint,
-            self.arguments.pretrained,
-            self.arguments.dtype,
-            self._device,
-            self.arguments.attn_implementation,
-        )
+        with all_or_none(self.accelerator):
+            checkpoint = open_checkpoint(self.arguments.pretrained)
+            check_pruner(self.pruner, checkpoint.config)
+            self.processor = checkpoint.processor
+            self._tokenizer = self.processor.tokenizer
+            if self.arguments.conv == "chat_template":
+                check_template(self.processor)
+            self.model = read_model(
+                checkpoint,
+                self.arguments.pretrained,
+                self.arguments.dtype,
+                self._device,
+                self.arguments.attn_implementation,
+            )
         self.geometry = Geometry.of(self.model.config)
         self.images = ImageCache(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)

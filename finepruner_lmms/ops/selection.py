@@ -22,7 +22,7 @@ def top_mask(scores: Tensor, retained: int, present: Tensor | None = None, requi
 
 
 def with_required(keep: Tensor, required: Tensor, retained: int, scores: Tensor | None = None) -> Tensor:
-    """`keep` `[B, N]` with the tokens that are `required` `[B, N]`, at most one a row, among its `retained`.
+    """`keep` `[B, N]` with the tokens that are `required` `[B, N]`, at most one per row, among its `retained`.
 
     Where one was not chosen, it takes the place of the worst by `scores` `[B, N]` (of the last without scores), or is
     one more where places are left. Rows that require nothing stay as they are.
@@ -34,7 +34,7 @@ def with_required(keep: Tensor, required: Tensor, retained: int, scores: Tensor 
 
 
 def mask_to_index(mask: Tensor, retained: int) -> Tensor:
-    """The kept columns of each row, ascending: `[B, retained]`, for a mask `[B, N]` with that many True a row."""
+    """The kept columns of each row, ascending: `[B, retained]`, for a mask `[B, N]` with that many True per row."""
     return mask.int().argsort(dim=1, descending=True, stable=True)[:, :retained]
 
 

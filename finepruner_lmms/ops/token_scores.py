@@ -21,16 +21,16 @@ def token_scores(attention: Tensor, rows: str = "raw", aggregate: str = "mean") 
     """Combine `attention` `[B, H, N]` over its heads into token scores `[B, N]`.
 
     `rows="raw"` takes each head's row as it is (FastV, section 4 of its paper); `"renormalised"` first divides it by
-    the head's own attention to the image, so that each head has an equal voice. `aggregate` is `"mean"`, `"max"`, or
-    `"quota"`: the heads nominate in turn, each its best token, then each its second best, and so on.
+    the head's own attention to the image, which is per-head normalisation. `aggregate` is `"mean"`, `"max"`, or
+    `"quota"`: round-robin, the heads nominate in turn, each its best token, then each its second best, and so on.
     """
     attention = head_rows(attention, rows)
     if aggregate == "quota":
-        return _by_turns(attention)
+        return _round_robin(attention)
     return attention.amax(1) if aggregate == "max" else attention.mean(1)
 
 
-def _by_turns(attention: Tensor) -> Tensor:
+def _round_robin(attention: Tensor) -> Tensor:
     """The turn in which each token is first nominated, `[B, N]`, negative so that early is better."""
     heads = attention.shape[1]
     order = attention.argsort(dim=-1, descending=True, stable=True)

@@ -1,4 +1,6 @@
-"""The pruning methods, one a file. Importing this package registers all of them, and those of installed plug-ins."""
+"""The pruning methods, one per file. Importing this package registers them; plug-ins follow when they are asked for."""
+
+from typing import Any
 
 from finepruner_lmms.pruners import (
     cdpruner,
@@ -17,7 +19,6 @@ from finepruner_lmms.pruners import (
 )
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, VisionPruner
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
-from finepruner_lmms.pruners.plugins import load_plugins
 from finepruner_lmms.pruners.registry import (
     build_pruner,
     canonical_name,
@@ -27,8 +28,15 @@ from finepruner_lmms.pruners.registry import (
     register,
 )
 
-load_plugins()
-METHODS = known_methods()
+METHODS: list[str]
+"""The sorted names of all methods, those registered since and those of installed plug-ins included."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "METHODS":
+        return known_methods()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "METHODS",

@@ -46,7 +46,7 @@ class AttentionGuided(DecoderPruner):
 
     @abstractmethod
     def head_attention(self, context: DecoderContext) -> Tensor:
-        """The rows that guide, a head each: `[B, H, V]`."""
+        """The rows that guide, one per head: `[B, H, V]`."""
 
     def choose(self, scores: Tensor, context: DecoderContext, retained: int) -> Selection:
         """What to do with token scores `[B, V]`: keep the best."""

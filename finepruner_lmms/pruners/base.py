@@ -136,7 +136,7 @@ class VisionPruner(Pruner):
 
     @abstractmethod
     def choose(self, vision: VisionOutputs) -> Tensor:
-        """Which visual tokens to keep: `[B, N]` bool, exactly `retained(N)` True a row. No wait for the device."""
+        """Which visual tokens to keep: `[B, N]` bool, exactly `retained(N)` True per row. No wait for the device."""
 
     def select_visual(self, vision: VisionOutputs) -> Tensor:
         """`choose`, of outputs that are checked to be finite: `[B, N]` bool. `FieldError` if they are not.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from finepruner_lmms.errors import check_choice
+from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
@@ -39,7 +39,8 @@ class CDPruner(VisionPruner):
         super().__post_init__()
         check_choice("relevance", self.relevance, RELEVANCES)
         if self.clip is not None and self.relevance != "clip":
-            raise ValueError(f"clip: got {self.clip!r}, which relevance={self.relevance!r} does not read; leave it out")
+            problem = f"got {self.clip!r}, which relevance={self.relevance!r} does not read"
+            raise FieldError("clip", problem, value=self.clip, fix="leave it out")
 
     @property
     def reads_question(self) -> Literal["", "clip", "embedding"]:
@@ -97,7 +98,7 @@ def conditional_kernel(projected: Tensor, relevance: Tensor) -> Tensor:
 def greedy_map(kernel: Tensor, count: int) -> Tensor:
     """`count` tokens in the order of picking, `[B, count]`: each has the largest gain in log det L of the picked.
 
-    Fast greedy MAP inference (Chen et al., NeurIPS 2018, Algorithm 1), a batch at a time, in few operations a step.
+    Fast greedy MAP inference (Chen et al., NeurIPS 2018, Algorithm 1), a batch at a time, in few operations per step.
     Once no token gains anything (the rank is exhausted), the rest follow by L_jj; the lower index wins a tie.
     """
     batch, size, _ = kernel.shape

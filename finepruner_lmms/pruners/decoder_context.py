@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finepruner_lmms.errors import FieldError
+
 Source = Tensor | Callable[[], Tensor]
 
 
@@ -120,7 +122,7 @@ class DecoderContext:
 
     def _read(self, name: str) -> Tensor:
         if name not in self._sources:
-            raise ValueError(f"{name}: not given to this DecoderContext; pass {name}=... to it")
+            raise FieldError(name, "not given to this DecoderContext", fix=f"pass {name}=... to it")
         value = self._sources[name] = _value(self._sources[name])
         return value
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from finepruner_lmms.errors import check_integer
+from finepruner_lmms.errors import FieldError, check_integer
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
 from finepruner_lmms.pruners.budget import round_half_up
@@ -34,7 +34,8 @@ class FastV(AttentionGuided):
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """One drop to R = (L·B - K·N) / (L - K), so that the layers see B on average."""
         if self.layer >= num_layers:
-            raise ValueError(f"layer: got {self.layer}; this model has {num_layers} layers, so 1 to {num_layers - 1}")
+            problem = f"got {self.layer}; this model has {num_layers} layers, so 1 to {num_layers - 1}"
+            raise FieldError("layer", problem, value=self.layer)
         full, rest = self.layer * num_visual_tokens, num_layers - self.layer
         tokens = self._tokens(num_visual_tokens, least=Fraction(full, num_layers))
         retained = round_half_up((num_layers * tokens - full) / rest)

@@ -13,7 +13,7 @@ from torch import Tensor
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads import consensus
-from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
+from finepruner_lmms.heads.queries import Words, known_queries, query_weights
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
@@ -25,7 +25,7 @@ from finepruner_lmms.pruners.sparsevlm import SparseVLM
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
 CONSENSUS, FIXED, RECOMMENDED = "consensus", "fixed", "recommended"
-EQUAL_VOICE = {"rows": "renormalised", "aggregate": "max"}
+PER_HEAD = {"rows": "renormalised", "aggregate": "max"}
 """What `recommended` stands for, with all heads: see docs/head_study.md."""
 
 
@@ -43,7 +43,7 @@ class FinePruner(AttentionGuided):
     `doc`); the number of heads follows from the attention. `heads` has no effect, but in the preset `calibrated`: there
     it is the number that the attention's complexity adjusts. `head_strategy="fixed"` always takes the heads named in
     `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="recommended"` is what our head
-    study supports (docs/head_study.md): all heads, each with an equal voice.
+    study supports (docs/head_study.md): all heads, with per-head normalisation and the maximum.
     """
 
     guide: str = "fastv"
@@ -59,7 +59,7 @@ class FinePruner(AttentionGuided):
         super().__post_init__()
         check_choice("guide", self.guide, tuple(GUIDED))
         if self.layer != 2 and self.guide != "fastv":
-            raise ValueError(f"layer: got {self.layer!r}; guide={self.guide!r} has depths of its own, so leave it out")
+            raise self._unread("layer", f"guide={self.guide!r} has depths of its own")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
         check_choice(
@@ -71,51 +71,51 @@ class FinePruner(AttentionGuided):
         if self.head_strategy == CONSENSUS:
             self._check_consensus()
         elif self.preset is not None:
-            raise ValueError(f"preset: got {self.preset!r}; only head_strategy='consensus' reads it, so leave it out")
-        check_choice("query", self.query, QUERIES)
+            raise self._unread("preset", "only head_strategy='consensus' reads it")
+        check_choice("query", self.query, known_queries())
         if self.query != "last" and self.guide == "sparsevlm":
-            raise ValueError(f"query: got {self.query!r}; guide='sparsevlm' asks by its raters, so leave it out")
+            raise self._unread("query", "guide='sparsevlm' asks by its raters")
         check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
         self.guided  # noqa: B018 - its parameters are checked here, too
+
+    def _unread(self, name: str, why: str) -> FieldError:
+        """The error of a parameter that was given although the others leave nothing for it to say."""
+        value = getattr(self, name)
+        return FieldError(name, f"got {value!r}; {why}, so leave it out", value=value)
 
     def _check_fixed(self) -> None:
         if self.head_strategy != FIXED:
             if self.fixed_heads is not None:
-                raise ValueError(
-                    f"fixed_heads: got {self.fixed_heads!r}; only head_strategy='fixed' reads it, so leave it out"
-                )
+                raise self._unread("fixed_heads", "only head_strategy='fixed' reads it")
             return
         if self.heads is not None:
-            raise ValueError(f"heads: got {self.heads!r}; head_strategy='fixed' names its heads, so leave it out")
+            raise self._unread("heads", "head_strategy='fixed' names its heads")
         if self.normalise != "resoftmax":
-            raise ValueError(f"normalise: got {self.normalise!r}; head_strategy='fixed' ranks nothing, so leave it out")
+            raise self._unread("normalise", "head_strategy='fixed' ranks nothing")
         self._write("fixed_heads", "+".join(map(str, self.named_heads)))
 
     def _check_recommended(self) -> None:
         usual = {"heads": None, "normalise": "resoftmax", "rows": "raw", "aggregate": "mean"}
         for name, default in usual.items():
-            if (value := getattr(self, name)) != default:
-                raise ValueError(f"{name}: got {value!r}; head_strategy='recommended' decides it, so leave it out")
+            if getattr(self, name) != default:
+                raise self._unread(name, "head_strategy='recommended' decides it")
 
     @cached_property
     def named_heads(self) -> tuple[int, ...]:
         """The heads of `fixed_heads`, ascending."""
         texts = str(self.fixed_heads).split("+")
         if not all(text.strip().isdecimal() for text in texts) or len(set(map(int, texts))) < len(texts):
-            raise ValueError(
-                f"fixed_heads: got {self.fixed_heads!r}; expected different heads, counted from 0, such as 3 or '3+5'"
-            )
+            problem = f"got {self.fixed_heads!r}; expected different heads, counted from 0, such as 3 or '3+5'"
+            raise FieldError("fixed_heads", problem, value=self.fixed_heads)
         return tuple(sorted(map(int, texts)))
 
     def _check_consensus(self) -> None:
         if self.preset is not None:
             check_choice("preset", self.preset, tuple(consensus.PRESETS))
         if self.aggregate != "mean":
-            raise ValueError(
-                f"aggregate: got {self.aggregate!r}; consensus fuses the heads by weights, so leave it out"
-            )
+            raise self._unread("aggregate", "consensus fuses the heads by weights")
         if self.normalise != "resoftmax":
-            raise ValueError(f"normalise: got {self.normalise!r}; the presets have their own, so leave it out")
+            raise self._unread("normalise", "the presets have their own")
         if self.heads is not None and self.preset != "calibrated":
             warnings.warn(
                 f"heads={self.heads} has no effect with preset={self.preset or 'doc'!r}: the number of heads follows "
@@ -126,7 +126,7 @@ class FinePruner(AttentionGuided):
     @property
     def combination(self) -> dict[str, str]:
         """How the rows of the heads become one score: `rows` and `aggregate`."""
-        return EQUAL_VOICE if self.head_strategy == RECOMMENDED else {"rows": self.rows, "aggregate": self.aggregate}
+        return PER_HEAD if self.head_strategy == RECOMMENDED else {"rows": self.rows, "aggregate": self.aggregate}
 
     @cached_property
     def guided(self) -> AttentionGuided:
@@ -151,7 +151,8 @@ class FinePruner(AttentionGuided):
             problem = f"got {self.heads}; the layers of this model have {num_heads} query heads"
             raise FieldError("heads", problem, value=self.heads)
         if self.head_strategy == FIXED and self.named_heads[-1] >= num_heads:
-            raise ValueError(f"fixed_heads: got {self.fixed_heads!r}; the heads of this model are 0 to {num_heads - 1}")
+            problem = f"got {self.fixed_heads!r}; the heads of this model are 0 to {num_heads - 1}"
+            raise FieldError("fixed_heads", problem, value=self.fixed_heads)
 
     def head_attention(self, context: DecoderContext) -> Tensor:
         """The rows of all heads: the guided method's, or those that `query` asks by, in the same layer."""

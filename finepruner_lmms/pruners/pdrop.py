@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from finepruner_lmms.errors import check_choice
+from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext
@@ -63,7 +63,7 @@ def drop_layers(variant: str, num_layers: int) -> list[int]:
     wanted = quarters if variant == "official" else [2, *(layer for layer in quarters if layer > 2)]
     layers = sorted({layer for layer in wanted if 0 < layer < num_layers})
     if not layers:
-        raise ValueError(f"method: pdrop needs a decoder of 3 layers or more; this model has {num_layers}")
+        raise FieldError("method", f"pdrop needs a decoder of 3 layers or more; this model has {num_layers}")
     return layers
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.grid import grid_shape, image_side
 from finepruner_lmms.pruners.base import Reduction, VisionPruner
 from finepruner_lmms.pruners.registry import register
@@ -27,13 +28,15 @@ class Pool(VisionPruner):
         retained = super().retained(num_visual_tokens)
         side = image_side(num_visual_tokens)
         if side is None:
-            raise ValueError(f"method: pool needs a square grid of visual tokens; this model has {num_visual_tokens}")
+            raise FieldError("method", f"pool needs a square grid of visual tokens; this model has {num_visual_tokens}")
         if grid_shape(retained, side) is None:
             near = [n for n in range(1, num_visual_tokens + 1) if grid_shape(n, side)]
             below, above = max(n for n in near if n < retained), min(n for n in near if n > retained)
-            raise ValueError(
-                f"budget: got {self.budget!r}; pool makes grids, and {retained} tokens are not rows × columns within "
-                f"1:2; the nearest that are: {below} and {above}"
+            raise FieldError(
+                "budget",
+                f"got {self.budget!r}; pool makes grids, and {retained} tokens are not rows × columns within 1:2",
+                value=self.budget,
+                fix=f"the nearest that are: {below} and {above}",
             )
         return retained
 

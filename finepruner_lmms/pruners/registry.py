@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from finepruner_lmms.errors import FieldError, nearest
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, VisionPruner
 from finepruner_lmms.pruners.chain import Chain
+from finepruner_lmms.pruners.plugins import load_plugins
 
 P = TypeVar("P", bound=type[Pruner])
 _METHODS: dict[str, type[Pruner]] = {}
 _ALIASES: dict[str, str] = {}
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_plugins_asked = False
 
 
 def register(name: str, *aliases: str) -> Callable[[P], P]:
-    """Make a pruner class known by `name` (and `aliases`) to `build_pruner`, lmms-eval and matrix files."""
+    """Make a pruner class known by `name` (and `aliases`) to `build_pruner`, lmms-eval and matrix files.
+
+    Raises `FieldError` for a name that is taken, and for a class that cannot work as a method: see `check_method`.
+    """
 
     def add(cls: P) -> P:
         for taken in (name, *aliases):
             owner = _METHODS.get(_ALIASES.get(taken, taken))
             if owner is not None and (owner.__module__, owner.__qualname__) != (cls.__module__, cls.__qualname__):
                 where = f"{owner.__module__}.{owner.__qualname__}"
-                raise ValueError(f"method: the name {taken!r} belongs to {where} already; choose another")
+                raise FieldError("method", f"the name {taken!r} belongs to {where} already", fix="choose another")
+        check_method(name, cls)
         cls.name = name
         _METHODS[name] = cls
         _ALIASES.update(dict.fromkeys(aliases, name))
@@ -32,13 +40,46 @@ def register(name: str, *aliases: str) -> Callable[[P], P]:
     return add
 
 
+def check_method(name: str, cls: type[Any]) -> None:
+    """Raise `FieldError` unless `cls` can be registered as the method `name`.
+
+    It has to be a `VisionPruner` or a `DecoderPruner` (or a `Pruner` that drops nothing) with everything abstract
+    filled in, and a frozen dataclass whose fields, its parameters, are keywords with defaults.
+    """
+
+    def refuse(problem: str, fix: str = "") -> FieldError:
+        return FieldError("method", f"{name!r} ({cls.__module__}.{cls.__qualname__}) {problem}", value=cls, fix=fix)
+
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise refuse("has no usable name", "use letters, digits, '_', '-' and '.'")
+    if not issubclass(cls, Pruner):
+        raise refuse("is no Pruner", "derive it from VisionPruner or DecoderPruner")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise refuse(f"does not define {' and '.join(missing)}")
+    if "__dataclass_params__" not in vars(cls):
+        raise refuse("is no frozen dataclass", "write @dataclass(frozen=True, kw_only=True) between @register and it")
+    for parameter in fields(cls):
+        if not parameter.kw_only:
+            raise refuse(f"takes {parameter.name!r} by its place", "write @dataclass(frozen=True, kw_only=True)")
+        if parameter.default is MISSING and parameter.default_factory is MISSING:
+            raise refuse(f"has no default for {parameter.name!r}", "give each parameter a default")
+        if parameter.name in ("name", "side", "first"):
+            raise refuse(f"has a parameter {parameter.name!r}, which means something else", "rename it")
+    side = "vision" if issubclass(cls, VisionPruner) else "decoder" if issubclass(cls, DecoderPruner) else "none"
+    if getattr(cls, "side", None) != side:
+        raise refuse(f"says side = {getattr(cls, 'side', None)!r}, but what it derives from is {side!r}")
+
+
 def known_methods() -> list[str]:
-    """The sorted names of all methods."""
+    """The sorted names of all methods, those of installed plug-ins among them."""
+    _ask_plugins()
     return sorted(_METHODS)
 
 
 def method_class(name: str) -> type[Pruner]:
-    """The class registered as `name` or as one of its aliases; `ValueError` if there is none."""
+    """The class registered as `name` or as one of its aliases; `FieldError` if there is none."""
+    if _ALIASES.get(name, name) not in _METHODS:
+        _ask_plugins()
     resolved = _ALIASES.get(name, name)
     if resolved not in _METHODS:
         known = known_methods()
@@ -46,6 +87,18 @@ def method_class(name: str) -> type[Pruner]:
         problem = f"unknown method {name!r}{hint}; known: {', '.join(known)}, and two joined by '+'"
         raise FieldError("method", problem, value=name)
     return _METHODS[resolved]
+
+
+def _ask_plugins() -> None:
+    """Load the methods of installed packages, once: when all methods are listed, or one is not of ours."""
+    global _plugins_asked
+    if not _plugins_asked:
+        _plugins_asked = True  # before, because what is loaded may ask for methods itself
+        try:
+            load_plugins()
+        except BaseException:
+            _plugins_asked = False
+            raise
 
 
 def canonical_name(name: str) -> str:
@@ -62,14 +115,14 @@ def parameter_names(name: str) -> list[str]:
 
 def known_parameters() -> set[str]:
     """The parameters that any method reads."""
-    return {"first", *(parameter for name in _METHODS for parameter in parameter_names(name))}
+    return {"first", *(parameter for name in known_methods() for parameter in parameter_names(name))}
 
 
 def build_pruner(name: str, **params: Any) -> Pruner:
     """The pruner `name` with its parameters, all checked now, before any model is loaded.
 
     `"a+b"` composes a vision-side method with a decoder-side one; `first` is what `a` leaves for `b`. Raises
-    `ValueError` naming the culprit: an unknown method, a parameter that the method does not read, or a value
+    `FieldError` naming the culprit: an unknown method, a parameter that the method does not read, or a value
     out of range. Whether the budget can be reached depends on the model's depth: `Pruner.schedule` tells.
     """
     classes, known = _classes(name), parameter_names(name)

@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from finepruner_lmms.errors import check_choice
+from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.ops.clustering import merge_by_density_peaks
 from finepruner_lmms.ops.selection import at_least_float32, take, top_mask
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
@@ -58,9 +58,12 @@ class SparseVLM(AttentionGuided):
             if tokens == num_visual_tokens:
                 return ()
             if (num_layers, num_visual_tokens) != (32, 576) or tokens not in _OFFICIAL:
-                raise ValueError(
-                    f"budget: got {self.budget!r}; sparsevlm's released tables are for 32 layers, 576 visual tokens "
-                    f"and the budgets {', '.join(map(str, _OFFICIAL))}; use variant='equal' for others"
+                raise FieldError(
+                    "budget",
+                    f"got {self.budget!r}; sparsevlm's released tables are for 32 layers, 576 visual tokens and the "
+                    f"budgets {', '.join(map(str, _OFFICIAL))}",
+                    value=self.budget,
+                    fix="use variant='equal' for others",
                 )
             return with_merged((3, 7, 16), _OFFICIAL[int(tokens)], num_visual_tokens, official=True)
         layers = drop_layers(num_layers)
@@ -69,7 +72,7 @@ class SparseVLM(AttentionGuided):
         return () if tokens == num_visual_tokens else _solve(tokens, num_layers, num_visual_tokens)
 
     def head_attention(self, context: DecoderContext) -> Tensor:
-        """The raters' mean row in the layer before, a head each."""
+        """The raters' mean row in the layer before, one per head."""
         if not context.text_present.shape[1]:
             return context.attention  # no text after the image: its last token is the last of the prompt
         weights = context.once(
@@ -118,7 +121,7 @@ def drop_layers(num_layers: int) -> tuple[int, int, int]:
         return 2, 8, 20
     layers = 2, max(3, (6 * num_layers + 16) // 32), max(4, (15 * num_layers + 16) // 32)
     if layers[-1] >= num_layers:
-        raise ValueError(f"method: sparsevlm needs a decoder of 5 layers or more; this model has {num_layers}")
+        raise FieldError("method", f"sparsevlm needs a decoder of 5 layers or more; this model has {num_layers}")
     return layers
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finepruner_lmms.errors import FieldError
+
 _WHY = {
     "cls_attention": "this vision tower has no CLS token apart from its patches",
     "cls_projected": "this vision tower has no CLS token apart from its patches",
@@ -59,15 +61,15 @@ class VisionOutputs:
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     def need(self, name: str, method: str) -> Any:
-        """The field `name`; `ValueError` saying who needs it if it is not there."""
+        """The field `name`; `FieldError` saying who needs it if it is not there."""
         if (value := getattr(self, name)) is None:
-            raise ValueError(f"{name}: method {method!r} needs it, and it is missing: {_WHY[name]}")
+            raise FieldError(name, f"method {method!r} needs it, and it is missing: {_WHY[name]}")
         return value
 
     def project(self, features: Tensor) -> Tensor:
         """`features` `[B, M, C]` through the model's projector: `[B, M, D]`."""
         if self.projector is None:
-            raise ValueError("projector: missing; a method that makes new tokens before the projector needs it")
+            raise FieldError("projector", "missing; a method that makes new tokens before the projector needs it")
         return self.projector(features)
 
     def replace(self, **changes: Any) -> VisionOutputs:

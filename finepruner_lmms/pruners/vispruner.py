@@ -13,7 +13,7 @@ from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
-_STEP = 8  # tokens removed a round
+_STEP = 8  # tokens removed per round
 
 
 @register("vispruner")
