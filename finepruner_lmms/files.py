@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finepruner_lmms.errors import Failure
+from finepruner_lmms.errors import Failure, FieldError
 
 
 class Locked(Failure, RuntimeError):
@@ -65,6 +66,21 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def load_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; `FieldError` naming the file if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FieldError(path.name, f"cannot read {str(path)!r}: {error.strerror}", value=str(path)) from error
+    except ValueError as error:  # not JSON, not UTF-8
+        problem = f"{str(path)!r} is not valid JSON ({error})"
+        raise FieldError(path.name, problem, value=str(path), fix="fetch it again") from error
+    if not isinstance(value, dict):
+        problem = f"{str(path)!r} holds a {type(value).__name__}, not an object"
+        raise FieldError(path.name, problem, value=str(path))
+    return value
+
+
 def split_lines(content: str) -> list[str]:
     r"""The lines of JSON lines, which end with `\n` and nothing else: JSON may hold U+2028 and U+0085 as they are."""
     lines = content.split("\n")
@@ -92,6 +108,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class _Lock(FileLock):
+    """A class of our own, because lmms-eval patches filelock's: a second lock of the same process then succeeds."""
+
+
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold `path` while the block runs; `Locked` at once if another process does. Ends with the process.
@@ -100,7 +120,7 @@ def lock(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     about = path.with_name(f"{path.name}.holder")
-    held = FileLock(path)
+    held = _Lock(path)
     try:
         held.acquire(timeout=0)
     except Timeout:
@@ -125,10 +145,50 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with FileLock(path, timeout=0):
+        with _Lock(path, timeout=0):
             return False
     except Timeout:
         return True
+
+
+_REMEMBERED = 1 << 20  # bytes; reading less is as quick as looking it up
+
+
+def content_hash(path: Path) -> str:
+    """The sha256 of a file's content, hexadecimal.
+
+    That of a large file is remembered by its path, size, time and inode in our cache folder, so that it is read once.
+    A file that is written anew in place within the clock tick of the file system, at the same size, is not noticed.
+    """
+    path = path.resolve()
+    status = path.stat()
+    if status.st_size < _REMEMBERED:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    memory = cache_dir() / "content-hashes.json"
+    place, state = str(path), [status.st_size, status.st_mtime_ns, status.st_ino]
+    with suppress(OSError):  # where there is no place to remember, it is read each time
+        if (found := _remembered(memory, place, state)) is not None:
+            return found
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        # of several processes that ask at once, one reads; another file may be read meanwhile
+        with FileLock(memory.with_name(f"{memory.name}.{hashlib.sha256(place.encode()).hexdigest()[:12]}.lock")):
+            if (found := _remembered(memory, place, state)) is not None:
+                return found
+            found = _sha256(path)
+            with FileLock(memory.with_name(f"{memory.name}.lock")):
+                write_json(memory, (read_object(memory) or {}) | {place: [*state, found]})
+            return found
+    return _sha256(path)
+
+
+def _remembered(memory: Path, place: str, state: list[int]) -> str | None:
+    entry = (read_object(memory) or {}).get(place)
+    return str(entry[3]) if isinstance(entry, list) and len(entry) == 4 and entry[:3] == state else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cache_dir() -> Path:

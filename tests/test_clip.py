@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import prompts, tiny_llava
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 import finepruner_lmms as fp
-from finepruner_lmms.checkpoints.prompts import bare_question
-from finepruner_lmms.engine.clip import clip_checkpoint, joint_space
+from finepruner_lmms.engine.clip import bare_question, clip_checkpoint, joint_space
+from finepruner_lmms.errors import FieldError
 
 WORDS = [f"w{number}" for number in range(200)]
 
@@ -39,7 +43,7 @@ def test_short_texts_are_what_clip_makes_of_them(checkpoint):
     embedded = space.embed_texts(["w1 w2 w3", "w4", ""])
     for vectors, ids in zip(embedded, ([201, 1, 2, 3, 202], [201, 4, 202], [201, 202]), strict=True):
         expected = clip.get_text_features(torch.tensor([ids]), return_dict=True).pooler_output
-        torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_long_texts_are_read_to_their_end(checkpoint):
@@ -48,7 +52,7 @@ def test_long_texts_are_read_to_their_end(checkpoint):
     (vectors,) = space.embed_texts([long])
     assert vectors.shape == (3, 12)
     pieces = [" ".join(WORDS[start : start + 75][: 160 - start]) for start in (0, 75, 150)]
-    torch.testing.assert_close(vectors, torch.cat(space.embed_texts(pieces)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(vectors, torch.cat(space.embed_texts(pieces)), rtol=1e-4, atol=1e-5)
     (other,) = space.embed_texts([" ".join(reversed(WORDS[:160]))])
     assert not torch.allclose(vectors[0], other[0])  # the first piece depends on the text
 
@@ -83,6 +87,20 @@ def test_a_model_without_a_known_tower_says_what_to_do(checkpoint):
     assert clip_checkpoint(model.config, "mine") == "mine"
     with pytest.raises(ValueError, match="projects features of width 32, but the model's vision tower has 20"):
         joint_space(checkpoint, torch.device("cpu")).embed_patches(model, torch.zeros(1, 16, 20))
+
+
+def test_a_clip_checkpoint_without_all_its_weights_is_refused(checkpoint, tmp_path):
+    """transformers would draw the projection at random, and relevance with it."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "clip"))
+    state = load_file(folder / "model.safetensors")
+    del state["text_projection.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(FieldError, match=r"clip: '.*/clip' lacks text_projection.weight$"):
+        joint_space(str(folder), torch.device("cpu"))
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(FieldError, match="clip: cannot load the CLIP checkpoint"):
+        joint_space(str(folder), torch.device("cpu"))
 
 
 def test_llava_15_knows_its_clip():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -148,16 +149,19 @@ def run(command: list[str], environment: dict[str, str], cwd: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_method_from_outside_is_known_and_changes_the_revision(plugged_in, tmp_path):
+def test_a_method_from_outside_is_known_and_changes_no_identity_but_its_own(plugged_in, tmp_path):
     code = (
-        "import finepruner_lmms as fp; from finepruner_lmms.lmms.identity import code_revision;"
-        "print('peak' in fp.METHODS, fp.build_pruner('peak', budget=100).schedule(32, 576)[-1], code_revision())"
+        "import json, finepruner_lmms as fp; from finepruner_lmms.lmms.identity import answer_identity\n"
+        "names = [name for name in ('fastv', 'finepruner', 'peak') if name in fp.METHODS]\n"
+        "pruners = [fp.build_pruner(name, budget=100) for name in names]\n"
+        "print(json.dumps({p.name: answer_identity(p, {}, 'float32', 'c', 576).id for p in pruners}))\n"
+        "print(pruners[-1].schedule(32, 576)[-1])"
     )
-    known, retained, revision = run([sys.executable, "-c", code], plugged_in, tmp_path).split()
-    assert (known, retained) == ("True", "68")
-    code = code.replace("fp.build_pruner('peak', budget=100).schedule(32, 576)[-1]", "0")
-    without = run([sys.executable, "-c", code], os.environ | {"PYTHONPATH": ""}, tmp_path).split()
-    assert without[0] == "False" and without[2] != revision
+    ids, retained = run([sys.executable, "-c", code], plugged_in, tmp_path).split("\n")[:2]
+    known = json.loads(ids)
+    assert known.pop("peak") not in known.values() and retained == "68"
+    without = run([sys.executable, "-c", code], os.environ | {"PYTHONPATH": ""}, tmp_path).split("\n")[0]
+    assert json.loads(without) == known
 
 
 def test_a_method_from_outside_passes_the_matrix_of_checks(plugged_in, tmp_path):

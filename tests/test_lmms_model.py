@@ -323,7 +323,7 @@ def test_response_cache_is_keyed_by_everything(toy, tmp_path, monkeypatch, model
     assert answered(method="random", budget=16) == 0
     assert answered(method="random", budget=16, seed=1) == 13
     assert answered(method="random", budget=16) == 0
-    monkeypatch.setattr("finepruner_lmms.lmms.model.answer_identity", lambda _: "other code")
+    monkeypatch.setattr("finepruner_lmms.lmms.identity.engine_code", lambda _: {"engine": "other"})
     assert answered(method="random", budget=16) == 13
     monkeypatch.undo()
 

@@ -223,5 +223,5 @@ def test_an_id_changes_with_whatever_changes_an_answer(tmp_path, monkeypatch):
     assert not set(ids(GOOD.replace("data: demo", "data: demo-tuning"))) & set(first)
     judged = GOOD.replace("[pope, mme]", "[mmvet]")
     assert ids(judged + "judge: later\n") == ids(judged + "judge: exact\n")  # who judges changes no answer
-    monkeypatch.setattr("finepruner_lmms.lmms.identity.code_revision", lambda: "other")
+    monkeypatch.setattr("finepruner_lmms.lmms.identity.engine_code", lambda _: {"engine": "other"})
     assert not set(ids(GOOD)) & set(first)

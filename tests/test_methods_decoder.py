@@ -11,7 +11,7 @@ from brute_force import answer, best
 from conftest import VISUAL, alone, prompts, tiny_llava
 
 import finepruner_lmms as fp
-from finepruner_lmms.engine import decoder_hooks
+from finepruner_lmms.engine import attention_rows
 from finepruner_lmms.engine.attention_rows import TEXT_ROWS, visual_rows
 from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, consensus
 from finepruner_lmms.heads.queries import known_queries
@@ -178,7 +178,7 @@ STAGES = {
     ),
     "fastv renumbered": fp.build_pruner("fastv", budget="50%", positions="renumbered"),
     "pdrop guided by heads": fp.build_pruner("finepruner", guide="pdrop", budget="50%", heads=3),
-    "pdrop quota": fp.build_pruner("pdrop", budget="50%", aggregate="quota"),
+    "pdrop round_robin": fp.build_pruner("pdrop", budget="50%", aggregate="round_robin"),
 }
 
 
@@ -204,7 +204,7 @@ def test_equals_brute_force(which, attention):
     def choose(_layer, rows, alive, count):
         if pruner.name == "finepruner":
             rows = rows[sorted(best(rows[:, alive].sum(1), list(range(len(rows))), pruner.heads))]
-        return best(by_turns(rows) if pruner.aggregate == "quota" else rows.mean(0), alive, count)
+        return best(by_turns(rows) if pruner.aggregate == "round_robin" else rows.mean(0), alive, count)
 
     for row in range(3):
         expected, kept = answer(
@@ -395,10 +395,10 @@ def test_text_is_looked_at_a_part_at_a_time(query, monkeypatch):
         sizes.append(args[-2])
         return visual_rows(*args)
 
-    monkeypatch.setattr(decoder_hooks, "visual_rows", counted)
+    monkeypatch.setattr(attention_rows, "visual_rows", counted)
     parts = fp.generate(model, pruner, inputs, max_new_tokens=1, output_logits=True)
     assert max(sizes) == TEXT_ROWS
-    monkeypatch.setattr(decoder_hooks, "TEXT_ROWS", 1000)
+    monkeypatch.setattr(attention_rows, "TEXT_ROWS", 1000)
     whole = fp.generate(model, pruner, inputs, max_new_tokens=1, output_logits=True)
     assert max(sizes) == 150
     for layer, kept in whole.trace.kept.items():
@@ -419,7 +419,7 @@ VARIANTS = [
     *({"query": name} for name in known_queries()),
     {"head_strategy": "recommended"},
     {"head_strategy": "fixed", "fixed_heads": "1+3"},
-    {"aggregate": "quota", "rows": "renormalised"},
+    {"aggregate": "round_robin", "rows": "renormalised"},
     {"guide": "sparsevlm"},
     {"guide": "pdrop"},
 ]

@@ -22,7 +22,10 @@ def test_transformers_internals_are_touched_in_one_room():
     assert touching == {"engine", "testing.py"}  # the latter hooks layers to watch them
 
 
-@pytest.mark.parametrize("module", ["finepruner_lmms", "finepruner_lmms.benchmarks.table", "finepruner_lmms.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["finepruner_lmms", "finepruner_lmms.benchmarks.table", "finepruner_lmms.cli", "finepruner_lmms.lmms.identity"],
+)
 def test_what_a_command_line_imports_is_light(module):
     code = (
         f"import {module}, sys; print([m for m in ('torch', 'transformers', 'pandas', 'datasets') if m in sys.modules])"

@@ -7,8 +7,10 @@ the process has ended, and compares sizes only, not hashes.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from finepruner_lmms.data.errors import DataError
 Kind = Literal["dataset", "model"]
 _TRIES = 5  # in a row without a single byte
 _TIMEOUT = 30.0  # seconds without a byte
+_COMMIT_TIMEOUT = 10.0  # seconds for a single small answer
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Unreachable(DataError):
@@ -65,6 +69,36 @@ def in_cache(repo: str, name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repo, name), str)
+
+
+@functools.cache
+def commit_of(repo: str, kind: Kind) -> str | None:
+    """The commit of a repository that is read here: the hub's newest, or offline that in the local cache; or None.
+
+    None where the hub does not answer and no commit of the repository was ever cached on this machine.
+    """
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return HfApi().repo_info(repo, repo_type=kind, timeout=_COMMIT_TIMEOUT).sha
+    except (OfflineModeIsEnabled, HfHubHTTPError, httpx2.TransportError):  # no network, no login, no such repository
+        return _cached_commit(repo, kind)
+
+
+def _cached_commit(repo: str, kind: Kind) -> str | None:
+    from datasets import config
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo.replace('/', '--')}"
+    if (main := folder / "refs" / "main").is_file():
+        return main.read_text(encoding="utf-8").strip()
+    snapshots = [path.name for path in folder.glob("snapshots/*") if path.is_dir()]
+    if kind == "dataset" and not snapshots:  # as `datasets` stores what it has read: <name>/<version>/<commit>
+        tables = Path(config.HF_DATASETS_CACHE).glob(f"{repo.replace('/', '___')}/*/*/*")
+        snapshots = [path.name for path in tables if path.is_dir() and _COMMIT.fullmatch(path.name)]
+    return snapshots[0] if len(set(snapshots)) == 1 else None
 
 
 def sha256_of(path: Path) -> str:

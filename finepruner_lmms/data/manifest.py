@@ -11,13 +11,14 @@ bytes.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.data.errors import DataError
-from finepruner_lmms.matrix.store import read_json, write_json
+from finepruner_lmms.files import read_object, write_json
+from finepruner_lmms.sources import short_hash
 
 MANIFEST = "manifest.json"
 INCOMING = ".incoming"
@@ -54,8 +55,7 @@ class Manifest:
 
     def identity(self) -> str:
         """A fingerprint of the content, the same wherever and whenever it was prepared: 12 hexadecimal digits."""
-        lines = sorted(f"{file.path} {file.sha256}" for file in self.files)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+        return identity_of((file.path, file.sha256) for file in self.files)
 
     @property
     def size(self) -> int:
@@ -68,12 +68,17 @@ class Manifest:
         write_json(folder / MANIFEST, {"schema_version": SCHEMA, **vars(self), "files": files})
 
 
+def identity_of(files: Iterable[tuple[str, str]]) -> str:
+    """A fingerprint of files given as path and hash of content, in any order: 12 hexadecimal digits."""
+    return short_hash("\n".join(sorted(f"{path} {digest}" for path, digest in files)))
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a folder; None where there is none. `DataError` if it is not readable as one."""
     path = folder / MANIFEST
     if not path.exists():
         return None
-    raw: dict[str, Any] | None = read_json(path)
+    raw: dict[str, Any] | None = read_object(path)
     if raw is None or raw.pop("schema_version", None) != SCHEMA:
         raise DataError(f"data: {path} is not a manifest of this version; `finepruner prepare` writes it anew")
     try:

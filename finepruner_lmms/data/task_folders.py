@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Sequence
@@ -15,11 +16,15 @@ from pathlib import Path
 
 from finepruner_lmms.benchmarks.submission import SERVED, TEST, task_lines
 from finepruner_lmms.data.facts import tables
-from finepruner_lmms.data.manifest import check_task, read_manifest
+from finepruner_lmms.data.hub import commit_of
+from finepruner_lmms.data.manifest import check_task, identity_of, read_manifest
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.files import cache_dir
+from finepruner_lmms.files import cache_dir, content_hash
 
 logger = logging.getLogger(__name__)
+UNKNOWN_COMMIT = "?"
+"""Stands for the commit in an identity where nobody could be asked."""
+_PACKAGE = Path(__file__).parents[1]
 _SPLIT = {
     "vqav2": "validation",
     "gqa": "testdev",
@@ -34,9 +39,8 @@ _SPLIT = {
 }
 
 
-def overrides_dir() -> Path:
+def overrides_dir(package: Path = _PACKAGE) -> Path:
     """The folder of the hub's tasks: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
     inside = package / "tasks_overrides"
     return inside if inside.is_dir() else package.parent / "tasks_overrides"
 
@@ -172,18 +176,27 @@ def _publish(target: Path, make: Callable[[Path], None]) -> None:
 
 
 def data_identity(data: str, name: str) -> str:
-    """What the answers to a task depend on: the definition of the task, and the data behind it."""
-    definition = hashlib.sha256((overrides_dir() / f"fp_{name}.yaml").read_bytes()).hexdigest()[:12]
-    if data == "hub":
-        return definition
-    if data.startswith("demo"):
-        from finepruner_lmms.demo.benchmarks import fingerprint
+    """The data that a task reads, by its content: the same wherever it is, however it was fetched, whenever touched.
 
-        return f"{definition} {fingerprint('test' if data == 'demo' else 'tuning')}"
-    root = Path(data).resolve()
-    manifest = read_manifest(root / name)
+    For the hub its repository and commit, which is `?` where it cannot be known: see `hub.commit_of`.
+    """
+    if data == "hub":
+        repository = hub_repository(name)
+        return f"{repository}@{commit_of(repository, 'dataset') or UNKNOWN_COMMIT}"
+    if data.startswith("demo"):
+        from finepruner_lmms.demo.benchmarks import content_identity
+
+        return content_identity("test" if data == "demo" else "tuning")
+    folder = Path(data).resolve() / name
+    manifest = read_manifest(folder)
     if manifest is not None:
-        return f"{definition} {manifest.identity()}"
-    files = sorted(file for file in (root / name).rglob("*") if file.is_file())
-    listing = [f"{file.relative_to(root)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return f"{definition} {hashlib.sha256(chr(10).join(listing).encode()).hexdigest()[:12]}"
+        return manifest.identity()
+    tables = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.parquet")}
+    return identity_of((name, content_hash(file)) for name, file in tables.items())
+
+
+def hub_repository(name: str) -> str:
+    """The data set that the hub's task of a benchmark reads."""
+    text = (overrides_dir() / f"fp_{name}.yaml").read_text(encoding="utf-8")
+    (repository,) = re.findall(r"^dataset_path: *(\S+)", text, re.MULTILINE)
+    return str(repository)

@@ -7,7 +7,6 @@ choosing hyperparameters.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import random
 from collections.abc import Callable, Iterator
@@ -15,10 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.demo import choice_benchmarks, questions, scenes
+from finepruner_lmms.demo import questions, scenes
 from finepruner_lmms.demo.choice_benchmarks import mmbench, sqa
 from finepruner_lmms.demo.questions import NEGATIVES, Question, ask, existence
 from finepruner_lmms.demo.scenes import Scene, make_scene
+from finepruner_lmms.sources import own_sources, short_hash
 
 Row = dict[str, Any]
 SIZES = {
@@ -34,6 +34,7 @@ SIZES = {
     "mmvet": 120,
 }
 """Questions of each benchmark; MMBench's 800 rows are 200 questions in four orders of their options."""
+_LIBRARIES = ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets")
 _STRIDE = 100_000  # between the scenes of two benchmarks
 
 
@@ -45,19 +46,21 @@ def build(target: Path, split: str) -> None:
             _save(rows, target / name / table, name)
 
 
+def content_identity(split: str) -> str:
+    """What the content depends on, as 12 hexadecimal digits: the code that makes it, and the drawing libraries."""
+    code = own_sources().fingerprint(own_sources().closure([__name__], lambda _, needed: ".demo." not in needed))
+    libraries = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
+    return short_hash("\n".join([split, code, *libraries]))
+
+
 def fingerprint(split: str) -> str:
-    """What the content depends on, as 12 hexadecimal digits: this code, the tasks' files, the drawing libraries."""
+    """Of a folder with the content and its tasks: `content_identity`, and the code and files that make the tasks."""
     import finepruner_lmms.data.task_folders as tasks
     from finepruner_lmms.data.task_folders import overrides_dir
 
-    digest = hashlib.sha256(split.encode())
-    for module in (scenes, questions, choice_benchmarks, tasks, inspect.getmodule(build)):
-        digest.update(inspect.getsource(module).encode())  # type: ignore[arg-type]
-    for file in sorted(overrides_dir().glob("*.yaml")):
-        digest.update(f"{file}\n".encode() + file.read_bytes())
-    for library in ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets"):
-        digest.update(f"{library} {metadata.version(library)}\n".encode())
-    return digest.hexdigest()[:12]
+    parts = [content_identity(split), inspect.getsource(tasks)]
+    parts += [f"{file}\n{file.read_text(encoding='utf-8')}" for file in sorted(overrides_dir().glob("*.yaml"))]
+    return short_hash("\n".join(parts))
 
 
 def _scenes(split: str, first: int) -> Iterator[tuple[Scene, random.Random]]:

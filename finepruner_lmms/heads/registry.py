@@ -29,6 +29,11 @@ def known_strategies() -> tuple[str, ...]:
     return tuple(sorted(_STRATEGIES))
 
 
+def strategy_function(name: str | None) -> HeadStrategy | None:
+    """The strategy of that name; None where there is none."""
+    return None if name is None else _STRATEGIES.get(name)
+
+
 def head_scores(attention: Tensor, strategy: str, heads: int, normalise: str = "resoftmax") -> Tensor:
     """The score `[B, H]` of each head of `attention` `[B, H, N]`, in float64, for choosing `heads` of them."""
     if strategy not in _STRATEGIES:

@@ -1,66 +1,235 @@
-"""What an answer depends on besides its parameters: the code and the checkpoint, as short fingerprints."""
+"""What an answer depends on, in named parts, so that what is stored is found again and a change can be named.
+
+Where and how fast a model runs (device, batch size, processes) is none of it, and neither is what happens to an answer
+afterwards: the judge and the reports. Which code counts: see `code_identity`. Nothing here imports torch by itself.
+"""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from finepruner_lmms.pruners.plugins import plugin_files
+from pydantic import BaseModel, ConfigDict
 
-_PACKAGE = Path(__file__).parents[1]
-# these folders decide which answers are computed, how they are shown and where data comes from (the data itself is part
-# of a cell's identity), not what the answers are
-_SILENT = {"matrix", "data", "__pycache__"}
-_LIBRARIES = ("lmms_eval", "transformers", "torch", "pillow")
+from finepruner_lmms.data.hub import commit_of
+from finepruner_lmms.data.manifest import MANIFEST, identity_of
+from finepruner_lmms.data.task_folders import UNKNOWN_COMMIT
+from finepruner_lmms.files import content_hash, read_object
+from finepruner_lmms.lmms.code_identity import engine_code, method_code, task_code
+from finepruner_lmms.sources import Sources, own_sources, short_hash
+
+if TYPE_CHECKING:
+    from finepruner_lmms.pruners import Pruner
+
+LIBRARIES = {
+    "torch": "does the arithmetic",
+    "transformers": "is the model, prepares images and generates",
+    "tokenizers": "makes tokens of a prompt, and text of an answer",
+    "sentencepiece": "reads the tokenizers of checkpoints in the original format",
+    "pillow": "decodes and resizes images",
+    "numpy": "crops and normalises images",
+    "lmms_eval": "has the tasks' prompts, reads answers and scores them",
+}
+"""Whose versions count, and why. `datasets`, `accelerate` and the like hand on what they are given."""
+_SAYS_NOTHING = (".md", ".lock")
 
 
-@functools.cache
-def code_revision() -> str:
-    """A fingerprint of the source, plug-ins included, that can change an answer or its score: 12 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for file in sorted(_PACKAGE.rglob("*.py")):
-        relative = file.relative_to(_PACKAGE)
-        if not _SILENT & set(relative.parts):
-            digest.update(f"{relative.as_posix()}\n".encode() + file.read_bytes())
-    for file in plugin_files():
-        digest.update(f"{file.name}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
+class Identity(BaseModel):
+    """What an answer, or with `task` and `data` a cell's result, depends on. Equal identities, equal results."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: str
+    """A fingerprint of the method's parameters and the model's, and of what is asked."""
+    dtype: str
+    """`float16`, `bfloat16` or `float32`: never `auto`."""
+    checkpoint: str
+    """A fingerprint of its content; for a hub repository its name and commit."""
+    libraries: dict[str, str]
+    """Version by name."""
+    engine: dict[str, str]
+    """Fingerprints of the code that every cell runs, by room."""
+    method: dict[str, str]
+    """Fingerprints of the code that the method needs besides, by method (a composition has two)."""
+    task: str = ""
+    """A fingerprint of the task's definition and its functions."""
+    data: str = ""
+    """A fingerprint of the data's content; for a hub data set its name and commit."""
+
+    @property
+    def id(self) -> str:
+        """All of it as 12 hexadecimal digits."""
+        return short_hash(self.text())
+
+    def text(self) -> str:
+        """All of it in one line."""
+        return json.dumps(self.model_dump(), sort_keys=True)
+
+    def changes_since(self, earlier: Identity) -> list[str]:
+        """What is different from `earlier`, in words: `fastv's code changed`, `torch 2.11.0 → 2.12.0`."""
+        found = []
+        if self.settings != earlier.settings:
+            found.append("the settings changed")
+        if self.dtype != earlier.dtype:
+            found.append(f"dtype {earlier.dtype} → {self.dtype}")
+        if self.checkpoint != earlier.checkpoint:
+            found.append(_changed("the checkpoint", earlier.checkpoint, self.checkpoint))
+        if self.data != earlier.data:
+            found.append(_changed("the data", earlier.data, self.data))
+        for name in _different(earlier.libraries, self.libraries):
+            found.append(f"{name} {earlier.libraries.get(name, 'none')} → {self.libraries.get(name, 'none')}")
+        if rooms := _different(earlier.engine, self.engine):
+            found.append(f"the code of {', '.join(rooms)} changed, which every cell runs")
+        found += [f"{name}'s code changed" for name in _different(earlier.method, self.method)]
+        if self.task != earlier.task:
+            found.append("the task's definition or scoring changed")
+        return found
+
+    @property
+    def unknown(self) -> list[str]:
+        """The hub repositories whose commit is not known, so that a change of them would not be noticed."""
+        parts = [part for text in (self.checkpoint, self.data) for part in text.split()]
+        return [part.rpartition("@")[0] for part in parts if part.endswith(f"@{UNKNOWN_COMMIT}")]
+
+
+def _different(earlier: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
+
+
+def _changed(what: str, earlier: str, now: str) -> str:
+    """With both values where these are names."""
+    return f"{what} changed" if "@" not in earlier + now else f"{what} changed: {earlier} → {now}"
+
+
+def answer_identity(
+    pruner: Pruner,
+    settings: Mapping[str, Any],
+    dtype: str,
+    checkpoint: str,
+    num_visual_tokens: int,
+    sources: Sources | None = None,
+) -> Identity:
+    """Of the answers of a model and a pruner, whatever they are asked.
+
+    `settings` are `answer_settings`, `dtype` is a `resolved_dtype` and `checkpoint` a `checkpoint_identity`.
+    """
+    text = json.dumps({**settings, **canonical_parameters(pruner, num_visual_tokens)}, sort_keys=True, default=str)
+    sources = own_sources() if sources is None else sources
+    return Identity(
+        settings=short_hash(text),
+        dtype=dtype,
+        checkpoint=checkpoint,
+        libraries=library_versions(),
+        engine=engine_code(sources),
+        method=method_code(pruner, sources),
+    )
+
+
+def cell_identity(
+    answers: Identity, task: str, limit: int | None, submission: bool, data: str, sources: Sources | None = None
+) -> Identity:
+    """Of the result of a task; `data` is `task_folders.data_identity`."""
+    asked = short_hash(json.dumps([answers.settings, task, limit, submission]))
+    code = task_code(task, submission, own_sources() if sources is None else sources)
+    return answers.model_copy(update={"settings": asked, "task": code, "data": data})
+
+
+def answer_settings(model: Any) -> dict[str, Any]:
+    """The settings of a model that change its answers: of a matrix file's section, or of `ModelArguments`.
+
+    The checkpoint and the type count as parts of their own, and where it runs not at all.
+    """
+    names = ("conv", "image_aspect_ratio", "attn_implementation", "max_new_tokens")
+    return {name: getattr(model, name) for name in names}
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def canonical_parameters(pruner: Pruner, num_visual_tokens: int) -> dict[str, Any]:
+    """Method, budget and all parameters, defaults among them; the same for settings that mean the same.
+
+    A budget is the number of tokens that it means, so that `64`, `"64"` and a share of that size are one.
+    """
+    from finepruner_lmms.pruners.budget import parse_budget
+
+    parameters = pruner.parameters()
+    if "first" in parameters and parameters["first"] is not None:
+        parameters["first"] = str(parse_budget(parameters["first"]).tokens(num_visual_tokens))
+    if reads_clip(pruner, num_visual_tokens):
+        parameters.pop("clip", None)  # counts by its content, with the checkpoint
+    budget = str(parse_budget(pruner.budget).tokens(num_visual_tokens))
+    return {"method": pruner.name, "budget": budget, "parameters": parameters}
+
+
+def resolved_dtype(dtype: str, device: str, pretrained: str) -> str:
+    """The type that a model is computed in: what `auto` means on a device (`cpu`, `cuda`, …), or `dtype` itself."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if device.partition(":")[0] == "cpu" else _stored_type(pretrained)
+
+
+def _stored_type(pretrained: str) -> str:
+    """The type that a checkpoint says it is stored in."""
+    from finepruner_lmms.checkpoints.load import read_raw_config
+
+    raw = read_raw_config(pretrained)
+    stated = raw.get("dtype") or raw.get("torch_dtype")
+    return str(stated).removeprefix("torch.") if stated else "as stored"
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_identity(pretrained: str, pruner: Pruner | None = None, num_visual_tokens: int = 1) -> str:
+    """The content of a checkpoint, given as hub id or folder; for a hub id its commit.
+
+    A checkpoint of the original code base may have its vision tower in another one, and a method may read the question
+    with a CLIP of its own: these count as well.
+    """
+    parts = [_content_of(pretrained)]
+    folder = Path(pretrained)
+    tower = (read_object(folder / "config.json") or {}).get("mm_vision_tower") if folder.is_dir() else None
+    if isinstance(tower, str):
+        from finepruner_lmms.checkpoints.original_config import find_tower
+
+        parts.append(_content_of(find_tower(tower, pretrained)))
+    if pruner is not None and reads_clip(pruner, num_visual_tokens):
+        from finepruner_lmms.checkpoints.load import read_config
+        from finepruner_lmms.engine.clip import clip_checkpoint
+
+        before, _ = pruner.parts(num_visual_tokens)
+        parts.append(_content_of(clip_checkpoint(read_config(pretrained), getattr(before, "clip", None))))
+    return " ".join(dict.fromkeys(parts))
+
+
+def _content_of(folder_or_id: str) -> str:
+    folder = Path(folder_or_id)
+    if not folder.is_dir():
+        return f"{folder_or_id}@{commit_of(folder_or_id, 'model') or UNKNOWN_COMMIT}"
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+    # what `prepare` and people write down about a checkpoint is no part of it
+    files = [file for file in files if file.name != MANIFEST and file.suffix not in _SAYS_NOTHING]
+    return identity_of((file.name, content_hash(file)) for file in files)
+
+
+def reads_clip(pruner: Pruner, num_visual_tokens: int) -> bool:
+    """Whether the method reads the question with a CLIP checkpoint."""
+    try:
+        before, _ = pruner.parts(num_visual_tokens)
+    except ValueError:  # a composition that cannot reach its budget, which is reported elsewhere
+        return False
+    return before is not None and before.reads_question == "clip"
+
+
+# -- libraries --------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that compute, preprocess and score."""
-    return {name: metadata.version(name) for name in _LIBRARIES}
-
-
-@functools.lru_cache(maxsize=64)
-def checkpoint_identity(folder_or_id: str) -> str:
-    """A hub id as it is; for a folder, a fingerprint of its configuration and the size and time of its weights.
-
-    A checkpoint of the original code base may have its vision tower in another folder, which then counts as well.
-    """
-    from finepruner_lmms.checkpoints.original_config import tower_folder
-
-    folder = Path(folder_or_id)
-    if not folder.is_dir():
-        return folder_or_id
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if not file.is_file():
-            continue
-        status = file.stat()
-        # small files by content, large ones by what changes when they are written
-        content = file.read_bytes() if status.st_size < 1 << 24 else f"{status.st_size} {status.st_mtime_ns}".encode()
-        digest.update(f"{file.name}\n".encode() + content)
-    if tower := tower_folder(folder):
-        digest.update(f"tower {checkpoint_identity(str(tower))}".encode())
-    return digest.hexdigest()[:12]
-
-
-def answer_identity(pretrained_path: str) -> str:
-    """Code, libraries and checkpoint in one line, for cache keys."""
-    parts = {"code": code_revision(), "checkpoint": checkpoint_identity(pretrained_path), **library_versions()}
-    return json.dumps(parts, sort_keys=True)
+    """The versions of `LIBRARIES`."""
+    return {name: metadata.version(name) for name in LIBRARIES}

@@ -25,7 +25,7 @@ from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture
-from finepruner_lmms.lmms.identity import answer_identity
+from finepruner_lmms.lmms.identity import Identity, answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.image_cache import ImageCache
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.monitor import Monitor, describe
@@ -101,10 +101,17 @@ class LlavaFinePruner(lmms):
         """What the prefills since `lengths` was cleared took; None if none had an image."""
         return PrefillCost.of(DecoderSizes.of(self.model.config.text_config), self.lengths)
 
+    def answer_identity(self) -> Identity:
+        """What the answers depend on, besides what is asked. Reads the checkpoint's files where they are new to it."""
+        pretrained, tokens = resolve(self.arguments.pretrained), self.num_visual_tokens
+        checkpoint = checkpoint_identity(pretrained, self.pruner, tokens)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return answer_identity(self.pruner, answer_settings(self.arguments), dtype, checkpoint, tokens)
+
     @property
     def identity(self) -> str:
-        """Everything that changes an answer, as one line: arguments, code, checkpoint, library versions."""
-        return f"{self.arguments.canonical()}|{answer_identity(resolve(self.arguments.pretrained))}"
+        """`answer_identity` in one line."""
+        return self.answer_identity().text()
 
     def __repr__(self) -> str:
         # lmms-eval keys its response cache by this where it is handed the object

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.matrix.config import Matrix
 from finepruner_lmms.matrix.rows import Row
+
+if TYPE_CHECKING:
+    from finepruner_lmms.lmms.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -52,33 +54,68 @@ def describe_row(row: Row) -> dict[str, Any]:
 def expand(matrix: Matrix) -> list[Cell]:
     """The cells of a matrix, task by task, so that the columns of the leaderboard fill one after the other."""
     from finepruner_lmms.benchmarks.submission import SERVED
-    from finepruner_lmms.checkpoints.load import resolve
     from finepruner_lmms.data.task_folders import data_identity
-    from finepruner_lmms.lmms.identity import checkpoint_identity, code_revision, library_versions
+    from finepruner_lmms.lmms.identity import cell_identity
 
     file = matrix.file
-    common = {
-        # where it runs does not change what is computed
-        "model": {k: v for k, v in file.model.model_dump().items() if k != "device"},
-        "limit": file.limit,
-        "code": code_revision(),
-        "checkpoint": checkpoint_identity(resolve(file.model.pretrained)),
-        "libraries": library_versions(),
-    }
+    # where it runs does not change what is computed
+    common = {"model": {k: v for k, v in file.model.model_dump().items() if k != "device"}, "limit": file.limit}
     rows = [describe_row(row) for row in matrix.rows]
+    answers = _answer_identities(matrix)
     cells = []
-    data: dict[str, Any]
     for task in file.tasks:
-        data = {"task": task, "data": file.data, "data_identity": data_identity(file.data, task)}
-        if file.submission and task in SERVED:
+        data: dict[str, Any] = {"task": task, "data": file.data}
+        submitted = file.submission and task in SERVED
+        if submitted:
             data["submission"] = True
+        content = data_identity(file.data, task)
         for number, row in enumerate(rows):
-            spec = common | data | row
-            counted = {key: value for key, value in spec.items() if key != "given"}
-            text = json.dumps(counted, sort_keys=True, ensure_ascii=True)
-            cell_id = hashlib.sha256(text.encode()).hexdigest()[:12]
-            cells.append(Cell(cell_id, _slug(f"{task}-{row_label(row)}"), number, task, spec))
+            identity = cell_identity(answers[number], task, file.limit, submitted, content)
+            spec = common | data | row | {"identity": identity.model_dump()}
+            cells.append(Cell(identity.id, _slug(f"{task}-{row_label(row)}"), number, task, spec))
     return cells
+
+
+def _answer_identities(matrix: Matrix) -> list[Identity]:
+    """Of the answers of each row."""
+    from finepruner_lmms.checkpoints.load import resolve
+    from finepruner_lmms.lmms.identity import (
+        answer_identity,
+        answer_settings,
+        checkpoint_identity,
+        reads_clip,
+        resolved_dtype,
+    )
+    from finepruner_lmms.matrix.launch import count_gpus
+
+    model, tokens = matrix.file.model, matrix.num_visual_tokens
+    pretrained, settings = resolve(model.pretrained), answer_settings(model)
+    device = ("cuda" if count_gpus() else "cpu") if model.device == "auto" else model.device
+    dtype = resolved_dtype(model.dtype, device, pretrained)
+    pruners = [row.pruner for row in matrix.rows]
+    plain = checkpoint_identity(pretrained)
+    return [
+        answer_identity(
+            pruner,
+            settings,
+            dtype,
+            checkpoint_identity(pretrained, pruner, tokens) if reads_clip(pruner, tokens) else plain,
+            tokens,
+        )
+        for pruner in pruners
+    ]
+
+
+def unknown_commits(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each hub repository of which nobody could say at which commit it is."""
+    from finepruner_lmms.lmms.identity import Identity
+
+    names = {name for cell in cells for name in Identity.model_validate(cell["spec"]["identity"]).unknown}
+    return [
+        f"{name}: its commit is not known here (no network, and not in the local cache), so that results of an earlier "
+        "one would count as done; plan again where the hub can be reached, or after it is fetched"
+        for name in sorted(names)
+    ]
 
 
 def _slug(text: str) -> str:

@@ -21,6 +21,7 @@ from finepruner_lmms.judge.judgements import Judgements
 from finepruner_lmms.judge.scoring import RULES, Scorer
 from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment, judge_name
 from finepruner_lmms.matrix.progress import MISSING, display_for
+from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.runner import Display, score_text
 from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
 
@@ -74,14 +75,13 @@ def _answers(store: Store, cell: Json) -> tuple[Json, list[Json]]:
     return found
 
 
-def _restore(store: Store, cell: Json) -> Json:
+def _restore(store: Store, cell: Json) -> Result:
     """The score that the answers had before they were judged."""
     result, samples = _answers(store, cell)
-    write_result(store.cell_dir(cell), result, samples)
-    return result
+    return Result.model_validate(write_result(store.cell_dir(cell), result, samples))
 
 
-def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> Json:
+def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> Result:
     benchmark, rules = BENCHMARKS[cell["task"]], RULES[cell["task"]]
     answered, lines = _answers(store, cell)
     metric = benchmark.metric.partition(",")[0]
@@ -95,8 +95,7 @@ def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> J
         "standard_error": benchmark.standard_error(logged, {s["doc_id"]: s["image"] for s in samples}),
         "judge": about,
     }
-    write_result(store.cell_dir(cell), result, samples)
-    return result
+    return Result.model_validate(write_result(store.cell_dir(cell), result, samples))
 
 
 # -- the command `judge` ----------------------------------------------------------------------------------------------
@@ -139,7 +138,7 @@ def _capability_rows(store: Store, record: Json) -> list[dict[str, str]]:
     rows = []
     for cell, state in zip(record["cells"], store.states(record["cells"]), strict=True):
         if state.result is not None and "judge" in cell:
-            metrics = state.result["metrics"]
+            metrics = state.result.metrics
             rows.append({"row": cell["label"]} | _shown(metrics | {"total": metrics[BENCHMARKS[cell["task"]].metric]}))
     return rows
 

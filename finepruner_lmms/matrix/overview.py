@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from finepruner_lmms.matrix.cells import unknown_commits
 from finepruner_lmms.matrix.runner import estimate_seconds, score_text
 from finepruner_lmms.matrix.store import Json, Store
 from finepruner_lmms.matrix.study import to_run
@@ -21,7 +22,11 @@ def plan_text(store: Store, record: Json) -> str:
         f"{len(cells) - len(left)} done, {len(left)} to do",
         f"model: {record['model']} ({layers} decoder layers, {tokens} visual tokens per image)",
     ]
-    lines += [f"  {state.name:8} {cell['label']}" for cell, state in zip(cells, states, strict=True)]
+    reasons = store.explain_missing(left)
+    for cell, state in zip(cells, states, strict=True):
+        why = reasons.get(cell["id"], state.reason)
+        lines.append(f"  {state.name:8} {cell['label']}{': ' + why if why else ''}")
+    lines += unknown_commits(cells)
     seconds = estimate_seconds([state.result for state in states if state.result is not None], left)
     if left:
         known = "unknown until a cell of each task is done" if seconds is None else f"about {_duration(seconds)}"
@@ -32,8 +37,11 @@ def plan_text(store: Store, record: Json) -> str:
 def plan_lines(store: Store, record: Json) -> str:
     """The same for programs: one JSON object per cell and line."""
     lines = []
-    for cell, state in zip(record["cells"], store.states(record["cells"]), strict=True):
+    states = store.states(record["cells"])
+    reasons = store.explain_missing(to_run(record, states))
+    for cell, state in zip(record["cells"], states, strict=True):
         facts = {"id": cell["id"], "state": state.name, "task": cell["task"], **_facts(cell)}
+        facts["reason"] = reasons.get(cell["id"], state.reason)
         lines.append(json.dumps(facts | {"directory": str(store.cell_dir(cell))}, ensure_ascii=False) + "\n")
     return "".join(lines)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.matrix.launch import Launch, Silent
+from finepruner_lmms.matrix.launch import Launch, WorkerTimeout
+from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.store import Json, Store, write_error
 
@@ -90,25 +91,25 @@ def _listen(launch: Launch, left: dict[str, Json], store: Store, display: Displa
                     cell = left.pop(event["cell"])
                     state = store.state(cell, live=True)  # the truth is on disk, not in what the worker says
                     display.cell_ended(cell, state.name, score_text(state.result) if state.result else state.reason)
-    except Silent as silence:
+    except WorkerTimeout as silence:
         return started, current, str(silence)
     return started, current, ""
 
 
-def score_text(result: Json) -> str:
+def score_text(result: Result) -> str:
     """`86.3 ± 1.2 % of the maximum, 240 questions, 4.1 s`, or `submission.json written, 8000 questions, 90.1 s`."""
-    if written := result.get("submission"):
-        what = f"{written['file']} written"
+    if result.submission is not None:
+        what = f"{result.submission.file} written"
     else:
-        what = f"{result['percent']:.1f} ± {result['standard_error']:.1f} % of the maximum"
-    return f"{what}, {result['answered']} questions, {result['seconds']:.1f} s"
+        what = f"{result.percent:.1f} ± {result.standard_error:.1f} % of the maximum"
+    return f"{what}, {result.answered} questions, {result.seconds:.1f} s"
 
 
-def estimate_seconds(results: Sequence[Json], cells: Sequence[Json]) -> float | None:
+def estimate_seconds(results: Sequence[Result], cells: Sequence[Json]) -> float | None:
     """How long `cells` will take, by the mean time of finished cells of the same task; None where none is known."""
     known: dict[str, list[float]] = {}
     for result in results:
-        known.setdefault(result["spec"]["task"], []).append(result["seconds"])
+        known.setdefault(result.spec.task, []).append(result.seconds)
     if any(cell["task"] not in known for cell in cells):
         return None
     return sum(sum(known[cell["task"]]) / len(known[cell["task"]]) for cell in cells)

@@ -8,28 +8,24 @@ says to it are lines in the events file.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 from loguru import logger
 
-from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
+from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data.task_folders import folder as task_folder
 from finepruner_lmms.lmms.model import LlavaFinePruner
+from finepruner_lmms.matrix.evaluate import evaluate_cell
 from finepruner_lmms.matrix.store import (
     Json,
     begin_attempt,
@@ -43,10 +39,6 @@ from finepruner_lmms.matrix.store import (
 _POISONED = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
 _EVERY = 0.5  # seconds between two reports of progress
 LEFT = 75  # exit status of a worker that leaves cells to a fresh one
-
-
-class InvalidResult(RuntimeError):
-    """lmms-eval came back, but not with what a finished cell needs."""
 
 
 class Events:
@@ -74,7 +66,6 @@ def main() -> None:
     plan_file = Path(sys.argv[1])
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     _leave_with_the_parent()
-    os.environ["FINEPRUNER_JUDGE"] = "later"  # the parent sees to it
     first = int(os.environ.get("RANK", "0")) == 0
     events = Events(plan_file.with_name("events.jsonl") if first else None)
     events.send("loading")
@@ -101,7 +92,7 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
     started = time.monotonic()
     lm.monitor_to(folder if plan.get("monitor") else None)
     try:
-        outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache", cell["id"])
+        outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache")
         if outcome is not None:
             result, samples = outcome
             if "submission" in result:
@@ -121,95 +112,6 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
         return lm.world_size == 1 and not isinstance(error, _POISONED)
     events.send("done", cell=cell["id"])
     return True
-
-
-def evaluate_cell(
-    lm: LlavaFinePruner, manager: TaskManager, spec: Json, attempt: Path, cache: Path, run_id: str
-) -> tuple[Json, list[Json]] | None:
-    """Result and samples of one cell; None in all processes but the first.
-
-    Answers go to `cache` as they come, under a fixed run id, so that an attempt that is cut off costs only the
-    questions it had not answered.
-    """
-    benchmark = BENCHMARKS[spec["task"]]
-    lm.configure(method=spec["method"], budget=spec["budget"], **spec["parameters"])
-    os.environ["LMMS_CACHE_RUN_ID"] = run_id
-    lm.lengths.clear()
-    out = simple_evaluate(
-        model=lm,
-        model_args=lm.arguments.canonical(),
-        tasks=[benchmark.task],
-        task_manager=manager,
-        limit=spec["limit"],
-        batch_size=lm.batch_size,
-        use_cache=str(cache),
-        log_samples=True,
-        bootstrap_iters=0,
-        datetime_str=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
-        cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=True),
-    )
-    if lm.rank != 0:
-        return None
-    if out is None:
-        raise InvalidResult("lmms-eval returned no results")
-    logged = sorted(out["samples"][benchmark.task], key=lambda sample: sample["doc_id"])
-    original = out["n-samples"][benchmark.task]["original"]
-    expected = original if spec["limit"] is None else min(original, spec["limit"])
-    documents = [sample["doc_id"] for sample in logged]
-    if documents != sorted(set(documents)) or len(documents) != expected:
-        raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
-    asked = lm.task_dict[benchmark.task][out["configs"][benchmark.task]["test_split"]]
-    images = image_names(asked, benchmark.image_column)
-    metric, outcome = benchmark.metric.partition(",")[0], {}
-    if spec.get("submission"):
-        metric, outcome = "submission", {"submission": _submission(attempt, benchmark.name, asked)}
-    elif not benchmark.judged:
-        outcome = _scores(benchmark, out["results"][benchmark.task], logged, images)
-    result = outcome | {
-        "answered": len(logged),
-        "expected": expected,
-        # of this process's questions; those that an earlier attempt had answered are not among them
-        "cost": None if (cost := lm.prefill_cost()) is None else asdict(cost),
-    }
-    return result, [_line(sample, metric, images) for sample in logged]
-
-
-def _scores(benchmark: Benchmark, results: Json, logged: list[Json], images: Sequence[str]) -> Json:
-    """lmms-eval's metrics, checked against what the samples give, and the standard error."""
-    metrics = {k: float(v) for k, v in results.items() if _numeric(v)}
-    if benchmark.metric not in metrics:
-        raise InvalidResult(f"the metric {benchmark.metric!r} is {results.get(benchmark.metric)!r}, not a number")
-    recomputed, value = benchmark.value(logged), metrics[benchmark.metric]
-    if not math.isclose(recomputed, value, rel_tol=1e-6, abs_tol=1e-9):
-        raise InvalidResult(f"{benchmark.metric} is {value!r}, but its samples give {recomputed!r}")
-    error = benchmark.standard_error(logged, images)
-    return {"metrics": metrics, "percent": benchmark.percent(logged), "standard_error": error}
-
-
-def _submission(attempt: Path, name: str, asked: Any) -> Path:
-    """The file that the task wrote for the server, checked against all questions that were to be asked."""
-    (path,) = (attempt / "submissions").iterdir()
-    column = submission.SERVED[name].column
-    submission.check(path, name, asked.select_columns([column])[column])
-    return path
-
-
-def _line(sample: Json, metric: str, images: Sequence[str]) -> Json:
-    """One question for `samples.jsonl`, joined by `doc_id` and `image` with those of other cells."""
-    return {
-        "doc_id": sample["doc_id"],
-        "image": images[sample["doc_id"]],
-        "target": sample["target"],
-        "answer": sample["filtered_resps"][0],
-        "score": json.loads(json.dumps(sample.get(metric), default=float)),
-    }
-
-
-def _numeric(value: Any) -> bool:
-    try:
-        return not isinstance(value, str | bool) and math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
 
 
 def _leave_with_the_parent() -> None:

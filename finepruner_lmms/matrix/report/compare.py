@@ -65,9 +65,9 @@ def _by_task(
     for task in record["tasks"]:
         cells = [next(c for c in record["cells"] if c["row"] == row and c["task"] == task) for row in (first, second)]
         results = [state.result for state in store.states(cells)]
-        if any(result is None or "submission" in result for result in results):
+        if any(result is None or result.submission for result in results):
             continue
-        judges = [result.get("judge", {}).get("name") for result in results if result is not None]
+        judges = [result.judge and result.judge.name for result in results if result is not None]
         if len(set(judges)) > 1:
             one_judge, other_judge = ("nobody" if name is None else repr(name) for name in judges)
             raise StoreError(f"compare: the two rows of {task} were judged by {one_judge} and {other_judge}")

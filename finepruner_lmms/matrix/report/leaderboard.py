@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.store import Json, State, Store
 
 
@@ -88,7 +89,7 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     given = [name for row in record["rows"] for name in row["given"]]
     columns = tuple(name for name in dict.fromkeys(given) if name in used)
     answered = zip(record["cells"], results, strict=True)
-    questions = {cell["task"]: result["answered"] for cell, result in answered if result is not None}
+    questions = {cell["task"]: result.answered for cell, result in answered if result is not None}
     judges, asked = _judges(record, results)
     return Leaderboard(
         record["name"],
@@ -102,15 +103,15 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     )
 
 
-def _judges(record: Json, results: Sequence[Json | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+def _judges(record: Json, results: Sequence[Result | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
     """Who scored each task, and how many answers they were asked about."""
     found: dict[str, set[str]] = {}
     asked: dict[str, int] = {}
     for cell, result in zip(record["cells"], results, strict=True):
-        if result is not None and "judge" in result:
-            judge, task = result["judge"], cell["task"]
-            found.setdefault(task, set()).update(judge.get("models") or [judge["name"]])  # none served, none asked
-            asked[task] = asked.get(task, 0) + judge.get("asked", 0)
+        if result is not None and result.judge is not None:
+            judge, task = result.judge, cell["task"]
+            found.setdefault(task, set()).update(judge.models or [judge.name])  # none served, none asked
+            asked[task] = asked.get(task, 0) + judge.asked
     return {task: tuple(sorted(names)) for task, names in found.items()}, asked
 
 
@@ -128,12 +129,12 @@ def _lines(record: Json, states: Sequence[State]) -> list[Line]:
         if state.name == "waiting":
             waiting[cell["row"]].add(cell["task"])
         if result is not None:
-            if "submission" in result:
+            if result.submission is not None:
                 submitted[cell["row"]].add(cell["task"])
             else:
                 scores[cell["row"]][cell["task"]] = _score(cell["task"], result)
-            if result.get("cost") is not None:
-                costs[cell["row"]].append(result["cost"])
+            if result.cost is not None:
+                costs[cell["row"]].append(result.cost)
     lines = []
     for row, found, sent, spent, unjudged in zip(record["rows"], scores, submitted, costs, waiting, strict=True):
         budget = everything if row["budget"] is None else row["budget"]
@@ -145,12 +146,13 @@ def _lines(record: Json, states: Sequence[State]) -> list[Line]:
     return lines
 
 
-def _score(task: str, result: Json) -> Score:
+def _score(task: str, result: Result) -> Score:
     benchmark = BENCHMARKS[task]
-    shown, percent = benchmark.shown(result["metrics"][benchmark.metric]), result["percent"]
+    assert result.percent is not None and result.standard_error is not None, "a valid result has what is scored"
+    shown, percent = benchmark.shown(result.metrics[benchmark.metric]), result.percent
     # the metric is a multiple of the share, so its error is too; at 0 the multiple is that of a full score
     scale = shown / percent if percent else 1.0
-    return Score(shown, result["standard_error"] * scale, percent, result["standard_error"])
+    return Score(shown, result.standard_error * scale, percent, result.standard_error)
 
 
 def _summarise(line: Line, tasks: Sequence[str], vanilla: Line | None) -> Line:

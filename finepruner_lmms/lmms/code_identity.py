@@ -1,0 +1,166 @@
+"""Which code of this package can change the result of a cell, as fingerprints.
+
+What every cell runs is followed through imports from the model and from `matrix.evaluate`; it ends at methods, at
+tasks, and at what is silent. A method's code is its class and what that imports besides; a task's its YAML file, the
+modules of its functions, and what makes scores of the answers. See `sources` for what following imports means.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.submission import task_lines
+from finepruner_lmms.data.task_folders import overrides_dir
+from finepruner_lmms.sources import Sources, files_fingerprint, foreign_files, short_hash
+
+if TYPE_CHECKING:
+    from finepruner_lmms.pruners import Pruner
+
+SILENT = {
+    "errors": "words errors",
+    "files": "writes and locks files",
+    "sources": "reads this code",
+    "judge": "scores answers that are there",
+    "data": "fetches data, whose content counts by itself",
+    "matrix": "plans, launches and stores",
+    "lmms.code_identity": "names answers",
+    "lmms.identity": "names answers",
+    "lmms.response_cache": "stores answers",
+    "lmms.monitor": "writes down what was selected",
+    "pruners.plugins": "finds plug-ins, which count by themselves",
+}
+"""Code that runs in a cell and cannot change its answers, and why."""
+_ROOTS = ("lmms.model", "matrix.evaluate")
+Stop = Callable[[str, str], bool]
+
+
+@functools.cache
+def engine_code(sources: Sources) -> dict[str, str]:
+    """A fingerprint of what every cell runs, by room."""
+    rooms: dict[str, list[str]] = {}
+    for module in engine_modules(sources):
+        rooms.setdefault(_room(module), []).append(module)
+    return {room: sources.fingerprint(rooms[room]) for room in sorted(rooms)}
+
+
+@functools.cache
+def engine_modules(sources: Sources) -> frozenset[str]:
+    """The modules that every cell runs."""
+
+    def stop(by: str, needed: str) -> bool:
+        method = _room(needed) == "pruners" and sources.decorates(needed, "register")
+        # which heads a method chooses by is its own business; the model only shows them
+        shown = _room(needed) == "heads" and _room(by) == "lmms"
+        return method or shown or _room(needed) == "benchmarks"
+
+    return _follow(sources, (f"{sources.name}.{root}" for root in _ROOTS), stop)
+
+
+def method_code(pruner: Pruner, sources: Sources) -> dict[str, str]:
+    """The code that a method needs besides, by method: two for a composition."""
+    from finepruner_lmms.pruners import Pruner
+    from finepruner_lmms.pruners.chain import Chain
+
+    pieces = [pruner]
+    if type(pruner) is Chain:
+        pieces = [piece for field in fields(pruner) if isinstance(piece := getattr(pruner, field.name), Pruner)]
+    return {piece.name: _code(type(piece), getattr(piece, "head_strategy", None), sources) for piece in pieces}
+
+
+@functools.cache
+def _code(cls: type[Pruner], strategy: str | None, sources: Sources) -> str:
+    """The code of a method's class and of what it imports; of a plug-in its whole top-level package.
+
+    Its head strategy may be a plug-in's, too.
+    """
+    from finepruner_lmms.heads.registry import strategy_function
+    from finepruner_lmms.pruners import Pruner
+
+    defined: list[Any] = [base for base in cls.__mro__ if issubclass(base, Pruner)]
+    if (function := strategy_function(strategy)) is not None:
+        defined.append(function)
+    own = {thing.__module__ for thing in defined if sources.file(thing.__module__) is not None}
+    parts = []
+    for thing in defined:
+        if sources.file(thing.__module__) is None:
+            files = foreign_files(thing.__module__) or _defining_file(thing)
+            parts.append(files_fingerprint(files))
+            own |= sources.needed_by_files(files)
+
+    def stop(by: str, _needed: str) -> bool:
+        return by == f"{sources.name}.pruners"  # the list of all methods is no method's business
+
+    needed = _follow(sources, own, stop) - engine_modules(sources)
+    return short_hash("\n".join([*sorted(set(parts)), sources.fingerprint(needed)]))
+
+
+def _defining_file(thing: Any) -> dict[str, Path]:
+    """The file of a class or function in a script."""
+    try:
+        return {thing.__module__: Path(inspect.getfile(thing))}
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"method: {thing.__qualname__} is in no file, so its results could not be told from another's; "
+            "define it in a module"
+        ) from error
+
+
+@functools.cache
+def task_code(task: str, submission: bool, sources: Sources) -> str:
+    """A fingerprint of a task's definition, its functions, and what makes scores of its samples."""
+    text = (overrides_dir(sources.folder) / f"fp_{task}.yaml").read_text(encoding="utf-8")
+    definition = yaml.load(text, _TaskLoader)
+    if submission:
+        definition |= yaml.load("\n".join(task_lines(task)), _TaskLoader)
+    roots = {module for name in _functions(definition) if sources.file(module := name.rpartition(".")[0]) is not None}
+    roots.add(f"{sources.name}.benchmarks.table")
+    others = {f"{sources.name}.benchmarks.{name}" for name in BENCHMARKS} - {f"{sources.name}.benchmarks.{task}"}
+    modules = _follow(sources, roots, lambda _by, needed: needed in others)
+    return short_hash(json.dumps([definition, sources.fingerprint(modules)], sort_keys=True))
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """YAML with lmms-eval's `!function`."""
+
+
+def _function(loader: yaml.SafeLoader, node: Any) -> dict[str, str]:
+    return {"!function": str(loader.construct_scalar(node))}
+
+
+_TaskLoader.add_constructor("!function", _function)
+
+
+def _functions(value: Any) -> Iterator[str]:
+    """The names of all functions in a task's definition."""
+    if isinstance(value, dict):
+        if "!function" in value:
+            yield value["!function"]
+        for part in value.values():
+            yield from _functions(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _functions(part)
+
+
+def _follow(sources: Sources, roots: Iterable[str], stop: Stop) -> frozenset[str]:
+    """The modules that `roots` need, but for what is silent."""
+
+    def silent_or_stop(by: str, needed: str) -> bool:
+        name = needed.removeprefix(f"{sources.name}.")
+        return any(name == quiet or name.startswith(f"{quiet}.") for quiet in SILENT) or stop(by, needed)
+
+    return frozenset(sources.closure(roots, silent_or_stop))
+
+
+def _room(module: str) -> str:
+    """`engine` of `finepruner_lmms.engine.generate`."""
+    return module.split(".")[1] if "." in module else ""
