@@ -24,6 +24,10 @@ class Locked(Failure, RuntimeError):
         super().__init__(f"{path}: held by {holder}")
 
 
+class LockUnsupported(Failure, OSError):
+    """The file system cannot lock, so that nobody could tell whether another process is at work."""
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file as a whole: no reader and no power cut ever sees half of it. Its folder must exist."""
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
@@ -121,6 +125,8 @@ def lock(path: Path) -> Iterator[None]:
         held.acquire(timeout=0)
     except Timeout:
         raise Locked(path, holder_of(path)) from None
+    except (NotImplementedError, OSError) as error:
+        raise LockUnsupported(f"{str(path.parent)!r} cannot be locked ({first_line(error)})") from error
     try:
         about.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
@@ -145,6 +151,8 @@ def is_locked(path: Path) -> bool:
             return False
     except Timeout:
         return True
+    except (NotImplementedError, OSError):  # nobody can hold what cannot be locked
+        return False
 
 
 _REMEMBERED = 1 << 20  # bytes; reading less is as quick as looking it up
