@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finepruner_lmms.errors import Failure, FieldError
+from finepruner_lmms.errors import Failure, FieldError, first_line
 
 
 class Locked(Failure, RuntimeError):
