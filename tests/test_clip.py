@@ -43,7 +43,7 @@ def test_short_texts_are_what_clip_makes_of_them(checkpoint):
     embedded = space.embed_texts(["w1 w2 w3", "w4", ""])
     for vectors, ids in zip(embedded, ([201, 1, 2, 3, 202], [201, 4, 202], [201, 202]), strict=True):
         expected = clip.get_text_features(torch.tensor([ids]), return_dict=True).pooler_output
-        torch.testing.assert_close(vectors, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(vectors, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_long_texts_are_read_to_their_end(checkpoint):
@@ -52,7 +52,7 @@ def test_long_texts_are_read_to_their_end(checkpoint):
     (vectors,) = space.embed_texts([long])
     assert vectors.shape == (3, 12)
     pieces = [" ".join(WORDS[start : start + 75][: 160 - start]) for start in (0, 75, 150)]
-    torch.testing.assert_close(vectors, torch.cat(space.embed_texts(pieces)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(vectors, torch.cat(space.embed_texts(pieces)), rtol=1e-4, atol=1e-5)
     (other,) = space.embed_texts([" ".join(reversed(WORDS[:160]))])
     assert not torch.allclose(vectors[0], other[0])  # the first piece depends on the text
 

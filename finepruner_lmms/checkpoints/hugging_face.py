@@ -55,6 +55,9 @@ class HuggingFaceCheckpoint:
         """Read all but the weights; `raw` is the config.json. `FieldError` naming what is damaged or does not fit."""
         config = hugging_face_config(raw)
         folder = fetch_small(name)
+        if (folder / "adapter_config.json").is_file():  # transformers would take the weights from where this points
+            problem = f"{str(folder)!r} holds an adapter; only whole checkpoints are read"
+            raise FieldError("adapter_config.json", problem, value=str(folder), fix="merge it into its model first")
         processor = read_processor(folder, config, name)
         return cls(name, folder, config, processor, raw.get("quantization_config") is not None)
 

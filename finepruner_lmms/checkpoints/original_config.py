@@ -16,7 +16,7 @@ from finepruner_lmms.files import load_object
 _DECODER = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _DECODER_OPTIONAL = (
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-    "use_cache", "bos_token_id", "eos_token_id", "rope_theta", "rope_scaling", "attention_bias", "attention_dropout",
+    "bos_token_id", "eos_token_id", "rope_theta", "rope_scaling", "attention_bias", "attention_dropout",
     "mlp_bias",
 )  # fmt: skip
 # what LLaVA assumes where the file is silent, and the values that transformers' LLaVA can honour

@@ -15,6 +15,7 @@ from finepruner_lmms.engine.loading_report import check_report
 from finepruner_lmms.engine.parts import normalise_patches
 from finepruner_lmms.errors import FieldError, first_line
 from finepruner_lmms.files import load_object
+from finepruner_lmms.ops.precision import for_choosing
 
 # the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
 _TOWERS = {
@@ -76,7 +77,6 @@ class JointSpace:
         self.visual_projection = clip.visual_projection.to(device)
         self.device, self.length = device, clip.config.text_config.max_position_embeddings
 
-    @torch.no_grad()
     def embed_patches(self, model: Any, features: Tensor) -> Tensor:
         """Patch features `[B, N, C]` of `model`'s tower in the joint space: `[B, N, P]`."""
         if features.shape[-1] != self.visual_projection.in_features:
@@ -84,11 +84,11 @@ class JointSpace:
                 f"clip: the checkpoint projects features of width {self.visual_projection.in_features}, but the "
                 f"model's vision tower has {features.shape[-1]}; name the checkpoint that the tower comes from"
             )
-        return self.visual_projection(normalise_patches(model, features).float())
+        with for_choosing(features.device):
+            return self.visual_projection(normalise_patches(model, features).float())
 
-    @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> list[Tensor]:
-        """Each text as `[M, P]`: one vector for every 75 tokens, each piece between its own start and end token.
+        """Each text as `[M, P]`: one vector per 75 tokens, each piece between its own start and end token.
 
         The released code cuts a long text without closing its pieces; CLIP then pools their first position, which is
         the same for all texts.
@@ -103,10 +103,11 @@ class JointSpace:
         width = max(map(len, pieces))
         ids = torch.tensor([piece + [tokenizer.eos_token_id] * (width - len(piece)) for piece in pieces])
         mask = torch.tensor([[1] * len(piece) + [0] * (width - len(piece)) for piece in pieces])
-        hidden = self.text_model(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
         ends = torch.tensor([len(piece) - 1 for piece in pieces], device=self.device)
-        pooled = hidden[torch.arange(len(pieces), device=self.device), ends]
-        return list(self.text_projection(pooled).split(counts))
+        with for_choosing(self.device):
+            hidden = self.text_model(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+            pooled = hidden[torch.arange(len(pieces), device=self.device), ends]
+            return list(self.text_projection(pooled).split(counts))
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""The store: a directory a cell, and what is true about it.
+"""The store: one directory per cell, and what is true about it.
 
     runs/<name>/
       matrix.json                   rows and cells of the latest `run`
@@ -8,7 +8,7 @@
         attempt-<n>/                files that lmms-eval writes by itself
         cache/                      answers of an unfinished attempt
         answers.jsonl, answered.json   where a judge scores: what samples and result are made of
-        samples.jsonl               a line a question: target, answer, score, image
+        samples.jsonl               one line per question: target, answer, score, image
         submission.json, .xlsx      for the server, where only that scores
         result.json                 written last, atomically; a cell is done if and only if this is valid
         error.json                  why the last attempt failed
@@ -324,7 +324,7 @@ def keep_answers(folder: Path, cell: Json) -> tuple[Json, list[Json]] | None:
 
 
 def read_lines(path: Path) -> list[Json]:
-    """The objects of a file with one a line."""
+    """The objects of a file with one per line."""
     return read_json_lines(path)
 
 
