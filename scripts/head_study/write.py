@@ -112,7 +112,7 @@ def kinds(test: Models, _tuning: Models) -> Lines:
 
 
 def alone(test: Models, facts: list[dict[str, np.ndarray]]) -> Lines:
-    """Each head of layer 1 alone: a column a head, two lines a model."""
+    """Each head of layer 1 alone: one column per head, two lines per model."""
     heads = range(facts[0]["mass"].shape[1])
     yield from header("model", "", *(f"head {head}" for head in heads))
     for number, (study, fact) in enumerate(zip(test.studies, facts, strict=True)):
