@@ -32,6 +32,7 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import (
     Locked,
+    LockUnsupported,
     is_locked,
     lock,
     read_json_lines,
@@ -160,6 +161,8 @@ class Store:
                 held.enter_context(lock(self._lock))
             except Locked as error:
                 raise StoreError(f"output: {str(self.root)!r} is in use by {error.holder}") from None
+            except LockUnsupported as error:
+                raise StoreError(f"output: {error}; give --output a folder on a disk that can") from None
             yield
 
     def is_live(self) -> bool:
@@ -265,8 +268,8 @@ def begin_attempt(folder: Path, launch: str) -> Path:
 
 def end_attempt(folder: Path, state: str) -> None:
     """Write down how the attempt ended: "done" or "failed"."""
-    status = read_object(folder / "status.json") or {}
-    write_json(folder / "status.json", status | {"state": state})
+    if (status := read_object(folder / "status.json")) is not None:  # a process may fail before the first has begun
+        write_json(folder / "status.json", status | {"state": state})
 
 
 def write_error(folder: Path, error: str, message: str, details: str = "") -> None:
