@@ -39,7 +39,7 @@ def test_methods_are_the_contract():
         ("fastv", {"layer": 0}, "layer: got 0; expected a whole number of at least 1"),
         ("fastv", {"layer": 2.0}, "layer: got 2.0"),
         ("fastv", {"rows": "row"}, "rows: got 'row' .did you mean 'raw'"),
-        ("fastv", {"aggregate": "sum"}, "aggregate: got 'sum'; known: mean, max, round_robin"),
+        ("fastv", {"aggregate": "sum"}, "aggregate: got 'sum'; known: mean, max, quota"),
         ("fastv", {"budget": 0}, "budget: got 0"),
         ("fastv", {"budget": -3}, "budget: got -3"),
         ("fastv", {"budget": "150%"}, "budget: got '150%'"),
