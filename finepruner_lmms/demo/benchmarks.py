@@ -77,7 +77,7 @@ def _ask_all(scene: Scene, rng: random.Random, kinds: tuple[str, ...]) -> list[Q
 
 
 def _pope(split: str, first: int) -> dict[str, list[Row]]:
-    """Six questions an image: a yes and a no for each way of sampling what is absent."""
+    """Six questions per image: a yes and a no for each way of sampling what is absent."""
     rows: list[Row] = []
     for scene, rng in _scenes(split, first):
         if len(rows) == SIZES["pope"]:
@@ -103,7 +103,7 @@ def _pope(split: str, first: int) -> dict[str, list[Row]]:
 
 
 def _vqav2(split: str, first: int) -> dict[str, list[Row]]:
-    """Four kinds of questions an image, each with ten annotators who agree."""
+    """Four kinds of questions per image, each with ten annotators who agree."""
     types = {"color": "what color is the", "shape": "what", "count": "how many", "exist": "is there a"}
     rows: list[Row] = []
     for scene, rng in _scenes(split, first):
