@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finepruner_lmms.errors import Failure, FieldError
+from finepruner_lmms.errors import Failure, FieldError, first_line
 
 
 class Locked(Failure, RuntimeError):
@@ -24,6 +24,10 @@ class Locked(Failure, RuntimeError):
     def __init__(self, path: Path, holder: str) -> None:
         self.path, self.holder = path, holder
         super().__init__(f"{path}: held by {holder}")
+
+
+class LockUnsupported(Failure, OSError):
+    """The file system cannot lock, so that nobody could tell whether another process is at work."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -125,6 +129,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class _Lock(FileLock):
+    """A class of our own, because lmms-eval patches filelock's: a second lock of the same process then succeeds."""
+
+
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold `path` while the block runs; `Locked` at once if another process does, or `wait` for it.
@@ -135,11 +143,13 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     about = path.with_name(f"{path.name}.holder")
-    held = FileLock(path)
+    held = _Lock(path)
     try:
         held.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise Locked(path, holder_of(path)) from None
+    except (NotImplementedError, OSError) as error:
+        raise LockUnsupported(f"{str(path.parent)!r} cannot be locked ({first_line(error)})") from error
     try:
         about.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
@@ -160,10 +170,12 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with FileLock(path, timeout=0):
+        with _Lock(path, timeout=0):
             return False
     except Timeout:
         return True
+    except (NotImplementedError, OSError):  # nobody can hold what cannot be locked
+        return False
 
 
 _REMEMBERED = 1 << 20  # bytes; reading less is as quick as looking it up

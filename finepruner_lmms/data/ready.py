@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finepruner_lmms.benchmarks.submission import SERVED, TEST
 from finepruner_lmms.data.content import content_problems, image_problems
-from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.data.errors import DataError, UnusableData
 from finepruner_lmms.data.facts import FACTS, Table, tables
 from finepruner_lmms.data.hub import offline
 from finepruner_lmms.data.manifest import check_task
@@ -60,6 +60,12 @@ def data_problems(data: str, tasks: Sequence[str], submission: bool = False) -> 
         elif data != "hub" and data not in DEMO_SPLITS:
             problems += [error for found in examine(Path(data), name, submission) for error in found.problems]
     return problems
+
+
+def require_data(data: str, tasks: Sequence[str], submission: bool = False) -> None:
+    """Raise `UnusableData` with all that `data_problems` finds."""
+    if problems := data_problems(data, tasks, submission):
+        raise UnusableData(problems)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submi
 from finepruner_lmms.benchmarks.limits import document_numbers
 from finepruner_lmms.lmms.identity import Identity, cell_identity
 from finepruner_lmms.lmms.model import LlavaFinePruner
+from finepruner_lmms.lmms.response_cache import share_answers
+from finepruner_lmms.matrix.launch import RUN_ID
 from finepruner_lmms.matrix.store import Json
 
 
@@ -33,12 +35,13 @@ def evaluate_cell(
 ) -> tuple[Json, list[Json]] | None:
     """Result and samples of one cell; None in all processes but the first.
 
-    Answers go to `cache` as they come, under a fixed run id, so that an attempt that is cut off costs only the
-    questions it had not answered.
+    Answers go to `cache` as they come, and are found again by a later attempt, so that one that is cut off costs only
+    the questions it had not answered.
     """
     benchmark = BENCHMARKS[spec["task"]]
     lm.configure(method=spec["method"], budget=spec["budget"], **spec["parameters"])
     _check_identity(lm, spec)
+    share_answers(cache, RUN_ID, lm.rank)
     lm.lengths.clear()
     out = simple_evaluate(
         model=lm,

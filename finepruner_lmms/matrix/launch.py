@@ -28,8 +28,9 @@ _FOREIGN = re.compile(
 )
 
 
-RUN_ID = {"LMMS_CACHE_RUN_ID": "cell"}
-"""What lmms-eval calls the run in a cache: the same in every attempt, since each cell has a cache of its own."""
+RUN_ID = "cell"
+"""What lmms-eval is to call the run in a cell's cache: the same in every attempt, so that one goes on with another's
+answers. Each cell has a cache of its own."""
 
 
 class WorkerTimeout(RuntimeError):
@@ -152,7 +153,8 @@ def _command(folder: Path, processes: int, plan_file: Path) -> list[str]:
 def _environment(processes: int, gpus: int) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not _FOREIGN.fullmatch(key)}
     environment |= {"FINEPRUNER_PARENT": "stdin", "PYTHONUNBUFFERED": "1"}
-    environment |= {VARIABLE: "later", **RUN_ID}  # the parent sees to judging; a resumed cell finds its answers again
+    # the parent sees to judging; an attempt finds the answers of the one before
+    environment |= {VARIABLE: "later", "LMMS_CACHE_RUN_ID": RUN_ID}
     defaults = {"TOKENIZERS_PARALLELISM": "false"}
     if gpus == 0:
         environment["ACCELERATE_USE_CPU"] = "true"

@@ -12,7 +12,7 @@ from finepruner_lmms.matrix.launch import Launch, WorkerTimeout
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.sections import MatrixFile
-from finepruner_lmms.matrix.store import Json, Store, write_error
+from finepruner_lmms.matrix.store import Json, State, Store, write_error
 
 MAX_DEATHS = 2
 """A cell during which the worker died so often is given up."""
@@ -57,7 +57,10 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Di
         }
         with Launch(folder, plan, file.launch) as launch:
             started, current, silent = _listen(launch, left, store, display)
-        if current is not None:  # the worker went without a word
+        if current is not None and (state := store.state(left[current], live=False)).name != "missing":
+            # it ended before it could say so, or a process other than the first failed and wrote down why
+            display.cell_ended(left.pop(current), state.name, _ending(state))
+        elif current is not None:  # the worker went without a word
             deaths[current] += 1
             reason = silent or f"the worker ended in the middle of the cell: {launch.exit_text()}; {launch.reason()}"
             if deaths[current] >= MAX_DEATHS:
@@ -93,10 +96,14 @@ def _listen(launch: Launch, left: dict[str, Json], store: Store, display: Displa
                     current = None
                     cell = left.pop(event["cell"])
                     state = store.state(cell, live=True)  # the truth is on disk, not in what the worker says
-                    display.cell_ended(cell, state.name, score_text(state.result) if state.result else state.reason)
+                    display.cell_ended(cell, state.name, _ending(state))
     except WorkerTimeout as silence:
         return started, current, str(silence)
     return started, current, ""
+
+
+def _ending(state: State) -> str:
+    return score_text(state.result) if state.result else state.reason
 
 
 def score_text(result: Result) -> str:

@@ -1,4 +1,4 @@
-"""The store: a directory a cell, and what is true about it.
+"""The store: one directory per cell, and what is true about it.
 
     runs/<name>/
       matrix.json                   rows and cells of the latest `run`
@@ -8,7 +8,7 @@
         attempt-<n>/                files that lmms-eval writes by itself
         cache/                      answers of an unfinished attempt
         answers.jsonl, answered.json   where a judge scores: what samples and result are made of
-        samples.jsonl               a line a question: target, answer, score, image
+        samples.jsonl               one line per question: target, answer, score, image
         submission.json, .xlsx      for the server, where only that scores
         result.json                 written last, atomically; a cell is done if and only if this is valid
         error.json                  why the last attempt failed
@@ -32,6 +32,7 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import (
     Locked,
+    LockUnsupported,
     is_locked,
     lock,
     read_json_lines,
@@ -160,6 +161,8 @@ class Store:
                 held.enter_context(lock(self._lock))
             except Locked as error:
                 raise StoreError(f"output: {str(self.root)!r} is in use by {error.holder}") from None
+            except LockUnsupported as error:
+                raise StoreError(f"output: {error}; give --output a folder on a disk that can") from None
             yield
 
     def is_live(self) -> bool:
@@ -265,8 +268,8 @@ def begin_attempt(folder: Path, launch: str) -> Path:
 
 def end_attempt(folder: Path, state: str) -> None:
     """Write down how the attempt ended: "done" or "failed"."""
-    status = read_object(folder / "status.json") or {}
-    write_json(folder / "status.json", status | {"state": state})
+    if (status := read_object(folder / "status.json")) is not None:  # a process may fail before the first has begun
+        write_json(folder / "status.json", status | {"state": state})
 
 
 def write_error(folder: Path, error: str, message: str, details: str = "") -> None:
@@ -321,7 +324,7 @@ def keep_answers(folder: Path, cell: Json) -> tuple[Json, list[Json]] | None:
 
 
 def read_lines(path: Path) -> list[Json]:
-    """The objects of a file with one a line."""
+    """The objects of a file with one per line."""
     return read_json_lines(path)
 
 

@@ -22,7 +22,7 @@ _WHY = {
 
 @dataclass(frozen=True)
 class VisionOutputs:
-    """The encoded images of a batch, one a row.
+    """The encoded images of a batch, one per row.
 
     Shapes: `features` `[B, N, C]` before the projector, `projected` `[B, N, D]` after it; of the same layer of the
     tower: `cls_attention` `[B, Hc, N]` the attention of the CLS token (a softmax with the CLS token in it), `keys`

@@ -56,7 +56,7 @@ def combined(test: Models, _tuning: Models) -> Lines:
     yield row("random", *(f"{value:.1f}" for value in chance))
     yield row("FastV: mean of the rows", *(f"{test.percent(FASTV.format(kept)):.1f}" for kept in RETAINED))
     for rows in ("raw", "renormalised"):
-        for aggregate in ("mean", "max", "round_robin"):
+        for aggregate in ("mean", "max", "quota"):
             if (rows, aggregate) != ("raw", "mean"):
                 name = f"combined/layer={LAYER}/rows={rows}/aggregate={aggregate}/kept={{}}"
                 yield row(f"`rows={rows}`, `aggregate={aggregate}`", *_differences(test, name))
@@ -112,7 +112,7 @@ def kinds(test: Models, _tuning: Models) -> Lines:
 
 
 def alone(test: Models, facts: list[dict[str, np.ndarray]]) -> Lines:
-    """Each head of layer 1 alone: a column a head, two lines a model."""
+    """Each head of layer 1 alone: one column per head, two lines per model."""
     heads = range(facts[0]["mass"].shape[1])
     yield from header("model", "", *(f"head {head}" for head in heads))
     for number, (study, fact) in enumerate(zip(test.studies, facts, strict=True)):
