@@ -196,7 +196,7 @@ def test_killed_in_the_middle_it_goes_on_from_there(mirror, env, tmp_path):
     assert names_below(tmp_path / "root") == [*locks, f".incoming/pope/{parts[0].name}"]
     mirror.hold = None
     mirror.gate.set()
-    (problem,) = missing_data(str(tmp_path / "root"), ["pope"])
+    problem = str(*missing_data(str(tmp_path / "root"), ["pope"]))
     assert "is not complete: `prepare` was interrupted" in problem
     finepruner(*command[3:], env=env)
     assert mirror.fetched(POPE) == [None, f"bytes={have}-"]
