@@ -178,7 +178,7 @@ STAGES = {
     ),
     "fastv renumbered": fp.build_pruner("fastv", budget="50%", positions="renumbered"),
     "pdrop guided by heads": fp.build_pruner("finepruner", guide="pdrop", budget="50%", heads=3),
-    "pdrop round_robin": fp.build_pruner("pdrop", budget="50%", aggregate="round_robin"),
+    "pdrop quota": fp.build_pruner("pdrop", budget="50%", aggregate="quota"),
 }
 
 
@@ -204,7 +204,7 @@ def test_equals_brute_force(which, attention):
     def choose(_layer, rows, alive, count):
         if pruner.name == "finepruner":
             rows = rows[sorted(best(rows[:, alive].sum(1), list(range(len(rows))), pruner.heads))]
-        return best(by_turns(rows) if pruner.aggregate == "round_robin" else rows.mean(0), alive, count)
+        return best(by_turns(rows) if pruner.aggregate == "quota" else rows.mean(0), alive, count)
 
     for row in range(3):
         expected, kept = answer(
@@ -419,7 +419,7 @@ VARIANTS = [
     *({"query": name} for name in known_queries()),
     {"head_strategy": "recommended"},
     {"head_strategy": "fixed", "fixed_heads": "1+3"},
-    {"aggregate": "round_robin", "rows": "renormalised"},
+    {"aggregate": "quota", "rows": "renormalised"},
     {"guide": "sparsevlm"},
     {"guide": "pdrop"},
 ]

@@ -95,7 +95,7 @@ def test_exactly_the_promised_number_inside(name, batch, visual, share, seed, ro
     if batch > 1:
         shown[0] = False  # a row without an image
     pruner = build_pruner(name, rows=data.draw(st.sampled_from(["raw", "renormalised"])),
-                          aggregate=data.draw(st.sampled_from(["mean", "max", "round_robin"])))  # fmt: skip
+                          aggregate=data.draw(st.sampled_from(["mean", "max", "quota"])))  # fmt: skip
     context = DecoderContext(
         2,
         attention(batch, 8) * shown[:, None],

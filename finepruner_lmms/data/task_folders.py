@@ -18,6 +18,7 @@ from finepruner_lmms.benchmarks.submission import SERVED, TEST, task_lines
 from finepruner_lmms.data.facts import tables
 from finepruner_lmms.data.hub import commit_of
 from finepruner_lmms.data.manifest import check_task, identity_of, read_manifest
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.files import cache_dir, content_hash
 
 logger = logging.getLogger(__name__)
@@ -66,21 +67,19 @@ def folder(data: str, submission: bool = False) -> Path:
         return _folder(available_tasks(), plain.parent / "data", SERVED, "") if submission else plain
     root = Path(data)
     if not root.is_dir():
-        raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
+        raise FieldError("data", f"{data!r} is neither 'hub', 'demo' nor an existing folder", value=data)
     present = [name for name in available_tasks() if (root / name).is_dir()]
     scored = [name for name in present if not _only_test(root / name)]
     for name in scored:
         check_task(root, name, tables(name))
     if not (present if submission else scored):
-        raise ValueError(
-            f"data: {data!r} holds none of the folders {', '.join(available_tasks())}; "
-            f"`finepruner prepare --data {data}` fetches them"
-        )
+        problem = f"{data!r} holds none of the folders {', '.join(available_tasks())}"
+        raise FieldError("data", problem, value=data, fix=f"`finepruner prepare --data {data}` fetches them")
     if not submission:
         return _folder(scored, root.resolve(), ())
     served = [name for name in SERVED if (root / name / TEST).is_dir()]
     if not served:
-        raise ValueError(f"data: {data!r} holds no folder {TEST} in any of {', '.join(SERVED)}")
+        raise FieldError("data", f"{data!r} holds no folder {TEST} in any of {', '.join(SERVED)}", value=data)
     # one without its test questions is left out, lest the scored split be taken for it
     names = [name for name in present if (name in served if name in SERVED else name in scored)]
     return _folder(names, root.resolve(), served)

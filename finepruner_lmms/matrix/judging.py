@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.judge import mmvet
 from finepruner_lmms.judge.answers import score_file
 from finepruner_lmms.judge.judgements import Judgements
@@ -106,7 +107,7 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
     record = store.matrix()
     judge = choose(options, exact, _known(record))
     if isinstance(judge, JudgeServer) and judge.mmbench and not judge.also & set(record["tasks"]):
-        raise ValueError(f"--mmbench: the run has neither of {', '.join(sorted(judge.also))}; leave it out")
+        raise FieldError("--mmbench", f"the run has neither of {', '.join(sorted(judge.also))}", fix="leave it out")
     with store.lock():
         record = assign(record, judge)
         store.save_matrix(record)
@@ -119,7 +120,7 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
 def judge_file(file: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge a file of answers; its scores, as a table."""
     if options.get("mmbench") is not None:
-        raise ValueError("--mmbench: is for the directory of a run; a file holds answers to MM-Vet")
+        raise FieldError("--mmbench", "is for the directory of a run; a file holds answers to MM-Vet")
     judge = choose(options, exact, _known({}))
     with display_for(Console(stderr=True), 1, 0) as display:
         display.cell_started({"label": file.name})

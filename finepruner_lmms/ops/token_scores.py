@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 ROWS = ("raw", "renormalised")
-AGGREGATES = ("mean", "max", "round_robin")
+AGGREGATES = ("mean", "max", "quota")
 
 
 def head_rows(attention: Tensor, rows: str = "raw") -> Tensor:
@@ -22,10 +22,10 @@ def token_scores(attention: Tensor, rows: str = "raw", aggregate: str = "mean") 
 
     `rows="raw"` takes each head's row as it is (FastV, section 4 of its paper); `"renormalised"` first divides it by
     the head's own attention to the image, which is per-head normalisation. `aggregate` is `"mean"`, `"max"`, or
-    `"round_robin"`: the heads nominate in turn, each its best token, then each its second best, and so on.
+    `"quota"`: round-robin, the heads nominate in turn, each its best token, then each its second best, and so on.
     """
     attention = head_rows(attention, rows)
-    if aggregate == "round_robin":
+    if aggregate == "quota":
         return _round_robin(attention)
     return attention.amax(1) if aggregate == "max" else attention.mean(1)
 

@@ -56,7 +56,7 @@ def combined(test: Models, _tuning: Models) -> Lines:
     yield row("random", *(f"{value:.1f}" for value in chance))
     yield row("FastV: mean of the rows", *(f"{test.percent(FASTV.format(kept)):.1f}" for kept in RETAINED))
     for rows in ("raw", "renormalised"):
-        for aggregate in ("mean", "max", "round_robin"):
+        for aggregate in ("mean", "max", "quota"):
             if (rows, aggregate) != ("raw", "mean"):
                 name = f"combined/layer={LAYER}/rows={rows}/aggregate={aggregate}/kept={{}}"
                 yield row(f"`rows={rows}`, `aggregate={aggregate}`", *_differences(test, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def draw(board: Leaderboard, target: Path) -> None:
     import matplotlib.pyplot as plt
 
     if target.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"picture: got {target.name!r}; expected a file that ends in .png, .pdf or .svg")
+        problem = f"got {target.name!r}; expected a file that ends in .png, .pdf or .svg"
+        raise FieldError("picture", problem, value=target)
     drawn = figure(board)
     target.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(target, dpi=160)
@@ -36,7 +38,7 @@ def figure(board: Leaderboard) -> Figure:
 
     lines = [line for line in board.lines if line.average is not None]
     if not lines:
-        raise ValueError("picture: no row has all of its tasks done yet")
+        raise FieldError("picture", "no row has all of its tasks done yet")
     drawn, axes = plt.subplots(figsize=(7.2 if len(_curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
     whole = next((line for line in lines if line.method == "vanilla"), None)
     if whole is not None:
