@@ -36,15 +36,15 @@ def hooks_of(model):
 
 
 def greedy(model, inputs, cache, steps):
-    """Tokens by plain forwards, so that several prompts can take turns."""
-    mask = inputs.get("attention_mask")
-    outputs, tokens = model(**inputs, past_key_values=cache, use_cache=True), []
+    """The logits of each step by plain forwards, so that several prompts can take turns."""
+    mask, logits = inputs["attention_mask"], []
+    outputs = model(**inputs, past_key_values=cache, use_cache=True)
     for _ in range(steps):
-        tokens.append(outputs.logits[:, -1].argmax(-1))
+        logits.append(outputs.logits[:, -1])
+        yield torch.stack(logits, dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        step = {"input_ids": tokens[-1][:, None], "attention_mask": mask}
+        step = {"input_ids": logits[-1].argmax(-1)[:, None], "attention_mask": mask}
         outputs = model(**step, past_key_values=cache, use_cache=True)
-        yield torch.stack(tokens, dim=1)
 
 
 # -- compiled models --------------------------------------------------------------------------------------------------
@@ -112,10 +112,10 @@ def test_a_prefill_whose_hooks_do_not_run_is_refused(part):
 
 
 @pytest.mark.parametrize("pruner", [FASTV, Pyramid(ragged=True)], ids=["fastv", "ragged"])
-def test_prompts_that_take_turns_get_their_own_tokens(pruner):
-    model, a, b = tiny_llava(), prompts((5, 7), (2, 4)), prompts((9, 3), 11, (1, 2), seed=4)
+@pytest.mark.parametrize("other", [[(9, 3), 11, (1, 2)], [(2, 4), (5, 7)]], ids=["another-shape", "same-shape"])
+def test_prompts_that_take_turns_get_their_own_tokens(pruner, other):
+    model, a, b = tiny_llava(), prompts((5, 7), (2, 4)), prompts(*other, seed=4)
     with torch.no_grad():
-        alone_a, alone_b = [], []
         with fp.attach(model, pruner):
             alone_a = list(greedy(model, a, DynamicCache(), 4))[-1]
             alone_b = list(greedy(model, b, DynamicCache(), 4))[-1]

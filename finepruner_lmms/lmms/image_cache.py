@@ -1,6 +1,6 @@
 """Encoded images, shared between questions and between methods.
 
-Benchmarks ask several questions about an image, and a study asks them again for every method and budget; the vision
+Benchmarks ask several questions per image, and a study asks them again for every method and budget; the vision
 tower's answer is always the same.
 """
 
