@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make quickstart   install, sweep four methods over ten miniature benchmarks, print the leaderboard"
 	@echo "make test         install, run all tests"
-	@echo "make lint         install, run ruff and mypy"
+	@echo "make lint         install, run ruff, mypy and the import contract"
 	@echo "make figure       install, draw the picture of the README again"
 
 install: $(VENV)/installed
@@ -32,5 +32,6 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 .PHONY: help install quickstart figure test lint
