@@ -6,24 +6,43 @@ Exit status: 0 done, 1 some cells failed (all others are kept), 2 the request it
 
 from __future__ import annotations
 
-import json
+import errno
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-if TYPE_CHECKING:
-    from finepruner_lmms.doctor.doctor import Request
-    from finepruner_lmms.matrix.config import Matrix
-    from finepruner_lmms.matrix.store import Json, State, Store
+from finepruner_lmms.errors import Failure, FieldError, check_choice
+
+# of the machine, not of what was asked: the disk is full, or breaks
+_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+class Commands(TyperGroup):
+    """Commands whose expected failures are one line each; a fault of ours keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; this is the one place that turns a failure into an exit status."""
+        try:
+            return super().invoke(ctx)
+        except Failure as error:
+            text, status = str(error), error.exit_status
+        except BrokenPipeError:  # who reads our output went away
+            raise
+        except OSError as error:
+            named = "" if error.filename is None else f"{error.filename}: "
+            text, status = f"{named}{error.strerror or error}", 1 if error.errno in _FAULTS else 2
+        sys.stderr.write(f"{text}\n")
+        raise typer.Exit(status)
+
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Sweep visual token pruning methods over benchmarks with lmms-eval.",
 )  # fmt: skip
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The matrix file (YAML).", show_default=False)]
@@ -42,7 +61,7 @@ def run(config: Config, output: OutputOption = None) -> None:
     """Run the cells of a matrix that are not done yet; then print the leaderboard."""
     from rich.console import Console
 
-    from finepruner_lmms.doctor.readiness import missing_data
+    from finepruner_lmms.data.ready import require_data
     from finepruner_lmms.judge.client import JudgeError
     from finepruner_lmms.judge.judgements import JudgementsError
     from finepruner_lmms.matrix.judging import judge_cells
@@ -50,24 +69,19 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
     from finepruner_lmms.matrix.report.tables import render
     from finepruner_lmms.matrix.runner import LaunchError, run_cells
-    from finepruner_lmms.matrix.store import StoreError
+    from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run
 
-    matrix, store, record = _open(config, output)
-    if problems := missing_data(matrix.file.data, matrix.file.tasks, matrix.file.submission):
-        _refuse("\n".join(problems))
-    console = Console()
+    matrix, store, record = open_study(config, output)
+    require_data(matrix.file.data, matrix.file.tasks, matrix.file.submission)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     with ExitStack() as held:
-        try:
-            held.enter_context(store.lock())
-        except StoreError as error:
-            _refuse(str(error))
+        held.enter_context(store.lock())
         store.save_matrix(record)
         states = store.states(record["cells"])
-        left = _to_run(record, states)
+        left = to_run(record, states)
         total, finished = len(states), len(states) - len(left)
-        with display_for(console, total, finished) as display:
+        with display_for(Console(), total, finished) as display:
             display.note(f"{total} cells, {finished} done before, {len(left)} to do; results in {store.root}")
             try:
                 run_cells(store, matrix.file, left, display)
@@ -79,65 +93,33 @@ def run(config: Config, output: OutputOption = None) -> None:
             except KeyboardInterrupt:
                 display.note("stopped; what is done is kept, `run` goes on from here")
                 raise typer.Exit(130) from None
-    board = leaderboard(store)
-    sys.stdout.write(f"\n{render(board, 'text')}")
-    failed = _report_unfinished(store, record)
-    raise typer.Exit(1 if failed else 0)
+    sys.stdout.write(f"\n{render(leaderboard(store), 'text')}")
+    raise typer.Exit(1 if report_unfinished(store, record) else 0)
 
 
 @app.command()
 def plan(
     config: Config,
     output: OutputOption = None,
-    form: Annotated[str, typer.Option("--format", help="text, or jsonl: a JSON object a cell")] = "text",
+    form: Annotated[str, typer.Option("--format", help="text, or jsonl: one JSON object per cell")] = "text",
 ) -> None:
     """Show what would run and what is done, with an estimate of the time, without running."""
-    from finepruner_lmms.matrix.runner import estimate_seconds
+    from finepruner_lmms.matrix.overview import plan_lines, plan_text
+    from finepruner_lmms.matrix.study import open_study
 
-    _check_format(form, ("text", "jsonl"))
-    _, store, record = _open(config, output)
-    cells = record["cells"]
-    states = store.states(cells)
-    if form == "jsonl":
-        for cell, state in zip(cells, states, strict=True):
-            facts = {"id": cell["id"], "state": state.name, "task": cell["task"], **_facts(cell)}
-            sys.stdout.write(json.dumps(facts | {"directory": str(store.cell_dir(cell))}, ensure_ascii=False) + "\n")
-        return
-    left = _to_run(record, states)
-    layers, tokens = record["num_layers"], record["num_visual_tokens"]
-    lines = [
-        f"{record['name']}: {len(record['rows'])} rows x {len(record['tasks'])} tasks = {len(cells)} cells, "
-        f"{len(cells) - len(left)} done, {len(left)} to do",
-        f"model: {record['model']} ({layers} decoder layers, {tokens} visual tokens an image)",
-    ]
-    lines += [f"  {state.name:8} {cell['label']}" for cell, state in zip(cells, states, strict=True)]
-    seconds = estimate_seconds([state.result for state in states if state.result is not None], left)
-    if left:
-        known = "unknown until a cell of each task is done" if seconds is None else f"about {_duration(seconds)}"
-        lines.append(f"time for what is left: {known}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    check_choice("--format", form, ("text", "jsonl"))
+    _, store, record = open_study(config, output)
+    sys.stdout.write(plan_lines(store, record) if form == "jsonl" else plan_text(store, record))
 
 
 @app.command()
 def status(output: Output) -> None:
     """List done, running, waiting, failed and missing cells, with each failure's reason."""
-    from finepruner_lmms.matrix.runner import score_text
+    from finepruner_lmms.matrix.overview import status_text
+    from finepruner_lmms.matrix.store import Store
 
-    store = _store(output)
-    record = _matrix(store)
-    states = store.states(record["cells"])
-    counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "failed", "missing")}
-    if waiting := sum(state.name == "waiting" for state in states):
-        counts["waiting for the judge"] = waiting
-    lines = [f"{record['name']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())]
-    for cell, state in zip(record["cells"], states, strict=True):
-        text = score_text(state.result) if state.result else state.reason
-        lines.append(f"  {state.name:8} {cell['label']}{': ' + text if text else ''}")
-    if others := store.others(record["cells"]):
-        lines.append(
-            f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown"
-        )
-    sys.stdout.write("\n".join(lines) + "\n")
+    store = Store(output)
+    sys.stdout.write(status_text(store, store.matrix()))
 
 
 @app.command()
@@ -145,7 +127,7 @@ def table(
     output: Output,
     form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex")] = "text",
     seeds: Annotated[
-        bool, typer.Option("--seeds", help="A row a seed, instead of their mean (always so in CSV).")
+        bool, typer.Option("--seeds", help="One row per seed, instead of their mean (always so in CSV).")
     ] = False,
     picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
     costs: Annotated[bool, typer.Option("--costs", help="What prefill cost in each row, instead of scores.")] = False,
@@ -156,21 +138,18 @@ def table(
     """Print the leaderboard."""
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
     from finepruner_lmms.matrix.report.tables import FORMATS, RELATIVE, render, render_costs
+    from finepruner_lmms.matrix.store import Store
 
-    _check_format(form, tuple(FORMATS))
-    if relative not in RELATIVE:
-        _refuse(f"relative: got {relative!r}; known: {', '.join(RELATIVE)}")
-    store = _store(output)
-    _matrix(store)
+    check_choice("--format", form, FORMATS)
+    check_choice("--relative", relative, RELATIVE)
+    store = Store(output)
+    store.matrix()
     board = leaderboard(store, merge_seeds=not seeds and form != "csv")
     sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
     if picture is not None:
         from finepruner_lmms.matrix.report.plots import draw
 
-        try:
-            draw(leaderboard(store), picture)
-        except ValueError as error:
-            _refuse(str(error))
+        draw(leaderboard(store), picture)
 
 
 @app.command()
@@ -180,15 +159,12 @@ def report(
 ) -> None:
     """Write a self-contained HTML report: tables, pictures, and the head study where rows differ in their heads."""
     from finepruner_lmms.matrix.report.html import write_report
-    from finepruner_lmms.matrix.store import StoreError
+    from finepruner_lmms.matrix.store import Store
 
-    store = _store(output)
-    _matrix(store)
+    store = Store(output)
+    store.matrix()
     target = output / "report.html" if to is None else to
-    try:
-        write_report(store, target)
-    except StoreError as error:
-        _refuse(str(error))
+    write_report(store, target)
     sys.stdout.write(f"{target}\n")
 
 
@@ -201,14 +177,11 @@ def compare(
     """Compare two rows question by question: A minus B, with standard errors and 95 % intervals."""
     from finepruner_lmms.matrix.report.compare import differences, find_row
     from finepruner_lmms.matrix.report.tables import render_differences
-    from finepruner_lmms.matrix.store import StoreError
+    from finepruner_lmms.matrix.store import Store
 
-    store = _store(output)
-    record = _matrix(store)
-    try:
-        found = differences(store, record, find_row(record, first), find_row(record, second))
-    except StoreError as error:
-        _refuse(str(error))
+    store = Store(output)
+    record = store.matrix()
+    found = differences(store, record, find_row(record, first), find_row(record, second))
     sys.stdout.write(render_differences(found, first, second))
 
 
@@ -227,23 +200,15 @@ def judge(
 
     Without options the judge is the one that the run, or else FINEPRUNER_JUDGE, names.
     """
-    from finepruner_lmms.judge.answers import AnswersError
     from finepruner_lmms.judge.client import JudgeError
-    from finepruner_lmms.judge.judgements import JudgementsError
     from finepruner_lmms.matrix.judging import judge_file, judge_run
-    from finepruner_lmms.matrix.store import StoreError
 
     options = {"url": url, "model": model, "key_env": key_env, "mmbench": mmbench}
     try:
-        text = (judge_file if target.is_file() else judge_run)(target, options, exact)
+        sys.stdout.write((judge_file if target.is_file() else judge_run)(target, options, exact))
     except JudgeError as error:
         sys.stderr.write(f"{error}\nwhat is judged is kept; the same command goes on from here\n")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except (AnswersError, JudgementsError, StoreError, ValueError) as error:
-        _refuse(str(error))
-    sys.stdout.write(text)
+        raise typer.Exit(error.exit_status) from None
 
 
 @app.command()
@@ -252,14 +217,14 @@ def tasks(
     submission: Annotated[
         bool, typer.Option("--submission", help="Tasks that only a server scores write its file, of their test split.")
     ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="So many questions of each task, in whole groups, instead of lmms-eval's first.")
+    ] = None,
 ) -> None:
     """Print the folder to pass to lmms-eval's --include_path, so that the tasks fp_<name> read that data."""
     from finepruner_lmms.data.task_folders import folder
 
-    try:
-        sys.stdout.write(f"{folder(data, submission)}\n")
-    except ValueError as error:
-        _refuse(str(error))
+    sys.stdout.write(f"{folder(data, submission, limit)}\n")
 
 
 @app.command()
@@ -290,15 +255,12 @@ def prepare(
     from finepruner_lmms.data.session import prepare_all
 
     names = [name.strip() for name in tasks.split(",")] if tasks else [] if checkpoint else list(BENCHMARKS)
-    try:
-        pairs = [entry.partition("=")[::2] for entry in revision or []]
-        if wrong := [entry for entry, (_, wanted) in zip(revision or [], pairs, strict=True) if not wanted]:
-            raise ValueError(f"revision: got {wrong[0]!r}; expected task=revision")
-        if source is not None and not source.is_dir():
-            raise ValueError(f"from: {str(source)!r} is not a folder")
-        jobs = task_jobs(names, dict(pairs)) + [checkpoint_job(text) for text in checkpoint or []]
-    except ValueError as error:
-        _refuse(str(error))
+    if source is not None and not source.is_dir():
+        raise FieldError("--from", f"{str(source)!r} is not a folder", value=source)
+    revisions = dict(entry.partition("=")[::2] for entry in revision or [])
+    if wrong := [task for task, wanted in revisions.items() if not wanted]:
+        raise FieldError("--revision", f"got {wrong[0]!r}; expected task=revision", value=wrong[0])
+    jobs = task_jobs(names, revisions) + [checkpoint_job(text) for text in checkpoint or []]
     failed = prepare_all(data, jobs, Options(source, accept_rows, verify), dry_run, Console())
     raise typer.Exit(1 if failed else 0)
 
@@ -314,16 +276,15 @@ def doctor(
     """Say what is ready on this machine and what is missing. Exit status 1 if something would stop a run."""
     from rich.console import Console
 
-    from finepruner_lmms.doctor import doctor as doctors
+    from finepruner_lmms.doctor import report as doctors
+    from finepruner_lmms.doctor.request import request
+    from finepruner_lmms.matrix.study import what_it_needs
 
     if config is not None and (data or pretrained or tasks):
-        _refuse("doctor: give a matrix file, or --data, --pretrained and --tasks, not both")
-    try:
-        request = _request_of(config) if config is not None else _request(data, pretrained, tasks)
-    except ValueError as error:
-        _refuse(str(error))
+        raise FieldError("doctor", "give a matrix file, or --data, --pretrained and --tasks, not both")
+    asked = request(data, pretrained, tasks) if config is None else what_it_needs(config)
     with redirect_stdout(sys.stderr):  # lmms-eval logs to the standard output
-        checks = doctors.examine(request)
+        checks = doctors.examine(asked)
     if as_json:
         sys.stdout.write(f"{doctors.as_json(checks)}\n")
     else:
@@ -334,119 +295,6 @@ def doctor(
 def main() -> None:
     """The console script."""
     app()
-
-
-# -- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _open(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
-    """The checked matrix, its store, and the record of its rows and cells."""
-    from finepruner_lmms.matrix.cells import as_record, describe_row, expand
-    from finepruner_lmms.matrix.config import load_matrix
-    from finepruner_lmms.matrix.judging import assign
-    from finepruner_lmms.matrix.store import Store
-    from finepruner_lmms.matrix.yaml_places import ConfigError
-
-    try:
-        matrix = load_matrix(config)
-    except ConfigError as error:
-        _refuse(str(error))
-    store = Store(output if output is not None else Path("runs") / matrix.file.name)
-    record = {
-        "name": matrix.file.name,
-        "model": matrix.file.model.pretrained,
-        "num_layers": matrix.num_layers,
-        "num_visual_tokens": matrix.num_visual_tokens,
-        "tasks": matrix.file.tasks,
-        "rows": [describe_row(row) for row in matrix.rows],
-        "cells": [as_record(cell) for cell in expand(matrix)],
-    }
-    return matrix, store, assign(record, matrix.file.judge)
-
-
-def _request(data: str | None, pretrained: str | None, tasks: str) -> Request:
-    """What `doctor` is to look at, as given on the command line."""
-    from finepruner_lmms.benchmarks import BENCHMARKS
-    from finepruner_lmms.data.jobs import task_jobs
-    from finepruner_lmms.doctor.doctor import Request
-
-    names = [job.name for job in task_jobs(tasks.split(","), {})] if tasks else list(BENCHMARKS)
-    if data not in (None, "hub", "demo", "demo-tuning") and not Path(data).is_dir():
-        raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
-    return Request("hub" if data is None and tasks else data, names, pretrained)
-
-
-def _request_of(config: Path) -> Request:
-    """What a matrix file needs. A file that is wrong for another reason than its data is a `ConfigError`."""
-    from finepruner_lmms.doctor.doctor import Request
-    from finepruner_lmms.matrix.config import load_matrix
-    from finepruner_lmms.pruners import build_pruner
-
-    matrix = load_matrix(config, check_data=False)
-    pruners = [build_pruner(row.method, **row.arguments) for row in matrix.rows]
-    model = matrix.file.model
-    file = matrix.file
-    attention = model.attn_implementation
-    return Request(file.data, file.tasks, model.pretrained, attention, pruners, file.judge, file.submission)
-
-
-def _store(output: Path) -> Store:
-    from finepruner_lmms.matrix.store import Store
-
-    return Store(output)
-
-
-def _matrix(store: Store) -> Json:
-    from finepruner_lmms.matrix.store import StoreError
-
-    try:
-        return store.matrix()
-    except StoreError as error:
-        _refuse(str(error))
-
-
-def _facts(cell: Json) -> dict[str, Any]:
-    spec = cell["spec"]
-    return {
-        "method": spec["method"],
-        "budget": spec["budget"],
-        "parameters": spec["parameters"],
-        "limit": spec["limit"],
-    }
-
-
-def _to_run(record: Json, states: Sequence[State]) -> list[Json]:
-    """The cells without answers."""
-    return [cell for cell, state in zip(record["cells"], states, strict=True) if state.name not in ("done", "waiting")]
-
-
-def _report_unfinished(store: Store, record: Json) -> int:
-    """Say which cells are not as far as the matrix asks, and why; returns how many."""
-    states = store.states(record["cells"])
-    enough = ("done", "waiting") if record["judge"] == "later" else ("done",)
-    unfinished = [
-        (cell, state) for cell, state in zip(record["cells"], states, strict=True) if state.name not in enough
-    ]
-    if record["judge"] == "later" and any(state.name == "waiting" for state in states):
-        sys.stdout.write(f"waiting for the judge: `judge {store.root} --url URL --model NAME`\n")
-    for cell, state in unfinished:
-        sys.stderr.write(f"{state.name}: {cell['label']}{': ' + state.reason if state.reason else ''}\n")
-    return len(unfinished)
-
-
-def _check_format(form: str, known: tuple[str, ...]) -> None:
-    if form not in known:
-        _refuse(f"format: got {form!r}; known: {', '.join(known)}")
-
-
-def _refuse(message: str) -> NoReturn:
-    """Say what is wrong with the request and exit with status 2."""
-    sys.stderr.write(f"{message}\n")
-    raise typer.Exit(2)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import numbers
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 _SHOWN = reprlib.Repr()
@@ -60,6 +60,12 @@ def nearest(name: Any, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for a misspelt name, or nothing."""
     near = difflib.get_close_matches(str(name), list(known), 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def list_names(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def first_line(error: BaseException) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from finepruner_lmms.errors import Failure
+from finepruner_lmms.errors import Failure, FieldError, first_line
 
 
 class Locked(Failure, RuntimeError):
@@ -22,6 +24,10 @@ class Locked(Failure, RuntimeError):
     def __init__(self, path: Path, holder: str) -> None:
         self.path, self.holder = path, holder
         super().__init__(f"{path}: held by {holder}")
+
+
+class LockUnsupported(Failure, OSError):
+    """The file system cannot lock, so that nobody could tell whether another process is at work."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -66,6 +72,21 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def load_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; `FieldError` naming the file if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FieldError(path.name, f"cannot read {str(path)!r}: {error.strerror}", value=str(path)) from error
+    except ValueError as error:  # not JSON, not UTF-8
+        problem = f"{str(path)!r} is not valid JSON ({error})"
+        raise FieldError(path.name, problem, value=str(path), fix="fetch it again") from error
+    if not isinstance(value, dict):
+        problem = f"{str(path)!r} holds a {type(value).__name__}, not an object"
+        raise FieldError(path.name, problem, value=str(path))
+    return value
+
+
 def split_lines(content: str) -> list[str]:
     r"""The lines of JSON lines, which end with `\n` and nothing else: JSON may hold U+2028 and U+0085 as they are."""
     lines = content.split("\n")
@@ -83,6 +104,21 @@ def read_json_lines(path: Path) -> list[Any]:
     return values
 
 
+def publish_folder(target: Path, make: Callable[[Path], None]) -> None:
+    """Let `make` fill a folder elsewhere, and move it to `target` whole; whoever comes second uses what is there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        make(partial)
+        try:
+            partial.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was renamed in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -93,19 +129,27 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class _Lock(FileLock):
+    """A class of our own, because lmms-eval patches filelock's: a second lock of the same process then succeeds."""
+
+
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold `path` while the block runs; `Locked` at once if another process does. Ends with the process.
+def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold `path` while the block runs; `Locked` at once if another process does, or `wait` for it.
+
+    Ends with the process.
 
     Who holds it stands in a file of its own beside it, because a lock file's content cannot be read everywhere.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     about = path.with_name(f"{path.name}.holder")
-    held = FileLock(path)
+    held = _Lock(path)
     try:
-        held.acquire(timeout=0)
+        held.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise Locked(path, holder_of(path)) from None
+    except (NotImplementedError, OSError) as error:
+        raise LockUnsupported(f"{str(path.parent)!r} cannot be locked ({first_line(error)})") from error
     try:
         about.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
@@ -126,10 +170,12 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        with FileLock(path, timeout=0):
+        with _Lock(path, timeout=0):
             return False
     except Timeout:
         return True
+    except (NotImplementedError, OSError):  # nobody can hold what cannot be locked
+        return False
 
 
 _REMEMBERED = 1 << 20  # bytes; reading less is as quick as looking it up

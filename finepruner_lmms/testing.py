@@ -328,7 +328,6 @@ def check_documented(name: str, reference: Reference) -> None:
     module = inspect.getmodule(cls)
     assert cls.__doc__ and "dataclass" not in cls.__doc__, f"{name}: the class has no docstring"
     assert module is not None and module.__doc__, f"{name}: its file has no docstring naming the source"
-    assert callable(reference), f"{name}: no reference implementation"
 
 
 def check_schedule(name: str, reference: Reference) -> None:
@@ -392,9 +391,9 @@ def check_repeatable(name: str, reference: Reference) -> None:
     assert torch.equal(torch.stack(first.logits or ()), torch.stack(again.logits or ()))
 
 
-def check_half_precision(name: str, reference: Reference) -> None:
-    """Models in half precision run, and their choices are finite."""
-    for dtype in (torch.float16, torch.bfloat16):
+def check_precisions(name: str, reference: Reference) -> None:
+    """Models in half and in double precision run, and their choices are finite."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
         inputs, pruner = prompts((5, 7), (2, 4)), _some_budget(name)
         result = fp.generate(tiny_llava(dtype=dtype), pruner, inputs, **OPTIONS)
         assert all(bool(step.isfinite().all()) for step in result.logits or ())
@@ -497,7 +496,7 @@ CHECKS = (
     check_batch,
     check_lengths,
     check_repeatable,
-    check_half_precision,
+    check_precisions,
     check_no_host_sync,
     check_degenerate,
     check_not_finite,

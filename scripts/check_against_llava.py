@@ -105,7 +105,7 @@ def made_up(file: Path) -> Path:
 
 
 def run_original(python: Path, arguments: argparse.Namespace, images: list[Path], folder: Path) -> list[dict[str, Any]]:
-    """What the original code computes, one record an image."""
+    """What the original code computes, one record per image."""
     missing = [str(image) for image in images if not image.is_file()]
     if missing:
         raise ValueError(f"--image: no such file: {', '.join(missing)}")

@@ -23,7 +23,7 @@ VISUAL = 576
 
 
 def main() -> None:
-    """Measure and print one line a method."""
+    """Measure and print one line per method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("demo", "random"), default="demo")
     parser.add_argument("--hidden", type=int, default=1024)

@@ -7,6 +7,7 @@ and in order, so that what a module-scoped fixture made is made once. `make test
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -36,3 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread():
     """Small models run faster on one thread, and the machine's other cores stay free."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def judge_of_its_own():
+    """A process reads once who judges; each test may name another."""
+    yield
+    if task := sys.modules.get("finepruner_lmms.judge.mmvet_task"):
+        task.judge_of_the_run.cache_clear()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mirror import Mirror
 
-from finepruner_lmms.checkpoints.load import DEMO
+from finepruner_lmms.checkpoints.fetch import DEMO
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.task_folders import available_tasks, data_root
 

@@ -28,14 +28,31 @@ def cosine(a: ndarray, b: ndarray) -> float:
 
 
 def vanilla(_pruner, _vision, _count):
-    raise AssertionError("vanilla chooses nothing")
+    raise AssertionError("asked although nothing is dropped")
+
+
+_WORD = (1 << 64) - 1
+
+
+def scrambled(x: int) -> int:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), on unsigned 64-bit numbers."""
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
 
 
 def random(pruner, vision, count):
-    # which tokens is up to the generator; what can be asked is that they are as many, and the same every time
-    again = pruner.select_visual(vision)[0]
-    assert int(again.sum()) == count
-    return again.nonzero().squeeze(1).tolist()
+    """The best of numbers that follow from the seed, the place and the bits of the features."""
+    size = vision.features.shape[1]
+    bits = np.frombuffer(vision.features[0].float().numpy().tobytes(), dtype=np.int32).tolist()
+    key = 0
+    for place, value in zip(range(len(bits), 0, -1), bits, strict=True):
+        key += scrambled((value * 0x9E3779B97F4A7C15 + scrambled(place)) & _WORD)
+    key = scrambled(key & _WORD)
+    own = scrambled((key + pruner.seed * 0x632BE59BD9B4E019 % 2**63) & _WORD)
+    numbers = [scrambled((own + scrambled(place + 1)) & _WORD) for place in range(size)]
+    signed = [number - (1 << 64) if number >> 63 else number for number in numbers]
+    return best([number >> 11 for number in signed], count)
 
 
 def uniform(_pruner, vision, count):
@@ -48,7 +65,7 @@ def uniform(_pruner, vision, count):
 
 
 def pool(_pruner, _vision, _count):
-    return []
+    return []  # no token stays as it is; what it makes is compared in test_methods_vision
 
 
 def fastervlm(_pruner, vision, count):

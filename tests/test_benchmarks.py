@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from finepruner_lmms.benchmarks import BENCHMARKS, image_names
+from finepruner_lmms.benchmarks.statistics import error_of_mean, measured
 
 
 def pope(*answers: tuple[str, str]) -> list[dict]:
@@ -94,10 +95,34 @@ def test_the_error_of_a_mean_is_the_known_one():
     assert score.standard_error(grouped, images) == pytest.approx(expected, rel=0.08)
 
 
-def test_a_perfect_and_a_hopeless_model_have_no_error():
-    score = BENCHMARKS["mme"]
-    samples = mme(*[("color", 1, 1)] * 5)
-    assert score.standard_error(samples, list(range(10))) == 0
+@pytest.mark.parametrize("hit", [0.0, 1.0])
+def test_an_error_that_the_bootstrap_cannot_see_is_not_measured(hit):
+    samples = [{"doc_id": i, "exact_match": hit} for i in range(20)]
+    assert BENCHMARKS["gqa"].standard_error(samples, list(range(20))) is None  # 0 % or 100 %
+    assert BENCHMARKS["mme"].standard_error(mme(*[("color", 1, 1)] * 5), list(range(10))) is None
+
+
+def test_one_image_has_no_measured_error():
+    samples = [{"doc_id": i, "exact_match": float(i % 2)} for i in range(20)]
+    assert BENCHMARKS["gqa"].standard_error(samples, ["the same"] * 20) is None
+    assert BENCHMARKS["gqa"].standard_error(samples, ["one"] * 19 + ["other"]) > 0
+
+
+def test_draws_depend_on_the_images_alone_so_that_methods_pair_up():
+    rng = np.random.default_rng(0)
+    right = rng.random(60) < 0.5
+    images = [f"i{i // 3}" for i in range(60)]
+    samples = [{"doc_id": i, "exact_match": float(hit)} for i, hit in enumerate(right)]
+    opposite = [{"doc_id": i, "exact_match": 1.0 - hit} for i, hit in enumerate(right)]
+    score = BENCHMARKS["gqa"]
+    assert np.allclose(score.replicates(samples, images) + score.replicates(opposite, images), 100)
+    assert np.array_equal(score.replicates(samples[::-1], images), score.replicates(samples, images))
+
+
+def test_the_error_of_a_mean_needs_every_error():
+    assert error_of_mean([3.0, 4.0]) == 2.5
+    assert error_of_mean([3.0, None]) is None and error_of_mean([]) is None
+    assert measured(0.0) is None and measured(None) is None and measured(1.5) == 1.5  # older results have 0
 
 
 def test_questions_share_an_image_by_name_or_by_content(tmp_path):

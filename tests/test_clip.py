@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import prompts, tiny_llava
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 import finepruner_lmms as fp
-from finepruner_lmms.checkpoints.prompts import bare_question
-from finepruner_lmms.engine.clip import clip_checkpoint, joint_space
+from finepruner_lmms.engine.clip import bare_question, clip_checkpoint, joint_space
+from finepruner_lmms.errors import FieldError
 
 # three layers of width 32 (48 in the middle) over up to 77 tokens, and the projection:
 # 3 (2*32 + 2*32 + 8 + 2*77 + 80) + 32 products in float32 sums; values are up to about 4
@@ -86,6 +90,20 @@ def test_a_model_without_a_known_tower_says_what_to_do(checkpoint):
     assert clip_checkpoint(model.config, "mine") == "mine"
     with pytest.raises(ValueError, match="projects features of width 32, but the model's vision tower has 20"):
         joint_space(checkpoint, torch.device("cpu")).embed_patches(model, torch.zeros(1, 16, 20))
+
+
+def test_a_clip_checkpoint_without_all_its_weights_is_refused(checkpoint, tmp_path):
+    """transformers would draw the projection at random, and relevance with it."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "clip"))
+    state = load_file(folder / "model.safetensors")
+    del state["text_projection.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(FieldError, match=r"clip: '.*/clip' lacks text_projection.weight$"):
+        joint_space(str(folder), torch.device("cpu"))
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(FieldError, match="clip: cannot load the CLIP checkpoint"):
+        joint_space(str(folder), torch.device("cpu"))
 
 
 def test_llava_15_knows_its_clip():

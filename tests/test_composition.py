@@ -259,9 +259,18 @@ class Ambiguous(Blind):
     first: int = 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unchecked(Blind):
+    """Leaves out what all methods check."""
+
+    def __post_init__(self):
+        pass
+
+
 @pytest.mark.parametrize(
     "name, cls, message",
     [
+        ("blind", Unchecked, "does not check its budget; call super"),
         ("", Blind, "has no usable name"),
         ("my method", Blind, "has no usable name"),
         ("a+b", Blind, "has no usable name; use letters"),

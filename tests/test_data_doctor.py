@@ -16,7 +16,7 @@ import pytest
 from hub_content import finepruner
 from typer.testing import CliRunner
 
-from finepruner_lmms.checkpoints.load import DEMO
+from finepruner_lmms.checkpoints.fetch import DEMO
 from finepruner_lmms.cli import app
 from finepruner_lmms.data.task_folders import data_root
 from finepruner_lmms.doctor import machine, readiness

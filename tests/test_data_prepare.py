@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 from finepruner_lmms.checkpoints.load import read_geometry
 from finepruner_lmms.cli import app
 from finepruner_lmms.data.facts import FACTS
+from finepruner_lmms.data.identity import data_identity
 from finepruner_lmms.data.manifest import read_manifest
+from finepruner_lmms.data.ready import missing_data
 from finepruner_lmms.data.session import in_bytes
-from finepruner_lmms.data.task_folders import data_identity, data_root, folder
-from finepruner_lmms.doctor.readiness import missing_data
+from finepruner_lmms.data.task_folders import data_root, folder
 
 POPE = file_of("pope")
 
@@ -97,7 +98,7 @@ def test_what_is_evaluated_is_fetched_whole_and_nothing_else(prepared, content):
             assert (root / name / file.path).read_bytes() == (content / repository(name) / file.origin).read_bytes()
         assert sum(file.rows for file in manifest.files) == sum(manifest.rows.values())
         assert manifest.expected_rows == {table.folder: table.rows for table in facts.tables}
-    assert all(name.endswith(".lock") for name in names_below(root / ".incoming"))
+    assert all(name.endswith((".lock", ".lock.holder")) for name in names_below(root / ".incoming"))
     assert not (root / "checkpoints" / CHECKPOINT / "training_args.bin").exists()
 
 
@@ -172,7 +173,7 @@ def test_wrong_content_is_thrown_away(mirror, env, tmp_path):
     said = finepruner(*arguments, env=env, expect=1).stdout
     assert f"the hub declares {(mirror.root / POPE).stat().st_size:,} bytes and {sha256(mirror.root / POPE)}" in said
     assert "mme: failed: lmms-lab-encoder/MME: holds no files like data/test-*.parquet" in said
-    assert [name for name in names_below(tmp_path / "root") if not name.endswith(".lock")] == []
+    assert [name for name in names_below(tmp_path / "root") if not name.endswith((".lock", ".lock.holder"))] == []
     mirror.falsify = set()
     finepruner(*arguments[:3], "--tasks", "pope", "--accept-rows", env=env)
 
@@ -191,10 +192,11 @@ def test_killed_in_the_middle_it_goes_on_from_there(mirror, env, tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     have = parts[0].stat().st_size
-    assert names_below(tmp_path / "root") == [".incoming/pope.lock", f".incoming/pope/{parts[0].name}"]
+    locks = [".incoming/pope.lock", ".incoming/pope.lock.holder"]
+    assert names_below(tmp_path / "root") == [*locks, f".incoming/pope/{parts[0].name}"]
     mirror.hold = None
     mirror.gate.set()
-    (problem,) = missing_data(str(tmp_path / "root"), ["pope"])
+    problem = str(*missing_data(str(tmp_path / "root"), ["pope"]))
     assert "is not complete: `prepare` was interrupted" in problem
     finepruner(*command[3:], env=env)
     assert mirror.fetched(POPE) == [None, f"bytes={have}-"]
@@ -326,7 +328,7 @@ def test_tables_that_are_not_whole_are_errors(content, tmp_path):
     assert "is not a readable parquet file" in refused("test-00000-of-00001.parquet", data=whole[:5000])
     mme = (content / file_of("mme")).read_bytes()
     assert "image_source is missing; it has the columns" in refused("test-00000-of-00001.parquet", data=mme)
-    assert "the network is switched off (HF_HUB_OFFLINE); lmms-lab-encoder/POPE: the hub cache does not" in refused()
+    assert "the network is switched off (HF_HUB_OFFLINE); the hub cache does not" in refused()
 
 
 def test_a_folder_that_prepare_did_not_make_is_left_alone(tmp_path):

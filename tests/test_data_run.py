@@ -50,7 +50,9 @@ def run_matrix(folder: Path, data: str, env: dict[str, str]) -> tuple[Answers, d
 def run_here(folder: Path, data: str, pretrained: str) -> tuple[Answers, dict[str, float]]:
     """As the runner's worker does it, in this process, where the network is switched off."""
     lm = LlavaFinePruner(pretrained=pretrained, batch_size=8)
-    manager = TaskManager(include_path=str(tasks.folder(data)), include_defaults=False, model_name="llava_finepruner")
+    manager = TaskManager(
+        include_path=str(tasks.folder(data, limit=LIMIT)), include_defaults=False, model_name="llava_finepruner"
+    )
     spec = {"method": "fastv", "budget": 64, "parameters": {}, "limit": LIMIT}
     answers, metrics = {}, {}
     for name in NAMES:

@@ -10,7 +10,7 @@ from lmms_eval.tasks import TaskManager
 
 import finepruner_lmms as fp
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.checkpoints.load import DEMO
+from finepruner_lmms.checkpoints.fetch import DEMO
 from finepruner_lmms.data.task_folders import folder
 from finepruner_lmms.lmms.model import LlavaFinePruner
 

@@ -223,6 +223,14 @@ def test_consensus_of_any_size(preset, heads):
         assert (single.heads, single.threshold) == (found.heads, pytest.approx(found.threshold))
 
 
+@pytest.mark.parametrize("preset", ["doc", "latest", "calibrated"])
+def test_consensus_of_a_single_token_is_a_choice_of_numbers(preset):
+    attention = torch.rand(2, 8, 1, generator=torch.Generator().manual_seed(0))
+    for found in consensus.select(attention, preset):
+        assert 0 <= found.complexity <= 1 and all(math.isfinite(quality) for quality in found.qualities.values())
+        assert found.heads and sum(found.weights) == pytest.approx(1)
+
+
 def varied(batch: int = 300) -> torch.Tensor:
     """Attention from heads that are alike and flat to heads that each look at something of their own."""
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hugging_face import saved, shard
 from originals import checkpoint
 
 COMMIT = "c" * 40
@@ -106,6 +107,7 @@ for name in ("someone/empty", "someone/else", "not a name"):
         fp.load_model(name)
     except ValueError as error:
         print(error)
+print(type(fp.load_model("someone/converted")[1]).__name__)
 """
 
 
@@ -121,6 +123,10 @@ def test_only_what_is_needed_is_fetched(hub, tmp_path):
     empty = tmp_path / "empty"
     shutil.copytree(target, empty, ignore=shutil.ignore_patterns("*.bin*"))
     hub.repositories["someone/empty"] = empty
+    converted = saved(tmp_path / "hugging_face")
+    shard(converted)
+    (converted / "pytorch_model.bin").write_bytes(b"not needed")
+    hub.repositories["someone/converted"] = converted
     done = python(hub, tmp_path / "cache", LOAD)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
@@ -130,7 +136,10 @@ def test_only_what_is_needed_is_fetched(hub, tmp_path):
         "pretrained: cannot read the configuration of 'someone/else': config.json: cannot fetch it"
     )
     assert lines[5].startswith("pretrained: there is no folder 'not a name', and it is no hub id")
-    fetched = [file for file in hub.fetched if "empty" not in file]
+    assert lines[6] == "LlavaProcessor"
+    ours = [file.removeprefix("someone/converted/") for file in hub.fetched if "converted" in file]
+    assert sorted(ours) == sorted(file.name for file in converted.iterdir() if file.name != "pytorch_model.bin")
+    fetched = [file for file in hub.fetched if "empty" not in file and "converted" not in file]
     names = {"config.json", "tokenizer.model", "tokenizer_config.json"}
     names |= {"pytorch_model.bin.index.json", *(f"pytorch_model-0000{i}-of-00003.bin" for i in (1, 2, 3))}
     assert sorted(fetched) == sorted(

@@ -106,6 +106,32 @@ def test_weights_that_are_not_the_checkpoints_own_are_named(folder, change, mess
         fp.load_model(str(folder))
 
 
+def test_weights_are_read_to_the_device_at_once(folder, monkeypatch):
+    """Eight processes on one machine would else hold eight models in its memory before they move them."""
+    from transformers import LlavaForConditionalGeneration
+
+    asked_for, read = [], LlavaForConditionalGeneration.from_pretrained
+
+    def watched(*arguments, **options):
+        asked_for.append(options["device_map"])
+        return read(*arguments, **options)
+
+    def moved(*_, **__):
+        raise AssertionError("the model was moved")
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", watched)
+    monkeypatch.setattr(LlavaForConditionalGeneration, "to", moved)
+    model, _ = fp.load_model(str(folder), device="cpu")
+    assert asked_for == [{"": torch.device("cpu")}]
+    assert not any(hasattr(module, "_hf_hook") for module in model.modules())
+
+
+def test_an_adapter_beside_the_weights_is_refused(folder, no_weights):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    with pytest.raises(FieldError, match=r"adapter_config.json: .* holds an adapter; only whole checkpoints are read"):
+        fp.load_model(str(folder))
+
+
 def test_tied_embeddings_need_no_head(tmp_path):
     import copy
 

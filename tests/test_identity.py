@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
@@ -10,13 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import finepruner_lmms as fp
 from finepruner_lmms import files
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.checkpoints.fetch import DEMO
+from finepruner_lmms.cli import app
 from finepruner_lmms.data import hub
-from finepruner_lmms.data.task_folders import data_identity, overrides_dir
+from finepruner_lmms.data.identity import data_identity
+from finepruner_lmms.data.task_folders import overrides_dir
 from finepruner_lmms.lmms.identity import (
     Identity,
     answer_identity,
@@ -27,6 +31,7 @@ from finepruner_lmms.lmms.identity import (
 )
 from finepruner_lmms.matrix.cells import expand
 from finepruner_lmms.matrix.config import load_matrix
+from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
 from finepruner_lmms.sources import Sources
 
 PACKAGE = Path(fp.__file__).parent
@@ -93,7 +98,7 @@ def test_words_new_methods_reports_and_judges_change_no_id(package, before):
     method = (package / "pruners" / "uniform.py").read_text(encoding="utf-8").replace('"uniform"', '"brand_new"')
     (package / "pruners" / "brand_new.py").write_text(method.replace("class Uniform", "class BrandNew"))
     edit(package, "pruners/__init__.py", "    uniform,\n", "    brand_new,\n    uniform,\n")
-    for file in ("pruners/fastv.py", "engine/generate.py", "benchmarks/table.py", "lmms/model.py", "ops/selection.py"):
+    for file in ("pruners/fastv.py", "engine/generate.py", "benchmarks/record.py", "lmms/model.py", "ops/selection.py"):
         text = (package / file).read_text(encoding="utf-8")
         words = re.sub(r'^( *)"""(?=[A-Z`])', r'\1"""Other words. ', text, flags=re.MULTILINE)
         assert words.count("Other words. ") > 2
@@ -352,3 +357,21 @@ def test_all_benchmarks_have_a_task_that_can_be_followed(original):
     ids = {cell_identity(answers, task, None, served, "d", sources).id for task in BENCHMARKS for served in (0, 1)
            if not served or task in ("vqav2", "vizwiz", "mmbench", "mmbench_cn")}  # fmt: skip
     assert len(ids) == 14
+
+
+def test_plan_says_why_a_finished_cell_does_not_count(tmp_path):
+    vanilla, random = cells(tmp_path)
+    store = Store(tmp_path / "out")
+    earlier = Identity.model_validate(vanilla.spec["identity"]).model_copy(update={"method": {"vanilla": "earlier"}})
+    folder = store.root / "cells" / f"pope-vanilla-{earlier.id}"
+    begin_attempt(folder, "1")
+    spec = vanilla.spec | {"identity": earlier.model_dump()}
+    about = {"id": earlier.id, "spec": spec, "answered": 8, "expected": 8, "seconds": 1.0, "percent": 50.0}
+    write_result(folder, about | {"standard_error": 1.0, "metrics": {"pope_f1_mean,none": 0.5}}, [])
+    command = ["plan", str(tmp_path / "m.yaml"), "--output", str(store.root)]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0, said.output
+    assert f"  missing  pope · vanilla: vanilla's code changed (since {folder.name})\n" in said.output
+    assert f"  missing  {random.label}\n" in said.output
+    lines = [json.loads(line) for line in CliRunner().invoke(app, [*command, "--format", "jsonl"]).output.splitlines()]
+    assert [line["reason"] for line in lines] == [f"vanilla's code changed (since {folder.name})", ""]

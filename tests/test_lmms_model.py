@@ -12,6 +12,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lmms_eval.api.instance import Instance
@@ -130,6 +131,35 @@ def test_arguments_as_lmms_eval_parses_them():
     assert parsed.build_pruner() == fp.build_pruner("finepruner", budget=192, heads=8)
     assert ModelArguments.parse({"method": "fastv", "budget": "22%"}).build_pruner().budget == "22%"
     assert ModelArguments.parse({"batch_size": "16", "max_batch_size": None}).batch_size == 16
+
+
+def test_arguments_from_numpy_are_those_of_python(monkeypatch):
+    given = {"method": "fastv", "budget": np.int64(64), "layer": np.int32(2), "batch_size": np.int64(4)}
+    parsed = ModelArguments.parse(given | {"max_new_tokens": np.int64(8), "debug": np.bool_(True)})
+    assert parsed == ModelArguments.parse(
+        {"method": "fastv", "budget": 64, "layer": 2, "batch_size": 4} | {"max_new_tokens": 8, "debug": True}
+    )
+    assert json.dumps([parsed.method_arguments, parsed.batch_size, parsed.max_new_tokens])
+
+
+def test_a_checkpoint_may_be_named_from_the_home_directory_or_by_a_number(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert ModelArguments.parse({"pretrained": "~/llava"}).pretrained == "/home/me/llava"
+    assert ModelArguments.parse({"pretrained": "~nobody-of-that-name/x"}).pretrained == "~nobody-of-that-name/x"
+    assert ModelArguments.parse({"pretrained": 7}).pretrained == "7"  # lmms-eval reads the name as a number
+
+
+def test_an_error_names_its_field_as_data():
+    for arguments, field in [
+        ({"debug": 3}, "debug"),
+        ({"budgett": 3}, "budgett"),
+        ({"H": 2, "heads": 3}, "H"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"method": "fastv", "budget": "x"}, "budget"),
+    ]:
+        with pytest.raises(FieldError) as error:
+            ModelArguments.parse(arguments)
+        assert error.value.field == field
 
 
 def test_a_chat_template_is_checked_before_weights_are_read_and_starts_once(tmp_path, monkeypatch):

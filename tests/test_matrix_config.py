@@ -87,7 +87,7 @@ def test_lists_multiply_within_an_entry(tmp_path):
         ("tasks: [pope, mme]", "task: [pope]", "4:1", "task: unknown field (did you mean 'tasks'?)"),
         ("tasks: [pope, mme]\n", "", "1:1", "tasks: is missing"),
         ("limit: 8", "limit: 1", "5:1", "limit: got 1; mme asks two questions per image"),
-        ("[pope, mme]\nlimit: 8", "[mmbench_cn]\nlimit: 6", "5:1", "limit: got 6; mmbench_cn asks every question"),
+        ("[pope, mme]\nlimit: 8", "[mmbench_cn]\nlimit: 3", "5:1", "limit: got 3; mmbench_cn asks every question"),
         ("limit: 8", "limit: lots", "5:1", "limit: got 'lots'"),
         ("data: demo", "data: demmo", "3:1", "data: 'demmo' is neither"),
         ("- vanilla", "- vanila", "7:5", "methods.0.method: unknown method 'vanila' (did you mean 'vanilla'?)"),

@@ -86,7 +86,7 @@ def test_answers_wait_until_they_are_judged(store):
     assert [line.scores["mmvet"].shown for line in board.lines] == [75, 50]
     assert board.judges == {"mmvet": ("exact",)} and "MM-Vet (exact)" in render(board, "markdown")
     result = store.states(cells)[0].result
-    assert result["metrics"] == {"gpt_eval_score,none": 75, "rec": 100, "ocr": 0, "know": 100, "math": 100}
+    assert result.metrics == {"gpt_eval_score,none": 75, "rec": 100, "ocr": 0, "know": 100, "math": 100}
 
 
 def test_another_judge_judges_anew_and_equal_answers_once(store):
@@ -214,14 +214,14 @@ def test_answers_scored_without_a_judge_are_judged_and_back_without_a_new_answer
         asked = sorted(request["body"]["messages"][0]["content"].splitlines()[-2] for request in server.requests)
         assert asked == ["Answer: avian", "Answer: canine", "Answer: feline", "Answer: fishy"]  # feline once for both
         state = bench.states(bench_record(judge)["cells"])[1]
-        assert state.name == "done" and state.result["judge"] | {"rubric": ""} == {
+        assert state.name == "done" and state.result.judge.model_dump() | {"rubric": ""} == {
             "name": "judge-1",
             "host": server.url[7:],
             "models": ["judge-1-served"],
             "asked": 3,
             "rubric": "",
         }
-        assert state.result["metrics"] == {METRIC: pytest.approx(200 / 3)}
+        assert state.result.metrics == {METRIC: pytest.approx(200 / 3)}
         letters = [line["score"].get("letter") for line in read_lines(samples[0])]
         assert letters == [None] * 5 + ["B"] + [None] * 5 + ["E"]
         text = render(leaderboard(bench), "text")

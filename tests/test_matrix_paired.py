@@ -13,7 +13,7 @@ from finepruner_lmms.cli import app
 from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost, cache_bytes, published_macs
 from finepruner_lmms.matrix.report.compare import differences, find_row
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
-from finepruner_lmms.matrix.report.tables import render_costs
+from finepruner_lmms.matrix.report.tables import render_costs, render_differences
 from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, write_result
 
 ROWS = [
@@ -68,8 +68,13 @@ def test_differences_are_paired(store):
     unpaired = 100 * (one.mean(1).var(ddof=1) / IMAGES + other.mean(1).var(ddof=1) / IMAGES) ** 0.5
     assert found.error < unpaired / 2  # what pairing is for
     assert found.low < found.value < found.high < 0
+
+
+def test_a_difference_that_no_draw_changes_has_no_measured_error(store):
     (same,) = differences(store, store.matrix(), 0, 0)
-    assert (same.value, same.error, same.low, same.high) == (0, 0, 0, 0)
+    assert (same.value, same.error, same.low, same.high) == (0, None, None, None)
+    text = render_differences([same], "one", "other")
+    assert " +0.0 ± – |" in text and "0.0 to" not in text and "–: not measured" in text
 
 
 def test_rows_are_named_as_people_see_them(store):

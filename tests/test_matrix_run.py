@@ -263,7 +263,7 @@ def test_requests_that_are_wrong_run_nothing(tmp_path):
 
 def test_a_worker_that_cannot_start_says_why(tmp_path):
     # a checkpoint whose configuration is fine and whose weights are not there
-    from finepruner_lmms.checkpoints.load import DEMO
+    from finepruner_lmms.checkpoints.fetch import DEMO
 
     model = tmp_path / "model"
     shutil.copytree(DEMO, model, ignore=shutil.ignore_patterns("*.safetensors"))

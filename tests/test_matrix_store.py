@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from finepruner_lmms.files import holder_of
+from finepruner_lmms.lmms.identity import Identity
 from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, check_result, write_error, write_result
 
 CELL = {"id": "abc", "folder": "pope-vanilla-abc", "task": "pope", "row": 0, "label": "pope · vanilla"}
@@ -40,7 +42,7 @@ def test_a_valid_result_is_done(store):
     assert store.state(CELL, live=False).name == "missing"
     finish(store)
     state = store.state(CELL, live=False)
-    assert state.name == "done" and state.result is not None and state.result["percent"] == 90.0
+    assert state.name == "done" and state.result is not None and state.result.percent == 90.0
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_a_new_attempt_keeps_the_evidence_of_the_old_one(store):
 def test_results_of_other_settings_are_counted_not_shown(store):
     finish(store)
     assert store.others([CELL]) == 0
-    assert store.others([CELL | {"folder": "pope-vanilla-def"}]) == 1
+    assert store.others([CELL | {"folder": "pope-vanilla-def", "id": "def"}]) == 1
 
 
 def test_one_run_at_a_time_and_no_stale_lock(store):
@@ -110,7 +112,7 @@ def test_one_run_at_a_time_and_no_stale_lock(store):
         holder.wait()
     assert not store.is_live()
     with store.lock():
-        assert f"process {os.getpid()} on " in (store.root / ".lock").read_text()
+        assert f"process {os.getpid()} on " in holder_of(store.root / ".lock")
 
 
 def test_an_output_that_is_none(tmp_path):
@@ -118,3 +120,81 @@ def test_an_output_that_is_none(tmp_path):
         Store(tmp_path / "nowhere").matrix()
     with pytest.raises(StoreError, match="nothing was run into it"):
         Store(tmp_path).matrix()
+
+
+# -- damage, and why a stored result does not count -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("[]", "result.json is not readable as JSON"),
+        ("{}", "result.json: schema_version is missing"),
+        (RESULT | {"schema_version": 2, "samples_bytes": 1, "metrics": [1]}, "result.json: metrics is [1], not a "),
+        (RESULT | {"schema_version": 2, "samples_bytes": 1, "metrics": None}, "result.json: metrics is None, not a "),
+        (RESULT | {"schema_version": 2, "samples_bytes": 1, "answered": "2x"}, "result.json: answered is '2x', not "),
+        (RESULT | {"schema_version": 2, "samples_bytes": 1, "spec": "pope"}, "result.json: spec is 'pope', not "),
+        (
+            RESULT | {"schema_version": 2, "samples_bytes": 1, "judge": {"models": 3}},
+            "result.json: judge.name is missing",
+        ),
+        (RESULT | {"schema_version": 1, "samples_bytes": 1}, "result.json is of 'abc', schema 1"),
+    ],
+)
+def test_a_result_of_another_shape_is_damage_that_is_named(store, content, reason):
+    finish(store)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (store.cell_dir(CELL) / "result.json").write_text(text)
+    state = store.state(CELL, live=False)
+    assert state.name == "failed" and state.reason.startswith(reason)
+
+
+@pytest.mark.parametrize("name", ["status.json", "error.json"])
+def test_a_status_of_another_shape_is_damage_that_is_named(store, name):
+    begin_attempt(store.cell_dir(CELL), "1")
+    (store.cell_dir(CELL) / name).write_text('{"state": "running", "error": "E"}')
+    state = store.state(CELL, live=True)
+    assert state.name == "failed" and state.reason.startswith(f"{name}: ") and "is missing" in state.reason
+    begin_attempt(store.cell_dir(CELL), "2")  # and the next run goes on
+
+
+IDENTITY = Identity(
+    settings="s", dtype="float16", checkpoint="c", libraries={"torch": "2.11.0"}, engine={"engine": "e"},
+    method={"fastv": "m"}, task="t", data="d",
+)  # fmt: skip
+
+
+def planned(**changes) -> dict:
+    identity = IDENTITY.model_copy(update=changes)
+    spec = {"task": "pope", "identity": identity.model_dump()}
+    return CELL | {"id": identity.id, "folder": f"pope-fastv-{identity.id}", "spec": spec}
+
+
+def test_a_cell_that_is_named_in_other_words_is_the_same(store):
+    cell = planned()
+    begin_attempt(store.cell_dir(cell), "1")
+    write_result(store.cell_dir(cell), RESULT | {"id": cell["id"], "spec": cell["spec"]}, SAMPLES)
+    renamed = cell | {"folder": f"pope-fastv-layer-2-{cell['id']}"}
+    assert store.state(renamed, live=False).name == "done" and store.others([renamed]) == 0
+
+
+def test_the_plan_says_what_changed_since_the_nearest_result(store):
+    def finish_cell(cell: dict) -> None:
+        begin_attempt(store.cell_dir(cell), "1")
+        write_result(store.cell_dir(cell), RESULT | {"id": cell["id"], "spec": cell["spec"]}, SAMPLES)
+
+    finish_cell(planned())
+    finish_cell(planned(dtype="float32", data="x"))
+
+    def reason(**changes) -> str | None:
+        cell = planned(**changes)
+        return store.explain_missing([cell]).get(cell["id"])
+
+    since = f"(since pope-fastv-{IDENTITY.id})"
+    assert reason(method={"fastv": "other"}) == f"fastv's code changed {since}"
+    assert reason(libraries={"torch": "2.12.0"}) == f"torch 2.11.0 → 2.12.0 {since}"
+    assert reason(dtype="float32", data="x", checkpoint="y").startswith("the checkpoint changed (since pope-fastv-")
+    assert reason(dtype="bfloat16", checkpoint="y") == f"dtype float16 → bfloat16; the checkpoint changed {since}"
+    assert reason(settings="new") is None and reason() is None
+    (store.cell_dir(planned()) / "result.json").write_text("{}")  # damage is no evidence
+    assert "dtype float32" in reason(dtype="bfloat16", data="x")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import statistics
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from finepruner_lmms.matrix.report.leaderboard import leaderboard
-from finepruner_lmms.matrix.report.plots import draw
+from finepruner_lmms.matrix.report.leaderboard import Line, leaderboard
+from finepruner_lmms.matrix.report.plots import draw, figure
 from finepruner_lmms.matrix.report.tables import FORMATS, render
+from finepruner_lmms.matrix.runner import score_text
 from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
 
 ROWS = [
@@ -108,13 +111,68 @@ def test_markdown_and_latex_are_well_formed(store):
     assert r"\toprule" in latex and r"25\%" in latex and r"$\pm$" in latex and "±" not in latex
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_the_picture_is_drawn(store, tmp_path, suffix):
-    file = tmp_path / f"board{suffix}"
-    draw(leaderboard(store), file)
-    assert file.stat().st_size > 5000
-    if suffix == ".svg":
-        assert "<svg" in file.read_text()
+def set_error(store: Store, cell: str, error: float | None) -> None:
+    file = store.root / "cells" / cell / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"standard_error": error}))
+
+
+@pytest.mark.parametrize("error", [None, 0.0])  # 0.0 is what older results have
+def test_an_error_that_was_not_measured_is_a_dash_never_zero(store, error):
+    set_error(store, "gqa3", error)
+    board = leaderboard(store)
+    fastv = next(line for line in board.lines if line.method == "fastv")
+    assert fastv.scores["gqa"].shown_error is None and fastv.average == pytest.approx(76.5)
+    assert fastv.scores["mme"].shown_error == pytest.approx(16)  # points
+    assert fastv.average_error is None  # it would be too small by what is not known
+    for form in ("text", "markdown", "latex"):
+        text = render(board, form)
+        (row,) = [line for line in text.splitlines() if "fastv" in line]
+        plus = {"text": "±", "markdown": "± ", "latex": r"$\pm$ "}[form]
+        dash = {"text": "–", "markdown": "–", "latex": "--"}[form]
+        assert f"72.0 {plus}{dash}" in row and f"76.5 {plus}{dash}" in row
+        assert "0.0" not in row.replace("648.0", "").replace("90.0", "").replace("72.0", "").replace("16.0", "")
+    assert "not measured: fewer than two images" in render(board, "text")
+    (row,) = [row for row in table(store) if row["method"] == "fastv"]
+    assert math.isclose(float(row["gqa"]), 72)
+    result = store.states([{"id": "gqa3", "folder": "gqa3", "task": "gqa", "row": 3}])[0].result
+    assert score_text(result) == "72.0 ± – % of the maximum, 240 questions, 1.0 s"
+
+
+def test_where_all_errors_are_measured_nothing_is_said_about_it(store):
+    assert "not measured" not in render(leaderboard(store), "text")
+
+
+def test_the_mean_over_seeds_has_an_error_if_every_seed_has(store):
+    assert mean_line(store).scores["gqa"].percent_error == 2
+    set_error(store, "gqa2", None)
+    assert mean_line(store).scores["gqa"].percent_error is None and mean_line(store).average_error is None
+
+
+def mean_line(store: Store) -> Line:
+    return next(line for line in leaderboard(store).lines if line.seeds)
+
+
+def test_the_picture_shows_average_against_budget_with_errors(store):
+    set_error(store, "mme3", None)
+    axes = figure(leaderboard(store)).axes[0]
+    assert axes.get_xlabel() == "visual tokens entering a decoder layer, on average"
+    assert axes.get_ylabel() == "mean score, % of the maximum"
+    assert axes.get_title(loc="left") == "study: 2 tasks, ± standard error"
+    curves = {bars.get_label(): bars for bars in axes.containers}
+    assert list(curves) == ["fastv layer=2"]  # uniform lacks a task
+    data, _, (bars,) = curves["fastv layer=2"].lines
+    assert data.get_xdata().tolist() == [144] and data.get_ydata().tolist() == pytest.approx([76.5])
+    assert np.isnan(bars.get_segments()[0]).any() or len(bars.get_segments()[0]) == 0  # not measured: no bar
+    (band,) = [area for area in axes.collections if area.get_label() == "random (2 seeds)"]
+    spread = statistics.stdev([42.5, 52.5])
+    assert band.get_datalim(axes.transData).intervaly == pytest.approx([47.5 - spread, 47.5 + spread])
+    assert any(text.get_text() == "vanilla, all 576 tokens" for text in axes.texts)
+
+
+@pytest.mark.parametrize("suffix, magic", [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_the_picture_is_written_in_the_form_that_its_name_says(store, tmp_path, suffix, magic):
+    draw(leaderboard(store), tmp_path / f"board{suffix}")
+    assert (tmp_path / f"board{suffix}").read_bytes().startswith(magic)
 
 
 def test_a_picture_of_nothing_is_an_error(store, tmp_path):

@@ -11,7 +11,7 @@ from brute_force import answer, best
 from conftest import VISUAL, alone, prompts, rounding, tiny_llava
 
 import finepruner_lmms as fp
-from finepruner_lmms.engine import decoder_hooks
+from finepruner_lmms.engine import attention_rows
 from finepruner_lmms.engine.attention_rows import TEXT_ROWS, visual_rows
 from finepruner_lmms.heads import HEAD_STRATEGIES, NORMALISATIONS, consensus
 from finepruner_lmms.heads.queries import known_queries
@@ -395,10 +395,10 @@ def test_text_is_looked_at_a_part_at_a_time(query, monkeypatch):
         sizes.append(args[-2])
         return visual_rows(*args)
 
-    monkeypatch.setattr(decoder_hooks, "visual_rows", counted)
+    monkeypatch.setattr(attention_rows, "visual_rows", counted)
     parts = fp.generate(model, pruner, inputs, max_new_tokens=1, output_logits=True)
     assert max(sizes) == TEXT_ROWS
-    monkeypatch.setattr(decoder_hooks, "TEXT_ROWS", 1000)
+    monkeypatch.setattr(attention_rows, "TEXT_ROWS", 1000)
     whole = fp.generate(model, pruner, inputs, max_new_tokens=1, output_logits=True)
     assert max(sizes) == 150
     for layer, kept in whole.trace.kept.items():

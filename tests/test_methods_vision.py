@@ -200,12 +200,22 @@ def test_visionzip_makes_its_budget():
         torch.testing.assert_close(own[1], vision.projected[1][reduced.keep[1]])
 
 
-def test_pool_averages_the_grid():
+@pytest.mark.parametrize("budget, rows, columns", [(16, 4, 4), (8, 2, 4), (15, 3, 5), (1, 1, 1), (64, 8, 8)])
+def test_pool_averages_the_grid(budget, rows, columns):
+    """Each token is the mean of its part of the 8×8 patches; parts share a patch where they do not divide evenly."""
     vision = vision_outputs(1, 64)
-    reduced = fp.build_pruner("pool", budget=16).reduce(vision)
-    grid = vision.projected[0].view(8, 8, -1)
-    torch.testing.assert_close(reduced.tokens[0, 5], grid[2:4, 2:4].mean((0, 1)))
-    assert not reduced.keep.any()
+    reduced = fp.build_pruner("pool", budget=budget).reduce(vision)
+    grid = vision.projected[0].double().view(8, 8, -1).numpy()
+    for y in range(rows):
+        for x in range(columns):
+            tall = slice(y * 8 // rows, -(-(y + 1) * 8 // rows))
+            wide = slice(x * 8 // columns, -(-(x + 1) * 8 // columns))
+            found = reduced.tokens[0, y * columns + x].numpy()
+            np.testing.assert_allclose(found, grid[tall, wide].mean((0, 1)), rtol=1e-4, atol=1e-4)
+    assert reduced.tokens.shape[1] == budget and not reduced.keep.any()
+
+
+def test_pool_makes_grids_only():
     with pytest.raises(ValueError, match=r"budget: got 61; pool makes grids.* 60 and 63"):
         fp.build_pruner("pool", budget=61).schedule(32, 576)
     with pytest.raises(ValueError, match="square grid"):

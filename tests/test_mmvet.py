@@ -18,6 +18,7 @@ from test_tasks import evaluate
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data import task_folders as tasks
+from finepruner_lmms.files import Locked, is_locked, lock
 from finepruner_lmms.judge import mmvet_task as mmvet
 from finepruner_lmms.judge.mmvet import CAPABILITIES, check_entries, totals
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
@@ -86,6 +87,14 @@ def test_answers_wait_in_a_file_where_the_judge_comes_later(tmp_path, monkeypatc
         assert mmvet.aggregate([entry], args) is None
         (file,) = (tmp_path / folder / "mmvet").glob("answers-*.jsonl")
         assert json.loads(file.read_text()) == entry
+
+
+def test_a_lock_locks_although_lmms_eval_makes_filelocks_reentrant(tmp_path):
+    with lock(tmp_path / "lock"):  # lmms-eval is imported above
+        assert is_locked(tmp_path / "lock")
+        with pytest.raises(Locked, match=f"held by process {os.getpid()}"), lock(tmp_path / "lock"):
+            pass
+    assert not is_locked(tmp_path / "lock")
 
 
 # -- real commands ----------------------------------------------------------------------------------------------------

@@ -382,6 +382,29 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(form, tm
         fp.load_model(str(cut))
 
 
+def test_the_cache_is_on_and_answers_are_greedy_whatever_the_files_say(tmp_path):
+    target = checkpoint(tmp_path, use_cache=False)
+    unasked = {
+        "use_cache": False,
+        "min_new_tokens": 6,
+        "repetition_penalty": 9.0,
+        "do_sample": True,
+        "temperature": 5.0,
+    }
+    (target / "generation_config.json").write_text(json.dumps(unasked))
+    model, _ = fp.load_model(str(target))
+    assert model.config.text_config.use_cache is True and model.generation_config.use_cache is True
+    assert [1, *greedy(model)] == expected()["generated"][0].tolist()
+
+
+def test_a_tower_whose_pictures_have_another_size_is_refused(tmp_path):
+    target = checkpoint(tmp_path)
+    settings = tmp_path / "clip_tower" / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"crop_size": 28}))
+    with pytest.raises(ValueError, match=r"makes pictures of .*28.*, but the vision tower .* takes 56 by 56"):
+        fp.load_model(str(target))
+
+
 def test_buffers_of_older_versions_are_no_weights(tmp_path):
     old = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(6) for i in range(4)}
     old["model.vision_tower.vision_tower.vision_model.embeddings.position_ids"] = torch.arange(17)[None]
@@ -442,14 +465,20 @@ print(peak[1] - peak[0], sum(p.nbytes for p in model.parameters()) // 2**20)
 """
 
 
-@pytest.mark.parametrize("form", ["bin", "safetensors"])
+@pytest.mark.parametrize("form", ["bin", "safetensors", "converted"])
 def test_there_is_never_a_second_copy_in_memory(form, tmp_path):
     """160 MiB in 8 shards: beside the model, the process never holds more than about a shard."""
     state = weights()
     for i in range(4):
         for kind, shape in (("gate_proj", (100_000, 48)), ("up_proj", (100_000, 48)), ("down_proj", (48, 100_000))):
             state[f"model.layers.{i}.mlp.{kind}.weight"] = torch.zeros(shape, dtype=torch.float16)
-    target = checkpoint(tmp_path, state, shards=8, form=form, intermediate_size=100_000)
+    file = "bin" if form == "bin" else "safetensors"
+    target = checkpoint(tmp_path, state, shards=8, form=file, intermediate_size=100_000)
+    if form == "converted":
+        model, processor = fp.load_model(str(target), dtype="float16")
+        target = tmp_path / "converted"
+        model.save_pretrained(target, max_shard_size="20MB")
+        processor.image_processor.save_pretrained(target)
     done = subprocess.run([sys.executable, "-c", MEASURE, str(target)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     grown, size = map(int, done.stdout.split())

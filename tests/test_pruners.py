@@ -217,14 +217,6 @@ def test_random_is_fair_and_independent():
     assert 6 < float(both) < 8.3
 
 
-def test_random_does_not_depend_on_the_batch():
-    images, pruner = vision(4), build_pruner("random", budget=64)
-    together = pruner.select_visual(images)
-    for row in range(4):
-        single = fp.VisionOutputs(images.features[row : row + 1], images.projected[row : row + 1])
-        assert torch.equal(pruner.select_visual(single)[0], together[row])
-
-
 def test_grids_are_grids():
     for retained, shape in {64: (8, 8), 128: (8, 16), 192: (12, 16)}.items():
         places = grid_indices(576, retained).tolist()

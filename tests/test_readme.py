@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import prompts, tiny_llava
 
@@ -70,3 +73,14 @@ def test_the_table_of_methods_is_complete():
         if "those of `fastv`" in parameters:
             named |= set(fp.build_pruner("fastv").parameters())
         assert named == known, name
+
+
+def test_the_figure_paints_over_what_is_dropped_and_nothing_else(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    draw = importlib.import_module("draw_kept_tokens")
+    image = np.full((336, 336, 3), 51, dtype=np.uint8)
+    shown = draw.kept_tokens(image, torch.tensor([0, 25, 575]))
+    # token 25 is the second of the second row: pixels 14 to 27 in both directions
+    kept = np.zeros((336, 336), dtype=bool)
+    kept[:14, :14] = kept[14:28, 14:28] = kept[322:, 322:] = True
+    assert (shown[kept] == 0.2).all() and (shown[~kept] > 0.8).all()

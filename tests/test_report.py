@@ -72,7 +72,7 @@ def test_a_head_study_is_drawn(study):
         assert len(image.convert("L").getcolors(1 << 16)) > 10  # something is on it
     assert "picked on the very questions" in page.replace("\n", " ")
     best = page[page.index("Best configurations") :]
-    assert best.count("sparsity") == 2 and "graph_based" not in best  # one a budget
+    assert best.count("sparsity") == 2 and "graph_based" not in best  # one per budget
     assert "a &lt;study&gt;" in page and "<study>" not in page
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
 

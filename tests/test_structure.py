@@ -32,8 +32,3 @@ def test_what_a_command_line_imports_is_light(module):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_methods_know_nothing_of_transformers():
-    for file in (PACKAGE / "pruners").glob("*.py"):
-        assert "transformers" not in re.sub(r'""".*?"""', "", file.read_text(), flags=re.DOTALL), file.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,24 +18,26 @@ from oracle import Oracle
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data import task_folders as tasks
+from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.data.identity import data_identity
 from finepruner_lmms.demo import benchmarks as demo
 from finepruner_lmms.demo.questions import NO_OCR, ONE_LETTER, ONE_LETTER_ZH, ONE_WORD, UNANSWERABLE
 
 NAMES = ["vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn"]
 
 
-def evaluate(name: str, answer, tmp_path: Path, limit: int | None = None):
+def evaluate(name: str, answer, tmp_path: Path, limit: int | None = None, data: str = "demo"):
     model = Oracle(answer)
-    manager = TaskManager(include_path=str(tasks.folder("demo")), include_defaults=False, model_name="llava_finepruner")
+    folder = tasks.folder(data, limit=limit)
+    manager = TaskManager(include_path=str(folder), include_defaults=False, model_name="llava_finepruner")
     out = simple_evaluate(
         model=model,
         tasks=[f"fp_{name}"],
         task_manager=manager,
-        limit=limit,
         log_samples=True,
         bootstrap_iters=0,
         datetime_str="t",
-        cli_args=SimpleNamespace(output_path=str(tmp_path), process_with_media=True),
+        cli_args=SimpleNamespace(output_path=str(tmp_path), process_with_media=False),
     )
     metric = out["results"][f"fp_{name}"][BENCHMARKS[name].metric]
     return float(metric), out["samples"][f"fp_{name}"], model
@@ -78,8 +81,31 @@ def test_our_score_is_lmms_evals_score(name, tmp_path):
 
 def test_an_odd_limit_counts_the_whole_pairs_of_mme(tmp_path):
     value, samples, _ = evaluate("mme", right, tmp_path, limit=7)
-    assert len(samples) == 7 and value == 600  # a pair of each of three categories; the seventh question is alone
+    assert len(samples) == 6 and value == 600  # a pair of each of three categories; half of a fourth is not asked
     assert BENCHMARKS["mme"].value(samples) == 600
+
+
+def test_scoring_decodes_no_image(tmp_path, monkeypatch):
+    decoded = []
+    decode = datasets.Image.decode_example
+    monkeypatch.setattr(datasets.Image, "decode_example", lambda *args, **kw: decoded.append(1) or decode(*args, **kw))
+    _, samples, _ = evaluate("pope", right, tmp_path, limit=24)
+    # for the prompts of this model, which looks at each once; lmms-eval looks at one when it makes the task
+    assert len(samples) == 24 and len(decoded) == 24 + 1
+
+
+def test_a_limit_is_fair_on_data_that_is_sorted(tmp_path):
+    (tmp_path / "pope").mkdir()
+    (tmp_path / "mmbench").mkdir()
+    table("pope").sort(["category", "answer"]).to_parquet(tmp_path / "pope" / "sorted.parquet")
+    table("mmbench").sort("index").to_parquet(tmp_path / "mmbench" / "sorted.parquet")  # all first orders come first
+    value, samples, _ = evaluate("pope", right, tmp_path, limit=12, data=str(tmp_path))
+    assert value == 1 and Counter(s["pope_f1_mean"]["category"] for s in samples) == dict.fromkeys(
+        ("adversarial", "popular", "random"), 4
+    )
+    _, samples, _ = evaluate("mmbench", right, tmp_path, limit=12, data=str(tmp_path))
+    turns = Counter(sample["gpt_eval_score"]["index"] % 1_000_000 for sample in samples)
+    assert len(samples) == 12 and set(turns.values()) == {4}
 
 
 @pytest.mark.parametrize("name", ["mmbench", "mmbench_cn"])
@@ -88,7 +114,10 @@ def test_mmbench_is_scored_in_every_order_of_its_options(name, tmp_path):
         return doc["answer"] if doc["index"] // 1_000_000 < 2 or doc["index"] % 2 else "E"
 
     value, samples, _ = evaluate(name, only_in_two_orders, tmp_path, limit=160)
-    assert value == pytest.approx(50) and BENCHMARKS[name].value(samples) == pytest.approx(50)
+    asked = {sample["gpt_eval_score"]["index"] % 1_000_000 for sample in samples}
+    expected = 100 * sum(question % 2 for question in asked) / len(asked)
+    assert len(asked) == 40 and 0 < expected < 100
+    assert value == pytest.approx(expected) and BENCHMARKS[name].value(samples) == pytest.approx(expected)
 
 
 def test_the_miniatures_are_asked_as_the_demo_model_was_taught(tmp_path):
@@ -190,9 +219,31 @@ def test_a_data_root_is_read_without_the_network(tmp_path):
     assert sorted(file.name for file in folder.glob("fp_*.yaml")) == ["fp_pope.yaml"]
     assert tasks.folder(str(root)) == folder  # the same root, the same folder
     assert tasks.data_root(str(root)) == root
-    before = tasks.data_identity(str(root), "pope")
+    before = data_identity(str(root), "pope")
     table("pope").select(range(10)).to_parquet(root / "pope" / "part.parquet")
-    assert tasks.data_identity(str(root), "pope") != before
+    assert data_identity(str(root), "pope") != before
+
+
+@pytest.mark.parametrize("name", ["a*b", "a, b", "{a}", "a #b", "[a]", "a?", "a: b", "it's", 'say "a"'])
+def test_no_character_of_a_path_means_anything(name, tmp_path):
+    root = tmp_path / name
+    for task in ("pope", "gqa"):
+        shutil.copytree(tasks.data_root("demo") / task, root / task)
+    (tmp_path / "a" / "pope").mkdir(parents=True)  # what a pattern would find as well
+    for task, folder in (("pope", "pope"), ("gqa", "gqa")):
+        text = (tasks.folder(str(root)) / f"fp_{task}.yaml").read_text()
+        given = yaml.safe_load(text.replace("!function ", ""))["dataset_kwargs"]["data_files"]
+        (files,) = given.values()
+        found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "c"))
+        assert len(found) == 240, folder
+    value, samples, _ = evaluate("gqa", right, tmp_path, limit=4, data=str(root))
+    assert value == 1 and len(samples) == 4
+
+
+def test_a_path_that_datasets_takes_for_an_archive_is_refused(tmp_path):
+    (tmp_path / "a::b" / "pope").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"has '::' in its path, .*; rename the folder"):
+        tasks.folder(str(tmp_path / "a::b"))
 
 
 def test_wrong_data_is_an_error(tmp_path):
@@ -211,13 +262,14 @@ def test_the_hub_tasks_name_public_datasets():
 
 
 def test_the_miniatures_are_made_once_and_alike(tmp_path, monkeypatch):
-    kept = {name: table(name) for name in ("vqav2", "mme")}
+    kept, built = {name: table(name).select(range(8)) for name in ("vqav2", "mme")}, []
+    build = demo.build
     monkeypatch.setenv("FINEPRUNER_CACHE", str(tmp_path / "cache"))
-    with ThreadPoolExecutor(3) as pool:  # whoever comes second finds the folder of the first
-        folders = set(pool.map(tasks.folder, ["demo"] * 3))
-    assert len(folders) == 1 and [d.name for d in (tmp_path / "cache" / "demo").iterdir()] == [
-        folders.pop().parent.name
-    ]
+    monkeypatch.setattr(demo, "SIZES", dict.fromkeys(demo.SIZES, 8))
+    monkeypatch.setattr(demo, "build", lambda *arguments: built.append(1) or build(*arguments))
+    with ThreadPoolExecutor(3) as pool:  # whoever comes second waits for the folder of the first
+        roots = set(pool.map(tasks.data_root, ["demo"] * 3))
+    assert len(roots) == len(built) == 1
     for name, before in kept.items():
         again = table(name)
         assert json.dumps(again.remove_columns("image")[:]) == json.dumps(before.remove_columns("image")[:])

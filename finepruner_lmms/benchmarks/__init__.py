@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from finepruner_lmms.benchmarks.table import BENCHMARKS, Benchmark, image_names
+from finepruner_lmms.benchmarks.images import image_names
+from finepruner_lmms.benchmarks.record import Benchmark
+from finepruner_lmms.benchmarks.table import BENCHMARKS
 
 __all__ = ["BENCHMARKS", "Benchmark", "image_names"]

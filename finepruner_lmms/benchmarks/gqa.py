@@ -1,18 +1,36 @@
-"""GQA: its images come in a table of their own, joined by `imageId`."""
+"""GQA: accuracy; its images come in a table of their own, joined by `imageId`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from finepruner_lmms.benchmarks import accuracy
+from finepruner_lmms.benchmarks.limits import Sampling
+from finepruner_lmms.benchmarks.record import Benchmark
 
-Visual = Callable[[dict[str, Any]], list[Image.Image]]
+if TYPE_CHECKING:
+    from PIL import Image
+
+BENCHMARK = Benchmark(
+    name="gqa",
+    title="GQA",
+    metric=accuracy.METRIC,
+    image_column="imageId",
+    rows=accuracy.rows,
+    points=accuracy.mean,
+    full=accuracy.one,
+    factor=100,
+    sampling=Sampling(("id",), group=lambda row: row["id"]),
+)
+Visual = Callable[[dict[str, Any]], "list[Image.Image]"]
 
 
-def images_of(path: str, name: str | None = None, split: str = "testdev") -> Visual:
-    """A `doc_to_visual` that looks up `imageId` in the images table at `path`, read when first needed.
+def images_of(path: str, name: str | None = None, split: str = "testdev", data_files: str | None = None) -> Visual:
+    """A `doc_to_visual` that looks up `imageId` in a table of images, read when first needed.
+
+    The table is what `datasets.load_dataset` makes of these arguments.
 
     lmms-eval copies every image into the table of questions by `map` with eight processes, from the hub only.
     """
@@ -21,7 +39,7 @@ def images_of(path: str, name: str | None = None, split: str = "testdev") -> Vis
     def table() -> tuple[Any, dict[str, int]]:
         from datasets import load_dataset
 
-        images = load_dataset(path, name, split=split)
+        images = load_dataset(path, name, split=split, data_files=data_files)
         return images, {image_id: row for row, image_id in enumerate(images["id"])}
 
     def visual(doc: dict[str, Any]) -> list[Image.Image]:

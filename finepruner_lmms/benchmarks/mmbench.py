@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
+
+from finepruner_lmms.benchmarks import accuracy
+from finepruner_lmms.benchmarks.limits import Sampling
+from finepruner_lmms.benchmarks.record import Benchmark, Rows, Sample
 
 MILLION = 1_000_000  # the circular variants of question i have the indices i + k million
 LETTERS = "ABCD"
@@ -11,7 +18,7 @@ _ABSENT = ("", "nan", "none")
 
 
 def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
-    """Hint, question and options a line each, then the instruction.
+    """Hint, question and options, each on a line of its own, then the instruction.
 
     lmms-eval puts "There are several options:" before the options, in English for the Chinese split too, joins the
     hint by a space and adds an empty line before the instruction; LLaVA's `model_vqa_mmbench.py` does none of that.
@@ -78,3 +85,24 @@ def static_letter(entry: dict[str, Any]) -> str | None:
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
     return mmbench_evaluator.prefetch_answer(entry | {"prediction": str(entry["prediction"])}) or None
+
+
+def rows(samples: Sequence[Sample]) -> Rows:
+    """One row per question, right only if it is in every order of its options: 0 or 100, and the count `[m, 2]`."""
+    ordered = sorted(samples, key=lambda sample: -int(sample["gpt_eval_score"]["index"]))
+    first = {int(s["gpt_eval_score"]["index"]) % MILLION: s["doc_id"] for s in ordered}
+    hits = circular_hits([s["gpt_eval_score"] for s in samples])
+    return np.array([[100.0 * hit, 1.0] for hit in hits.values()]), [first[index] for index in hits]
+
+
+BENCHMARK = Benchmark(
+    name="mmbench",
+    title="MMBench",
+    metric="gpt_eval_score,none",
+    image_column="index",
+    rows=rows,
+    points=accuracy.mean,
+    full=accuracy.hundred,
+    sampling=Sampling(("index",), group=lambda row: int(row["index"]) % MILLION),
+)
+BENCHMARK_CN = replace(BENCHMARK, name="mmbench_cn", title="MMBench-CN")

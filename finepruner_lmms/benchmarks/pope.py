@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
+import numpy as np
+
+from finepruner_lmms.benchmarks import accuracy
+from finepruner_lmms.benchmarks.limits import Sampling
+from finepruner_lmms.benchmarks.record import Benchmark, Rows, Sample
 
 _DENIALS = {"no", "not"}
 _METRICS = ("pope_f1_mean", "pope_f1_score", "pope_accuracy", "pope_precision", "pope_recall", "pope_yes_ratio")
@@ -41,6 +45,8 @@ def read(answer: str) -> str:
 
 def f1_mean(entries: Sequence[dict[str, Any]]) -> float:
     """The mean of the F1 of "yes" over the kinds of negatives: LLaVA's 85.9 is the mean of three."""
+    from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
+
     kinds: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         kinds.setdefault(entry["category"], []).append(entry)
@@ -50,3 +56,45 @@ def f1_mean(entries: Sequence[dict[str, Any]]) -> float:
 def yes_ratio(entries: Sequence[dict[str, Any]]) -> float:
     """The share of questions that the model affirms. (lmms-eval's is the share of those whose answer is yes.)"""
     return sum(entry["prediction"] == "yes" for entry in entries) / len(entries)
+
+
+# -- from logged samples ----------------------------------------------------------------------------------------------
+
+
+def rows(samples: Sequence[Sample]) -> Rows:
+    """True positives, false positives, false negatives of "yes" and the count, each by kind of negatives `[m, 4 k]`."""
+    entries = [sample["pope_f1_mean"] for sample in samples]
+    kinds = {kind: place for place, kind in enumerate(sorted({entry["category"] for entry in entries}))}
+    counted = np.zeros((len(entries), 4, len(kinds)))
+    for row, entry in zip(counted, entries, strict=True):
+        said, true = entry["prediction"], entry["ground_truth"]
+        outcome = [said == true == "yes", said == "yes" and true == "no", said == "no" and true == "yes", True]
+        row[:, kinds[entry["category"]]] = outcome
+    return counted.reshape(len(entries), -1), [s["doc_id"] for s in samples]
+
+
+def points(totals: np.ndarray) -> np.ndarray:
+    """The mean over the kinds of negatives that were asked of the F1 of "yes"."""
+    hits, wrong, missed, counts = np.split(totals, 4, axis=-1)
+    precision = hits / np.maximum(hits + wrong, 1)
+    recall = hits / np.maximum(hits + missed, 1)
+    both = precision + recall
+    f1 = 2 * precision * recall / np.where(both > 0, both, 1)
+    return f1.sum(-1) / np.maximum((counts > 0).sum(-1), 1)
+
+
+BENCHMARK = Benchmark(
+    name="pope",
+    title="POPE",
+    metric="pope_f1_mean,none",
+    image_column="image_source",
+    rows=rows,
+    points=points,
+    full=accuracy.one,
+    factor=100,
+    sampling=Sampling(
+        ("question_id", "category", "answer"),
+        group=lambda row: row["question_id"],
+        stratum=lambda row: (row["category"], row["answer"]),
+    ),
+)

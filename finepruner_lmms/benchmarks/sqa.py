@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from finepruner_lmms.benchmarks import accuracy
+from finepruner_lmms.benchmarks.record import Benchmark
+
 _LETTERS = "ABCDE"
 _LETTER_FIRST = re.compile(r"([A-E])(?:\.(?:\s|$)|$)")
 _IN_A_SENTENCE = re.compile(r"The answer is ([A-E])\b")
@@ -27,3 +30,15 @@ def read(answer: str, num_choices: int) -> str | None:
     else:
         letters = _IN_A_SENTENCE.findall(text)
     return letters[0] if len(letters) == 1 and letters[0] in _LETTERS[:num_choices] else None
+
+
+BENCHMARK = Benchmark(
+    name="sqa",
+    title="SQA",
+    metric=accuracy.METRIC,
+    image_column="image",
+    rows=accuracy.rows,
+    points=accuracy.mean,
+    full=accuracy.one,
+    factor=100,
+)

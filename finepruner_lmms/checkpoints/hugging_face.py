@@ -15,8 +15,10 @@ from finepruner_lmms.checkpoints.fetch import fetch_small, fetch_weights
 from finepruner_lmms.checkpoints.generation_config import greedy_config
 from finepruner_lmms.checkpoints.processor import PicturesOnly, read_processor
 from finepruner_lmms.checkpoints.supported import check_supported
-from finepruner_lmms.checkpoints.weights import COMPUTED, Weights, list_names, read_json
+from finepruner_lmms.checkpoints.weights import Weights
+from finepruner_lmms.engine.loading_report import check_report
 from finepruner_lmms.errors import FieldError, first_line
+from finepruner_lmms.files import load_object
 
 _CONFIG_ERRORS = (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError)
 
@@ -53,6 +55,9 @@ class HuggingFaceCheckpoint:
         """Read all but the weights; `raw` is the config.json. `FieldError` naming what is damaged or does not fit."""
         config = hugging_face_config(raw)
         folder = fetch_small(name)
+        if (folder / "adapter_config.json").is_file():  # transformers would take the weights from where this points
+            problem = f"{str(folder)!r} holds an adapter; only whole checkpoints are read"
+            raise FieldError("adapter_config.json", problem, value=str(folder), fix="merge it into its model first")
         processor = read_processor(folder, config, name)
         return cls(name, folder, config, processor, raw.get("quantization_config") is not None)
 
@@ -92,27 +97,13 @@ class HuggingFaceCheckpoint:
             raise
         except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as error:
             raise FieldError("weights", f"cannot read {str(self.folder)!r}: {first_line(error)}") from error
-        self._check_report(report)
+        check_report(report, "weights", str(self.folder), "LLaVA-1.5")
         model.generation_config = generation
         return model
 
-    def _check_report(self, report: dict[str, Any]) -> None:
-        """Refuse a model of which transformers made up weights, or left some out."""
-        missing = sorted(report["missing_keys"])
-        unknown = sorted(name for name in report["unexpected_keys"] if not COMPUTED.search(name))
-        shapes = [
-            f"{name} is {list(given)}, by config.json {list(wanted)}"
-            for name, given, wanted in sorted(report["mismatched_keys"])
-        ]
-        problems = [f"lacks {list_names(missing)}"] if missing else []
-        problems += [f"holds {list_names(unknown)}, which LLaVA-1.5 does not have"] if unknown else []
-        problems += [f"holds weights of another shape: {list_names(shapes)}"] if shapes else []
-        if problems:
-            raise FieldError("weights", f"{str(self.folder)!r} {' and '.join(problems)}", value=str(self.folder))
-
     def _generation_config(self) -> Any:
         file = self.folder / "generation_config.json"
-        given = read_json(file) if file.is_file() else {}
+        given = load_object(file) if file.is_file() else {}
         image, rows = self.config.image_token_id, self.config.text_config.vocab_size
         if isinstance(self.processor, PicturesOnly):
             pad, words = None, image

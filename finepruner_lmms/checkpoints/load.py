@@ -13,11 +13,11 @@ from finepruner_lmms.checkpoints.fetch import check_name, fetch_file, resolve
 from finepruner_lmms.checkpoints.hugging_face import HuggingFaceCheckpoint, hugging_face_config
 from finepruner_lmms.checkpoints.original import OriginalCheckpoint
 from finepruner_lmms.checkpoints.original_config import convert_config, is_original
-from finepruner_lmms.checkpoints.weights import read_json
 from finepruner_lmms.engine.clip import clip_checkpoint
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.errors import FieldError, check_choice
+from finepruner_lmms.files import load_object
 from finepruner_lmms.pruners import Pruner
 
 __all__ = [
@@ -57,7 +57,7 @@ def read_raw_config(pretrained: str) -> dict[str, Any]:
     """What a checkpoint's config.json says. `FieldError` if there is none."""
     check_name(pretrained)
     with _naming("cannot read the configuration of", pretrained):
-        return read_json(fetch_file(resolve(pretrained), "config.json"))
+        return load_object(fetch_file(resolve(pretrained), "config.json"))
 
 
 def read_config(pretrained: str) -> LlavaConfig:

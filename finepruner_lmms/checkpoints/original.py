@@ -14,12 +14,13 @@ from finepruner_lmms.checkpoints.fetch import fetch_small, fetch_weights
 from finepruner_lmms.checkpoints.generation_config import greedy_config
 from finepruner_lmms.checkpoints.original_config import convert_config, tower_image_processor, warn_of_aspect_ratio
 from finepruner_lmms.checkpoints.original_weights import fill
-from finepruner_lmms.checkpoints.processor import PicturesOnly, read_tokenizer
+from finepruner_lmms.checkpoints.processor import PicturesOnly, check_sizes, read_tokenizer
 from finepruner_lmms.checkpoints.prompts import VICUNA_TEMPLATE
 from finepruner_lmms.checkpoints.sentencepiece_tokenizer import read_sentencepiece
 from finepruner_lmms.checkpoints.vocabulary import Vocabulary
-from finepruner_lmms.checkpoints.weights import Weights, read_json
+from finepruner_lmms.checkpoints.weights import Weights
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.files import load_object
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class OriginalCheckpoint:
         vocabulary = Vocabulary.of(config, tokenizer)
         vocabulary.enter(config)
         pictures = tower_image_processor(config.mm_vision_tower)
+        check_sizes(pictures, config)
         if tokenizer is None:
             return cls(name, folder, raw, config, vocabulary, PicturesOnly(pictures, name))
         processor = LlavaProcessor(
@@ -68,7 +70,7 @@ class OriginalCheckpoint:
         """
         stored = dtype or _stored_type(self.raw)
         file = self.folder / "generation_config.json"
-        given = read_json(file) if file.is_file() else {}
+        given = load_object(file) if file.is_file() else {}
         generation = greedy_config(
             given | {"suppress_tokens": self.vocabulary.never},
             self.config,

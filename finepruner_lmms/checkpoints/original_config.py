@@ -10,13 +10,13 @@ from loguru import logger
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from finepruner_lmms.checkpoints.fetch import fetch_file
-from finepruner_lmms.checkpoints.weights import read_json
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.files import load_object
 
 _DECODER = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _DECODER_OPTIONAL = (
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
-    "use_cache", "bos_token_id", "eos_token_id", "rope_theta", "rope_scaling", "attention_bias", "attention_dropout",
+    "bos_token_id", "eos_token_id", "rope_theta", "rope_scaling", "attention_bias", "attention_dropout",
     "mlp_bias",
 )  # fmt: skip
 # what LLaVA assumes where the file is silent, and the values that transformers' LLaVA can honour
@@ -105,7 +105,7 @@ def tower_folder(checkpoint: Path) -> Path | None:
     """The folder of the vision tower that the checkpoint in a folder names, if it is on this machine."""
     if not (checkpoint / "config.json").is_file():
         return None
-    raw = read_json(checkpoint / "config.json")
+    raw = load_object(checkpoint / "config.json")
     if not is_original(raw) or not isinstance(raw.get("mm_vision_tower"), str):
         return None
     tower = Path(find_tower(raw["mm_vision_tower"], str(checkpoint)))
@@ -135,7 +135,7 @@ def tower_config(tower: str) -> CLIPVisionConfig:
         sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
         return CLIPVisionConfig(**sizes, patch_size=14, image_size=_TOWERS[tower], projection_dim=768)
     try:
-        raw = read_json(fetch_file(tower, "config.json"))
+        raw = load_object(fetch_file(tower, "config.json"))
         found = CLIPVisionConfig.from_dict(raw["vision_config"] if raw.get("model_type") == "clip" else raw)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
         problem = f"cannot read the vision tower {tower!r}: {error}"
@@ -152,7 +152,7 @@ def tower_image_processor(tower: str) -> CLIPImageProcessorPil:
         side = _TOWERS[tower]
         return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     try:
-        return CLIPImageProcessorPil.from_dict(read_json(fetch_file(tower, "preprocessor_config.json")))
+        return CLIPImageProcessorPil.from_dict(load_object(fetch_file(tower, "preprocessor_config.json")))
     except (TypeError, ValueError) as error:
         problem = f"cannot read how {tower!r} takes its pictures: {error}"
         raise FieldError("mm_vision_tower", problem, value=tower) from error

@@ -12,9 +12,10 @@ from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.checkpoints.fetch import fetch_small, fetch_weights
 from finepruner_lmms.checkpoints.vocabulary import Vocabulary
-from finepruner_lmms.checkpoints.weights import COMPUTED, Weights, list_names, read_shard
+from finepruner_lmms.checkpoints.weights import Weights, read_shard
+from finepruner_lmms.engine.loading_report import COMPUTED
 from finepruner_lmms.engine.parts import Parts
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.errors import FieldError, list_names
 
 _IN_CHECKPOINT = "model.vision_tower.vision_tower.vision_model."
 _IN_TOWER = "vision_model."

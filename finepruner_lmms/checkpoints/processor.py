@@ -9,8 +9,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaPr
 
 from finepruner_lmms.checkpoints.prompts import IMAGE, chat_template
 from finepruner_lmms.checkpoints.sentencepiece_tokenizer import read_sentencepiece
-from finepruner_lmms.checkpoints.weights import read_json
 from finepruner_lmms.errors import FieldError, first_line
+from finepruner_lmms.files import load_object
 
 _READ_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError)
 
@@ -95,22 +95,27 @@ def check_template(processor: Any) -> None:
         raise FieldError("conv", problem, value="chat_template", fix="use conv=vicuna_v1")
 
 
+def check_sizes(image_processor: Any, config: LlavaConfig) -> None:
+    """Raise `FieldError` unless pictures come out in the size that the vision tower takes."""
+    side = config.vision_config.image_size
+    cropped = getattr(image_processor, "do_center_crop", False)
+    sizes = dict((image_processor.crop_size if cropped else image_processor.size) or {})
+    if set(sizes.values()) != {side}:
+        problem = f"makes pictures of {sizes}, but the vision tower in config.json takes {side} by {side}"
+        raise FieldError("preprocessor_config.json", problem, value=sizes)
+
+
 def _image_processor(folder: Path, config: LlavaConfig) -> Any:
     files = [file for file in ("preprocessor_config.json", "processor_config.json") if (folder / file).is_file()]
     for file in files:
-        read_json(folder / file)  # says which one is damaged
+        load_object(folder / file)  # says which one is damaged
     try:
         # the resampling LLaVA-1.5 was evaluated with; torchvision's differs by up to 0.03 in a normalised pixel
         found = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     except _READ_ERRORS as error:
         problem = f"cannot read how {str(folder)!r} takes its pictures: {first_line(error)}"
         raise FieldError("preprocessor_config.json", problem, value=str(folder)) from error
-    side = config.vision_config.image_size
-    cut = found.crop_size if found.do_center_crop else found.size
-    sides = {cut.get(key) for key in ("height", "width", "shortest_edge")} - {None}
-    if sides != {side}:
-        problem = f"makes pictures of {dict(cut)}, but the vision tower in config.json takes {side} by {side}"
-        raise FieldError("preprocessor_config.json", problem, value=dict(cut))
+    check_sizes(found, config)
     return found
 
 

@@ -6,10 +6,6 @@ from typing import Any
 
 IMAGE = "<image>"
 CONVERSATIONS = ("vicuna_v1", "chat_template")
-_FORM_OF_ANSWER = (
-    "\nAnswer the question using a single word or phrase.",
-    "\nAnswer with the option's letter from the given choices directly.",
-)
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -64,13 +60,3 @@ def prompt_ids(tokenizer: Any, text: str, image_token_id: int, num_visual_tokens
         after = tokenizer(piece)["input_ids"]
         ids += after[1:] if after and after[0] == start else after
     return ids
-
-
-def bare_question(question: str) -> str:
-    """The question without LLaVA's instructions on the form of the answer: what a method reads for relevance.
-
-    As in CDPruner's released code: options, hints and OCR tokens stay.
-    """
-    for instruction in _FORM_OF_ANSWER:
-        question = question.replace(instruction, "")
-    return question.replace(IMAGE, "").strip()

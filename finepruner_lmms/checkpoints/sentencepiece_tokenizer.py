@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from finepruner_lmms.checkpoints.weights import read_json
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.files import load_object
 
 _SPACE = "▁"
 
@@ -66,10 +66,10 @@ def _added(folder: Path) -> dict[int, AddedToken]:
     """Tokens that the checkpoint has besides those of its SentencePiece file, by number."""
     found: dict[int, AddedToken] = {}
     if (file := folder / "added_tokens.json").is_file():
-        for content, number in read_json(file).items():
+        for content, number in load_object(file).items():
             found[int(number)] = AddedToken(content, normalized=False, special=True)
     if (file := folder / "tokenizer_config.json").is_file():
-        for number, token in (read_json(file).get("added_tokens_decoder") or {}).items():
+        for number, token in (load_object(file).get("added_tokens_decoder") or {}).items():
             keys = ("lstrip", "rstrip", "single_word", "normalized", "special")
             found[int(number)] = AddedToken(token["content"], **{key: token[key] for key in keys if key in token})
     return found

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from finepruner_lmms.errors import FieldError, first_line
+from finepruner_lmms.engine.loading_report import COMPUTED
+from finepruner_lmms.errors import FieldError, first_line, list_names
+from finepruner_lmms.files import load_object
 
 FORMS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
 """One file or the index of several, in the order in which they are looked for (as transformers does)."""
-COMPUTED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")
-"""Buffers that older versions wrote: computed, not learnt."""
-
-
-def list_names(names: list[str], most: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; `FieldError` naming the file if there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FieldError(file.name, f"cannot read {str(file)!r}: {error.strerror}", value=str(file)) from error
-    except ValueError as error:
-        problem = f"{str(file)!r} is not valid JSON ({error})"
-        raise FieldError(file.name, problem, value=str(file), fix="fetch it again") from error
-    if not isinstance(content, dict):
-        problem = f"{str(file)!r} holds a {type(content).__name__}, not an object"
-        raise FieldError(file.name, problem, value=str(file))
-    return content
 
 
 @dataclass(frozen=True)
@@ -128,7 +105,7 @@ def read_shard(file: Path) -> dict[str, Tensor]:
 
 def weight_map(index: Path) -> dict[str, str]:
     """What an index says: tensor names to files beside it. `FieldError` if it says something else."""
-    found = read_json(index).get("weight_map")
+    found = load_object(index).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(shard, str) for shard in found.values()):
         raise FieldError(index.name, f"{str(index)!r} has no 'weight_map' of tensor names to files", value=str(index))
     for shard in found.values():

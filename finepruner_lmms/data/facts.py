@@ -10,21 +10,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KINDS = ("text", "number", "list", "image", "any")
-"""Kinds of columns: `image` is a structure with the encoded bytes, as `datasets.Image` stores it."""
+KINDS = ("text", "number", "texts", "annotators", "image", "any")
+"""Kinds of columns: `texts` are lists of them; `annotators` lists of structures with `answer` and `answer_id`; `image`
+a structure with the encoded bytes, which the file says is a `datasets.Image`."""
 
 
 @dataclass(frozen=True)
 class Table:
     """One table: parquet files of a repository, and the folder below `ROOT/<task>` that they go to.
 
-    `columns` are those that prompts, scores and the grouping of questions by image read, with their kinds.
+    `columns` are those that prompts, scores and the grouping of questions by image read, with their kinds; a value
+    may be missing only in those of `may_lack`. `rows` is None where their number is not known.
     """
 
     files: str
-    rows: int
+    rows: int | None
     columns: dict[str, str]
     folder: str = ""
+    may_lack: frozenset[str] = frozenset()
 
     @property
     def images(self) -> list[str]:
@@ -47,7 +50,8 @@ class Facts:
 def _mmbench(config: str, source: str) -> Facts:
     columns = dict.fromkeys(("question", "hint", "answer", "A", "B", "C", "D", "category", "source", "split"), "text")
     columns |= {"index": "number", "L2-category": "text", "image": "image"}
-    table = Table(f"{config}/dev-*.parquet", 4329, columns)
+    lacking = frozenset(columns) - {"question", "answer", "A", "B", "index", "category", "image"}
+    table = Table(f"{config}/dev-*.parquet", 4329, columns, may_lack=lacking)
     return Facts("lmms-lab-encoder/MMBench", "dev", (table,), source, config)
 
 
@@ -62,7 +66,7 @@ FACTS: dict[str, Facts] = {
                 {
                     "question": "text",
                     "multiple_choice_answer": "text",
-                    "answers": "list",
+                    "answers": "annotators",
                     "question_id": "any",
                     "image_id": "any",
                     "image": "image",
@@ -100,7 +104,7 @@ FACTS: dict[str, Facts] = {
             Table(
                 "data/val-*.parquet",
                 4319,
-                {"question_id": "any", "question": "text", "answers": "list", "image": "image"},
+                {"question_id": "any", "question": "text", "answers": "texts", "image": "image"},
             ),
         ),
         "dataset page: 4.32k",
@@ -112,7 +116,8 @@ FACTS: dict[str, Facts] = {
             Table(
                 "ScienceQA-IMG/test-*.parquet",
                 2017,
-                {"question": "text", "choices": "list", "answer": "number", "hint": "text", "image": "image"},
+                {"question": "text", "choices": "texts", "answer": "number", "hint": "text", "image": "image"},
+                may_lack=frozenset({"hint"}),
             ),
         ),
         "dataset page: 4.11k together with validation",
@@ -129,8 +134,8 @@ FACTS: dict[str, Facts] = {
                     "image_id": "text",
                     "question_id": "any",
                     "question": "text",
-                    "answers": "list",
-                    "ocr_tokens": "list",
+                    "answers": "texts",
+                    "ocr_tokens": "texts",
                     "image": "image",
                 },
             ),
@@ -178,6 +183,7 @@ FACTS: dict[str, Facts] = {
                 "data/test-*.parquet",
                 218,
                 {"question_id": "any", "question": "text", "answer": "text", "capability": "any", "image": "image"},
+                may_lack=frozenset({"capability"}),
             ),
         ),
         "dataset page: 218",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.errors import first_line
 
 Kind = Literal["dataset", "model"]
 _TRIES = 5  # in a row without a single byte
@@ -131,17 +132,17 @@ def listing(repo: str, kind: Kind, revision: str, patterns: Sequence[str]) -> Li
         commit = api.repo_info(repo, repo_type=kind, revision=revision, timeout=_TIMEOUT).sha
         entries = list(api.list_repo_tree(repo, recursive=True, repo_type=kind, revision=commit))
     except OfflineModeIsEnabled as error:
-        raise Unreachable(f"{repo}: the network is switched off (HF_HUB_OFFLINE)") from error
+        raise Unreachable(repo, "the network is switched off (HF_HUB_OFFLINE)") from error
     except GatedRepoError as error:
         raise DataError(
-            f"{repo}: its owners ask for a login: accept its terms on {api.endpoint}, then set HF_TOKEN"
+            repo, f"its owners ask for a login: accept its terms on {api.endpoint}, then set HF_TOKEN"
         ) from error
     except RevisionNotFoundError as error:
-        raise DataError(f"revision: {repo} has no revision {revision!r}") from error
+        raise DataError("revision", f"{repo} has no revision {revision!r}") from error
     except RepositoryNotFoundError as error:
-        raise DataError(f"{repo}: no such {kind} at {api.endpoint}, or it needs a login (HF_TOKEN)") from error
+        raise DataError(repo, f"no such {kind} at {api.endpoint}, or it needs a login (HF_TOKEN)") from error
     except (HfHubHTTPError, httpx2.TransportError) as error:
-        raise Unreachable(f"{repo}: {api.endpoint} does not answer: {_first_line(error)}") from error
+        raise Unreachable(repo, f"{api.endpoint} does not answer: {first_line(error)}") from error
     files = [
         Remote(entry.path, entry.size, *((entry.lfs.sha256, "") if entry.lfs else ("", entry.blob_id)))
         for entry in entries
@@ -162,7 +163,7 @@ def cached_listing(repo: str, kind: Kind, revision: str, patterns: Sequence[str]
             )
         )
     except LocalEntryNotFoundError as error:
-        raise DataError(f"{repo}: the hub cache does not hold {revision!r}: {_first_line(error)}") from error
+        raise DataError(repo, f"the hub cache does not hold {revision!r}: {first_line(error)}") from error
     files, local = [], {}
     for path in sorted(path for path in snapshot.rglob("*") if path.is_file()):
         origin = path.relative_to(snapshot).as_posix()
@@ -210,8 +211,9 @@ def fetch(repo: str, kind: Kind, commit: str, remote: Remote, part: Path, tell: 
     found = sha256_of(part) if remote.sha256 else git_hash_of(part)
     part.unlink()
     raise DataError(
-        f"{repo}: {remote.origin} has arrived with {size:,} bytes and the hash {found}, but the hub declares "
-        f"{remote.size:,} bytes and {remote.sha256 or remote.git}; it was thrown away, so try again or another mirror"
+        repo,
+        f"{remote.origin} has arrived with {size:,} bytes and the hash {found}, but the hub declares "
+        f"{remote.size:,} bytes and {remote.sha256 or remote.git}; it was thrown away, so try again or another mirror",
     )
 
 
@@ -250,14 +252,15 @@ def _transfer(repo: str, kind: Kind, commit: str, remote: Remote, part: Path, te
                         have += len(block)
                         tell(len(block))
             except HfHubHTTPError as error:
-                raise DataError(f"{repo}: {remote.origin} cannot be fetched: {_first_line(error)}") from error
+                raise DataError(repo, f"{remote.origin} cannot be fetched: {first_line(error)}") from error
             except httpx2.TransportError as error:
-                reason = _first_line(error) or type(error).__name__
+                reason = first_line(error)
             failures = failures + 1 if have <= before else 0
             if failures >= _TRIES:
                 raise DataError(
-                    f"{repo}: {remote.origin}: no answer {_TRIES} times in a row ({reason}); {have:,} of "
-                    f"{remote.size:,} bytes are kept, the same command goes on from there"
+                    repo,
+                    f"{remote.origin}: no answer {_TRIES} times in a row ({reason}); {have:,} of "
+                    f"{remote.size:,} bytes are kept, the same command goes on from there",
                 )
             if have < remote.size:
                 file.flush()
@@ -280,7 +283,3 @@ def _cached(repo: str, kind: Kind, commit: str | None, files: Sequence[Remote]) 
 def _matches(path: str, patterns: Sequence[str]) -> bool:
     """Like `pathlib`'s: a star does not cross a folder."""
     return any(path.count("/") == p.count("/") and fnmatch.fnmatchcase(path, p) for p in patterns)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -97,13 +97,13 @@ class Job:
 
 
 def task_jobs(names: Sequence[str], revisions: Mapping[str, str]) -> list[Job]:
-    """A job a benchmark. `DataError` for names that are not known."""
+    """One job per benchmark. `DataError` for names that are not known."""
     for name in (*names, *revisions):
         if name not in FACTS:
-            raise DataError(f"tasks: unknown task {name!r}{nearest(name, FACTS)}; known: {', '.join(FACTS)}")
+            raise DataError("tasks", f"unknown task {name!r}{nearest(name, FACTS)}", fix=f"known: {', '.join(FACTS)}")
     for name in revisions:
         if name not in names:
-            raise DataError(f"revision: {name!r} is not among the tasks to prepare: {', '.join(names)}")
+            raise DataError("revision", f"{name!r} is not among the tasks to prepare: {', '.join(names)}")
     jobs = []
     for name in dict.fromkeys(names):
         facts = FACTS[name]
@@ -115,15 +115,15 @@ def checkpoint_job(text: str) -> Job:
     """`owner/name`, or `owner/name@revision`."""
     repo, _, revision = text.partition("@")
     if not _ID.fullmatch(repo):
-        raise DataError(f"checkpoint: got {text!r}; expected owner/name or owner/name@revision, as on the hub")
+        raise DataError("checkpoint", f"got {text!r}", fix="expected owner/name or owner/name@revision, as on the hub")
     return Job(f"checkpoints/{repo}", repo, "model", revision or None)
 
 
 def _check_checkpoint(folder: Path, name: str) -> None:
     """Raise `DataError` unless there are a configuration and all weights that the index names."""
     if not (folder / "config.json").is_file():
-        raise DataError(f"{name}: there is no config.json, so it is not a checkpoint")
+        raise DataError(name, "there is no config.json, so it is not a checkpoint")
     if not any(path for form in _WEIGHTS for path in folder.glob(form)):
-        raise DataError(f"{name}: there are no weights ({' or '.join(_WEIGHTS)})")
+        raise DataError(name, f"there are no weights ({' or '.join(_WEIGHTS)})")
     if lacking := lacking_weights(folder):
-        raise DataError(f"{name}: weights are not there that its index names: {', '.join(lacking)}")
+        raise DataError(name, f"weights are not there that its index names: {', '.join(lacking)}")

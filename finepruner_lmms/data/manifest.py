@@ -80,11 +80,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     raw: dict[str, Any] | None = read_object(path)
     if raw is None or raw.pop("schema_version", None) != SCHEMA:
-        raise DataError(f"data: {path} is not a manifest of this version; `finepruner prepare` writes it anew")
+        raise DataError("data", f"{path} is not a manifest of this version", fix="`finepruner prepare` writes it anew")
     try:
         return Manifest(**raw | {"files": tuple(File(**file) for file in raw["files"])})
     except (KeyError, TypeError) as error:
-        raise DataError(f"data: {path} is not a manifest ({error}); `finepruner prepare` writes it anew") from error
+        raise DataError(
+            "data", f"{path} is not a manifest ({error})", fix="`finepruner prepare` writes it anew"
+        ) from error
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -94,12 +96,12 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         size = path.stat().st_size if path.is_file() else None
         if size != file.size:
             found = "is missing" if size is None else f"has {size:,} bytes instead of {file.size:,}"
-            raise DataError(f"data: {path} {found}; `finepruner prepare` fetches it anew")
+            raise DataError("data", f"{path} {found}", fix="`finepruner prepare` fetches it anew")
     known = {file.path for file in manifest.files}
     for place in sorted({str(Path(path).parent) for path in known if path.endswith(".parquet")}):
         for path in (folder / place).glob("*.parquet"):
             if path.relative_to(folder).as_posix() not in known:  # it would be read with them
-                raise DataError(f"data: {path} is not of this benchmark's files ({MANIFEST}); move it away")
+                raise DataError("data", f"{path} is not of this benchmark's files ({MANIFEST})", fix="move it away")
 
 
 def check_task(root: Path, name: str, tables: tuple[str, ...] = ("",)) -> Manifest | None:
@@ -111,12 +113,12 @@ def check_task(root: Path, name: str, tables: tuple[str, ...] = ("",)) -> Manife
     if not folder.is_dir():
         begun = (root / INCOMING / name).is_dir()
         state = "is not complete: `prepare` was interrupted" if begun else "is not there"
-        raise DataError(f"data: {folder} {state}; {repair}")
+        raise DataError("data", f"{folder} {state}", fix=f"{repair}")
     manifest = read_manifest(folder)
     if manifest is not None:
         check_files(folder, manifest)
         return manifest
     for table in tables:
         if not any((folder / table).glob("*.parquet")):
-            raise DataError(f"data: {folder / table} holds no .parquet files; {repair}")
+            raise DataError("data", f"{folder / table} holds no .parquet files", fix=f"{repair}")
     return None

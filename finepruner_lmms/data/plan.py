@@ -72,7 +72,9 @@ def make_plan(root: Path, job: Job, options: Options, alone: bool, display: Disp
     present = read_manifest(root / job.name)
     if present is None and (root / job.name).exists():
         raise DataError(
-            f"data: {root / job.name} was not made by `prepare`; move it away, and give it by --from to take its files"
+            "data",
+            f"{root / job.name} was not made by `prepare`",
+            fix="move it away, and give it by --from to take its files",
         )
     if present is not None and job.revision in (None, present.revision):
         broken = whats_wrong(root / job.name, present, options.verify)
@@ -84,9 +86,9 @@ def make_plan(root: Path, job: Job, options: Options, alone: bool, display: Disp
     files = {remote.origin: remote for remote in found.files}
     items = tuple(_item(root, job, files[name], found.local.get(name)) for name in job.wanted(list(files)))
     if not items:
-        raise DataError(f"{job.repo}: holds no files like {', '.join(job.patterns)}")
+        raise DataError(job.repo, f"holds no files like {', '.join(job.patterns)}")
     if len({item.path for item in items}) != len(items):
-        raise DataError(f"{job.repo}: two files have one name: {', '.join(sorted(item.path for item in items))}")
+        raise DataError(job.repo, f"two files have one name: {', '.join(sorted(item.path for item in items))}")
     return Plan(job, found.commit, items, origin)
 
 
@@ -111,7 +113,7 @@ def _find(job: Job, options: Options, alone: bool, display: Display) -> tuple[Li
         try:
             return cached_listing(job.repo, job.kind, job.asked, job.patterns), "hub cache"
         except DataError as error:
-            raise DataError(f"{reason}; {error}") from error
+            raise DataError(reason.field, f"{reason.problem}; {error.problem}") from error
     local = dict(remote.local)
     if given is not None:
         by_place = {job.place(origin): path for origin, path in given.local.items()}
@@ -139,7 +141,7 @@ def whats_wrong(folder: Path, manifest: Manifest, verify: bool) -> str:
     try:
         check_files(folder, manifest)
     except DataError as error:
-        return str(error).partition(";")[0]
+        return error.problem
     if verify:
         for file in manifest.files:
             if sha256_of(folder / file.path) != file.sha256:

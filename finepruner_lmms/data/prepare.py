@@ -7,19 +7,15 @@ included, for the next attempt. One process at a time works on a job; the lock g
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.hub import Remote, fetch, sha256_of
-from finepruner_lmms.data.jobs import Job
 from finepruner_lmms.data.manifest import INCOMING, MANIFEST, File, Manifest, read_manifest
 from finepruner_lmms.data.plan import Display, Item, Options, Plan, whats_wrong
+from finepruner_lmms.files import Locked, lock, sync_folder
 
 _SPARE = 1 << 28  # bytes that must stay free
 
@@ -28,49 +24,41 @@ def carry_out(root: Path, plan: Plan, options: Options, display: Display) -> Man
     """Do it; returns the manifest of what is in place then. `DataError` leaves what was fetched for another attempt."""
     if plan.present is not None:
         return plan.present
+    try:
+        with lock(root / INCOMING / f"{plan.job.name}.lock"):
+            return _carry_out(root, plan, options, display)
+    except Locked as error:
+        problem = f"is being prepared by {error.holder}"
+        raise DataError(plan.job.name, problem, fix="wait until it is done, or stop it") from error
+
+
+def _carry_out(root: Path, plan: Plan, options: Options, display: Display) -> Manifest:
+    """Do it, while nobody else does."""
     staging = root / INCOMING / plan.job.name
-    with _lock(root, plan.job):
-        done = read_manifest(root / plan.job.name)
-        if (
-            done is not None
-            and done.revision == plan.commit
-            and not whats_wrong(root / plan.job.name, done, options.verify)
-        ):
-            return done  # another process was faster
-        _check_space(root, staging, plan)
-        files = []
-        for item in plan.items:
-            target = staging / item.path
-            _obtain(plan, item, target, display)
-            compared = bool(item.remote.sha256 or item.remote.git)
-            digest = item.remote.sha256 or sha256_of(target)
-            files.append(File(item.path, item.remote.origin, item.remote.size, digest, compared))
-        _remove_others(staging, {file.path for file in files})
-        rows, total = plan.job.check(staging, [file.path for file in files], options.accept_rows)
-        files = [File(**vars(file) | {"rows": rows.get(file.path)}) for file in files]
-        expected = {table.folder: table.rows for table in plan.job.tables}
-        job = plan.job
-        manifest = Manifest(job.name, job.repo, job.asked, plan.commit, tuple(files), total, expected)
-        manifest.write(staging)
-        _publish(staging, root / plan.job.name, done)
+    done = read_manifest(root / plan.job.name)
+    if (
+        done is not None
+        and done.revision == plan.commit
+        and not whats_wrong(root / plan.job.name, done, options.verify)
+    ):
+        return done  # another process was faster
+    _check_space(root, staging, plan)
+    files = []
+    for item in plan.items:
+        target = staging / item.path
+        _obtain(plan, item, target, display)
+        compared = bool(item.remote.sha256 or item.remote.git)
+        digest = item.remote.sha256 or sha256_of(target)
+        files.append(File(item.path, item.remote.origin, item.remote.size, digest, compared))
+    _remove_others(staging, {file.path for file in files})
+    rows, total = plan.job.check(staging, [file.path for file in files], options.accept_rows)
+    files = [File(**vars(file) | {"rows": rows.get(file.path)}) for file in files]
+    expected = {table.folder: table.rows for table in plan.job.tables if table.rows is not None}
+    job = plan.job
+    manifest = Manifest(job.name, job.repo, job.asked, plan.commit, tuple(files), total, expected)
+    manifest.write(staging)
+    _publish(staging, root / plan.job.name, done)
     return manifest
-
-
-@contextmanager
-def _lock(root: Path, job: Job) -> Iterator[None]:
-    path = root / INCOMING / f"{job.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise DataError(f"{job.name}: is being prepared by {holder}; wait until it is done, or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
 
 
 def _check_space(root: Path, staging: Path, plan: Plan) -> None:
@@ -85,8 +73,9 @@ def _check_space(root: Path, staging: Path, plan: Plan) -> None:
     free = shutil.disk_usage(root).free
     if needed + _SPARE > free:
         raise DataError(
-            f"{plan.job.name}: needs {needed / 1e9:.2f} GB, but {root} has {max(0, free - _SPARE) / 1e9:.2f} GB to "
-            "spare; free some, or choose another --data"
+            plan.job.name,
+            f"needs {needed / 1e9:.2f} GB, but {root} has {max(0, free - _SPARE) / 1e9:.2f} GB to spare",
+            fix="free some, or choose another --data",
         )
 
 
@@ -112,7 +101,7 @@ def _obtain(plan: Plan, item: Item, target: Path, display: Display) -> None:
             return
         display.note(f"{plan.job.name}: {item.local} is not what the hub declares; fetching it")
     if plan.commit is None or plan.origin != "hub":
-        raise DataError(f"{plan.job.name}: {item.local} is not what it is said to be, and the hub cannot be asked")
+        raise DataError(plan.job.name, f"{item.local} is not what it is said to be, and the hub cannot be asked")
     display.start(f"{plan.job.name}/{item.path}", item.remote.size)
     fetch(plan.job.repo, plan.job.kind, plan.commit, item.remote, part, display.advance)
     part.replace(target)
@@ -147,11 +136,7 @@ def _publish(staging: Path, final: Path, done: Manifest | None) -> None:
         final.rename(old)
     staging.rename(final)
     for folder in {final.parent, staging.parent}:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -162,6 +147,6 @@ def _carry_over(old: Path, new: Path, ours: set[str]) -> None:
         relative = path.relative_to(old)
         if path.is_file() and relative.as_posix() not in ours and not (new / relative).exists():
             if path.suffix == ".parquet" and str(relative.parent) in places:
-                raise DataError(f"data: {path} lies among the files of a benchmark and is none; move it away")
+                raise DataError("data", f"{path} lies among the files of a benchmark and is none", fix="move it away")
             (new / relative).parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(path, new / relative)

@@ -1,41 +1,28 @@
 """The lmms-eval tasks `fp_<name>`: one YAML each, for the hub's data, a data root, or the miniature benchmarks.
 
-`tasks_overrides/` holds the YAML files for the hub. For other data a small folder is written whose files include
-these and change nothing but where the data is.
+`tasks_overrides/` holds the YAML files for the hub. For other data, and under a limit, a small folder is written whose
+files include these and change nothing but where the data is and which questions are asked.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import logging
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from finepruner_lmms.benchmarks.submission import SERVED, TEST, task_lines
-from finepruner_lmms.data.facts import tables
-from finepruner_lmms.data.hub import commit_of
-from finepruner_lmms.data.manifest import check_task, identity_of, read_manifest
-from finepruner_lmms.files import cache_dir, content_hash
+from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.data.facts import FACTS, tables
+from finepruner_lmms.data.manifest import check_task, read_manifest
+from finepruner_lmms.demo.root import miniatures
+from finepruner_lmms.errors import FieldError, check_integer
+from finepruner_lmms.files import cache_dir, publish_folder
 
-logger = logging.getLogger(__name__)
-UNKNOWN_COMMIT = "?"
-"""Stands for the commit in an identity where nobody could be asked."""
+DEMO_SPLITS = {"demo": "test", "demo-tuning": "tuning"}
 _PACKAGE = Path(__file__).parents[1]
-_SPLIT = {
-    "vqav2": "validation",
-    "gqa": "testdev",
-    "vizwiz": "val",
-    "sqa": "test",
-    "textvqa": "validation",
-    "pope": "test",
-    "mme": "test",
-    "mmbench": "dev",
-    "mmbench_cn": "dev",
-    "mmvet": "test",
-}
 
 
 def overrides_dir(package: Path = _PACKAGE) -> Path:
@@ -49,41 +36,58 @@ def available_tasks() -> list[str]:
     return sorted(file.stem.removeprefix("fp_") for file in overrides_dir().glob("fp_*.yaml"))
 
 
-def folder(data: str, submission: bool = False) -> Path:
+def folder(data: str, submission: bool = False, limit: int | None = None) -> Path:
     """The folder to pass to lmms-eval's `--include_path`, so that the tasks read `data`.
 
     `hub`: the public datasets; `demo`: the miniature benchmarks (`demo-tuning`: the same on the tuning scenes);
-    anything else: a data root, with a folder a benchmark. Miniatures are made when first asked for. `ValueError` if
+    anything else: a data root, with one folder per benchmark. Miniatures are made when first asked for. `DataError` if
     there is no such root, or a benchmark in it is not whole.
 
     With `submission`, the tasks that only a server scores read their test split (in a data root: the folder `test`
     of the benchmark's; miniatures have but one) and write the file that the server takes. The others stay as they are.
+
+    With `limit`, each task asks at most so many questions, chosen as `benchmarks.limits` says.
     """
+    if limit is not None:
+        check_integer("limit", limit, 1)
+        if submission:
+            raise FieldError(
+                "limit", f"got {limit}; a submission needs every question", value=limit, fix="leave it out"
+            )
     if data == "hub":
-        return _folder(available_tasks(), None, SERVED) if submission else overrides_dir()
-    if data in ("demo", "demo-tuning"):
-        plain = _demo_folder("test" if data == "demo" else "tuning")
-        return _folder(available_tasks(), plain.parent / "data", SERVED, "") if submission else plain
+        if not submission and limit is None:
+            return overrides_dir()
+        return _write(_Tasks(available_tasks(), None, SERVED if submission else (), limit=limit))
+    if data in DEMO_SPLITS:
+        return _write(_Tasks(available_tasks(), miniatures(DEMO_SPLITS[data]), SERVED if submission else (), "", limit))
     root = Path(data)
     if not root.is_dir():
-        raise ValueError(f"data: {data!r} is neither 'hub', 'demo' nor an existing folder")
+        raise DataError("data", f"{data!r} is neither 'hub', 'demo' nor an existing folder", value=data)
+    if "::" in str(root.resolve()):
+        problem = f"{data!r} has '::' in its path, which `datasets` takes for an archive"
+        raise DataError("data", problem, value=data, fix="rename the folder")
     present = [name for name in available_tasks() if (root / name).is_dir()]
     scored = [name for name in present if not _only_test(root / name)]
     for name in scored:
         check_task(root, name, tables(name))
     if not (present if submission else scored):
-        raise ValueError(
-            f"data: {data!r} holds none of the folders {', '.join(available_tasks())}; "
-            f"`finepruner prepare --data {data}` fetches them"
-        )
+        problem = f"{data!r} holds none of the folders {', '.join(available_tasks())}"
+        raise DataError("data", problem, value=data, fix=f"`finepruner prepare --data {data}` fetches them")
     if not submission:
-        return _folder(scored, root.resolve(), ())
+        return _write(_Tasks(scored, root.resolve(), limit=limit))
     served = [name for name in SERVED if (root / name / TEST).is_dir()]
     if not served:
-        raise ValueError(f"data: {data!r} holds no folder {TEST} in any of {', '.join(SERVED)}")
+        raise DataError("data", f"{data!r} holds no folder {TEST} in any of {', '.join(SERVED)}", value=data)
     # one without its test questions is left out, lest the scored split be taken for it
     names = [name for name in present if (name in served if name in SERVED else name in scored)]
-    return _folder(names, root.resolve(), served)
+    return _write(_Tasks(names, root.resolve(), served))
+
+
+def data_root(data: str) -> Path | None:
+    """The folder that holds the data itself; `None` where it comes from the hub."""
+    if data == "hub":
+        return None
+    return miniatures(DEMO_SPLITS[data]) if data in DEMO_SPLITS else Path(data).resolve()
 
 
 def _only_test(folder: Path) -> bool:
@@ -91,113 +95,77 @@ def _only_test(folder: Path) -> bool:
     return (folder / TEST).is_dir() and not any(folder.glob("*.parquet")) and read_manifest(folder) is None
 
 
-def _folder(names: Sequence[str], root: Path | None, served: Collection[str], below: str = TEST) -> Path:
-    """A folder of task files that read `root` (None: the hub), of which those `served` write submissions.
+@dataclass(frozen=True)
+class _Tasks:
+    """Tasks `names` that read `root` (None: the hub), of which those `served` write submissions.
 
     `below` is where a benchmark's test questions are, beside those with answers.
     """
-    content = {f"fp_{name}.yaml": _yaml(name, root, name in served, below) for name in names} | _modules(root, names)
-    target = cache_dir() / "tasks" / hashlib.sha256(repr(sorted(content.items())).encode()).hexdigest()[:12]
+
+    names: Sequence[str]
+    root: Path | None
+    served: Collection[str] = ()
+    below: str = TEST
+    limit: int | None = None
+
+    def files(self) -> dict[str, str]:
+        """Name and text of each file of the folder."""
+        return {f"fp_{name}.yaml": self._yaml(name) for name in self.names} | self._modules()
+
+    def _yaml(self, name: str) -> str:
+        """A task that is the hub's but for its data. (The merge of `include` is shallow: whole keys are replaced.)
+
+        Texts are written as JSON, which is YAML, so that no character of a path means anything.
+        """
+        served = name in self.served
+        lines = [f"include: {json.dumps(str(overrides_dir() / f'fp_{name}.yaml'))}", f"task: fp_{name}"]
+        if self.root is not None:
+            place = (
+                self.root / name / ("testdev_balanced_instructions" if name == "gqa" else self.below if served else "")
+            )
+            files = {TEST if served else FACTS[name].split: f"{glob.escape(str(place))}/*.parquet"}
+            lines += [
+                "dataset_path: parquet",
+                "dataset_name: null",
+                f"dataset_kwargs: {json.dumps({'data_files': files})}",
+            ]
+            if name == "gqa":
+                lines.append("doc_to_visual: !function fp_gqa_images.visual")
+        if self.limit is not None:
+            lines.append(f"process_docs: !function fp_limit.{name}")
+        if served:
+            lines += task_lines(name)
+        return "\n".join(lines) + "\n"
+
+    def _modules(self) -> dict[str, str]:
+        """The functions that depend on where the data is, and on the limit."""
+        found = {}
+        if self.root is not None and "gqa" in self.names:
+            images = f"{glob.escape(str(self.root / 'gqa' / 'testdev_balanced_images'))}/*.parquet"
+            found["fp_gqa_images.py"] = (
+                '"""Where the images of GQA are."""\n\nfrom finepruner_lmms.benchmarks.gqa import images_of\n\n'
+                f"visual = images_of('parquet', split='train', data_files={images!r})\n"
+            )
+        if self.limit is not None:
+            choosers = "".join(
+                f"{name} = chooser(BENCHMARKS[{name!r}].sampling, {self.limit})\n" for name in self.names
+            )
+            found["fp_limit.py"] = (
+                '"""Which questions a limit takes."""\n\nfrom finepruner_lmms.benchmarks import BENCHMARKS\n'
+                f"from finepruner_lmms.benchmarks.limits import chooser\n\n{choosers}"
+            )
+        return found
+
+
+def _write(tasks: _Tasks) -> Path:
+    """The folder with the files of `tasks`, named by their content, made if it is not there."""
+    files = tasks.files()
+    target = cache_dir() / "tasks" / hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:12]
+
+    def make(partial: Path) -> None:
+        for name, text in files.items():
+            (partial / name).write_text(text, encoding="utf-8")
+
     if not target.is_dir():
-        _publish(target, lambda partial: _write(partial, content))
+        publish_folder(target, make)
     return target
-
-
-def data_root(data: str) -> Path | None:
-    """The folder that holds the data itself; `None` where it comes from the hub."""
-    if data == "hub":
-        return None
-    return folder(data).parent / "data" if data.startswith("demo") else Path(data).resolve()
-
-
-def _demo_folder(split: str) -> Path:
-    from finepruner_lmms.demo.benchmarks import build, fingerprint
-
-    home = cache_dir() / "demo" / f"{split}-{fingerprint(split)}"
-    if not home.is_dir():
-        logger.info("making the miniature benchmarks in %s", home)
-
-        def make(partial: Path) -> None:
-            build(partial / "data", split)
-            names = available_tasks()
-            root = home / "data"
-            content = {f"fp_{name}.yaml": _yaml(name, root, False) for name in names}
-            _write(partial / "tasks", content | _modules(root, names))
-
-        _publish(home, make)
-    return home / "tasks"
-
-
-def _yaml(name: str, root: Path | None, served: bool, below: str = "") -> str:
-    """A task that is the hub's but for its data. (The merge of `include` is shallow: whole keys are replaced.)"""
-    lines = [f"include: {overrides_dir() / f'fp_{name}.yaml'}", f"task: fp_{name}"]
-    if root is not None:
-        data = root / name / ("testdev_balanced_instructions" if name == "gqa" else below if served else "")
-        split = TEST if served else _SPLIT[name]
-        lines += [
-            "dataset_path: parquet",
-            "dataset_name: null",
-            f"dataset_kwargs: {{data_files: {{{split}: {data}/*.parquet}}}}",
-        ]
-        if name == "gqa":
-            lines.append("doc_to_visual: !function fp_gqa_images.visual")
-    if served:
-        lines += task_lines(name)
-    return "\n".join(lines) + "\n"
-
-
-def _modules(root: Path | None, names: Sequence[str]) -> dict[str, str]:
-    """The one function that depends on where the data is."""
-    if root is None or "gqa" not in names:
-        return {}
-    images = root / "gqa" / "testdev_balanced_images"
-    text = '"""Where the images of GQA are."""\n\nfrom finepruner_lmms.benchmarks.gqa import images_of\n\n'
-    return {"fp_gqa_images.py": f"{text}visual = images_of({str(images)!r}, split='train')\n"}
-
-
-def _write(target: Path, content: dict[str, str]) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in content.items():
-        (target / name).write_text(text, encoding="utf-8")
-
-
-def _publish(target: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder elsewhere and move it into place whole; whoever comes second uses what is there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        make(partial)
-        try:
-            partial.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def data_identity(data: str, name: str) -> str:
-    """The data that a task reads, by its content: the same wherever it is, however it was fetched, whenever touched.
-
-    For the hub its repository and commit, which is `?` where it cannot be known: see `hub.commit_of`.
-    """
-    if data == "hub":
-        repository = hub_repository(name)
-        return f"{repository}@{commit_of(repository, 'dataset') or UNKNOWN_COMMIT}"
-    if data.startswith("demo"):
-        from finepruner_lmms.demo.benchmarks import content_identity
-
-        return content_identity("test" if data == "demo" else "tuning")
-    folder = Path(data).resolve() / name
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        return manifest.identity()
-    tables = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*.parquet")}
-    return identity_of((name, content_hash(file)) for name, file in tables.items())
-
-
-def hub_repository(name: str) -> str:
-    """The data set that the hub's task of a benchmark reads."""
-    text = (overrides_dir() / f"fp_{name}.yaml").read_text(encoding="utf-8")
-    (repository,) = re.findall(r"^dataset_path: *(\S+)", text, re.MULTILINE)
-    return str(repository)

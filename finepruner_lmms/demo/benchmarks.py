@@ -7,10 +7,8 @@ choosing hyperparameters.
 
 from __future__ import annotations
 
-import inspect
 import random
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from finepruner_lmms.demo import questions, scenes
 from finepruner_lmms.demo.choice_benchmarks import mmbench, sqa
 from finepruner_lmms.demo.questions import NEGATIVES, Question, ask, existence
 from finepruner_lmms.demo.scenes import Scene, make_scene
-from finepruner_lmms.sources import own_sources, short_hash
 
 Row = dict[str, Any]
 SIZES = {
@@ -34,7 +31,6 @@ SIZES = {
     "mmvet": 120,
 }
 """Questions of each benchmark; MMBench's 800 rows are 200 questions in four orders of their options."""
-_LIBRARIES = ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets")
 _STRIDE = 100_000  # between the scenes of two benchmarks
 
 
@@ -44,23 +40,6 @@ def build(target: Path, split: str) -> None:
         tables = _MAKERS[name](split, place * _STRIDE)
         for table, rows in tables.items():
             _save(rows, target / name / table, name)
-
-
-def content_identity(split: str) -> str:
-    """What the content depends on, as 12 hexadecimal digits: the code that makes it, and the drawing libraries."""
-    code = own_sources().fingerprint(own_sources().closure([__name__], lambda _, needed: ".demo." not in needed))
-    libraries = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
-    return short_hash("\n".join([split, code, *libraries]))
-
-
-def fingerprint(split: str) -> str:
-    """Of a folder with the content and its tasks: `content_identity`, and the code and files that make the tasks."""
-    import finepruner_lmms.data.task_folders as tasks
-    from finepruner_lmms.data.task_folders import overrides_dir
-
-    parts = [content_identity(split), inspect.getsource(tasks)]
-    parts += [f"{file}\n{file.read_text(encoding='utf-8')}" for file in sorted(overrides_dir().glob("*.yaml"))]
-    return short_hash("\n".join(parts))
 
 
 def _scenes(split: str, first: int) -> Iterator[tuple[Scene, random.Random]]:
@@ -77,7 +56,7 @@ def _ask_all(scene: Scene, rng: random.Random, kinds: tuple[str, ...]) -> list[Q
 
 
 def _pope(split: str, first: int) -> dict[str, list[Row]]:
-    """Six questions an image: a yes and a no for each way of sampling what is absent."""
+    """Six questions per image: a yes and a no for each way of sampling what is absent."""
     rows: list[Row] = []
     for scene, rng in _scenes(split, first):
         if len(rows) == SIZES["pope"]:
@@ -103,7 +82,7 @@ def _pope(split: str, first: int) -> dict[str, list[Row]]:
 
 
 def _vqav2(split: str, first: int) -> dict[str, list[Row]]:
-    """Four kinds of questions an image, each with ten annotators who agree."""
+    """Four kinds of questions per image, each with ten annotators who agree."""
     types = {"color": "what color is the", "shape": "what", "count": "how many", "exist": "is there a"}
     rows: list[Row] = []
     for scene, rng in _scenes(split, first):

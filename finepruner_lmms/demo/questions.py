@@ -19,7 +19,7 @@ LETTERS = "ABCD"
 NEGATIVES = ("adversarial", "popular", "random")
 COLOR_NAMES = tuple(COLORS)
 
-# the instructions that the benchmarks put behind a question
+# the instructions that the benchmarks put after a question
 ONE_WORD = "\nAnswer the question using a single word or phrase."
 ONE_LETTER = "\nAnswer with the option's letter from the given choices directly."
 ONE_LETTER_ZH = "\n请直接回答选项字母。"

@@ -194,7 +194,7 @@ def digit_samples(split: str) -> dict[int, tuple[np.ndarray, ...]]:
 
 
 def photograph_paths(split: str) -> list[Path]:
-    """The photographs behind the scenes of a split, inside the installed packages."""
+    """The photographs under the scenes of a split, inside the installed packages."""
     import skimage
     import sklearn
 

@@ -6,11 +6,12 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from finepruner_lmms.doctor.check import Check, writable
@@ -42,13 +43,13 @@ def machine_checks() -> Iterator[Check]:
     yield from caches()
 
 
-def tested_versions() -> dict[str, str]:
+def tested_versions() -> Mapping[str, str]:
     """The versions that the tests were run with, from `constraints.txt`: inside the package, or beside a checkout."""
     package = Path(__file__).parents[1]
     for file in (package / "constraints.txt", package.parent / "constraints.txt"):
         if file.is_file():
             pins = (line.split("==") for line in file.read_text(encoding="utf-8").splitlines() if "==" in line)
-            return {_canonical(name): version.strip() for name, version in pins}
+            return {canonicalize_name(name): version.strip() for name, version in pins}
     return {}
 
 
@@ -65,10 +66,10 @@ def versions() -> Iterator[Check]:
     wanted = Requirement(f"python{about['Requires-Python'] or ''}").specifier
     inside = wanted.contains(python)
     yield Check("python", "ok" if inside else "missing", python, "" if inside else f"install Python {wanted}")
-    ranges = {_canonical(r.name): r.specifier for r in map(Requirement, requires)}
+    ranges = {canonicalize_name(r.name): r.specifier for r in map(Requirement, requires)}
     tested = tested_versions()
     for name in _LIBRARIES:
-        key = _canonical(name)
+        key = canonicalize_name(name)
         pin = tested.get(key, "")
         try:
             found = metadata.version(name)
@@ -181,12 +182,8 @@ def threads() -> Check:
 
 def caches() -> Iterator[Check]:
     """Where generated data and the Arrow copies of parquet files go."""
-    from finepruner_lmms.doctor.readiness import datasets_cache
+    from finepruner_lmms.data.ready import datasets_cache
     from finepruner_lmms.files import cache_dir
 
     yield writable("cache", cache_dir(), "set FINEPRUNER_CACHE to a folder that can be written")
     yield writable("datasets cache", datasets_cache(), "set HF_DATASETS_CACHE to a folder that can be written")
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,20 +1,20 @@
-"""Whether the data of a task and a checkpoint are ready to be used; nothing is downloaded, and no table read whole."""
+"""Whether the data of a task and a checkpoint are ready to be used; nothing is downloaded, no image column read."""
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from finepruner_lmms.benchmarks.submission import SERVED, TEST
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.hub import in_cache, offline
-from finepruner_lmms.data.manifest import check_files, check_task, read_manifest
-from finepruner_lmms.data.verify import check_table, first_image, footer, lacking_weights
+from finepruner_lmms.data.manifest import check_files, read_manifest
+from finepruner_lmms.data.ready import Examined, examine, hub_copies, missing_data
+from finepruner_lmms.data.task_folders import DEMO_SPLITS
+from finepruner_lmms.data.verify import lacking_weights
 from finepruner_lmms.doctor.check import Check
 
 if TYPE_CHECKING:
@@ -22,43 +22,17 @@ if TYPE_CHECKING:
     from finepruner_lmms.pruners import Pruner
 
 _PATIENCE = 3.0  # seconds for a judge to take the connection
-_DEMO = ("demo", "demo-tuning")
 _WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
 
 
-def missing_data(data: str, tasks: Sequence[str], submission: bool = False) -> list[str]:
-    """Why tasks cannot be run on `data`, a line a task that cannot; empty if all can. Only sizes are looked at.
-
-    With `submission`, those that a server scores need the questions of their test split instead.
-    """
-    problems = []
-    for name in tasks:
-        if data == "hub":
-            if offline() and not hub_copies(name):
-                problems.append(
-                    f"data: {name}: {FACTS[name].repo} was never loaded here, and the network is switched off "
-                    "(HF_HUB_OFFLINE); prepare a data root where there is a network, and give it as data"
-                )
-        elif data not in _DEMO and submission and name in SERVED:
-            if not any((folder := Path(data) / name / TEST).glob("*.parquet")):
-                problems.append(f"data: {folder} holds no .parquet files; put the questions of the test split there")
-        elif data not in _DEMO:
-            try:
-                check_task(Path(data), name, tuple(table.folder for table in FACTS[name].tables))
-            except DataError as error:
-                problems.append(str(error))
-    return problems
-
-
 def task_checks(data: str, name: str, submission: bool = False) -> Iterator[Check]:
-    """The data of one task: there, of the right size and shape, and the first image can be decoded."""
+    """The data of one task: there, of the right size, shape and content, and the first image can be decoded."""
     topic, facts = f"{name} data", FACTS[name]
     if problems := missing_data(data, [name], submission):
-        text, _, fix = problems[0].partition("; ")
-        yield Check(topic, "missing", text, fix)
-    elif data in _DEMO:
+        yield from _missing(topic, problems)
+    elif data in DEMO_SPLITS:
         yield Check(topic, "ok", "the miniature; made when first asked for")
     elif data == "hub":
         if copies := hub_copies(name):
@@ -66,40 +40,29 @@ def task_checks(data: str, name: str, submission: bool = False) -> Iterator[Chec
         else:
             fix = f"finepruner prepare --data ROOT --tasks {name} fetches only the split that is evaluated"
             yield Check(topic, "warning", f"{facts.repo} is fetched at the first run, with all its splits", fix)
-    elif submission and name in SERVED:
-        yield _test_check(Path(data) / name / TEST, topic)
     else:
-        yield from _root_checks(Path(data), name)
+        repair = f"finepruner prepare --data {data} --tasks {name}"
+        for found in examine(Path(data), name, submission):
+            place = f"{topic} ({found.table.folder})" if found.table.folder else topic
+            if found.problems:
+                yield from _missing(place, found.problems, repair)
+            else:
+                yield _table_check(place, found, facts.source)
 
 
-def _root_checks(root: Path, name: str) -> Iterator[Check]:
-    facts, folder = FACTS[name], root / name
-    repair = f"finepruner prepare --data {root} --tasks {name}"
-    for table in facts.tables:
-        topic = f"{name} data" + (f" ({table.folder})" if table.folder else "")
-        files = sorted((folder / table.folder).glob("*.parquet"))
-        try:
-            rows = sum(check_table(files, table, f"{name}/{table.folder}".rstrip("/")).values())
-            sizes = [first_image(files[0], column) for column in table.images]
-        except DataError as error:
-            yield Check(topic, "missing", str(error), repair)
-            continue
-        picture = "".join(f", first image {width}x{height}" for width, height in sizes)
-        text = f"{rows:,} rows in {len(files)} file{'s' * (len(files) > 1)}{picture}"
-        if rows == table.rows:
-            yield Check(topic, "ok", text)
-        else:
-            fix = "right for a part of the benchmark or a newer version; a score on it is not that of the whole"
-            yield Check(topic, "warning", f"{text}; {table.rows:,} expected ({facts.source})", fix)
+def _missing(topic: str, problems: Sequence[DataError], repair: str = "") -> Iterator[Check]:
+    for error in problems:
+        yield Check(topic, "missing", error.problem, error.fix or repair)
 
 
-def _test_check(folder: Path, topic: str) -> Check:
-    """The questions of a submission; how many there must be is not known here."""
-    try:
-        rows = sum(footer(path)[0] for path in folder.glob("*.parquet"))
-    except DataError as error:
-        return Check(topic, "missing", str(error), "put the file there anew")
-    return Check(topic, "ok", f"{rows:,} questions of the test split")
+def _table_check(topic: str, found: Examined, source: str) -> Check:
+    text = f"{found.rows:,} rows in {found.files} file{'s' * (found.files > 1)}"
+    if found.picture is not None:
+        text += ", first image {}x{}".format(*found.picture)
+    if found.table.rows in (None, found.rows):
+        return Check(topic, "ok", text)
+    fix = "right for a part of the benchmark or a newer version; a score on it is not that of the whole"
+    return Check(topic, "warning", f"{text}; {found.table.rows:,} expected ({source})", fix)
 
 
 def judge_check(judge: Judge | None) -> Check:
@@ -190,27 +153,3 @@ def _attention(name: str) -> Check:
     if test is None or test():
         return Check("attention", "ok", name)
     return Check("attention", "missing", f"{name} cannot be used here", "attn_implementation: sdpa")
-
-
-def datasets_cache() -> Path:
-    """Where lmms-eval keeps the Arrow copies of tables (on a network file system it may choose a local disk)."""
-    if named := os.environ.get("LMMS_EVAL_DATASETS_CACHE", "").strip():
-        return Path(os.path.expandvars(named)).expanduser()
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.path.expandvars(os.environ.get("HF_DATASETS_CACHE", f"{home}/datasets"))).expanduser()
-
-
-def hub_copies(name: str) -> list[Path]:
-    """The folders in which `datasets` has a benchmark from the hub for use without network; empty unless all of it."""
-    from datasets.naming import camelcase_to_snakecase
-
-    facts, found = FACTS[name], []
-    owner, _, repo = facts.repo.partition("/")
-    for table in facts.tables:
-        config = table.folder or facts.config or "default"
-        folder = datasets_cache() / f"{owner}___{camelcase_to_snakecase(repo)}" / config
-        copies = sorted(path.parent for path in folder.glob("*/*/dataset_info.json"))
-        if not copies:
-            return []
-        found.append(copies[-1])
-    return found

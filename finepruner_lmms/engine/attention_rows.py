@@ -5,16 +5,81 @@ No full attention map is ever built, so SDPA or flash attention stays on in ever
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from finepruner_lmms.engine.parts import as_weights, device_of
 from finepruner_lmms.engine.prompt_layout import Layout
+from finepruner_lmms.engine.prompt_state import PromptState, on_device
 
 TEXT_ROWS = 64
 """So many rows of text are computed at a time: each takes a row of logits over the whole prompt for every head."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a method may read before decoder layer `layer`, and what they are computed from.
+
+    `hidden` `[B, L, D]` is what enters the layer, `layout` and `positions` `[B, L]` are its own. Everything is given
+    on the device of `hidden`, wherever the layers that it comes from compute.
+    """
+
+    decoder: nn.Module
+    state: PromptState
+    layer: int
+    hidden: Tensor
+    cache: Cache
+    layout: Layout
+    positions: Tensor
+
+    @property
+    def prompt(self) -> Layout:
+        """The layout of the prompt as it was read."""
+        assert self.state.layout is not None
+        return on_device(self.state.layout, self.hidden.device)
+
+    @property
+    def embeds(self) -> Tensor:
+        """`[B, L, D]`: what enters the first layer."""
+        assert self.state.embeds is not None
+        return self.state.embeds.to(self.hidden.device)
+
+    def before(self, rows: int, skip: int = 0) -> Tensor:
+        """Of the layer before, the last `rows` but `skip`: `[B, H, rows, V]`."""
+        entered, attn, rotary = self.state.inputs[self.layer]
+        keys = self.cache.layers[attn.layer_idx].keys  # rotated already
+        layout = on_device(self.layout, entered.device)
+        return visual_rows(entered, attn, rotary, keys, layout, rows, skip).to(self.hidden.device)
+
+    def last(self) -> Tensor:
+        """Of the layer before, the last token's: `[B, H, V]`."""
+        return self.before(1)[:, :, 0]
+
+    def text(self) -> Iterator[tuple[slice, Tensor]]:
+        """Of the layer before, those of the text after the image, `TEXT_ROWS` at a time."""
+        tail = self.prompt.tail
+        for skip in range(0, tail, TEXT_ROWS):
+            rows = min(TEXT_ROWS, tail - skip)
+            yield slice(tail - skip - rows, tail - skip), self.before(rows, skip)
+
+    def last_of_next(self) -> Tensor:
+        """Of the layer itself as it would be with nothing dropped, the last token's: `[B, H, V]`."""
+        layer: Any = self.decoder.layers[self.layer]  # type: ignore[index]
+        device, attn = device_of(layer, self.hidden.device), layer.self_attn
+        hidden = self.hidden.to(device)
+        cos, sin = self.decoder.rotary_emb(hidden, position_ids=self.positions.to(device))  # type: ignore[operator]
+        rotary = cos.to(device), sin.to(device)
+        inside = layer.input_layernorm(hidden)
+        keys = split_heads(attn.k_proj(as_weights(attn.k_proj, inside)), attn)
+        keys, _ = apply_rotary_pos_emb(keys, keys, *rotary)
+        rows = visual_rows(inside, attn, rotary, keys, on_device(self.layout, device), 1)
+        return rows[:, :, 0].to(self.hidden.device)
 
 
 def split_heads(projected: Tensor, attn: Any) -> Tensor:
@@ -32,7 +97,7 @@ def visual_rows(
     """
     length = inside.shape[1]
     last = slice(length - skip - rows, length - skip)
-    query, (cos, sin) = split_heads(attn.q_proj(inside[:, last]), attn), rotary
+    query, (cos, sin) = split_heads(attn.q_proj(as_weights(attn.q_proj, inside[:, last])), attn), rotary
     query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])
     # query heads of one group share their keys; folding them into the rows avoids repeating the keys
     grouped = query.float().unflatten(1, (keys.shape[1], -1)).flatten(2, 3)

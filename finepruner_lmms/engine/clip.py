@@ -7,18 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from finepruner_lmms.checkpoints.weights import read_json
+from finepruner_lmms.engine.loading_report import check_report
 from finepruner_lmms.engine.parts import normalise_patches
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.errors import FieldError, first_line
+from finepruner_lmms.files import load_object
+from finepruner_lmms.ops.precision import for_choosing
 
 # the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
 _TOWERS = {
     (1024, 24, 336, 14): "openai/clip-vit-large-patch14-336",
     (1024, 24, 224, 14): "openai/clip-vit-large-patch14",
 }
+
+_FORM_OF_ANSWER = (
+    "\nAnswer the question using a single word or phrase.",
+    "\nAnswer with the option's letter from the given choices directly.",
+)
+_PLACEHOLDER = "<image>"
 
 
 def clip_checkpoint(config: Any, given: str | None = None) -> str:
@@ -35,7 +44,7 @@ def clip_checkpoint(config: Any, given: str | None = None) -> str:
             fix="give it as clip=<hub id or folder>, or use relevance='embedding'",
         )
     file = Path(name) / "config.json"
-    if file.is_file() and (kind := read_json(file).get("model_type")) != "clip":
+    if file.is_file() and (kind := load_object(file).get("model_type")) != "clip":
         raise FieldError(
             "relevance",
             f"'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}",
@@ -50,17 +59,24 @@ class JointSpace:
 
     def __init__(self, name: str, device: torch.device) -> None:
         try:
-            clip = CLIPModel.from_pretrained(name, dtype=torch.float32)
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(f"clip: cannot load the CLIP checkpoint {name!r}: {reason}") from error
+            clip, report = CLIPModel.from_pretrained(
+                name,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they come with the report
+                weights_only=True,
+                trust_remote_code=False,
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError, SafetensorError) as error:
+            problem = f"cannot load the CLIP checkpoint {name!r}: {first_line(error)}"
+            raise FieldError("clip", problem, value=name) from error
+        check_report(report, "clip", name, "CLIP")
         self.text_model = clip.text_model.eval().to(device)
         self.text_projection = clip.text_projection.to(device)
         self.visual_projection = clip.visual_projection.to(device)
         self.device, self.length = device, clip.config.text_config.max_position_embeddings
 
-    @torch.no_grad()
     def embed_patches(self, model: Any, features: Tensor) -> Tensor:
         """Patch features `[B, N, C]` of `model`'s tower in the joint space: `[B, N, P]`."""
         if features.shape[-1] != self.visual_projection.in_features:
@@ -68,11 +84,11 @@ class JointSpace:
                 f"clip: the checkpoint projects features of width {self.visual_projection.in_features}, but the "
                 f"model's vision tower has {features.shape[-1]}; name the checkpoint that the tower comes from"
             )
-        return self.visual_projection(normalise_patches(model, features).float())
+        with for_choosing(features.device):
+            return self.visual_projection(normalise_patches(model, features).float())
 
-    @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> list[Tensor]:
-        """Each text as `[M, P]`: one vector for every 75 tokens, each piece between its own start and end token.
+        """Each text as `[M, P]`: one vector per 75 tokens, each piece between its own start and end token.
 
         The released code cuts a long text without closing its pieces; CLIP then pools their first position, which is
         the same for all texts.
@@ -87,13 +103,24 @@ class JointSpace:
         width = max(map(len, pieces))
         ids = torch.tensor([piece + [tokenizer.eos_token_id] * (width - len(piece)) for piece in pieces])
         mask = torch.tensor([[1] * len(piece) + [0] * (width - len(piece)) for piece in pieces])
-        hidden = self.text_model(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
         ends = torch.tensor([len(piece) - 1 for piece in pieces], device=self.device)
-        pooled = hidden[torch.arange(len(pieces), device=self.device), ends]
-        return list(self.text_projection(pooled).split(counts))
+        with for_choosing(self.device):
+            hidden = self.text_model(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+            pooled = hidden[torch.arange(len(pieces), device=self.device), ends]
+            return list(self.text_projection(pooled).split(counts))
 
 
 @functools.lru_cache(maxsize=2)
 def joint_space(name: str, device: torch.device) -> JointSpace:
     """The joint space of a checkpoint, loaded once."""
     return JointSpace(name, device)
+
+
+def bare_question(question: str) -> str:
+    """The question without LLaVA's instructions on the form of the answer: what a method reads for relevance.
+
+    As in CDPruner's released code: options, hints and OCR tokens stay.
+    """
+    for instruction in _FORM_OF_ANSWER:
+        question = question.replace(instruction, "")
+    return question.replace(_PLACEHOLDER, "").strip()

@@ -29,7 +29,7 @@ class DecoderSizes:
 
 
 def prefill_flops(sizes: DecoderSizes, lengths: Sequence[int], scored_layers: Sequence[int] = ()) -> int:
-    """Floating-point operations (2 a multiply-accumulate) of the decoder layers for one prompt.
+    """Floating-point operations (2 per multiply-accumulate) of the decoder layers for one prompt.
 
     `lengths` are all tokens entering each layer, text included. Counted are the matrix products; attention as if
     every pair of positions were computed, as dense kernels do. Each of `scored_layers` adds what an attention-guided
@@ -82,7 +82,7 @@ class PrefillCost:
 
 
 def published_macs(sizes: DecoderSizes, lengths: Sequence[int], matrices: int = 3) -> int:
-    """The figure that papers print as FLOPs (multiply-accumulates): `4nd² + 2n²d + 2ndm` a layer, or `3ndm`.
+    """The figure that papers print as FLOPs (multiply-accumulates): `4nd² + 2n²d + 2ndm` per layer, or `3ndm`.
 
     `matrices=2` is the convention of FastV (its section 4.2) and DivPrune, `matrices=3` that of SparseVLM, which
     counts all three matrices of a gated feed-forward.

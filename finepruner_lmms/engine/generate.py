@@ -10,26 +10,20 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from finepruner_lmms.checkpoints.prompts import bare_question
+from finepruner_lmms.engine.contract import check_reduction
 from finepruner_lmms.engine.decoder_hooks import attach
+from finepruner_lmms.engine.generation_modes import check_generation, setting
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.parts import check_model, word_embeddings
-from finepruner_lmms.engine.prompt_layout import Layout, find_padding, read_layout, shorten_prompt
+from finepruner_lmms.engine.images import image_arguments, outputs_for
+from finepruner_lmms.engine.parts import check_model
+from finepruner_lmms.engine.prompt_layout import find_padding, read_layout, shorten_prompt
 from finepruner_lmms.engine.trace import Trace
-from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
-from finepruner_lmms.ops.selection import fingerprint
-from finepruner_lmms.pruners import Pruner, VisionPruner, build_pruner
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.engine.vision_tower import encoder_outputs
+from finepruner_lmms.errors import FieldError, nearest
+from finepruner_lmms.ops.precision import for_choosing
+from finepruner_lmms.pruners import Pruner, build_pruner
 
 _INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_features", "vision")
-_REFUSED = {
-    "assistant_model": "assisted decoding verifies several tokens at once",
-    "prompt_lookup_num_tokens": "assisted decoding verifies several tokens at once",
-    "prefill_chunk_size": "chunked prefill never shows the whole prompt",
-    "labels": "the logits of a pruned prompt are fewer than its labels",
-    "inputs_embeds": "the visual tokens of a prompt are found by their placeholders in input_ids",
-    "position_ids": "positions follow from the attention mask",
-}
 
 
 @dataclass(frozen=True)
@@ -57,10 +51,10 @@ def generate(
     `pixel_values` `[images, 3, S, S]`, `image_features` `[images, N, D]` (projected visual tokens; not for
     vision-side methods) or `vision` (what `encode_images` returned, to encode an image once for several methods).
     Images belong to the rows that hold placeholders, in order; one for each of the B rows is accepted as well.
-    `questions`, one a row, is for methods that read the question apart from the prompt. Everything else goes to
+    `questions`, one per row, is for methods that read the question apart from the prompt. Everything else goes to
     `model.generate`. A row gets in a batch what it gets alone.
 
-    Raises `ValueError` for inputs and generation modes that cannot be pruned correctly, and for a budget out of reach
+    Raises `FieldError` for inputs and generation modes that cannot be pruned correctly, and for a budget out of reach
     on this model.
     """
     check_model(model)
@@ -72,29 +66,52 @@ def generate(
     layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
     pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
     before, inside = pruner.parts(geometry.num_visual_tokens)
-    under: Pruner = inside or build_pruner("vanilla")
 
-    if (
-        before is None
-        or before.retained(geometry.num_visual_tokens) == geometry.num_visual_tokens
-        or not any(layout.has_image)
-    ):
-        arguments = {"input_ids": ids, "attention_mask": mask} | _images(inputs, layout)
-        with attach(model, under) as trace:
+    generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1])
+    shown = any(layout.has_image)
+    if not shown or before is None or before.retained(geometry.num_visual_tokens) == geometry.num_visual_tokens:
+        arguments = {"input_ids": ids, "attention_mask": mask} | image_arguments(inputs, layout)
+        # what works inside was given its share of what works before leaves; without an image there is neither
+        with attach(model, inside if shown and inside is not None else build_pruner("vanilla")) as trace:
             output = _run(model, arguments, generation_kwargs)
-        return _finish(output, ids.shape[1], trace.every(len(trace.has_image) // len(ids)))
+        return _finish(output, ids.shape[1], trace.drop_beams(len(trace.has_image) // len(ids)))
 
-    vision = _vision_for(model, inputs, layout, before, questions)
-    reduced = before.reduce(vision)
+    vision = outputs_for(model, inputs, layout, before, questions)
+    with for_choosing(vision.features.device):
+        reduced = before.reduce(vision)
+    checks = Trace()
+    check_reduction(before, reduced, vision.projected, checks)
     left = reduced.tokens.shape[1]
     short_ids, short_mask = shorten_prompt(ids, layout, left, _padding_id(model, geometry))
     arguments = {"input_ids": short_ids, "attention_mask": short_mask} | encoder_outputs(reduced.tokens)
-    with attach(model, under, num_visual_tokens=left) as trace:
+    generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1], ids.shape[1] - short_ids.shape[1])
+    with attach(model, inside or build_pruner("vanilla"), num_visual_tokens=left) as trace:
         output = _run(model, arguments, generation_kwargs)
         for what, values in vision.tensors().items():
             trace.watch(what, values)
-    trace = trace.every(len(trace.has_image) // len(ids)).behind(reduced)
+    checks.check()  # after NaN, which may be the reason why a method chose wrongly
+    trace = trace.drop_beams(len(trace.has_image) // len(ids)).to_original_tokens(reduced)
     return _finish(output, short_ids.shape[1], trace)
+
+
+def _lengths(
+    model: LlavaForConditionalGeneration, given: Mapping[str, Any], prompt: int, shorter_by: int = 0
+) -> dict[str, Any]:
+    """`max_length` and `min_length`, which count the prompt that the user gave, for one that is shorter."""
+    changed: dict[str, Any] = {}
+    most, least = setting(model, given, "max_length"), setting(model, given, "min_length")
+    if most is not None and setting(model, given, "max_new_tokens") is None:
+        if prompt >= most:
+            raise FieldError(
+                "max_length",
+                f"{most} leaves no room after a prompt of {prompt} tokens",
+                value=most,
+                fix="raise it, or give max_new_tokens",
+            )
+        changed["max_length"] = most - shorter_by
+    if least is not None and setting(model, given, "min_new_tokens") is None:
+        changed["min_length"] = max(least - shorter_by, 0)
+    return changed if shorter_by else {}
 
 
 def _check_call(
@@ -105,96 +122,20 @@ def _check_call(
 ) -> None:
     for key in inputs:
         if key not in _INPUTS:
-            raise ValueError(f"inputs: unknown key {key!r}; known: {', '.join(_INPUTS)}")
+            known = ", ".join(_INPUTS)
+            raise FieldError("inputs", f"unknown key {key!r}{nearest(key, _INPUTS)}; known: {known}", value=key)
     if "input_ids" not in inputs:
-        raise ValueError("inputs: 'input_ids' is missing")
+        raise FieldError("inputs", "'input_ids' is missing")
     given = [key for key in ("pixel_values", "image_features", "vision") if inputs.get(key) is not None]
     if len(given) > 1:
-        raise ValueError(f"inputs: got {' and '.join(given)}; give the images once")
+        raise FieldError("inputs", f"got {' and '.join(given)}", fix="give the images once")
     if questions is not None and len(questions) != len(inputs["input_ids"]):
-        raise ValueError(f"questions: got {len(questions)} for {len(inputs['input_ids'])} rows; give one a row")
-    config = generation_kwargs.get("generation_config") or model.generation_config
-    for key, reason in _REFUSED.items():
-        if generation_kwargs.get(key) is not None or getattr(config, key, None) is not None:
-            raise ValueError(f"{key}: cannot be combined with pruning, because {reason}")
-    cache = generation_kwargs.get("cache_implementation", getattr(config, "cache_implementation", None))
-    if cache not in (None, "dynamic"):
-        raise ValueError(f"cache_implementation: {cache!r} gives every layer the same length; leave it out")
-    if generation_kwargs.get("use_cache", getattr(config, "use_cache", True)) is False:
-        raise ValueError("use_cache: pruning needs the key-value cache; leave it on")
-    past = generation_kwargs.get("past_key_values")
-    if past is not None and past.get_seq_length():
-        raise ValueError("past_key_values: holds tokens already; pruning starts from an empty cache")
+        raise FieldError(
+            "questions", f"got {len(questions)} for {len(inputs['input_ids'])} rows", fix="give one per row"
+        )
+    check_generation(model, generation_kwargs)
     if "return_dict_in_generate" in generation_kwargs:
-        raise ValueError("return_dict_in_generate: the result is always a Generation; leave it out")
-
-
-def _images(inputs: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
-    """The images of the batch as arguments of `model.generate`, one for each row that shows one."""
-    if (vision := inputs.get("vision")) is not None:
-        inputs = {"image_features": vision.projected}
-    for key in ("pixel_values", "image_features"):
-        if (images := inputs.get(key)) is not None:
-            shown = _of_rows(key, images, layout)
-            if not len(shown):
-                return {}
-            return {"pixel_values": shown} if key == "pixel_values" else encoder_outputs(shown)
-    if any(layout.has_image):
-        raise ValueError("inputs: the prompt holds image placeholders, but there are no images (pixel_values)")
-    return {}
-
-
-def _of_rows(key: str, images: Tensor, layout: Layout) -> Tensor:
-    """The images of the rows that show one, from one an image or one a row."""
-    rows = [row for row, shown in enumerate(layout.has_image) if shown]
-    if len(images) == len(rows):
-        return images
-    if len(images) == len(layout.has_image):
-        return images[rows]
-    raise ValueError(
-        f"{key}: holds {len(images)} images for a batch of {len(layout.has_image)} rows, of which {len(rows)} show one"
-    )
-
-
-def _vision_for(
-    model: LlavaForConditionalGeneration,
-    inputs: Mapping[str, Any],
-    layout: Layout,
-    pruner: VisionPruner,
-    questions: list[str] | None,
-) -> VisionOutputs:
-    """The encoded images of the rows that show one, with their questions where the method reads them.
-
-    Sample keys tell image and prompt apart.
-    """
-    rows = [row for row, shown in enumerate(layout.has_image) if shown]
-    vision = inputs.get("vision")
-    if vision is None:
-        if inputs.get("pixel_values") is None:
-            raise ValueError(
-                f"image_features: method {pruner.name!r} chooses by the vision tower's own outputs; pass pixel_values"
-                if inputs.get("image_features") is not None
-                else "inputs: the prompt holds image placeholders, but there are no images (pixel_values)"
-            )
-        vision = encode_images(model, _of_rows("pixel_values", inputs["pixel_values"], layout))
-    elif len(vision.features) != len(rows):
-        raise ValueError(f"vision: holds {len(vision.features)} images, but {len(rows)} rows show one")
-    ids = inputs["input_ids"]
-    prompts = fingerprint(ids, layout.valid)[rows]
-    keys = fingerprint(vision.features) if vision.sample_keys is None else vision.sample_keys
-    vision = vision.replace(sample_keys=keys.to(prompts.device) ^ prompts)
-    if pruner.reads_question == "embedding":
-        words = word_embeddings(model, ids[:, ids.shape[1] - layout.tail :])
-        return vision.replace(text_embeds=[words[row, layout.tail - layout.tails[row] :] for row in rows])
-    if pruner.reads_question == "clip":
-        if questions is None:
-            raise ValueError(f"questions: {pruner.name!r} reads the question apart from the prompt; give one a row")
-        from finepruner_lmms.engine.clip import clip_checkpoint, joint_space
-
-        space = joint_space(clip_checkpoint(model.config, getattr(pruner, "clip", None)), model.device)
-        texts = space.embed_texts([bare_question(questions[row]) for row in rows])
-        return vision.replace(image_embeds=space.embed_patches(model, vision.features), text_embeds=texts)
-    return vision
+        raise FieldError("return_dict_in_generate", "the result is always a Generation", fix="leave it out")
 
 
 def _special_ids(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import LlamaModel, LlavaForConditionalGeneration
 
@@ -50,7 +51,8 @@ def vision_blocks(model: LlavaForConditionalGeneration) -> nn.ModuleList:
 def normalise_patches(model: LlavaForConditionalGeneration, features: Tensor) -> Tensor:
     """Patch features after the tower's last normalisation, which CLIP applies before it projects."""
     tower = model.model.vision_tower
-    return getattr(tower, "vision_model", tower).post_layernorm(features)
+    norm = getattr(tower, "vision_model", tower).post_layernorm
+    return norm(as_weights(norm, features.to(device_of(norm, features.device)))).to(features.device)
 
 
 def decoder_layers(model: LlavaForConditionalGeneration) -> nn.ModuleList:
@@ -60,4 +62,21 @@ def decoder_layers(model: LlavaForConditionalGeneration) -> nn.ModuleList:
 
 def word_embeddings(model: LlavaForConditionalGeneration, input_ids: Tensor) -> Tensor:
     """The language model's embeddings of `input_ids` `[...]`: `[..., D]`."""
-    return model.get_input_embeddings()(input_ids)
+    embedding = model.get_input_embeddings()
+    return embedding(input_ids.to(device_of(embedding, input_ids.device)))
+
+
+def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where a module computes. Weights that accelerate keeps elsewhere are on `meta`, but its hooks name the device."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    first = next(module.parameters(), None)
+    return otherwise if first is None or first.device.type == "meta" else first.device
+
+
+def as_weights(layer: nn.Module, values: Tensor) -> Tensor:
+    """`values` in the type of a layer's weights, which differ from it under autocast only."""
+    weight = getattr(layer, "weight", None)
+    return values.to(weight.dtype) if isinstance(weight, Tensor) and weight.is_floating_point() else values

@@ -92,7 +92,7 @@ def find_padding(input_ids: Tensor, padding_id: int | None, end_ids: Collection[
 
 
 def read_layout(input_ids: Tensor, attention_mask: Tensor | None, image_token_id: int, num_visual: int) -> Layout:
-    """The layout of a prompt `[B, L]` whose image placeholders are expanded to `num_visual` tokens an image.
+    """The layout of a prompt `[B, L]` whose image placeholders are expanded to `num_visual` tokens per image.
 
     Raises `FieldError` where the prompt cannot be pruned row by row: padding on the right or inside, more than one
     image in a row, or another number of placeholders than the model has visual tokens. This is the one place that
@@ -195,7 +195,7 @@ def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) ->
 
 
 def shorten_prompt(input_ids: Tensor, layout: Layout, retained: int, padding_id: int) -> tuple[Tensor, Tensor]:
-    """The prompt with `retained` placeholders an image: `input_ids` and `attention_mask`, both `[B, L']`.
+    """The prompt with `retained` placeholders per image: `input_ids` and `attention_mask`, both `[B, L']`.
 
     A placeholder carries no content, so which of them go does not matter; the features decide what is seen.
     """

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from finepruner_lmms.errors import FieldError
+
 if TYPE_CHECKING:
     from finepruner_lmms.pruners.base import Reduction
+
+
+@runtime_checkable
+class Details(Protocol):
+    """What a method says of its choice, one record per row of the call."""
+
+    def of_rows(self, rows: slice) -> Any:
+        """The same of some rows."""
 
 
 @dataclass
@@ -30,8 +40,9 @@ class Trace:
     chosen_heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """By layer, where heads were selected: `[B, heads]`, best first, -1 for none; and every head's score `[B, H]`."""
     details: dict[int, Any] = field(default_factory=dict)
-    """By layer, what a method says of its choice (`consensus.Consensus`); its rows are those of the call."""
-    suspects: dict[str, Tensor] = field(default_factory=dict)
+    """By layer, what a method says of its choice (`consensus.Consensus`): `Details`, or a tensor with a row per row."""
+    expected: dict[str, tuple[FieldError, Tensor]] = field(default_factory=dict)
+    """What must hold, as a bool on the device, and the error if it does not; of every prefill under one `attach`."""
 
     @property
     def heads(self) -> Tensor | None:
@@ -65,24 +76,31 @@ class Trace:
         return table
 
     def start(self, num_layers: int, num_visual_tokens: int, has_image: tuple[bool, ...]) -> None:
-        """Begin a new prefill: forget the previous one."""
-        self.__init__(num_layers, num_visual_tokens, has_image)  # type: ignore[misc]
+        """Begin a new prefill: forget the previous one, but not what is still to be checked of it."""
+        self.__init__(num_layers, num_visual_tokens, has_image, expected=self.expected)  # type: ignore[misc]
 
-    def check_finite(self) -> None:
-        """Raise `ValueError` if a score was not finite. Waits for the device, so call it after the prefill."""
-        for what, finite in self.suspects.items():
-            if not bool(finite):
-                raise ValueError(f"{what}: holds NaN or infinite values, so no token can be chosen by it")
+    def expect(self, error: FieldError, holds: Tensor) -> None:
+        """Remember to raise `error` unless `holds` (a bool on the device), without waiting for the device now."""
+        if (known := self.expected.get(str(error))) is not None:
+            holds = holds & known[1].to(holds.device)
+        self.expected[str(error)] = error, holds
 
     def watch(self, what: str, values: Tensor, present: Tensor | None = None) -> None:
-        """Remember to check that `values` are finite (where `present`), without waiting for the device now."""
+        """Remember to check that `values` are finite (where `present`)."""
         finite = torch.isfinite(values)
-        self.suspects[what] = (finite if present is None else finite | ~present).all()
+        error = FieldError(what, "holds NaN or infinite values, so no token can be chosen by it")
+        self.expect(error, (finite if present is None else finite | ~present).all())
 
-    def behind(self, reduction: Reduction) -> Trace:
-        """This trace, of prompts that a vision-side method had shortened, told of the image's own tokens.
+    def check(self) -> None:
+        """Raise the error of what does not hold. Waits for the device, so call it after the prefill."""
+        for error, holds in self.expected.values():
+            if not bool(holds):
+                raise error
 
-        `reduction` has a row an image, the trace a row a prompt.
+    def to_original_tokens(self, reduction: Reduction) -> Trace:
+        """This trace, of prompts that a vision-side method had shortened, in terms of the image's own tokens.
+
+        `reduction` has one row per image, the trace one per prompt.
         """
         keep, (_, made, _) = reduction.keep, reduction.tokens.shape
         rows = torch.tensor([row for row, shown in enumerate(self.has_image) if shown], device=keep.device)
@@ -106,16 +124,30 @@ class Trace:
         masks |= {layer: told(mask[rows]) for layer, mask in self.keep_masks.items()}
         return replace(self, num_visual_tokens=count, keep_masks=masks)
 
-    def every(self, step: int) -> Trace:
-        """The trace of every `step`-th row: undoes the copies that beam search makes of a sample."""
-        if step == 1:
+    def drop_beams(self, copies: int) -> Trace:
+        """The trace of every `copies`-th row: undoes the copies that beam search makes of a sample.
+
+        Raises `FieldError` for details of a method that cannot be told apart by rows.
+        """
+        if copies == 1:
             return self
-        return Trace(
-            self.num_layers,
-            self.num_visual_tokens,
-            self.has_image[::step],
-            {layer: mask[::step] for layer, mask in self.keep_masks.items()},
-            list(self.kv_lengths),
-            {layer: (heads[::step], scores[::step]) for layer, (heads, scores) in self.chosen_heads.items()},
-            dict(self.details),
+        rows = slice(None, None, copies)
+        return replace(
+            self,
+            has_image=self.has_image[rows],
+            keep_masks={layer: mask[rows] for layer, mask in self.keep_masks.items()},
+            chosen_heads={layer: (heads[rows], scores[rows]) for layer, (heads, scores) in self.chosen_heads.items()},
+            details={layer: _details_of_rows(details, rows) for layer, details in self.details.items()},
         )
+
+
+def _details_of_rows(details: Any, rows: slice) -> Any:
+    if isinstance(details, Tensor):
+        return details[rows]
+    if isinstance(details, Details):
+        return details.of_rows(rows)
+    raise FieldError(
+        "details",
+        f"a {type(details).__name__} cannot be told apart by rows, as several beams per sample need",
+        fix="give a tensor with one row per row of the call, or an object with of_rows(slice)",
+    )

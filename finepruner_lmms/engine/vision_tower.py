@@ -9,51 +9,78 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from finepruner_lmms.engine.parts import check_model, vision_blocks
+from finepruner_lmms.engine.parts import as_weights, check_model, device_of, vision_blocks
+from finepruner_lmms.errors import FieldError
+from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import fingerprint
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
 @torch.no_grad()
 def encode_images(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> VisionOutputs:
-    """Run the vision tower and the projector on `pixel_values` `[B, 3, S, S]`, one image a row."""
+    """Run the vision tower and the projector on `pixel_values` `[B, 3, S, S]`, one image per row.
+
+    All of the result is on the device of the projected tokens. Raises `FieldError` for a `vision_feature_layer` that
+    the tower does not have, or that joins several.
+    """
     check_model(model)
-    config, layer = model.config, model.config.vision_feature_layer
-    if not isinstance(layer, int):
-        raise ValueError(f"vision_feature_layer: {layer} joins several layers; only a single one is supported")
-    wanted = [layer - 1, layer]  # and what enters the layer that LLaVA reads, for its CLS token
-    pixel_values = pixel_values.to(model.device, model.dtype)
+    config, layer = model.config, feature_layer(model)
+    tower, projector = model.model.vision_tower, Projector(model.model.multi_modal_projector)
+    # and what enters the layer that LLaVA reads, for its CLS token; layer 0 is the embeddings, which no layer made
+    wanted = [layer - 1, layer] if layer else [0]
+    pixel_values = pixel_values.to(device_of(tower, pixel_values.device), model.dtype)
     outputs = model.get_image_features(pixel_values, return_dict=True, output_hidden_states=wanted)
-    features = outputs.hidden_states[layer]
-    projected, keys = torch.stack(list(outputs.pooler_output)), fingerprint(pixel_values)
-    projector = model.model.multi_modal_projector
-    if config.vision_feature_select_strategy != "default":
-        return VisionOutputs(features, projected, sample_keys=keys, projector=projector)
-    attention, patch_keys = _cls_row(model, outputs.hidden_states)
-    return VisionOutputs(
-        features[:, 1:],
-        projected,
-        cls_attention=attention,
-        sample_keys=keys,
-        keys=patch_keys,
-        cls_projected=projector(features[:, :1]),
-        projector=projector,
+    projected = torch.stack(list(outputs.pooler_output))
+    features, device = outputs.hidden_states[layer], projected.device
+    vision = VisionOutputs(
+        features.to(device), projected, sample_keys=fingerprint(pixel_values).to(device), projector=projector
     )
+    if config.vision_feature_select_strategy != "default":
+        return vision
+    vision = vision.replace(features=vision.features[:, 1:], cls_projected=projector(vision.features[:, :1]))
+    if not layer:
+        return vision
+    with for_choosing(device):
+        attention, keys = _cls_row(vision_blocks(model)[layer - 1], outputs.hidden_states[layer - 1])
+    return vision.replace(cls_attention=attention.to(device), keys=keys.to(device))
 
 
-def _cls_row(model: LlavaForConditionalGeneration, hidden_states: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """In the layer whose output LLaVA reads: the CLS token's attention `[B, Hc, N]`, and the mean keys `[B, N, K]`.
+def feature_layer(model: LlavaForConditionalGeneration) -> int:
+    """Which of the tower's hidden states LLaVA reads, counted from 0, the embeddings."""
+    layer, count = model.config.vision_feature_layer, len(vision_blocks(model)) + 1
+    if not isinstance(layer, int):
+        raise FieldError(
+            "vision_feature_layer", f"{layer} joins several layers; only a single one is supported", value=layer
+        )
+    if not -count <= layer < count:
+        raise FieldError(
+            "vision_feature_layer", f"got {layer}; the vision tower has {-count} to {count - 1}", value=layer
+        )
+    return layer % count
 
-    One row is computed again in float32 from the layer's input, so the tower's own attention stays SDPA or flash. The
+
+class Projector:
+    """The model's projector, for tokens in whatever type a method made them."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features `[B, M, C]` → visual tokens `[B, M, D]`."""
+        return self.module(as_weights(self.module.linear_1, features))
+
+
+def _cls_row(block: Any, entering: Tensor) -> tuple[Tensor, Tensor]:
+    """In a layer of the tower: the CLS token's attention `[B, Hc, N]`, and the mean keys `[B, N, K]`, in float32.
+
+    One row is computed again from `entering` `[B, 1 + N, C]`, so the tower's own attention stays SDPA or flash. The
     softmax runs over CLS and patches; the CLS column is cut off afterwards.
     """
-    layer = model.config.vision_feature_layer
-    number = layer % len(hidden_states) - 1  # hidden_states[i + 1] is what block i returns
-    block, attn = vision_blocks(model)[number], vision_blocks(model)[number].self_attn
-    inside = block.layer_norm1(hidden_states[number])
-    query = attn.q_proj(inside[:, :1]).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2).float()
-    keys = attn.k_proj(inside).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2).float()
-    row = (query @ keys.transpose(2, 3) * attn.scale).softmax(-1)
+    attn, entering = block.self_attn, entering.to(device_of(block, entering.device))
+    inside = block.layer_norm1(as_weights(block.layer_norm1, entering))
+    query = attn.q_proj(as_weights(attn.q_proj, inside[:, :1])).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+    keys = attn.k_proj(as_weights(attn.k_proj, inside)).unflatten(-1, (attn.num_heads, -1)).transpose(1, 2).float()
+    row = (query.float() @ keys.transpose(2, 3) * attn.scale).softmax(-1)
     return row[:, :, 0, 1:], keys[:, :, 1:].mean(1)
 
 

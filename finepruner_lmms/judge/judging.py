@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.judge.client import ChatClient, GarbledReply, JudgeError, JudgeUnavailable
 from finepruner_lmms.judge.judgements import Judgement, Judgements, judgement_key
 
@@ -32,11 +33,11 @@ class Case:
 
 
 def require_fields(entries: Sequence[Any], fields: Sequence[str]) -> None:
-    """`ValueError` naming the first of `fields` that an answered question lacks."""
+    """`FieldError` naming the first of `fields` that an answered question lacks."""
     for number, entry in enumerate(entries):
         for name in fields:
             if not isinstance(entry, dict) or name not in entry:
-                raise ValueError(f"answer {number}: has no {name!r}; expected {', '.join(fields)}")
+                raise FieldError(f"answer {number}", f"has no {name!r}; expected {', '.join(fields)}", value=entry)
 
 
 def judge_all(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.judge.judging import Case, require_fields
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -95,7 +96,7 @@ def exact_score(truth: str, answer: str) -> float:
         if parts:
             scores.append(sum(_stands_in(_words(part), said) for part in parts) / len(parts))
     if not scores:
-        raise ValueError(f"answer: got {truth!r}; the ground truth is empty")
+        raise FieldError("gt_answer", f"got {truth!r}; the ground truth is empty", value=truth)
     return max(scores)
 
 
@@ -121,7 +122,8 @@ def totals(entries: Sequence[Entry]) -> dict[str, float]:
     """The mean `score` of judged entries in percent: `total`, and each capability that some question needs."""
     for entry in entries:
         if "score" not in entry:
-            raise ValueError(f"mmvet: {entry['question_id']} is not judged yet; `finepruner judge` does it")
+            problem = f"{entry['question_id']} is not judged yet"
+            raise FieldError("mmvet", problem, value=entry, fix="`finepruner judge` does it")
     means = {"total": _mean([float(entry["score"]) for entry in entries])}
     for name in CAPABILITIES:
         needing = [float(entry["score"]) for entry in entries if name in capabilities(entry)]

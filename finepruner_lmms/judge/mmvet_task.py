@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from loguru import logger
 from PIL import Image
 
-from finepruner_lmms.judge.settings import from_environment
+from finepruner_lmms.judge.answers import score_file, write_answers
+from finepruner_lmms.judge.client import JudgeError
+from finepruner_lmms.judge.mmvet import Entry
+from finepruner_lmms.judge.settings import Judge, from_environment
 
-Entry = dict[str, Any]
+
+@functools.cache
+def judge_of_the_run() -> Judge:
+    """Who judges a plain lmms-eval run, which can be told only by the environment; it is read once per process."""
+    return from_environment()
 
 
 def doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
-    """The picture, or none for a question without."""
+    """The image, or none for a question without."""
     return [] if doc["image"] is None else [doc["image"].convert("RGB")]
 
 
 def doc_to_text(doc: dict[str, Any], lmms_eval_specific_kwargs: dict[str, Any] | None = None) -> str:
-    """The question; `ValueError` if nobody is named who will judge the answer.
+    """The question; `FieldError` if nobody is named who will judge the answer.
 
     lmms-eval asks to reason step by step before it, which LLaVA's evaluation does not.
     """
-    from_environment()  # here, since no function of a task is called earlier without its errors being wrapped
+    judge_of_the_run()  # here, since no function of a task is called earlier without its errors being wrapped
     options = lmms_eval_specific_kwargs or {}
     return f"{options.get('pre_prompt', '')}{doc['question']}{options.get('post_prompt', '')}"
 
@@ -47,10 +55,7 @@ def aggregate(results: Sequence[Entry], args: Any = None) -> float | None:
     answers are kept. (Raised, it would cost the results of all other tasks of the run.) The scores of single
     capabilities are logged and written beside the answers.
     """
-    from finepruner_lmms.judge.answers import score_file, write_answers
-    from finepruner_lmms.judge.client import JudgeError
-
-    judge = from_environment()
+    judge = judge_of_the_run()
     file = write_answers(results, getattr(args, "output_path", None))
     again = f"`finepruner judge {file}`"
     if judge == "later":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.judge import mmbench, mmvet
 from finepruner_lmms.judge.client import ChatClient
 from finepruner_lmms.judge.judgements import Judgements
@@ -65,7 +66,8 @@ class Scorer:
         rules.check(entries)
         if self._client is None:
             if rules.exact is None:
-                raise ValueError(f"judge: got 'exact'; there is no string match for the {rules.field} of an answer")
+                problem = f"got 'exact'; there is no string match for the {rules.field} of an answer"
+                raise FieldError("judge", problem, value="exact")
             return [entry | {rules.field: rules.exact(entry)} for entry in entries], {"name": "exact"}
         cases = [rules.case(entry) for entry in entries]
         asked = [case for case in cases if case is not None]

@@ -122,7 +122,7 @@ def task_code(task: str, submission: bool, sources: Sources) -> str:
     if submission:
         definition |= yaml.load("\n".join(task_lines(task)), _TaskLoader)
     roots = {module for name in _functions(definition) if sources.file(module := name.rpartition(".")[0]) is not None}
-    roots.add(f"{sources.name}.benchmarks.table")
+    roots |= {f"{sources.name}.benchmarks.table", f"{sources.name}.benchmarks.images"}
     others = {f"{sources.name}.benchmarks.{name}" for name in BENCHMARKS} - {f"{sources.name}.benchmarks.{task}"}
     modules = _follow(sources, roots, lambda _by, needed: needed in others)
     return short_hash(json.dumps([definition, sources.fingerprint(modules)], sort_keys=True))

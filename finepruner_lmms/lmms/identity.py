@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from finepruner_lmms.data.hub import commit_of
+from finepruner_lmms.data.identity import UNKNOWN_COMMIT
 from finepruner_lmms.data.manifest import MANIFEST, identity_of
-from finepruner_lmms.data.task_folders import UNKNOWN_COMMIT
 from finepruner_lmms.files import content_hash, read_object
 from finepruner_lmms.lmms.code_identity import engine_code, method_code, task_code
 from finepruner_lmms.sources import Sources, own_sources, short_hash
@@ -132,7 +132,7 @@ def answer_identity(
 def cell_identity(
     answers: Identity, task: str, limit: int | None, submission: bool, data: str, sources: Sources | None = None
 ) -> Identity:
-    """Of the result of a task; `data` is `task_folders.data_identity`."""
+    """Of the result of a task; `data` is `data.identity.data_identity`."""
     asked = short_hash(json.dumps([answers.settings, task, limit, submission]))
     code = task_code(task, submission, own_sources() if sources is None else sources)
     return answers.model_copy(update={"settings": asked, "task": code, "data": data})

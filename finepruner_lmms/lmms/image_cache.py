@@ -1,6 +1,6 @@
 """Encoded images, shared between questions and between methods.
 
-Benchmarks ask several questions about an image, and a study asks them again for every method and budget; the vision
+Benchmarks ask several questions per image, and a study asks them again for every method and budget; the vision
 tower's answer is always the same.
 """
 
@@ -32,7 +32,7 @@ class ImageCache:
         """How many images went through the vision tower."""
 
     def encode(self, pictures: list[Image.Image]) -> VisionOutputs:
-        """The pictures' outputs, one a row, in order.
+        """The pictures' outputs, one per row, in order.
 
         Each picture is encoded alone, so that its features do not depend on what it happened to be batched with.
         """

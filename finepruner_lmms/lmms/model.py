@@ -16,6 +16,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 from tqdm import tqdm
 
+from finepruner_lmms.benchmarks.limits import document_number
 from finepruner_lmms.checkpoints.load import check_pruner, choose_device, open_checkpoint, read_model, resolve
 from finepruner_lmms.checkpoints.processor import check_template
 from finepruner_lmms.checkpoints.prompts import prompt, prompt_ids
@@ -192,7 +193,8 @@ class LlavaFinePruner(lmms):
         text = prompt(self.arguments.conv, self.processor, question, image is not None)
         ids = prompt_ids(self.tokenizer, text, self.geometry.image_token_id, self.num_visual_tokens)
         decoding = self._decoding(gen_kwargs, task)
-        return Prepared(str(task), int(doc_id), question, ids, image, decoding)
+        number = document_number(self.task_dict[task][split], int(doc_id))
+        return Prepared(str(task), number, question, ids, image, decoding)
 
     def _decoding(self, gen_kwargs: dict[str, Any], task: str) -> dict[str, Any]:
         """The arguments of `generate`, read from the task's; the task's dict is shared and stays as it is."""

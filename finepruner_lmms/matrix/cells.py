@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def describe_row(row: Row) -> dict[str, Any]:
 def expand(matrix: Matrix) -> list[Cell]:
     """The cells of a matrix, task by task, so that the columns of the leaderboard fill one after the other."""
     from finepruner_lmms.benchmarks.submission import SERVED
-    from finepruner_lmms.data.task_folders import data_identity
+    from finepruner_lmms.data.identity import data_identity
     from finepruner_lmms.lmms.identity import cell_identity
 
     file = matrix.file
@@ -102,6 +103,18 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
             tokens,
         )
         for pruner in pruners
+    ]
+
+
+def unknown_commits(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each hub repository of which nobody could say at which commit it is."""
+    from finepruner_lmms.lmms.identity import Identity
+
+    names = {name for cell in cells for name in Identity.model_validate(cell["spec"]["identity"]).unknown}
+    return [
+        f"{name}: its commit is not known here (no network, and not in the local cache), so that results of an earlier "
+        "one would count as done; plan again where the hub can be reached, or after it is fetched"
+        for name in sorted(names)
     ]
 
 

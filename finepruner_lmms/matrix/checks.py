@@ -14,8 +14,8 @@ from finepruner_lmms.matrix.sections import MatrixFile
 _BUILT_IN = ("hub", "demo", "demo-tuning")
 _LIMITS = {
     "mme": (2, "mme asks two questions per image, so give at least 2"),
-    "mmbench": (4, "mmbench asks every question in up to four orders, so give a multiple of 4"),
-    "mmbench_cn": (4, "mmbench_cn asks every question in up to four orders, so give a multiple of 4"),
+    "mmbench": (4, "mmbench asks every question in up to four orders, so give at least 4"),
+    "mmbench_cn": (4, "mmbench_cn asks every question in up to four orders, so give at least 4"),
 }
 
 
@@ -32,12 +32,12 @@ def check_settings(file: MatrixFile) -> Iterator[FieldError]:
 
 def missing_data(file: MatrixFile) -> list[str]:
     """What of the data is not there; the hub is asked when something is run."""
-    from finepruner_lmms.doctor.readiness import missing_data
+    from finepruner_lmms.data.ready import missing_data
 
     if file.data == "hub" or not (file.data.startswith("demo") or _is_folder(file.data)):
         return []
     known = [task for task in file.tasks if task in BENCHMARKS and not (file.submission and task in SERVED)]
-    return missing_data(file.data, known)
+    return [str(problem) for problem in missing_data(file.data, known)]
 
 
 def _check_tasks(file: MatrixFile) -> Iterator[FieldError]:
@@ -55,7 +55,7 @@ def _check_limit(file: MatrixFile) -> Iterator[FieldError]:
         return
     for task in dict.fromkeys(file.tasks):
         unit, why = _LIMITS.get(task, (1, ""))
-        if file.limit < unit or (unit == 4 and file.limit % unit):
+        if file.limit < unit:
             yield FieldError("limit", f"got {file.limit}; {why}", value=file.limit)
     if file.submission:
         yield FieldError("limit", f"got {file.limit}; a submission needs every question, so leave it out")

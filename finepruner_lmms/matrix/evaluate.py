@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +18,11 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
 
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
+from finepruner_lmms.benchmarks.limits import document_numbers
 from finepruner_lmms.lmms.identity import Identity, cell_identity
 from finepruner_lmms.lmms.model import LlavaFinePruner
+from finepruner_lmms.lmms.response_cache import share_answers
+from finepruner_lmms.matrix.launch import RUN_ID
 from finepruner_lmms.matrix.store import Json
 
 
@@ -29,43 +31,46 @@ class InvalidResult(RuntimeError):
 
 
 def evaluate_cell(
-    lm: LlavaFinePruner, manager: TaskManager, spec: Json, attempt: Path, cache: Path, run_id: str
+    lm: LlavaFinePruner, manager: TaskManager, spec: Json, attempt: Path, cache: Path
 ) -> tuple[Json, list[Json]] | None:
     """Result and samples of one cell; None in all processes but the first.
 
-    Answers go to `cache` as they come, under a fixed run id, so that an attempt that is cut off costs only the
-    questions it had not answered.
+    Answers go to `cache` as they come, and are found again by a later attempt, so that one that is cut off costs only
+    the questions it had not answered.
     """
     benchmark = BENCHMARKS[spec["task"]]
     lm.configure(method=spec["method"], budget=spec["budget"], **spec["parameters"])
     _check_identity(lm, spec)
-    os.environ["LMMS_CACHE_RUN_ID"] = run_id
+    share_answers(cache, RUN_ID, lm.rank)
     lm.lengths.clear()
     out = simple_evaluate(
         model=lm,
         model_args=lm.arguments.canonical(),
         tasks=[benchmark.task],
         task_manager=manager,
-        limit=spec["limit"],
         batch_size=lm.batch_size,
         use_cache=str(cache),
         log_samples=True,
         bootstrap_iters=0,
         datetime_str=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
-        cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=True),
+        # scoring reads no image: with them, each would be decoded a second time, in every process
+        cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=False),
     )
     if lm.rank != 0:
         return None
     if out is None:
         raise InvalidResult("lmms-eval returned no results")
     logged = sorted(out["samples"][benchmark.task], key=lambda sample: sample["doc_id"])
-    original = out["n-samples"][benchmark.task]["original"]
-    expected = original if spec["limit"] is None else min(original, spec["limit"])
+    expected = out["n-samples"][benchmark.task]["original"]  # of those that the task's limit has left
+    if spec["limit"] is not None and expected > spec["limit"]:
+        raise InvalidResult(f"{expected} questions were asked, but the limit is {spec['limit']}")
     documents = [sample["doc_id"] for sample in logged]
     if documents != sorted(set(documents)) or len(documents) != expected:
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
     asked = lm.task_dict[benchmark.task][out["configs"][benchmark.task]["test_split"]]
-    images = image_names(asked, benchmark.image_column)
+    numbers = document_numbers(asked)  # in the whole data set, so that studies with other limits can be joined
+    logged = [sample | {"doc_id": numbers[sample["doc_id"]]} for sample in logged]
+    images = dict(zip(numbers, image_names(asked, benchmark.image_column), strict=True))
     metric, outcome = benchmark.metric.partition(",")[0], {}
     if spec.get("submission"):
         metric, outcome = "submission", {"submission": _submission(attempt, benchmark.name, asked)}
@@ -89,7 +94,7 @@ def _check_identity(lm: LlavaFinePruner, spec: Json) -> None:
         raise InvalidResult(f"since this was planned, {'; '.join(changes)}; `run` again")
 
 
-def _scores(benchmark: Benchmark, results: Json, logged: list[Json], images: Sequence[str]) -> Json:
+def _scores(benchmark: Benchmark, results: Json, logged: list[Json], images: Mapping[int, str]) -> Json:
     """lmms-eval's metrics, checked against what the samples give, and the standard error."""
     metrics = {k: float(v) for k, v in results.items() if _numeric(v)}
     if benchmark.metric not in metrics:
@@ -109,7 +114,7 @@ def _submission(attempt: Path, name: str, asked: Any) -> Path:
     return path
 
 
-def _line(sample: Json, metric: str, images: Sequence[str]) -> Json:
+def _line(sample: Json, metric: str, images: Mapping[int, str]) -> Json:
     """One question for `samples.jsonl`, joined by `doc_id` and `image` with those of other cells."""
     return {
         "doc_id": sample["doc_id"],

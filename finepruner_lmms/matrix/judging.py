@@ -14,12 +14,14 @@ from typing import Any
 from rich.console import Console
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.judge import mmvet
 from finepruner_lmms.judge.answers import score_file
 from finepruner_lmms.judge.judgements import Judgements
 from finepruner_lmms.judge.scoring import RULES, Scorer
 from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment, judge_name
 from finepruner_lmms.matrix.progress import MISSING, display_for
+from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.runner import Display, score_text
 from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
 
@@ -73,14 +75,13 @@ def _answers(store: Store, cell: Json) -> tuple[Json, list[Json]]:
     return found
 
 
-def _restore(store: Store, cell: Json) -> Json:
+def _restore(store: Store, cell: Json) -> Result:
     """The score that the answers had before they were judged."""
     result, samples = _answers(store, cell)
-    write_result(store.cell_dir(cell), result, samples)
-    return result
+    return Result.model_validate(write_result(store.cell_dir(cell), result, samples))
 
 
-def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> Json:
+def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> Result:
     benchmark, rules = BENCHMARKS[cell["task"]], RULES[cell["task"]]
     answered, lines = _answers(store, cell)
     metric = benchmark.metric.partition(",")[0]
@@ -94,8 +95,7 @@ def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> J
         "standard_error": benchmark.standard_error(logged, {s["doc_id"]: s["image"] for s in samples}),
         "judge": about,
     }
-    write_result(store.cell_dir(cell), result, samples)
-    return result
+    return Result.model_validate(write_result(store.cell_dir(cell), result, samples))
 
 
 # -- the command `judge` ----------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
     record = store.matrix()
     judge = choose(options, exact, _known(record))
     if isinstance(judge, JudgeServer) and judge.mmbench and not judge.also & set(record["tasks"]):
-        raise ValueError(f"--mmbench: the run has neither of {', '.join(sorted(judge.also))}; leave it out")
+        raise FieldError("--mmbench", f"the run has neither of {', '.join(sorted(judge.also))}", fix="leave it out")
     with store.lock():
         record = assign(record, judge)
         store.save_matrix(record)
@@ -120,7 +120,7 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
 def judge_file(file: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge a file of answers; its scores, as a table."""
     if options.get("mmbench") is not None:
-        raise ValueError("--mmbench: is for the directory of a run; a file holds answers to MM-Vet")
+        raise FieldError("--mmbench", "is for the directory of a run; a file holds answers to MM-Vet")
     judge = choose(options, exact, _known({}))
     with display_for(Console(stderr=True), 1, 0) as display:
         display.cell_started({"label": file.name})
@@ -138,7 +138,7 @@ def _capability_rows(store: Store, record: Json) -> list[dict[str, str]]:
     rows = []
     for cell, state in zip(record["cells"], store.states(record["cells"]), strict=True):
         if state.result is not None and "judge" in cell:
-            metrics = state.result["metrics"]
+            metrics = state.result.metrics
             rows.append({"row": cell["label"]} | _shown(metrics | {"total": metrics[BENCHMARKS[cell["task"]].metric]}))
     return rows
 

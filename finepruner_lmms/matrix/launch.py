@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from finepruner_lmms.files import write_json
+from finepruner_lmms.judge.settings import VARIABLE
 from finepruner_lmms.matrix.sections import LaunchSection
 from finepruner_lmms.matrix.store import Json
 
@@ -26,7 +28,12 @@ _FOREIGN = re.compile(
 )
 
 
-class Silent(RuntimeError):
+RUN_ID = "cell"
+"""What lmms-eval is to call the run in a cell's cache: the same in every attempt, so that one goes on with another's
+answers. Each cell has a cache of its own."""
+
+
+class WorkerTimeout(RuntimeError):
     """The worker said nothing for longer than `launch.timeout_minutes`."""
 
 
@@ -52,7 +59,7 @@ class Launch:
         self._silence = 60 * settings.timeout_minutes
         processes = num_processes(settings, gpus)
         plan_file = folder / "plan.json"
-        plan_file.write_text(json.dumps(plan, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_json(plan_file, plan)
         self._events.touch()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -73,7 +80,7 @@ class Launch:
         self.stop()
 
     def events(self) -> Iterator[Json]:
-        """What the worker says, until it has ended. `Silent` if it says nothing for too long."""
+        """What the worker says, until it has ended. `WorkerTimeout` if it says nothing for too long."""
         heard = time.monotonic()
         with self._events.open("r", encoding="utf-8") as file:
             rest = ""
@@ -87,7 +94,7 @@ class Launch:
                 if ended:
                     return
                 if time.monotonic() - heard > self._silence:
-                    raise Silent(f"no progress for {self._silence / 60:g} minutes (launch.timeout_minutes)")
+                    raise WorkerTimeout(f"no progress for {self._silence / 60:g} minutes (launch.timeout_minutes)")
                 if not lines:
                     time.sleep(_POLL)
 
@@ -146,6 +153,8 @@ def _command(folder: Path, processes: int, plan_file: Path) -> list[str]:
 def _environment(processes: int, gpus: int) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not _FOREIGN.fullmatch(key)}
     environment |= {"FINEPRUNER_PARENT": "stdin", "PYTHONUNBUFFERED": "1"}
+    # the parent sees to judging; an attempt finds the answers of the one before
+    environment |= {VARIABLE: "later", "LMMS_CACHE_RUN_ID": RUN_ID}
     defaults = {"TOKENIZERS_PARALLELISM": "false"}
     if gpus == 0:
         environment["ACCELERATE_USE_CPU"] = "true"

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
+from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.matrix.launch import Launch, Silent
+from finepruner_lmms.matrix.launch import Launch, WorkerTimeout
+from finepruner_lmms.matrix.progress import MISSING
+from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.sections import MatrixFile
-from finepruner_lmms.matrix.store import Json, Store, write_error
+from finepruner_lmms.matrix.store import Json, State, Store, write_error
 
 MAX_DEATHS = 2
 """A cell during which the worker died so often is given up."""
@@ -47,13 +50,17 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Di
             "model": file.model.model_dump(exclude_none=True),
             "batch_size": file.launch.batch_size,
             "data": file.data,
+            "limit": file.limit,
             "monitor": file.monitor,
             "submission": file.submission,
             "cells": [cell | {"path": str(store.cell_dir(cell).resolve())} for cell in left.values()],
         }
         with Launch(folder, plan, file.launch) as launch:
             started, current, silent = _listen(launch, left, store, display)
-        if current is not None:  # the worker went without a word
+        if current is not None and (state := store.state(left[current], live=False)).name != "missing":
+            # it ended before it could say so, or a process other than the first failed and wrote down why
+            display.cell_ended(left.pop(current), state.name, _ending(state))
+        elif current is not None:  # the worker went without a word
             deaths[current] += 1
             reason = silent or f"the worker ended in the middle of the cell: {launch.exit_text()}; {launch.reason()}"
             if deaths[current] >= MAX_DEATHS:
@@ -89,26 +96,32 @@ def _listen(launch: Launch, left: dict[str, Json], store: Store, display: Displa
                     current = None
                     cell = left.pop(event["cell"])
                     state = store.state(cell, live=True)  # the truth is on disk, not in what the worker says
-                    display.cell_ended(cell, state.name, score_text(state.result) if state.result else state.reason)
-    except Silent as silence:
+                    display.cell_ended(cell, state.name, _ending(state))
+    except WorkerTimeout as silence:
         return started, current, str(silence)
     return started, current, ""
 
 
-def score_text(result: Json) -> str:
+def _ending(state: State) -> str:
+    return score_text(state.result) if state.result else state.reason
+
+
+def score_text(result: Result) -> str:
     """`86.3 ± 1.2 % of the maximum, 240 questions, 4.1 s`, or `submission.json written, 8000 questions, 90.1 s`."""
-    if written := result.get("submission"):
-        what = f"{written['file']} written"
+    if result.submission is not None:
+        what = f"{result.submission.file} written"
     else:
-        what = f"{result['percent']:.1f} ± {result['standard_error']:.1f} % of the maximum"
-    return f"{what}, {result['answered']} questions, {result['seconds']:.1f} s"
+        error = measured(result.standard_error)
+        shown = MISSING if error is None else f"{error:.1f}"
+        what = f"{result.percent:.1f} ± {shown} % of the maximum"
+    return f"{what}, {result.answered} questions, {result.seconds:.1f} s"
 
 
-def estimate_seconds(results: Sequence[Json], cells: Sequence[Json]) -> float | None:
+def estimate_seconds(results: Sequence[Result], cells: Sequence[Json]) -> float | None:
     """How long `cells` will take, by the mean time of finished cells of the same task; None where none is known."""
     known: dict[str, list[float]] = {}
     for result in results:
-        known.setdefault(result["spec"]["task"], []).append(result["seconds"])
+        known.setdefault(result.spec.task, []).append(result.seconds)
     if any(cell["task"] not in known for cell in cells):
         return None
     return sum(sum(known[cell["task"]]) / len(known[cell["task"]]) for cell in cells)

@@ -1,4 +1,4 @@
-"""The store: a directory a cell, and what is true about it.
+"""The store: one directory per cell, and what is true about it.
 
     runs/<name>/
       matrix.json                   rows and cells of the latest `run`
@@ -8,7 +8,7 @@
         attempt-<n>/                files that lmms-eval writes by itself
         cache/                      answers of an unfinished attempt
         answers.jsonl, answered.json   where a judge scores: what samples and result are made of
-        samples.jsonl               a line a question: target, answer, score, image
+        samples.jsonl               one line per question: target, answer, score, image
         submission.json, .xlsx      for the server, where only that scores
         result.json                 written last, atomically; a cell is done if and only if this is valid
         error.json                  why the last attempt failed
@@ -19,22 +19,32 @@ Nothing is ever deleted but the cache of a finished cell; cells of other setting
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import math
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import Failure
+from finepruner_lmms.files import (
+    Locked,
+    LockUnsupported,
+    is_locked,
+    lock,
+    read_json_lines,
+    read_object,
+    write_bytes,
+    write_json,
+    write_json_lines,
+)
+from finepruner_lmms.lmms.identity import Identity
+from finepruner_lmms.matrix.records import CellError, Damage, Result, Status, load, parse
 
-SCHEMA = 1
+SCHEMA = 2
 Json = dict[str, Any]
 
 
@@ -48,33 +58,7 @@ class State:
 
     name: str
     reason: str = ""
-    result: Json | None = None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file as a whole, so that no reader and no power cut ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def read_json(path: Path) -> Json | None:
-    """A JSON object, or None where there is no such file or it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
+    result: Result | None = None
 
 
 class Store:
@@ -94,7 +78,7 @@ class Store:
         """What `save_matrix` was given; `StoreError` where nothing was run."""
         if not self.root.is_dir():
             raise StoreError(f"output: {str(self.root)!r} is not a folder; `run` makes one under runs/<name>")
-        record = read_json(self.root / "matrix.json")
+        record = read_object(self.root / "matrix.json")
         if record is None:
             raise StoreError(f"output: {str(self.root)!r} holds no matrix.json, so nothing was run into it")
         return record
@@ -102,8 +86,32 @@ class Store:
     # -- cells ----------------------------------------------------------------------------------------------------
 
     def cell_dir(self, cell: Json) -> Path:
-        """The directory of a cell."""
-        return self.root / "cells" / str(cell["folder"])
+        """The directory of a cell: that with its id, since the same cell may have been named in other words before."""
+        named = self.root / "cells" / str(cell["folder"])
+        if named.is_dir():
+            return named
+        return next(iter(self.root.glob(f"cells/*-{cell['id']}")), named)
+
+    def explain_missing(self, cells: Sequence[Json]) -> dict[str, str]:
+        """Why the stored result of the same settings does not count for a cell, by the cell's id.
+
+        Of several stored results the one with the fewest differences is named; cells of new settings are left out.
+        """
+        stored = [found for file in sorted(self.root.glob("cells/*/result.json")) if (found := _stored(file))]
+        reasons = {}
+        for cell in cells:
+            if (planned := _identity(cell)) is None:
+                continue
+            near = [
+                (planned.changes_since(other), folder)
+                for folder, task, other in stored
+                if task == cell["task"] and other.settings == planned.settings
+            ]
+            if near:
+                changes, folder = min(near, key=lambda pair: len(pair[0]))
+                if changes:
+                    reasons[cell["id"]] = f"{'; '.join(changes)} (since {folder})"
+        return reasons
 
     def state(self, cell: Json, live: bool) -> State:
         """What is true about a cell; `live` says whether a run is working in this directory now."""
@@ -111,13 +119,16 @@ class Store:
         problem, result = check_result(folder, cell)
         if result is not None:
             return State("done", result=result)
-        status, error = read_json(folder / "status.json"), read_json(folder / "error.json")
         if (found := find_answers(folder, cell)) is not None:
             return State("waiting", problem or f"{found[0]['answered']} questions answered, waiting for the judge")
-        if live and status is not None and status.get("state") == "running":
-            return State("running", f"attempt {status['attempt']} on {status['host']}, process {status['pid']}")
+        try:
+            status, error = load(Status, folder / "status.json"), load(CellError, folder / "error.json")
+        except Damage as damage:
+            return State("failed", str(damage))
+        if live and status is not None and status.state == "running":
+            return State("running", f"attempt {status.attempt} on {status.host}, process {status.pid}")
         if error is not None:
-            return State("failed", f"{error['error']}: {error['message']}")
+            return State("failed", f"{error.error}: {error.message}")
         if problem:
             return State("failed", problem)
         return State("missing", "interrupted" if status is not None else "")
@@ -129,8 +140,8 @@ class Store:
 
     def others(self, cells: Iterable[Json]) -> int:
         """How many finished cells there are that do not belong to the matrix: other settings, code or checkpoint."""
-        mine = {cell["folder"] for cell in cells}
-        return sum(1 for result in self.root.glob("cells/*/result.json") if result.parent.name not in mine)
+        mine = {self.cell_dir(cell) for cell in cells}
+        return sum(1 for result in self.root.glob("cells/*/result.json") if result.parent not in mine)
 
     def new_launch(self) -> Path:
         """A fresh directory for one worker."""
@@ -145,73 +156,81 @@ class Store:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the directory; `StoreError` if another run does. The system lets go when the process ends."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("a+", encoding="utf-8") as file:
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise StoreError(
-                    f"output: {str(self.root)!r} is in use by {file.read().strip() or 'another run'}"
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+                held.enter_context(lock(self._lock))
+            except Locked as error:
+                raise StoreError(f"output: {str(self.root)!r} is in use by {error.holder}") from None
+            except LockUnsupported as error:
+                raise StoreError(f"output: {error}; give --output a folder on a disk that can") from None
             yield
 
     def is_live(self) -> bool:
         """Whether a run holds this directory now."""
-        try:
-            with (self.root / ".lock").open("r", encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_locked(self._lock)
+
+    @property
+    def _lock(self) -> Path:
+        return self.root / ".lock"
 
 
-def check_result(folder: Path, cell: Json) -> tuple[str, Json | None]:
+def _identity(cell: Json) -> Identity | None:
+    """The identity in the spec of a cell; None where there is none, as in cells of earlier versions."""
+    planned = (cell.get("spec") or {}).get("identity")
+    return None if planned is None else Identity.model_validate(planned)
+
+
+def _stored(file: Path) -> tuple[str, str, Identity] | None:
+    """Folder, task and identity of a result, if it has them."""
+    try:
+        result = load(Result, file)
+    except Damage:
+        return None
+    if result is None or result.spec.identity is None:
+        return None
+    return file.parent.name, result.spec.task, result.spec.identity
+
+
+def check_result(folder: Path, cell: Json) -> tuple[str, Result | None]:
     """The result if it is valid; otherwise what is wrong with it, or "" where there is none.
 
     Valid: of this cell, its metric a number (or its submission there), as many questions answered as the task has, the
     samples unchanged, and scored by whom the cell names: its `judge`, any judge if that is None, none without the key.
     """
-    path = folder / "result.json"
-    if not path.exists():
-        return "", None
-    result = read_json(path)
+    try:
+        result = load(Result, folder / "result.json")
+    except Damage as damage:
+        return str(damage), None
     if result is None:
-        return "result.json is not readable as JSON", None
+        return "", None
     if flaw := _flaw(folder, cell, result):
         return flaw, None
     if waits := _waits_for(cell, result):
-        return f"{result['answered']} questions answered, waiting {waits}", None
+        return f"{result.answered} questions answered, waiting {waits}", None
     return "", result
 
 
-def _flaw(folder: Path, cell: Json, result: Json) -> str:
+def _flaw(folder: Path, cell: Json, result: Result) -> str:
     """What is wrong with a result, whoever scored it, or ""."""
-    if result.get("schema_version") != SCHEMA or result.get("id") != cell["id"]:
-        return f"result.json is of {result.get('id')!r}, schema {result.get('schema_version')!r}"
-    metric = BENCHMARKS[cell["task"]].metric
-    written = result.get("submission")
-    for name in () if written else (metric, "percent", "standard_error"):
-        value = result["metrics"].get(name) if name == metric else result.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            return f"result.json: {name} is {value!r}, not a number"
-    if written and not _is_file_of(folder / written["file"], written["bytes"]):
-        return f"{written['file']} is missing or was changed after the result was written"
-    if result.get("answered") != result.get("expected") or not result.get("expected"):
-        return f"result.json: {result.get('answered')!r} of {result.get('expected')!r} questions answered"
-    if not _is_file_of(folder / "samples.jsonl", result.get("samples_bytes")):
+    if result.schema_version != SCHEMA or result.id != cell["id"]:
+        return f"result.json is of {result.id!r}, schema {result.schema_version!r}"
+    metric, written = BENCHMARKS[cell["task"]].metric, result.submission
+    numbers = {metric: result.metrics.get(metric), "percent": result.percent}  # the error may be None: not measured
+    for name, value in () if written else numbers.items():
+        if value is None:
+            return f"result.json: {name} is None, not a number"
+    if written and not _is_file_of(folder / written.file, written.bytes):
+        return f"{written.file} is missing or was changed after the result was written"
+    if result.answered != result.expected or not result.expected:
+        return f"result.json: {result.answered} of {result.expected} questions answered"
+    if not _is_file_of(folder / "samples.jsonl", result.samples_bytes):
         return "samples.jsonl is missing or was changed after the result was written"
     return ""
 
 
-def _waits_for(cell: Json, result: Json) -> str:
+def _waits_for(cell: Json, result: Result) -> str:
     """Whom a result must be scored anew by, or "" if that is who scored it."""
-    judged = result["judge"]["name"] if "judge" in result else None
+    judged = None if result.judge is None else result.judge.name
     before = "" if judged is None else f"; {judged!r} judged before"
     if "judge" not in cell:
         return before and f"to be scored without a judge{before}"
@@ -228,9 +247,7 @@ def publish_submission(folder: Path, source: Path) -> Json:
     """Put a file for a server beside where the result will be; what the result says of it."""
     content = source.read_bytes()
     target = folder / f"submission{source.suffix}"
-    partial = folder / f".{target.name}.{os.getpid()}"
-    partial.write_bytes(content)
-    partial.replace(target)
+    write_bytes(target, content)
     return {"file": target.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -251,8 +268,8 @@ def begin_attempt(folder: Path, launch: str) -> Path:
 
 def end_attempt(folder: Path, state: str) -> None:
     """Write down how the attempt ended: "done" or "failed"."""
-    status = read_json(folder / "status.json") or {}
-    write_json(folder / "status.json", status | {"state": state})
+    if (status := read_object(folder / "status.json")) is not None:  # a process may fail before the first has begun
+        write_json(folder / "status.json", status | {"state": state})
 
 
 def write_error(folder: Path, error: str, message: str, details: str = "") -> None:
@@ -262,10 +279,11 @@ def write_error(folder: Path, error: str, message: str, details: str = "") -> No
     end_attempt(folder, "failed")
 
 
-def write_result(folder: Path, result: Json, samples: list[Json]) -> None:
-    """Samples first, then the result: what makes a cell done comes last."""
-    _write_lines(folder / "result.json", result, folder / "samples.jsonl", samples)
+def write_result(folder: Path, result: Json, samples: list[Json]) -> Json:
+    """Samples first, then the result: what makes a cell done comes last. Returns what the file holds."""
+    written = _write_lines(folder / "result.json", result, folder / "samples.jsonl", samples)
     end_attempt(folder, "done")
+    return written
 
 
 def write_answered(folder: Path, result: Json, answers: list[Json]) -> None:
@@ -280,14 +298,18 @@ def find_answers(folder: Path, cell: Json) -> tuple[Json, Path] | None:
     They are what `write_answered` was told, or else samples that were scored without a judge. None where they are not
     there, or are no longer those.
     """
-    answered, scored = read_json(folder / "answered.json"), read_json(folder / "result.json")
+    answered, scored = read_object(folder / "answered.json"), read_object(folder / "result.json")
     if answered is not None and answered.get("schema_version") == SCHEMA and answered.get("id") == cell["id"]:
         whole = _is_file_of(folder / "answers.jsonl", answered.get("samples_bytes"))
         if whole and answered.get("answered") == answered.get("expected"):
             return answered, folder / "answers.jsonl"
-    if scored is None or {"judge", "submission"} & set(scored) or _flaw(folder, cell, scored):
+    if scored is None or {"judge", "submission"} & set(scored):
         return None
-    return scored, folder / "samples.jsonl"
+    try:
+        flaw = _flaw(folder, cell, parse(Result, scored, "result.json"))
+    except Damage:
+        return None
+    return None if flaw else (scored, folder / "samples.jsonl")
 
 
 def keep_answers(folder: Path, cell: Json) -> tuple[Json, list[Json]] | None:
@@ -302,18 +324,14 @@ def keep_answers(folder: Path, cell: Json) -> tuple[Json, list[Json]] | None:
 
 
 def read_lines(path: Path) -> list[Json]:
-    """The objects of a file with one a line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The objects of a file with one per line."""
+    return read_json_lines(path)
 
 
-def _write_lines(target: Path, result: Json, lines_target: Path, samples: list[Json]) -> None:
-    lines = "".join(json.dumps(sample, ensure_ascii=False, sort_keys=True) + "\n" for sample in samples).encode()
-    partial = lines_target.with_name(f".{lines_target.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(lines_target)
-    digest = hashlib.sha256(lines).hexdigest()
-    evidence = {"schema_version": SCHEMA, "samples_bytes": len(lines), "samples_sha256": digest}
-    write_json(target, evidence | result | evidence)  # a result made of answers still has the evidence of these
+def _write_lines(target: Path, result: Json, lines_target: Path, samples: list[Json]) -> Json:
+    content = write_json_lines(lines_target, samples)
+    digest = hashlib.sha256(content).hexdigest()
+    evidence = {"schema_version": SCHEMA, "samples_bytes": len(content), "samples_sha256": digest}
+    written = evidence | result | evidence  # a result made of answers still has the evidence of these
+    write_json(target, written)
+    return written

@@ -42,7 +42,7 @@ LEFT = 75  # exit status of a worker that leaves cells to a fresh one
 
 
 class Events:
-    """What the first process tells the parent, a JSON object a line."""
+    """What the first process tells the parent, one JSON object per line."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = None if path is None else path.open("a", encoding="utf-8", buffering=1)
@@ -66,14 +66,13 @@ def main() -> None:
     plan_file = Path(sys.argv[1])
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     _leave_with_the_parent()
-    os.environ["FINEPRUNER_JUDGE"] = "later"  # the parent sees to it
     first = int(os.environ.get("RANK", "0")) == 0
     events = Events(plan_file.with_name("events.jsonl") if first else None)
     events.send("loading")
     lm = LlavaFinePruner(**plan["model"], batch_size=plan["batch_size"])
     lm.on_progress = events.progress if first else None
     manager = TaskManager(
-        include_path=str(task_folder(plan["data"], plan.get("submission", False))),
+        include_path=str(task_folder(plan["data"], plan.get("submission", False), plan["limit"])),
         include_defaults=False,
         model_name="llava_finepruner",
     )
@@ -93,7 +92,7 @@ def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, 
     started = time.monotonic()
     lm.monitor_to(folder if plan.get("monitor") else None)
     try:
-        outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache", cell["id"])
+        outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache")
         if outcome is not None:
             result, samples = outcome
             if "submission" in result:

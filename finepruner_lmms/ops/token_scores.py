@@ -1,4 +1,4 @@
-"""From the attention rows of several heads to one score a visual token."""
+"""From the attention rows of several heads to one score per visual token."""
 
 from __future__ import annotations
 

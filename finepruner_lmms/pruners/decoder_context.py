@@ -113,7 +113,7 @@ class DecoderContext:
         """What `compute` returns, computed at the first drop of a prefill and remembered for the later ones."""
         if name not in self._once:
             self._once[name] = compute()
-        return self._once[name]
+        return self._once[name].to(self.present.device)  # layers of one model may stand on several devices
 
     def remember_in(self, memory: dict[str, Any]) -> DecoderContext:
         """The same context, whose `once` is shared through `memory`."""

@@ -1,11 +1,8 @@
-"""Methods from other installed packages: which modules they name, and their files."""
+"""Methods from other installed packages: the modules that these name."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 
 GROUP = "finepruner_lmms.methods"
 """The entry point group in which a package names a module that registers methods."""
@@ -27,14 +24,3 @@ def load_plugins() -> None:
                 f"plug-in {point.name!r} ({point.value}) of {owner!r} cannot be loaded, so repair or uninstall that "
                 f"package: {type(error).__name__}: {error}"
             ) from error
-
-
-def plugin_files() -> Iterator[Path]:
-    """The source files of the named modules: a change in them may change answers."""
-    for point in plugins():
-        spec = importlib.util.find_spec(point.module)
-        if spec is not None and spec.submodule_search_locations:
-            for folder in spec.submodule_search_locations:
-                yield from sorted(Path(folder).rglob("*.py"))
-        elif spec is not None and spec.origin:
-            yield Path(spec.origin)

@@ -68,6 +68,12 @@ def check_method(name: str, cls: type[Any]) -> None:
     side = "vision" if issubclass(cls, VisionPruner) else "decoder" if issubclass(cls, DecoderPruner) else "none"
     if getattr(cls, "side", None) != side:
         raise refuse(f"says side = {getattr(cls, 'side', None)!r}, but what it derives from is {side!r}")
+    try:
+        built = cls(budget="64")
+    except ValueError:  # it has no such budget
+        return
+    if built.budget != 64:
+        raise refuse("does not check its budget", "call super().__post_init__() first in its own")
 
 
 def known_methods() -> list[str]:

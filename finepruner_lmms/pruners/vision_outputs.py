@@ -12,7 +12,7 @@ from torch import Tensor
 from finepruner_lmms.errors import FieldError
 
 _WHY = {
-    "cls_attention": "this vision tower has no CLS token apart from its patches",
+    "cls_attention": "there is none in this vision tower, or none apart from the patches in the layer that LLaVA reads",
     "cls_projected": "this vision tower has no CLS token apart from its patches",
     "keys": "this vision tower has no CLS token apart from its patches",
     "image_embeds": "pass the patches in CLIP's joint space",
@@ -22,7 +22,7 @@ _WHY = {
 
 @dataclass(frozen=True)
 class VisionOutputs:
-    """The encoded images of a batch, one a row.
+    """The encoded images of a batch, one per row.
 
     Shapes: `features` `[B, N, C]` before the projector, `projected` `[B, N, D]` after it; of the same layer of the
     tower: `cls_attention` `[B, Hc, N]` the attention of the CLS token (a softmax with the CLS token in it), `keys`
@@ -75,6 +75,17 @@ class VisionOutputs:
     def replace(self, **changes: Any) -> VisionOutputs:
         """The same images with some fields changed."""
         return replace(self, **changes)
+
+    def of_rows(self, rows: list[int] | slice) -> VisionOutputs:
+        """Some of the images, with all that belongs to them."""
+        chosen: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                chosen[f.name] = value[rows]
+            elif isinstance(value, list):
+                chosen[f.name] = value[rows] if isinstance(rows, slice) else [value[row] for row in rows]
+        return replace(self, **chosen)
 
     @classmethod
     def join(cls, parts: Sequence[VisionOutputs]) -> VisionOutputs:

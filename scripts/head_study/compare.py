@@ -80,7 +80,7 @@ class Models:
         return float(self.percents(name).mean())
 
     def paired(self, first: str | list[str], second: str | list[str]) -> Paired:
-        """The difference of two choices on the same questions, averaged over the models; a list names one a model."""
+        """The difference of two choices on the same questions, averaged over the models; a list names one per model."""
         differences = []
         for place, study in enumerate(self.studies):
             a, b = (name if isinstance(name, str) else name[place] for name in (first, second))

@@ -78,8 +78,8 @@ def _plain(axes: plt.Axes) -> None:
 def _budgets(test: Models, file: Path) -> None:
     lines = {
         "oracle: tokens of objects": ("oracle/tokens=objects/kept={}", "oracle"),
-        "all heads, equal voice, max": (f"combined/layer={LAYER}/rows=renormalised/aggregate=max/kept={{}}", "max"),
-        "all heads, equal voice, mean": (f"combined/layer={LAYER}/rows=renormalised/aggregate=mean/kept={{}}", "equal"),
+        "all heads, normalised, max": (f"combined/layer={LAYER}/rows=renormalised/aggregate=max/kept={{}}", "max"),
+        "all heads, normalised, mean": (f"combined/layer={LAYER}/rows=renormalised/aggregate=mean/kept={{}}", "equal"),
         "FastV: all heads, raw, mean": (f"combined/layer={LAYER}/rows=raw/aggregate=mean/kept={{}}", "fastv"),
         "random": ("random/seed=0/kept={}", "random"),
     }
@@ -107,7 +107,7 @@ def _layers(layers: Models, file: Path) -> Iterator[str]:
     _plain(axes)
     kinds = {
         "two best heads, known objects": ("oracle-heads=2", "oracle"),
-        "equal voice, mean": ("rows=renormalised/aggregate=mean", "equal"),
+        "normalised, mean": ("rows=renormalised/aggregate=mean", "equal"),
         "raw, mean (FastV)": ("rows=raw/aggregate=mean", "fastv"),
     }
     for label, (middle, color) in kinds.items():

@@ -21,7 +21,7 @@ from head_study.compare import Models
 from head_study.run import COMBINATIONS, DEPTHS, LAYER, RETAINED
 
 FASTV = f"combined/layer={LAYER}/rows=raw/aggregate=mean/kept={{}}"
-EQUAL_VOICE = f"combined/layer={LAYER}/rows=renormalised/aggregate=mean/kept={{}}"
+NORMALISED = f"combined/layer={LAYER}/rows=renormalised/aggregate=mean/kept={{}}"
 Lines = Iterator[str]
 
 
@@ -81,7 +81,7 @@ def seeds(test: Models, _tuning: Models) -> Lines:
     rows = {
         "random": "random/seed=0/kept={}",
         "max of raw rows": f"combined/layer={LAYER}/rows=raw/aggregate=max/kept={{}}",
-        "mean of renormalised rows": EQUAL_VOICE,
+        "mean of renormalised rows": NORMALISED,
         "max of renormalised rows": f"combined/layer={LAYER}/rows=renormalised/aggregate=max/kept={{}}",
         "4 of 8 heads by `sum` (upstream's default)": strategy_name("sum", "resoftmax", 4, "raw", "mean", 0)[:-1]
         + "{}",
@@ -100,7 +100,7 @@ def kinds(test: Models, _tuning: Models) -> Lines:
     names = [
         "random/seed=0/kept=32",
         strategy_name("sum", "resoftmax", 4, "raw", "mean", 32),
-        EQUAL_VOICE.format(32),
+        NORMALISED.format(32),
         f"combined/layer={LAYER}/rows=renormalised/aggregate=max/kept=32",
         "oracle/tokens=objects/kept=32",
     ]
@@ -112,7 +112,7 @@ def kinds(test: Models, _tuning: Models) -> Lines:
 
 
 def alone(test: Models, facts: list[dict[str, np.ndarray]]) -> Lines:
-    """Each head of layer 1 alone: a column a head, two lines a model."""
+    """Each head of layer 1 alone: one column per head, two lines per model."""
     heads = range(facts[0]["mass"].shape[1])
     yield from header("model", "", *(f"head {head}" for head in heads))
     for number, (study, fact) in enumerate(zip(test.studies, facts, strict=True)):
@@ -143,14 +143,14 @@ def _bold(paired) -> str:
     return f"**{paired}**" if paired.sure and paired.value > 0 else str(paired)
 
 
-def equal_voice(test: Models, _tuning: Models) -> Lines:
-    """Does choosing heads add anything once each has an equal voice? Against all heads, renormalised, mean."""
+def normalised(test: Models, _tuning: Models) -> Lines:
+    """Does choosing heads add anything with per-head normalisation? Against all heads, renormalised, mean."""
     columns = [(count, kept) for kept in (64, 32) for count in (2, 4)]
     yield from header("strategy", "normalise", *(f"{count} heads, {kept} kept" for count, kept in columns))
     for strategy in strategies_of(test):
         for normalise in NORMALISATIONS:
             names = [
-                (strategy_name(strategy, normalise, count, "renormalised", "mean", kept), EQUAL_VOICE.format(kept))
+                (strategy_name(strategy, normalise, count, "renormalised", "mean", kept), NORMALISED.format(kept))
                 for count, kept in columns
             ]
             yield row(f"`{strategy}`", normalise, *(_bold(test.paired(*pair)) for pair in names))
@@ -177,7 +177,7 @@ def picked(test: Models, tuning: Models) -> Lines:
                 short,
             )
     for kept in (64, 32):
-        names = EQUAL_VOICE.format(kept), FASTV.format(kept)
+        names = NORMALISED.format(kept), FASTV.format(kept)
         title = "no choice: all heads, renormalised rows, mean"
         yield row(title, kept, tuning.paired(*names).full, test.paired(*names).full, "")
 
@@ -204,7 +204,7 @@ TABLES = {
     "seeds": seeds,
     "kinds": kinds,
     "strategies": strategies,
-    "equal-voice": equal_voice,
+    "normalised": normalised,
     "picked": picked,
 }
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from finepruner_lmms.heads.consensus.selection import Consensus
 
-STYLES = ("code", "doc")
 _COMPARED = 16
 _EQUAL_WEIGHTS = 1e-3  # largest relative difference of weights that changes nothing
 

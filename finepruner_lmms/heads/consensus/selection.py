@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,14 @@ class Consensus:
     weights: Tensor
     token_scores: Tensor
     sparsest: Tensor  # [B, H], heads by the registry's sparsity: what the choice is compared with
+
+    def of_rows(self, rows: slice) -> Consensus:
+        """The same of some samples."""
+        chosen: dict[str, Any] = {}
+        for f in fields(self):
+            if isinstance(value := getattr(self, f.name), Tensor):
+                chosen[f.name] = value[rows]
+        return replace(self, **chosen)
 
     def record(self, row: int) -> ConsensusSelection:
         """One sample as plain values; waits for the device."""

@@ -114,7 +114,8 @@ def complexity_parts(view: HeadView, scale_free: bool = False) -> Tensor:
         different = 1 - cosines / (heads * (heads - 1))
     else:
         different = torch.full_like(view.entropy[:, 0], 0.5)
-    flat = view.entropy.mean(-1) / math.log(size)
+    # of a single token, all attention is as flat as it can be
+    flat = view.entropy.mean(-1) / math.log(size) if size > 1 else torch.ones_like(view.entropy[:, 0])
     if scale_free:
         square = view.raw_variance / (view.mass / size).square().clamp_min(1e-30)  # of the coefficient of variation
         uneven = (square / (1 + square)).mean(-1)

@@ -8,30 +8,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.statistics import spread
 from finepruner_lmms.matrix.store import Json, Store, StoreError, read_lines
 
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second, in percent of the maximum: `value`, its standard error, and its 95 % interval."""
+    """First minus second, in percent of the maximum: `value`, its standard error, and its 95 % interval.
+
+    Error and interval are None where they were not measured: no draw of images changes the difference.
+    """
 
     task: str
     first: float
     second: float
     value: float
-    error: float
-    low: float
-    high: float
+    error: float | None
+    low: float | None
+    high: float | None
 
     @classmethod
     def of(cls, task: str, shown: tuple[float, float], draws: np.ndarray) -> Difference:
         """From both scores and the bootstrapped differences."""
+        if (error := spread(draws)) is None:
+            return cls(task, *shown, shown[0] - shown[1], None, None, None)
         low, high = np.quantile(draws, (0.025, 0.975))
-        return cls(task, *shown, shown[0] - shown[1], float(draws.std(ddof=1)), float(low), float(high))
+        return cls(task, *shown, shown[0] - shown[1], error, float(low), float(high))
 
 
 def differences(store: Store, record: Json, first: int, second: int) -> list[Difference]:
-    """The paired difference on every task that both rows have done, and behind them the average of these.
+    """The paired difference on every task that both rows have done, and after them the average of these.
 
     Bootstrapped over images, with the same draws for both rows, so that what they share cancels. `StoreError` where
     they have no finished task in common, or were asked other questions.
@@ -45,7 +51,10 @@ def differences(store: Store, record: Json, first: int, second: int) -> list[Dif
         raise StoreError("compare: the two rows have no finished task in common")
     if len(found) > 1:
         means = float(np.mean([d.first for d in found])), float(np.mean([d.second for d in found]))
-        found.append(Difference.of("average", means, np.mean(draws, axis=0)))
+        if any(d.error is None for d in found):  # the mean would take what was not measured for nothing
+            found.append(Difference("average", *means, means[0] - means[1], None, None, None))
+        else:
+            found.append(Difference.of("average", means, np.mean(draws, axis=0)))
     return found
 
 
@@ -65,9 +74,9 @@ def _by_task(
     for task in record["tasks"]:
         cells = [next(c for c in record["cells"] if c["row"] == row and c["task"] == task) for row in (first, second)]
         results = [state.result for state in store.states(cells)]
-        if any(result is None or "submission" in result for result in results):
+        if any(result is None or result.submission for result in results):
             continue
-        judges = [result.get("judge", {}).get("name") for result in results if result is not None]
+        judges = [result.judge and result.judge.name for result in results if result is not None]
         if len(set(judges)) > 1:
             one_judge, other_judge = ("nobody" if name is None else repr(name) for name in judges)
             raise StoreError(f"compare: the two rows of {task} were judged by {one_judge} and {other_judge}")

@@ -56,12 +56,15 @@ def heat_map(grid: Grid, title: str) -> Figure:
     return figure
 
 
-def ranking(differences: dict[str, tuple[float, float, float]], title: str) -> Figure:
-    """Strategies from best to worst: difference to the baseline with its 95 % interval."""
+def ranking(differences: dict[str, tuple[float, float | None, float | None]], title: str) -> Figure:
+    """Strategies from best to worst: difference to the baseline with its 95 % interval, or hollow without one."""
     order = sorted(differences, key=lambda name: differences[name][0])
     figure, axes = _axes(6.4, 1.0 + 0.32 * len(order))
     for place, name in enumerate(order):
         value, low, high = differences[name]
+        if low is None or high is None:
+            axes.plot(value, place, "o", color="0.5", fillstyle="none")
+            continue
         sure = low > 0 or high < 0
         axes.plot([low, high], [place, place], color="#0072B2" if sure else "0.6", linewidth=2)
         axes.plot(value, place, "o", color="#0072B2" if sure else "0.5")
@@ -136,7 +139,7 @@ def matrix(values: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def frequencies(shares: dict[str, np.ndarray]) -> Figure:
-    """How often each head is chosen, a line a row and task."""
+    """How often each head is chosen, one line per row and task."""
     values = np.stack(list(shares.values()))
     figure, axes = _axes(4.2 + 0.22 * values.shape[1], 1.2 + 0.22 * len(shares))
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.statistics import spread
 from finepruner_lmms.matrix.cells import row_label
 from finepruner_lmms.matrix.report import head_plots
 from finepruner_lmms.matrix.report.compare import average_draws
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
+from finepruner_lmms.matrix.report.tables import with_error
 from finepruner_lmms.matrix.store import Json, Store
 
 if TYPE_CHECKING:
@@ -85,8 +87,11 @@ def _grid(chosen: list[Line], task: str) -> head_plots.Grid:
     return {key: statistics.fmean(values) for key, values in grid.items()}
 
 
-def _ranking(store: Store, record: Json) -> dict[str, tuple[float, float, float]]:
-    """Each strategy's mean paired difference to `fastv` at the same budget, with its 95 % interval."""
+def _ranking(store: Store, record: Json) -> dict[str, tuple[float, float | None, float | None]]:
+    """Each strategy's mean paired difference to `fastv` at the same budget, with its 95 % interval.
+
+    The interval is None where it was not measured: no draw of images changes the difference.
+    """
     fastv = {
         row["budget"]: number
         for number, row in enumerate(record["rows"])
@@ -101,10 +106,11 @@ def _ranking(store: Store, record: Json) -> dict[str, tuple[float, float, float]
         if (found := average_draws(store, record, number, fastv[row["budget"]])) is not None:
             values.setdefault(strategy, []).append(found[0])
             draws.setdefault(strategy, []).append(found[1])
-    ranked = {}
+    ranked: dict[str, tuple[float, float | None, float | None]] = {}
     for strategy, found_draws in draws.items():
-        low, high = np.quantile(np.mean(found_draws, axis=0), (0.025, 0.975))
-        ranked[strategy] = statistics.fmean(values[strategy]), float(low), float(high)
+        mean = np.mean(found_draws, axis=0)
+        low, high = (None, None) if spread(mean) is None else map(float, np.quantile(mean, (0.025, 0.975)))
+        ranked[strategy] = statistics.fmean(values[strategy]), low, high
     return ranked
 
 
@@ -117,7 +123,8 @@ def _best(chosen: list[Line]) -> str:
         if not done:
             continue
         best = max(done, key=lambda line: line.average or 0)
-        rows.append({"budget": best.budget, **best.given, "average": f"{best.average:.1f} ± {best.average_error:.1f}"})
+        average = with_error(best.average or 0.0, best.average_error)
+        rows.append({"budget": best.budget, **best.given, "average": average})
     return pd.DataFrame(rows, dtype=object).to_html(index=False, border=0) if rows else "<p>none is complete yet</p>"
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.statistics import error_of_mean, measured
+from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.store import Json, State, Store
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score as the field prints it (percent; MME in points) and as a share of the maximum, with standard errors."""
+    """A score as the field prints it (percent; MME in points) and as a share of the maximum, with standard errors.
+
+    An error is None where it was not measured: fewer than two images, or a score that no draw of images changes.
+    """
 
     shown: float
-    shown_error: float
+    shown_error: float | None
     percent: float
-    percent_error: float
+    percent_error: float | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     given = [name for row in record["rows"] for name in row["given"]]
     columns = tuple(name for name in dict.fromkeys(given) if name in used)
     answered = zip(record["cells"], results, strict=True)
-    questions = {cell["task"]: result["answered"] for cell, result in answered if result is not None}
+    questions = {cell["task"]: result.answered for cell, result in answered if result is not None}
     judges, asked = _judges(record, results)
     return Leaderboard(
         record["name"],
@@ -102,15 +106,15 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     )
 
 
-def _judges(record: Json, results: Sequence[Json | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+def _judges(record: Json, results: Sequence[Result | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
     """Who scored each task, and how many answers they were asked about."""
     found: dict[str, set[str]] = {}
     asked: dict[str, int] = {}
     for cell, result in zip(record["cells"], results, strict=True):
-        if result is not None and "judge" in result:
-            judge, task = result["judge"], cell["task"]
-            found.setdefault(task, set()).update(judge.get("models") or [judge["name"]])  # none served, none asked
-            asked[task] = asked.get(task, 0) + judge.get("asked", 0)
+        if result is not None and result.judge is not None:
+            judge, task = result.judge, cell["task"]
+            found.setdefault(task, set()).update(judge.models or [judge.name])  # none served, none asked
+            asked[task] = asked.get(task, 0) + judge.asked
     return {task: tuple(sorted(names)) for task, names in found.items()}, asked
 
 
@@ -128,12 +132,12 @@ def _lines(record: Json, states: Sequence[State]) -> list[Line]:
         if state.name == "waiting":
             waiting[cell["row"]].add(cell["task"])
         if result is not None:
-            if "submission" in result:
+            if result.submission is not None:
                 submitted[cell["row"]].add(cell["task"])
             else:
                 scores[cell["row"]][cell["task"]] = _score(cell["task"], result)
-            if result.get("cost") is not None:
-                costs[cell["row"]].append(result["cost"])
+            if result.cost is not None:
+                costs[cell["row"]].append(result.cost)
     lines = []
     for row, found, sent, spent, unjudged in zip(record["rows"], scores, submitted, costs, waiting, strict=True):
         budget = everything if row["budget"] is None else row["budget"]
@@ -145,12 +149,13 @@ def _lines(record: Json, states: Sequence[State]) -> list[Line]:
     return lines
 
 
-def _score(task: str, result: Json) -> Score:
+def _score(task: str, result: Result) -> Score:
     benchmark = BENCHMARKS[task]
-    shown, percent = benchmark.shown(result["metrics"][benchmark.metric]), result["percent"]
-    # the metric is a multiple of the share, so its error is too; at 0 the multiple is that of a full score
-    scale = shown / percent if percent else 1.0
-    return Score(shown, result["standard_error"] * scale, percent, result["standard_error"])
+    assert result.percent is not None, "a valid result has what is scored"
+    shown, percent = benchmark.shown(result.metrics[benchmark.metric]), result.percent
+    error = measured(result.standard_error)
+    # the metric is a multiple of the share, so its error is too; at 0 there is none
+    return Score(shown, error * shown / percent if error is not None and percent else None, percent, error)
 
 
 def _summarise(line: Line, tasks: Sequence[str], vanilla: Line | None) -> Line:
@@ -158,7 +163,7 @@ def _summarise(line: Line, tasks: Sequence[str], vanilla: Line | None) -> Line:
     if not tasks or any(task not in line.scores for task in tasks):
         return line
     scores = [line.scores[task] for task in tasks]
-    error = math.sqrt(sum(score.percent_error**2 for score in scores)) / len(scores)
+    error = error_of_mean([score.percent_error for score in scores])
     average = statistics.fmean(score.percent for score in scores)
     relative = relative_of_means = None
     if vanilla is not None and all(task in vanilla.scores and vanilla.scores[task].percent > 0 for task in tasks):
@@ -185,10 +190,12 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
     for task in tasks:
         found = [line.scores[task] for line in group if task in line.scores]
         if len(found) == len(group):
-            means = [
-                statistics.fmean(values) for values in zip(*(vars(score).values() for score in found), strict=True)
-            ]
-            scores[task] = Score(*means)
+            scores[task] = Score(
+                statistics.fmean(score.shown for score in found),
+                _mean_error([score.shown_error for score in found]),
+                statistics.fmean(score.percent for score in found),
+                _mean_error([score.percent_error for score in found]),
+            )
     line = replace(
         group[0],
         parameters=parameters,
@@ -204,15 +211,20 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
     )
     if all(other.average is not None for other in group):
         averages = [other.average for other in group if other.average is not None]
-        errors = [other.average_error for other in group if other.average_error is not None]
         relatives = [other.relative for other in group if other.relative is not None]
         of_means = [other.relative_of_means for other in group if other.relative_of_means is not None]
         line = replace(
             line,
             average=statistics.fmean(averages),
-            average_error=statistics.fmean(errors),
+            average_error=_mean_error([other.average_error for other in group]),
             relative=statistics.fmean(relatives) if len(relatives) == len(group) else None,
             relative_of_means=statistics.fmean(of_means) if len(of_means) == len(group) else None,
             spread=statistics.stdev(averages),
         )
     return line
+
+
+def _mean_error(errors: Sequence[float | None]) -> float | None:
+    """The mean of errors that were measured on the same questions; None unless all were."""
+    known = [error for error in errors if error is not None]
+    return statistics.fmean(known) if len(known) == len(errors) else None

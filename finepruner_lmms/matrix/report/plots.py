@@ -1,10 +1,12 @@
-"""The leaderboard as a picture: accuracy against budget, a line a method."""
+"""The leaderboard as a picture: accuracy against budget, one line per method."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ def draw(board: Leaderboard, target: Path) -> None:
     import matplotlib.pyplot as plt
 
     if target.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"picture: got {target.name!r}; expected a file that ends in .png, .pdf or .svg")
+        problem = f"got {target.name!r}; expected a file that ends in .png, .pdf or .svg"
+        raise FieldError("picture", problem, value=target)
     drawn = figure(board)
     target.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(target, dpi=160)
@@ -36,7 +39,7 @@ def figure(board: Leaderboard) -> Figure:
 
     lines = [line for line in board.lines if line.average is not None]
     if not lines:
-        raise ValueError("picture: no row has all of its tasks done yet")
+        raise FieldError("picture", "no row has all of its tasks done yet")
     drawn, axes = plt.subplots(figsize=(7.2 if len(_curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
     whole = next((line for line in lines if line.method == "vanilla"), None)
     if whole is not None:
@@ -48,10 +51,11 @@ def figure(board: Leaderboard) -> Figure:
     for label, curve in _curves(lines).items():
         tokens = [line.tokens for line in curve]
         values = [line.average or 0.0 for line in curve]
-        errors = [line.average_error or 0.0 for line in curve]
+        # no bar where the error was not measured
+        errors = [math.nan if line.average_error is None else line.average_error for line in curve]
         if all(line.spread is not None for line in curve):
             # what chance alone reaches: between its seeds, or within the error of their mean, whichever is wider
-            half = [max(line.spread or 0.0, error) for line, error in zip(curve, errors, strict=True)]
+            half = [max(line.spread or 0.0, line.average_error or 0.0) for line in curve]
             low, high = ([v + sign * h for v, h in zip(values, half, strict=True)] for sign in (-1, 1))
             axes.fill_between(tokens, low, high, color="0.8", linewidth=0, label=label)
             axes.plot(tokens, values, color="0.55", linewidth=1)

@@ -43,7 +43,7 @@ def render_costs(board: Leaderboard, form: str) -> str:
 
 
 def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
-    """What the prefills took, a row a line of the leaderboard, for reading or exact."""
+    """What the prefills took, one row per line of the leaderboard, for reading or exact."""
     import pandas as pd
 
     whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
@@ -61,7 +61,7 @@ COST_NOTES = (
     "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
     "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
     "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
-    "KV: the cache after prefill, at 2 bytes a value.",
+    "KV: the cache after prefill, at 2 bytes per value.",
 )
 
 
@@ -74,12 +74,14 @@ def render_differences(found: Sequence[Difference], first: str, second: str) -> 
             "task": BENCHMARKS[d.task].title if d.task in BENCHMARKS else d.task,
             first: f"{d.first:.1f}",
             second: f"{d.second:.1f}",
-            "difference": f"{d.value:+.1f} ± {d.error:.1f}",
-            "95 %": f"{d.low:+.1f} to {d.high:+.1f}",
+            "difference": f"{d.value:+.1f} ± {MISSING if d.error is None else f'{d.error:.1f}'}",
+            "95 %": MISSING if d.low is None or d.high is None else f"{d.low:+.1f} to {d.high:+.1f}",
         }
         for d in found
     ]
     note = "Percent of the maximum, paired over images: 1000 bootstrap draws, the same for both rows."
+    if any(d.error is None for d in found):
+        note += f" {MISSING}: not measured, because no draw changes the difference, of a task or of one averaged."
     return f"{_as_markdown(pd.DataFrame(rows, dtype=object))}{note}\n"
 
 
@@ -139,10 +141,10 @@ def _for_reading(board: Leaderboard, how: str, plus_minus: str, percent: str) ->
     def cell(task: str, line: Line) -> str:
         if (score := line.scores.get(task)) is None:
             return SUBMITTED if task in line.submitted else WAITING if task in line.waiting else MISSING
-        return f"{score.shown:.1f}{plus_minus}{score.shown_error:.1f}"
+        return with_error(score.shown, score.shown_error, plus_minus)
 
     def average(line: Line) -> str:
-        return MISSING if line.average is None else f"{line.average:.1f}{plus_minus}{line.average_error:.1f}"
+        return MISSING if line.average is None else with_error(line.average, line.average_error, plus_minus)
 
     def relative(line: Line) -> str:
         value = _relative(line, how)
@@ -151,9 +153,25 @@ def _for_reading(board: Leaderboard, how: str, plus_minus: str, percent: str) ->
     return _frame(board, cell, average, relative, titles=True)
 
 
+def with_error(value: float, error: float | None, plus_minus: str = " ± ") -> str:
+    """A score and its standard error, or a dash where that was not measured."""
+    return f"{value:.1f}{plus_minus}{MISSING if error is None else f'{error:.1f}'}"
+
+
 def _title(board: Leaderboard, task: str) -> str:
     """With a mark where the score is none that others print."""
     return BENCHMARKS[task].title + (" (exact)" if "exact" in board.judges.get(task, ()) else "")
+
+
+UNMEASURED = (
+    f"± {MISSING}: not measured: fewer than two images, or no draw of images changes the score (0 %, 100 %), or that "
+    "of one averaged."
+)
+
+
+def _unmeasured(board: Leaderboard) -> bool:
+    scores = [score.shown_error for line in board.lines for score in line.scores.values()]
+    return None in scores or any(line.average is not None and line.average_error is None for line in board.lines)
 
 
 def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
@@ -165,6 +183,7 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
     lines = [
         f"Questions: {counts or 'none answered yet'}.",
         "± is the standard error over images; MME in points, the rest in percent.",
+        *([UNMEASURED] if _unmeasured(board) else []),
         *(["MME: the question whose partner was not asked is left out."] if board.questions.get("mme", 0) % 2 else []),
         f"average: mean share of the maximum. {RELATIVE[relative]}",
         *([f"{', '.join(served)}: for its server, in the cell's folder; no part of the average."] if served else []),

@@ -1,0 +1,77 @@
+"""One benchmark of the leaderboard as a record: its task, its metric, and how both follow from logged samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finepruner_lmms.benchmarks.limits import EACH_ALONE, Sampling
+from finepruner_lmms.benchmarks.statistics import bootstrap_totals, spread
+
+Sample = dict[str, Any]
+"""A question as lmms-eval logs it: `doc_id`, and what the task's `process_results` gives by the metric's name."""
+Rows = tuple[np.ndarray, list[int]]
+Images = Sequence[Any] | Mapping[int, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark of the leaderboard.
+
+    `metric` is the key in lmms-eval's results. A score is a function of sums over questions: `rows` turns logged
+    samples into additive rows `[m, k]` and names the document of each; `points` turns their sums `[..., k]` into the
+    metric, and `full` says what a perfect model gets. `image_column` tells which questions share an image: a name, or
+    the pictures themselves. `sampling` says what a limit must keep together and spread over.
+    """
+
+    name: str
+    title: str
+    metric: str
+    image_column: str
+    rows: Callable[[Sequence[Sample]], Rows]
+    points: Callable[[np.ndarray], np.ndarray]
+    full: Callable[[np.ndarray], np.ndarray]
+    factor: float = 1.0
+    """By what the metric is multiplied to be as the field prints it: 100 makes a share a percentage."""
+    judged: bool = False
+    """Whether only a judge can score the answers, so that they have no score when lmms-eval is done."""
+    sampling: Sampling = EACH_ALONE
+
+    @property
+    def task(self) -> str:
+        """The name of the lmms-eval task."""
+        return f"fp_{self.name}"
+
+    def percent(self, samples: Sequence[Sample]) -> float:
+        """The score as a share of what a perfect model gets, 0 to 100."""
+        total = self._rows(samples)[0].sum(0)
+        return float(100 * self.points(total) / self.full(total))
+
+    def value(self, samples: Sequence[Sample]) -> float:
+        """The metric recomputed from logged samples; it must equal lmms-eval's own."""
+        return float(self.points(self._rows(samples)[0].sum(0)))
+
+    def shown(self, value: float) -> float:
+        """The metric as the field prints it: in percent, MME in points."""
+        return self.factor * value
+
+    def standard_error(self, samples: Sequence[Sample], images: Images) -> float | None:
+        """The standard error of `percent`, by 1000 bootstrap draws of images; `images[doc_id]` names the image.
+
+        None where it is not measured: with fewer than two images, or where all draws agree (at 0 % and 100 %).
+        """
+        return spread(self.replicates(samples, images))
+
+    def replicates(self, samples: Sequence[Sample], images: Images) -> np.ndarray:
+        """`percent` of 1000 bootstrap draws of images. The same images give the same draws, so two methods pair up."""
+        rows, documents = self._rows(samples)
+        totals = bootstrap_totals(rows, [str(images[document]) for document in documents], self.name)
+        return 100 * self.points(totals) / self.full(totals)
+
+    def _rows(self, samples: Sequence[Sample]) -> Rows:
+        if not samples:
+            raise ValueError(f"{self.name}: no samples")
+        return self.rows(samples)

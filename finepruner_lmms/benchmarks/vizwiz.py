@@ -1,0 +1,19 @@
+"""VizWiz: accuracy by ten annotators, as lmms-eval computes it."""
+
+from __future__ import annotations
+
+from finepruner_lmms.benchmarks import accuracy
+from finepruner_lmms.benchmarks.limits import Sampling
+from finepruner_lmms.benchmarks.record import Benchmark
+
+BENCHMARK = Benchmark(
+    name="vizwiz",
+    title="VizWiz",
+    metric=accuracy.METRIC,
+    image_column="question_id",
+    rows=accuracy.rows,
+    points=accuracy.mean,
+    full=accuracy.one,
+    factor=100,
+    sampling=Sampling(("question_id",), group=lambda row: row["question_id"]),
+)

@@ -1,0 +1,100 @@
+"""The images of a batch: which row shows which, and what a method may read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import LlavaForConditionalGeneration
+
+from finepruner_lmms.engine.parts import word_embeddings
+from finepruner_lmms.engine.prompt_layout import Layout
+from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
+from finepruner_lmms.errors import FieldError
+from finepruner_lmms.ops.selection import fingerprint
+from finepruner_lmms.pruners import VisionPruner
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+
+def image_arguments(inputs: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """The images of the batch as arguments of `model.generate`, one for each row that shows one.
+
+    Raises `FieldError` where images and placeholders do not fit each other.
+    """
+    if (vision := inputs.get("vision")) is not None:
+        return encoder_outputs(vision.of_rows(_images_of_rows("vision", len(vision.projected), layout)).projected)
+    for key in ("pixel_values", "image_features"):
+        if (images := inputs.get(key)) is not None and len(images):
+            shown = images[_images_of_rows(key, len(images), layout)]
+            return {"pixel_values": shown} if key == "pixel_values" else encoder_outputs(shown)
+    if any(layout.has_image):
+        raise _no_images()
+    return {}
+
+
+def outputs_for(
+    model: LlavaForConditionalGeneration,
+    inputs: Mapping[str, Any],
+    layout: Layout,
+    pruner: VisionPruner,
+    questions: list[str] | None,
+) -> VisionOutputs:
+    """The encoded images of the rows that show one, with their questions where the method reads them.
+
+    Sample keys tell image and prompt apart. Raises `FieldError` where images or questions are missing or do not fit.
+    """
+    rows = [row for row, shown in enumerate(layout.has_image) if shown]
+    if (vision := inputs.get("vision")) is not None:
+        vision = vision.of_rows(_images_of_rows("vision", len(vision.features), layout))
+    elif (pixels := inputs.get("pixel_values")) is not None:
+        vision = encode_images(model, pixels[_images_of_rows("pixel_values", len(pixels), layout)])
+    elif inputs.get("image_features") is not None:
+        raise FieldError(
+            "image_features",
+            f"method {pruner.name!r} chooses by the vision tower's own outputs",
+            fix="pass pixel_values",
+        )
+    else:
+        raise _no_images()
+    ids, device = inputs["input_ids"], vision.features.device
+    prompts = fingerprint(ids, layout.valid)[rows].to(device)
+    keys = fingerprint(vision.features) if vision.sample_keys is None else vision.sample_keys
+    vision = vision.replace(sample_keys=keys.to(device) ^ prompts)
+    if pruner.reads_question == "embedding":
+        words = word_embeddings(model, ids[:, ids.shape[1] - layout.tail :]).to(device)
+        return vision.replace(text_embeds=[words[row, layout.tail - layout.tails[row] :] for row in rows])
+    if pruner.reads_question == "clip":
+        if questions is None:
+            raise FieldError(
+                "questions", f"{pruner.name!r} reads the question apart from the prompt", fix="give one per row"
+            )
+        from finepruner_lmms.engine.clip import bare_question, clip_checkpoint, joint_space
+
+        space = joint_space(clip_checkpoint(model.config, getattr(pruner, "clip", None)), device)
+        texts = space.embed_texts([bare_question(questions[row]) for row in rows])
+        return vision.replace(image_embeds=space.embed_patches(model, vision.features), text_embeds=texts)
+    return vision
+
+
+def _images_of_rows(key: str, count: int, layout: Layout) -> list[int] | slice:
+    """Which of `count` images the rows that show one show, in order: all, or of one per row theirs."""
+    rows = [row for row, shown in enumerate(layout.has_image) if shown]
+    if count and not rows:
+        raise FieldError(
+            key,
+            f"holds {count} images, but no row of input_ids shows one",
+            fix="expand the placeholders of the prompt, or leave the images out",
+        )
+    if count == len(rows):
+        return slice(None)
+    if count == len(layout.has_image):
+        return rows
+    raise FieldError(
+        key,
+        f"holds {count} images for a batch of {len(layout.has_image)} rows, of which {len(rows)} show one",
+        fix="give one per row that shows one, or one per row",
+    )
+
+
+def _no_images() -> FieldError:
+    return FieldError("inputs", "the prompt holds image placeholders, but there are no images", fix="pass pixel_values")

@@ -1,0 +1,43 @@
+"""What transformers' versions call the same thing: read here, and nowhere else.
+
+transformers 5.24 renamed the key-value cache of layers, models and outputs from `past_key_values` to `cache`.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from packaging.version import Version
+
+OLDEST, NEWEST = "5.18.0", "5.24.0"
+"""The engine's tests ran on these versions of transformers and on some between them."""
+
+_CACHE_NAMES = ("cache", "past_key_values")
+
+
+def find_cache(arguments: Mapping[str, Any]) -> Any:
+    """The key-value cache among the arguments of a forward or of `generate`; None where there is none."""
+    return next((arguments[name] for name in _CACHE_NAMES if arguments.get(name) is not None), None)
+
+
+def cache_of_output(output: Any) -> Any:
+    """The key-value cache in the output of a model; None where there is none."""
+    # a deprecated name of an output warns when it is read, so the newer one comes first
+    return next((value for name in _CACHE_NAMES if (value := getattr(output, name, None)) is not None), None)
+
+
+@functools.cache
+def warn_if_untested(version: str = transformers.__version__) -> None:
+    """Warn, once, of a transformers on which no test of the engine ran."""
+    # a development version of the next release is newer than any that was tested
+    tested = Version(OLDEST).release[:2] <= Version(version).release[:2] <= Version(NEWEST).release[:2]
+    if not tested:
+        warnings.warn(
+            f"transformers {version} was not tested with pruning, {OLDEST} to {NEWEST} were; before you rely on its "
+            "answers, run tests/test_engine.py with it",
+            stacklevel=3,
+        )

@@ -1,0 +1,280 @@
+"""How a run lives with what goes wrong: deaths, silence, processes that fail alone, memory that is full.
+
+The worker is a few lines of Python in place of `accelerate launch`: what it does wrong is the test's choice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from finepruner_lmms import files
+from finepruner_lmms.matrix import launch
+from finepruner_lmms.matrix.runner import LaunchError, run_cells
+from finepruner_lmms.matrix.sections import MatrixFile
+from finepruner_lmms.matrix.store import Store, StoreError
+
+WORKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from finepruner_lmms.matrix.store import begin_attempt, write_error, write_result
+
+plan = json.loads(Path(sys.argv[1]).read_text())
+events = Path(sys.argv[1]).with_name("events.jsonl").open("a", buffering=1)
+say = lambda event, **facts: events.write(json.dumps({"event": event, **facts}) + "\\n")
+
+def done(cell):
+    result = {"id": cell["id"], "metrics": {"exact_match,none": 0.5}, "percent": 50.0, "standard_error": 1.0}
+    result |= {"answered": 1, "expected": 1, "seconds": 1.0, "spec": {"task": "gqa"}}
+    write_result(Path(cell["path"]), result, [{"doc_id": 0}])
+    say("done", cell=cell["id"])
+
+say("loading")
+for cell in plan["cells"]:
+    begin_attempt(Path(cell["path"]), plan["launch"])
+    say("start", cell=cell["id"])
+    if cell["id"] == "bad":
+        BAD
+    done(cell)
+say("end")
+"""
+FILE = MatrixFile.model_validate(
+    {"name": "n", "tasks": ["gqa"], "methods": ["vanilla"], "launch": {"processes": 1, "timeout_minutes": 5}}
+)
+SILENT = """
+import json, subprocess, sys, time
+from pathlib import Path
+
+with Path(sys.argv[1]).with_name("events.jsonl").open("a", buffering=1) as events:
+    for cell in json.loads(Path(sys.argv[1]).read_text())["cells"]:
+        events.write(json.dumps({"event": "start", "cell": cell["id"]}) + "\\n")
+        if cell["id"] == "bad":
+            BAD
+        events.write(json.dumps({"event": "failed", "cell": cell["id"]}) + "\\n")
+"""
+
+
+class Display:
+    """Keeps what a user would see."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.ended: list[tuple[str, str, str]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def cell_started(self, cell) -> None: ...
+
+    def cell_progress(self, done: int, total: int) -> None: ...
+
+    def cell_ended(self, cell, state: str, text: str) -> None:
+        self.ended.append((cell["id"], state, text))
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(tmp_path / "run")
+
+
+def run(store: Store, monkeypatch, bad: str, worker: str = WORKER, minutes: float = 5) -> Display:
+    """Run the cells first, bad and last with a worker that does `bad` in the second."""
+    script = store.root.parent / "worker.py"
+    script.write_text(worker.replace("BAD", bad))
+    monkeypatch.setattr(launch, "count_gpus", lambda: 0)
+    monkeypatch.setattr(launch, "_command", lambda _folder, _processes, plan: [sys.executable, str(script), str(plan)])
+    display = Display()
+    cells = [
+        {"id": name, "folder": f"gqa-{name}", "task": "gqa", "row": 0, "label": f"gqa · {name}"}
+        for name in ("first", "bad", "last")
+    ]
+    patient = FILE.launch.model_copy(update={"timeout_minutes": minutes})
+    run_cells(store, FILE.model_copy(update={"launch": patient}), cells, display)
+    return display
+
+
+def launches(store: Store) -> int:
+    return len(list(store.root.glob("launches/*")))
+
+
+def test_a_cell_in_which_the_worker_dies_twice_is_given_up_and_the_others_are_done(store, monkeypatch):
+    display = run(store, monkeypatch, "os.kill(os.getpid(), signal.SIGKILL)")
+    assert [(name, state) for name, state, _ in display.ended] == [
+        ("first", "done"), ("bad", "failed"), ("last", "done"),
+    ]  # fmt: skip
+    reason = display.ended[1][2]
+    assert reason.startswith("the worker ended in the middle of the cell: killed by SIGKILL")
+    assert launches(store) == 3 and any("starting again" in note for note in display.notes)
+    error = json.loads((store.root / "cells" / "gqa-bad" / "error.json").read_text())
+    assert error["error"] == "WorkerDied" and error["message"] == reason
+
+
+def test_a_worker_that_says_nothing_is_ended_with_all_it_started(store, monkeypatch, tmp_path):
+    pids = tmp_path / "pids"
+    child = f"import os, time; open({str(pids)!r}, 'a').write(str(os.getpid()) + chr(10)); time.sleep(600)"
+    display = run(store, monkeypatch, f"subprocess.run([sys.executable, '-c', {child!r}])", SILENT, minutes=0.05)
+    assert display.ended[1][1:] == ("failed", "no progress for 0.05 minutes (launch.timeout_minutes)")
+    started = pids.read_text().split()
+    assert started
+    deadline = time.monotonic() + 10
+    while any(_alive(int(pid)) for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_alive(int(pid)) for pid in started)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_another_process_than_the_first_fails_and_its_reason_is_kept(store, monkeypatch):
+    """The first says nothing more: it waits for the others until it is ended."""
+    bad = "write_error(Path(cell['path']), 'ValueError', 'document 7: its image cannot be read'); sys.exit(1)"
+    display = run(store, monkeypatch, bad)
+    assert display.ended[1] == ("bad", "failed", "ValueError: document 7: its image cannot be read")
+    assert launches(store) == 2  # it is not tried again: the same would happen
+    assert [name for name, state, _ in display.ended if state == "done"] == ["first", "last"]
+
+
+def test_the_reason_in_the_log_of_another_process_is_shown(store, monkeypatch):
+    display = run(store, monkeypatch, "print('[rank1]: torch.OutOfMemoryError: CUDA out of memory'); sys.exit(1)")
+    assert "exit status 1; [rank1]: torch.OutOfMemoryError: CUDA out of memory" in display.ended[1][2]
+
+
+def test_a_worker_that_cannot_start_is_not_tried_again_but_for_its_port(store, monkeypatch):
+    with pytest.raises(LaunchError, match="the worker could not start: ValueError: pretrained: no weights"):
+        run(store, monkeypatch, "", "raise ValueError('pretrained: no weights')")
+    assert launches(store) == 1
+    with pytest.raises(LaunchError, match="EADDRINUSE"):
+        run(store, monkeypatch, "", "raise RuntimeError('EADDRINUSE: the port is taken')")
+    assert launches(store) == 3  # once more, on another port
+
+
+# -- inside the worker ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error, world_size, goes_on",
+    [
+        (ValueError("no such picture"), 1, True),
+        (ValueError("no such picture"), 2, False),  # the others wait inside a collective
+        ("OutOfMemoryError", 1, False),  # only a fresh process computes correctly after it
+        ("AcceleratorError", 1, False),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
+    store, monkeypatch, error, world_size, goes_on, first
+):
+    import torch
+
+    from finepruner_lmms.matrix import worker
+
+    if isinstance(error, str):
+        kind = getattr(torch, error)
+        error = kind.__new__(kind)
+        error.args = ("CUDA: out of memory",)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(worker, "evaluate_cell", fail)
+    cell = {"id": "a", "folder": "gqa-a", "task": "gqa", "row": 0, "label": "gqa · a", "spec": {"task": "gqa"}}
+    folder = store.cell_dir(cell)
+    folder.mkdir(parents=True)
+    sent: list[str] = []
+    events = SimpleNamespace(send=lambda event, **_: sent.append(event))
+    lm = SimpleNamespace(world_size=world_size, monitor_to=lambda _: None)
+    plan = {"launch": "1", "batch_size": 1}
+    assert worker._attempt(lm, None, cell | {"path": str(folder)}, plan, events, first) is goes_on
+    state = store.state(cell, live=True)
+    assert state.name == "failed" and state.reason == f"{type(error).__name__}: {error}"
+    assert sent == ["start", "failed"]
+
+
+class Doubled:
+    """A model that answers with what it was asked, and keeps what that was."""
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank, self.asked = rank, []
+
+    def generate_until(self, requests):
+        self.asked += [request.doc_id for request in requests]
+        return [f"answer {request.doc_id}" for request in requests]
+
+
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (3, 2)])
+def test_an_attempt_with_another_number_of_processes_goes_on_with_all_answers(tmp_path, monkeypatch, before, after):
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.caching.response_cache import ResponseCache
+
+    from finepruner_lmms.lmms.response_cache import share_answers
+
+    monkeypatch.setenv("LMMS_CACHE_RUN_ID", launch.RUN_ID)
+
+    def attempt(world_size: int, documents: range) -> list[int]:
+        """Answer them, in as many processes; the questions that the model was asked."""
+        asked = []
+        for rank in range(world_size):
+            share_answers(tmp_path, launch.RUN_ID, rank)
+            cache = ResponseCache.create(
+                str(tmp_path), model="m", model_args="", world_size=world_size, global_rank=rank
+            )
+            requests = [
+                Instance(
+                    request_type="generate_until",
+                    arguments=(f"question {number}", {"max_new_tokens": 4}, None, number, "t", "test"),
+                    idx=0,
+                    metadata={"task": "t", "doc_id": number, "repeats": 1},
+                )
+                for number in list(documents)[rank::world_size]
+            ]
+            model = Doubled(rank)
+            assert cache.execute(model, "generate_until", requests) == [f"answer {r.doc_id}" for r in requests]
+            cache.close()
+            asked += model.asked
+        return asked
+
+    assert sorted(attempt(before, range(8))) == list(range(8))
+    for log in tmp_path.glob("runs/*/rank_*.audit.jsonl"):
+        with log.open("a") as file:
+            file.write('{"cache_key": "cut o')  # as a kill leaves it
+    assert attempt(after, range(12)) and sorted(attempt(after, range(12))) == []
+
+
+# -- locks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_system_that_cannot_lock_is_an_error_and_no_second_run(store, monkeypatch):
+    """Some network file systems answer ENOSYS or ENOLCK: two runs would work in one directory without knowing."""
+
+    def refuse(*_, **__):
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    with pytest.raises(StoreError, match="cannot be locked"), store.lock():
+        raise AssertionError("ran without a lock")
+
+
+def test_a_worker_that_ends_after_its_result_has_ended_its_cell(store, monkeypatch):
+    display = run(store, monkeypatch, "say = lambda event, **facts: sys.exit(1)")
+    assert [(name, state) for name, state, _ in display.ended] == [
+        ("first", "done"), ("bad", "done"), ("last", "done"),
+    ]  # fmt: skip
+
+
+def test_a_run_in_the_same_process_is_refused_too(store):
+    with (
+        store.lock(),
+        pytest.raises(StoreError, match=f"in use by process {os.getpid()} on "),
+        Store(store.root).lock(),
+    ):
+        pass
