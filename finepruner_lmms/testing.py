@@ -40,6 +40,21 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "output_logi
 _PARAMETERS = {"cdpruner": {"relevance": "embedding"}}  # the small model has no text tower
 
 
+def rounding(layers: int = 6, dtype: torch.dtype = torch.float32, size: float = 1.0) -> dict[str, Any]:
+    """How far apart two outputs of `tiny_llava` may lie that differ in nothing but the order of their sums.
+
+    A sum of n products, in whatever order, is off by at most n eps times the sum of their magnitudes (Higham, "Accuracy
+    and Stability of Numerical Algorithms", section 3.1), and errors of one layer add to those of the next. n is counted
+    along the longest way through `layers` decoder layers and the language head; `size` is how large the values are that
+    are added. Processors differ in the order (vector width, fused multiply-add, the kernel chosen for a mask), so this
+    bound holds on all of them. For `torch.testing.assert_close(a, b, **rounding())`.
+    """
+    norm, projection, attention, mlp = 64, 64, 8 + 2 * 48, 64 + 96  # products in the sums of a layer; up to 48 tokens
+    terms = layers * (2 * norm + 2 * projection + attention + mlp) + 64
+    bound = terms * torch.finfo(dtype).eps
+    return {"rtol": bound, "atol": bound * size}
+
+
 @functools.cache
 def tiny_llava(attention: str = "sdpa", layers: int = 6, dtype: torch.dtype = torch.float32) -> Any:
     """A random LLaVA with 16 visual tokens and grouped-query attention (8 query heads, 4 KV heads)."""
@@ -355,7 +370,7 @@ def check_batch(name: str, reference: Reference) -> None:
         for layer, kept in single.trace.kept.items():
             assert torch.equal(kept[0], together.trace.kept[layer][row])
         ours = torch.stack([step[row] for step in together.logits or ()])
-        torch.testing.assert_close(ours, torch.stack([s[0] for s in single.logits or ()]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours, torch.stack([s[0] for s in single.logits or ()]), **rounding())
 
 
 def check_lengths(name: str, reference: Reference) -> None:

@@ -1,4 +1,8 @@
-"""What the tests share. Nothing is downloaded."""
+"""What the tests share. Nothing is downloaded.
+
+`make test` shares the files among two processes (pytest-xdist, `--dist loadfile`): a file's tests run in one process
+and in order, so that what a module-scoped fixture made is made once. `make test-fast` leaves out what is marked `slow`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+import transformers
 
-from finepruner_lmms.testing import IMAGE, PAD, VISUAL, alone, prompts, tiny_llava
+from finepruner_lmms.testing import IMAGE, PAD, VISUAL, alone, prompts, rounding, tiny_llava
 
-__all__ = ["IMAGE", "PAD", "VISUAL", "alone", "prompts", "tiny_llava"]
+__all__ = ["IMAGE", "PAD", "VISUAL", "alone", "prompts", "rounding", "tiny_llava"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = os.environ.get("FINEPRUNER_TEST_TRANSFORMERS", transformers.__version__)
+    if transformers.__version__ != wanted:
+        raise pytest.UsageError(f"transformers {wanted} is to be tested, {transformers.__version__} was imported")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes come first: a long file at the end would leave one of two processes idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def invoke(*arguments: object):
     "error, status, text",
     [
         (FieldError("budget", "got 0", fix="give more"), 2, "budget: got 0; give more\n"),
-        (DataError("data: pope is not there"), 2, "data: pope is not there\n"),
+        (DataError("data", "pope is not there"), 2, "data: pope is not there\n"),
         (StoreError("output: 'x' is in use"), 2, "output: 'x' is in use\n"),
         (Locked("x", "process 1 on a"), 2, "x: held by process 1 on a\n"),
         (JudgeError("no answer"), 1, "no answer\n"),

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from brute_force import answer, best
-from conftest import IMAGE, VISUAL, alone, prompts, tiny_llava
+from conftest import IMAGE, VISUAL, alone, prompts, rounding, tiny_llava
 from transformers import DynamicCache
 
 import finepruner_lmms as fp
@@ -91,7 +91,7 @@ def test_equals_brute_force(which, batch, attention):
         expected, kept = answer(
             model, alone(inputs, row), stages, choose_by(pruner), STEPS, renumber=pruner.renumber_positions
         )
-        torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[row], expected, **rounding())
         assert result.sequences[row].tolist() == expected.argmax(-1).tolist()
         for layer, tokens in kept.items():
             assert result.trace.kept[layer][row].tolist() == tokens
@@ -163,7 +163,7 @@ def test_vision_side_equals_a_prompt_built_by_hand(name):
             return_dict_in_generate=True,
         )
         logits = torch.stack([step[row] for step in result.logits])
-        torch.testing.assert_close(logits, torch.stack(by_hand.logits)[:, 0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, torch.stack(by_hand.logits)[:, 0], **rounding())
 
 
 @pytest.mark.parametrize("name", ["random", "fastv", "finepruner"])
@@ -178,8 +178,7 @@ def test_a_batch_gives_each_row_what_it_gets_alone(name):
         torch.testing.assert_close(
             torch.stack([s[row] for s in together.logits]),
             torch.stack([s[0] for s in single.logits]),
-            rtol=1e-4,
-            atol=1e-4,
+            **rounding(),
         )
 
 
@@ -274,7 +273,7 @@ def test_a_plain_forward_is_pruned_too():
     with fp.attach(model, fp.build_pruner("fastv", budget=8)) as trace, torch.no_grad():
         logits = model(**inputs, use_cache=True).logits[:, -1]
     generated = fp.generate(model, fp.build_pruner("fastv", budget=8), inputs, max_new_tokens=1, output_logits=True)
-    torch.testing.assert_close(logits, generated.logits[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, generated.logits[0], **rounding())
     assert trace.kept[2][0].tolist() == generated.trace.kept[2][0].tolist()
 
 
@@ -403,7 +402,8 @@ def test_gathering_everything_changes_nothing(attention):
     options = {"max_new_tokens": STEPS, "do_sample": False, "output_logits": True}
     plain = fp.generate(model, fp.build_pruner("vanilla"), inputs, **options)
     gathered = fp.generate(model, Identity(), inputs, **options)
-    torch.testing.assert_close(torch.stack(plain.logits), torch.stack(gathered.logits), rtol=1e-5, atol=1e-6)
+    # equal up to rounding only: with a mask, PyTorch may choose another attention kernel, which adds in another order
+    torch.testing.assert_close(torch.stack(plain.logits), torch.stack(gathered.logits), **rounding())
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -431,16 +431,16 @@ def test_every_row_that_a_method_may_read_is_what_eager_attention_computes(batch
         eager = tiny_llava("eager")
         outputs = eager(**single, output_attentions=True, output_hidden_states=True)
         words = single["input_ids"].shape[1] - int(visual[-1]) - 1
-        near = {"rtol": 1e-5, "atol": 1e-6}
+        near = rounding(layers=3)
         torch.testing.assert_close(found["attention"][row], outputs.attentions[2][0, :, -1, visual], **near)
         torch.testing.assert_close(found["next_attention"][row], outputs.attentions[3][0, :, -1, visual], **near)
         behind = outputs.attentions[2][0, :, -words:][..., visual]
         torch.testing.assert_close(found["text_attention"][row][:, -words:], behind, **near)
         assert int(found["text_present"][row].sum()) == words and bool(found["text_present"][row][-words:].all())
         assert int(found["prefix_lengths"][row]) == int(visual[0])
-        torch.testing.assert_close(found["hidden"][row], outputs.hidden_states[3][0, visual], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found["hidden"][row], outputs.hidden_states[3][0, visual], **rounding(3, size=25))
         embeds = outputs.hidden_states[0][0]
-        torch.testing.assert_close(found["visual_embeds"][row], embeds[visual])
+        torch.testing.assert_close(found["visual_embeds"][row], embeds[visual], **near)
         torch.testing.assert_close(found["text_embeds"][row][-words:], embeds[-words:])
 
 

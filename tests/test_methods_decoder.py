@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from brute_force import answer, best
-from conftest import VISUAL, alone, prompts, tiny_llava
+from conftest import VISUAL, alone, prompts, rounding, tiny_llava
 
 import finepruner_lmms as fp
 from finepruner_lmms.engine import attention_rows
@@ -216,7 +216,7 @@ def test_equals_brute_force(which, attention):
             renumber=pruner.renumber_positions,
             next_layer="official" in which,
         )
-        torch.testing.assert_close(logits[row], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[row], expected, **rounding())
         for layer, tokens in kept.items():
             assert result.trace.kept[layer][row].tolist() == tokens
 
@@ -230,7 +230,7 @@ def test_merging_in_a_batch_of_any_mix(positions):
     for row in range(4):
         single = fp.generate(model, pruner, alone(inputs, row), **OPTIONS)
         ours = torch.stack([step[row] for step in together.logits])
-        torch.testing.assert_close(ours, torch.stack([s[0] for s in single.logits]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours, torch.stack([s[0] for s in single.logits]), **rounding())
     other = fp.build_pruner("sparsevlm", budget="50%", positions="original" if positions == "renumbered" else None)
     changed = fp.generate(model, other, inputs, **OPTIONS)
     assert not torch.allclose(torch.stack(together.logits)[:, 0], torch.stack(changed.logits)[:, 0], atol=1e-3)
@@ -332,7 +332,7 @@ def test_a_prompt_that_ends_with_the_image_keeps_the_token_that_is_read(which, a
             next_layer="official" in which,
         )
         ours = torch.stack([step[row] for step in result.logits])
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours, expected, **rounding())
         for layer, tokens in kept.items():
             assert result.trace.kept[layer][row].tolist() == tokens
             assert len(tokens) == max(stages[layer], int(ends))
@@ -352,7 +352,7 @@ def test_merging_before_a_last_token_that_stays(budget):
     for row in range(4):
         single = fp.generate(model, pruner, alone(inputs, row), **OPTIONS)
         ours = torch.stack([step[row] for step in together.logits])
-        torch.testing.assert_close(ours, torch.stack([s[0] for s in single.logits]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours, torch.stack([s[0] for s in single.logits]), **rounding())
     for kept in together.trace.kept.values():
         assert kept[0][-1] == kept[2][-1] == VISUAL - 1
 
@@ -403,7 +403,7 @@ def test_text_is_looked_at_a_part_at_a_time(query, monkeypatch):
     assert max(sizes) == 150
     for layer, kept in whole.trace.kept.items():
         assert [row.tolist() for row in parts.trace.kept[layer]] == [row.tolist() for row in kept]
-    torch.testing.assert_close(parts.logits[0], whole.logits[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts.logits[0], whole.logits[0], **rounding())
 
 
 def test_sparsevlm_in_double_precision():

@@ -97,7 +97,7 @@ class Job:
 
 
 def task_jobs(names: Sequence[str], revisions: Mapping[str, str]) -> list[Job]:
-    """A job a benchmark. `DataError` for names that are not known."""
+    """One job per benchmark. `DataError` for names that are not known."""
     for name in (*names, *revisions):
         if name not in FACTS:
             raise DataError("tasks", f"unknown task {name!r}{nearest(name, FACTS)}", fix=f"known: {', '.join(FACTS)}")

@@ -63,7 +63,7 @@ def as_json(checks: Sequence[Check]) -> str:
 
 
 def show(checks: Sequence[Check], console: Console) -> None:
-    """A line a check, what to do below it."""
+    """One line per check, what to do below it."""
     states, topics = (max(map(len, column)) for column in zip(*((c.status, c.topic) for c in checks), strict=True))
     for check in checks:
         line = Text.assemble(

@@ -42,7 +42,7 @@ LEFT = 75  # exit status of a worker that leaves cells to a fresh one
 
 
 class Events:
-    """What the first process tells the parent, a JSON object a line."""
+    """What the first process tells the parent, one JSON object per line."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = None if path is None else path.open("a", encoding="utf-8", buffering=1)

@@ -139,7 +139,7 @@ def matrix(values: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def frequencies(shares: dict[str, np.ndarray]) -> Figure:
-    """How often each head is chosen, a line a row and task."""
+    """How often each head is chosen, one line per row and task."""
     values = np.stack(list(shares.values()))
     figure, axes = _axes(4.2 + 0.22 * values.shape[1], 1.2 + 0.22 * len(shares))
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)

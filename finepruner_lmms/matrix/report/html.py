@@ -39,7 +39,7 @@ def build_report(store: Store) -> str:
 def _settings(record: Json) -> str:
     spec = record["cells"][0]
     limit = spec["spec"]["limit"] if "spec" in spec else None
-    asked = f"{limit} questions a task" if limit else "all questions"
+    asked = f"{limit} questions per task" if limit else "all questions"
     sizes = f"{record['num_layers']} decoder layers, {record['num_visual_tokens']} visual tokens"
     text = f"{record['model']}, {sizes}, {asked}"
     return f'<p class="note">{html.escape(text)}</p>'
@@ -51,7 +51,7 @@ def _leaderboard(board: Leaderboard) -> Iterator[str]:
 
     yield "<h2>Leaderboard</h2>"
     if any(line.average is not None for line in board.lines):
-        yield picture(figure(board), "Mean score against the budget, a line a method")
+        yield picture(figure(board), "Mean score against the budget, one line per method")
     yield reading_frame(board).to_html(index=False, border=0, escape=True)
     yield f'<p class="note">{"<br>".join(html.escape(note) for note in notes(board))}</p>'
     if any(line.cost for line in board.lines):

@@ -1,4 +1,4 @@
-"""The leaderboard as a picture: accuracy against budget, a line a method."""
+"""The leaderboard as a picture: accuracy against budget, one line per method."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def render_costs(board: Leaderboard, form: str) -> str:
 
 
 def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
-    """What the prefills took, a row a line of the leaderboard, for reading or exact."""
+    """What the prefills took, one row per line of the leaderboard, for reading or exact."""
     import pandas as pd
 
     whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
@@ -61,7 +61,7 @@ COST_NOTES = (
     "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
     "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
     "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
-    "KV: the cache after prefill, at 2 bytes a value.",
+    "KV: the cache after prefill, at 2 bytes per value.",
 )
 
 
