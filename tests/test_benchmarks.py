@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import time
 
 import datasets
 import numpy as np
@@ -145,3 +147,38 @@ def test_no_samples_are_an_error():
 def test_the_ten_names_are_those_of_the_contract():
     names = "vqav2 gqa vizwiz sqa textvqa pope mme mmbench mmbench_cn mmvet"
     assert " ".join(BENCHMARKS) == names
+
+
+N = 200_000
+PARTS = {
+    "gqa": lambda i, hit: {"exact_match": float(hit)},
+    "pope": lambda i, hit: {
+        "pope_f1_mean": {
+            "prediction": ("no", "yes")[hit],
+            "ground_truth": ("yes", "no")[i % 2],
+            "category": "abc"[i % 3],
+        }
+    },
+    "mme": lambda i, hit: {
+        "mme_perception_score": {"score": float(hit), "question_id": str(i // 2), "category": str(i // 2 % 10)}
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
+def test_200_000_questions_are_scored_in_seconds_and_little_memory(name):
+    hits = np.random.default_rng(0).random(N) < 0.7
+    samples = [{"doc_id": i, **PARTS[name](i, bool(hit))} for i, hit in enumerate(hits)]
+    images = [str(i) for i in range(N)]  # the most that there can be
+    memory, started = peak_memory(), time.process_time()
+    assert BENCHMARKS[name].percent(samples) > 0
+    middle = time.process_time()
+    assert BENCHMARKS[name].standard_error(samples, images) > 0
+    assert middle - started < 10 and time.process_time() - middle < 10  # seconds of this process
+    assert peak_memory() - memory < 1e9
+
+
+def peak_memory() -> float:
+    """Bytes that this process has held at most."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

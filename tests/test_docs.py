@@ -19,7 +19,7 @@ A mark stands in a line of its own before the fence; the reason is required wher
 - `<!-- prints -->` before a ```` ```text ```` block: the Python or shell block before it must print exactly this. A
   line `…` (or `...`) in it stands for any number of lines.
 
-Notebooks under examples/ are executed cell by cell in one namespace.
+Notebooks: see `test_notebook.py`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ from finepruner_lmms.matrix.config import MatrixFile
 from finepruner_lmms.pruners import registry
 
 PAGES = {page.relative_to(ROOT).as_posix(): doc_blocks.read(page) for page in doc_blocks.pages()}
-NOTEBOOKS = sorted((ROOT / "examples").rglob("*.ipynb"))
 CLOSED = ("text", "diff", "bibtex")
 MATRIX = {"name": "doc", "model": {"pretrained": "demo"}, "data": "demo", "tasks": ["gqa"], "methods": ["vanilla"]}
 
@@ -160,20 +159,6 @@ def check_matrix(content: dict) -> None:
             for position in range(max(map(len, lists.values()))):
                 row = {key: values[min(position, len(values) - 1)] for key, values in lists.items()}
                 assert len(fp.build_pruner(row.pop("method"), **row).schedule(32, 576)) == 32
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_runs_from_top_to_bottom(notebook, folder):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    namespace: dict = {"__name__": "__page__"}
-    for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"])
-            code = "\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))
-            execute(code, f"{notebook.name}[{number}]", namespace)
 
 
 # -- the checks themselves can fail -----------------------------------------------------------------------------------

@@ -262,10 +262,10 @@ def test_the_hub_tasks_name_public_datasets():
 
 
 def test_the_miniatures_are_made_once_and_alike(tmp_path, monkeypatch):
-    kept, built = {name: table(name).select(range(8)) for name in ("vqav2", "mme")}, []
+    kept, built = {name: table(name).select(range(24)) for name in ("vqav2", "mme")}, []
     build = demo.build
     monkeypatch.setenv("FINEPRUNER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(demo, "SIZES", dict.fromkeys(demo.SIZES, 8))
+    monkeypatch.setattr(demo, "SIZES", dict.fromkeys(demo.SIZES, 24))  # whole scenes of every benchmark
     monkeypatch.setattr(demo, "build", lambda *arguments: built.append(1) or build(*arguments))
     with ThreadPoolExecutor(3) as pool:  # whoever comes second waits for the folder of the first
         roots = set(pool.map(tasks.data_root, ["demo"] * 3))
