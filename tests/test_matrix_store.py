@@ -159,7 +159,7 @@ def test_a_study_of_another_shape_is_named_with_how_to_go_on(store, changes, fla
     file = store.root / "matrix.json"
     file.write_text("{" if changes is None else json.dumps(json.loads(file.read_text()) | changes))
     said = CliRunner().invoke(app, [command, str(store.root)])
-    assert said.exit_code == 2 and flaw in said.stderr and "writes it again, and what is done stays done" in said.stderr
+    assert said.exit_code == 2 and flaw in said.stderr and "writes it again, and no result is lost" in said.stderr
     assert "Traceback" not in said.stderr
 
 

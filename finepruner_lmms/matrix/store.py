@@ -76,7 +76,7 @@ class Store:
         write_json(self.root / "matrix.json", study.model_dump(mode="json"))
 
     def study(self) -> Study:
-        """What `save_study` was given; `StoreError` where nothing was run, or the file is damaged or of old."""
+        """What `save_study` was given; `StoreError` where nothing was run or the file holds something else."""
         if not self.root.is_dir():
             raise StoreError(f"output: {str(self.root)!r} is not a folder; `run` makes one under runs/<name>")
         try:
@@ -84,7 +84,7 @@ class Store:
         except Damage as damage:
             raise StoreError(
                 f"output: {str(self.root)!r}: {damage}; the file is damaged or of another version: `run` with the same "
-                "matrix file and --output writes it again, and what is done stays done"
+                "matrix file and --output writes it again, and no result is lost"
             ) from None
         if study is None:
             raise StoreError(f"output: {str(self.root)!r} holds no matrix.json, so nothing was run into it")
