@@ -71,21 +71,21 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.matrix.runner import LaunchError, run_cells
     from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run
 
-    matrix, store, record = open_study(config, output)
+    matrix, store, study = open_study(config, output)
     require_data(matrix.file.data, matrix.file.tasks, matrix.file.submission)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     with ExitStack() as held:
         held.enter_context(store.lock())
-        store.save_matrix(record)
-        states = store.states(record["cells"])
-        left = to_run(record, states)
+        store.save_study(study)
+        states = store.states(study.cells)
+        left = to_run(study, states)
         total, finished = len(states), len(states) - len(left)
         with display_for(Console(), total, finished) as display:
             display.note(f"{total} cells, {finished} done before, {len(left)} to do; results in {store.root}")
             try:
                 run_cells(store, matrix.file, left, display)
-                judge_cells(store, record, matrix.file.judge, display)
+                judge_cells(store, study, matrix.file.judge, display)
             except LaunchError as error:
                 display.note(str(error))
             except (JudgeError, JudgementsError) as error:
@@ -94,7 +94,7 @@ def run(config: Config, output: OutputOption = None) -> None:
                 display.note("stopped; what is done is kept, `run` goes on from here")
                 raise typer.Exit(130) from None
     sys.stdout.write(f"\n{render(leaderboard(store), 'text')}")
-    raise typer.Exit(1 if report_unfinished(store, record) else 0)
+    raise typer.Exit(1 if report_unfinished(store, study) else 0)
 
 
 @app.command()
@@ -108,8 +108,8 @@ def plan(
     from finepruner_lmms.matrix.study import open_study
 
     check_choice("--format", form, ("text", "jsonl"))
-    _, store, record = open_study(config, output)
-    sys.stdout.write(plan_lines(store, record) if form == "jsonl" else plan_text(store, record))
+    _, store, study = open_study(config, output)
+    sys.stdout.write(plan_lines(store, study) if form == "jsonl" else plan_text(store, study))
 
 
 @app.command()
@@ -119,7 +119,7 @@ def status(output: Output) -> None:
     from finepruner_lmms.matrix.store import Store
 
     store = Store(output)
-    sys.stdout.write(status_text(store, store.matrix()))
+    sys.stdout.write(status_text(store, store.study()))
 
 
 @app.command()
@@ -143,7 +143,7 @@ def table(
     check_choice("--format", form, FORMATS)
     check_choice("--relative", relative, RELATIVE)
     store = Store(output)
-    store.matrix()
+    store.study()
     board = leaderboard(store, merge_seeds=not seeds and form != "csv")
     sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
     if picture is not None:
@@ -162,7 +162,7 @@ def report(
     from finepruner_lmms.matrix.store import Store
 
     store = Store(output)
-    store.matrix()
+    store.study()
     target = output / "report.html" if to is None else to
     write_report(store, target)
     sys.stdout.write(f"{target}\n")
@@ -180,8 +180,8 @@ def compare(
     from finepruner_lmms.matrix.store import Store
 
     store = Store(output)
-    record = store.matrix()
-    found = differences(store, record, find_row(record, first), find_row(record, second))
+    study = store.study()
+    found = differences(store, study, find_row(study, first), find_row(study, second))
     sys.stdout.write(render_differences(found, first, second))
 
 

@@ -9,13 +9,15 @@ import pytest
 from hub_content import CHECKPOINT, NAMES, OTHER_SPLITS, environment, finepruner, lay_out, repository
 from lmms_eval.tasks import TaskManager
 from mirror import serve
+from studies import cell, method
 from typer.testing import CliRunner
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.cli import app
 from finepruner_lmms.data import task_folders as tasks
+from finepruner_lmms.lmms.identity import cell_identity
 from finepruner_lmms.lmms.model import LlavaFinePruner
-from finepruner_lmms.matrix.worker import evaluate_cell
+from finepruner_lmms.matrix.evaluate import evaluate_cell
 
 pytestmark = pytest.mark.slow
 LIMIT = 4
@@ -53,13 +55,16 @@ def run_here(folder: Path, data: str, pretrained: str) -> tuple[Answers, dict[st
     manager = TaskManager(
         include_path=str(tasks.folder(data, limit=LIMIT)), include_defaults=False, model_name="llava_finepruner"
     )
-    spec = {"method": "fastv", "budget": 64, "parameters": {}, "limit": LIMIT}
+    fastv = method("fastv", 64)
+    lm.configure(method="fastv", budget=64)
     answers, metrics = {}, {}
     for name in NAMES:
-        result, samples = evaluate_cell(lm, manager, spec | {"task": name}, folder, folder / "cache" / name, name)
+        identity = cell_identity(lm.answer_identity(), name, LIMIT, False, "")
+        one = cell(name, name, of=fastv, limit=LIMIT, identity=identity)
+        outcome, samples = evaluate_cell(lm, manager, one, folder, folder / "cache" / name)
         answers[name] = [(sample["doc_id"], sample["answer"]) for sample in samples]
         if not BENCHMARKS[name].judged:
-            metrics[name] = result["metrics"][BENCHMARKS[name].metric]
+            metrics[name] = outcome.scores.metrics[BENCHMARKS[name].metric]
     return answers, metrics
 
 

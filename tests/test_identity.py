@@ -362,10 +362,10 @@ def test_all_benchmarks_have_a_task_that_can_be_followed(original):
 def test_plan_says_why_a_finished_cell_does_not_count(tmp_path):
     vanilla, random = cells(tmp_path)
     store = Store(tmp_path / "out")
-    earlier = Identity.model_validate(vanilla.spec["identity"]).model_copy(update={"method": {"vanilla": "earlier"}})
+    earlier = vanilla.identity.model_copy(update={"method": {"vanilla": "earlier"}})
     folder = store.root / "cells" / f"pope-vanilla-{earlier.id}"
     begin_attempt(folder, "1")
-    spec = vanilla.spec | {"identity": earlier.model_dump()}
+    spec = vanilla.spec() | {"identity": earlier.model_dump()}
     about = {"id": earlier.id, "spec": spec, "answered": 8, "expected": 8, "seconds": 1.0, "percent": 50.0}
     write_result(folder, about | {"standard_error": 1.0, "metrics": {"pope_f1_mean,none": 0.5}}, [])
     command = ["plan", str(tmp_path / "m.yaml"), "--output", str(store.root)]

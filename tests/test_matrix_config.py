@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from finepruner_lmms import pruners
 from finepruner_lmms.matrix.cells import expand
 from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.matrix.yaml_places import ConfigError
@@ -45,6 +46,14 @@ def test_lists_multiply_within_an_entry(tmp_path):
     cells = expand(matrix)
     assert len(cells) == 14 and len({cell.folder for cell in cells}) == 14
     assert [cell.task for cell in cells] == ["pope"] * 7 + ["mme"] * 7
+
+
+def test_the_pruner_of_a_row_is_built_once(tmp_path, monkeypatch):
+    built = []
+    build = pruners.build_pruner
+    monkeypatch.setattr(pruners, "build_pruner", lambda name, **given: built.append(name) or build(name, **given))
+    matrix = load_matrix(write(tmp_path, GOOD))
+    assert len(expand(matrix)) == 14 and built == ["vanilla"] + ["random"] * 4 + ["finepruner"] * 2
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from studies import cell
 
 from finepruner_lmms import files
 from finepruner_lmms.matrix import launch
+from finepruner_lmms.matrix.plan import Plan, PlannedCell
 from finepruner_lmms.matrix.runner import LaunchError, run_cells
 from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.store import Store, StoreError
@@ -70,12 +72,12 @@ class Display:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def cell_started(self, cell) -> None: ...
+    def cell_started(self, label: str) -> None: ...
 
     def cell_progress(self, done: int, total: int) -> None: ...
 
     def cell_ended(self, cell, state: str, text: str) -> None:
-        self.ended.append((cell["id"], state, text))
+        self.ended.append((cell.id, state, text))
 
 
 @pytest.fixture
@@ -90,10 +92,7 @@ def run(store: Store, monkeypatch, bad: str, worker: str = WORKER, minutes: floa
     monkeypatch.setattr(launch, "count_gpus", lambda: 0)
     monkeypatch.setattr(launch, "_command", lambda _folder, _processes, plan: [sys.executable, str(script), str(plan)])
     display = Display()
-    cells = [
-        {"id": name, "folder": f"gqa-{name}", "task": "gqa", "row": 0, "label": f"gqa · {name}"}
-        for name in ("first", "bad", "last")
-    ]
+    cells = [cell(name, "gqa") for name in ("first", "bad", "last")]
     patient = FILE.launch.model_copy(update={"timeout_minutes": minutes})
     run_cells(store, FILE.model_copy(update={"launch": patient}), cells, display)
     return display
@@ -187,15 +186,19 @@ def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
         raise error
 
     monkeypatch.setattr(worker, "evaluate_cell", fail)
-    cell = {"id": "a", "folder": "gqa-a", "task": "gqa", "row": 0, "label": "gqa · a", "spec": {"task": "gqa"}}
-    folder = store.cell_dir(cell)
+    failing = cell("a", "gqa")
+    folder = store.cell_dir(failing)
     folder.mkdir(parents=True)
     sent: list[str] = []
-    events = SimpleNamespace(send=lambda event, **_: sent.append(event))
+    events = SimpleNamespace(send=lambda event: sent.append(event.event))
     lm = SimpleNamespace(world_size=world_size, monitor_to=lambda _: None)
-    plan = {"launch": "1", "batch_size": 1}
-    assert worker._attempt(lm, None, cell | {"path": str(folder)}, plan, events, first) is goes_on
-    state = store.state(cell, live=True)
+    planned = PlannedCell(**dict(failing), path=folder)
+    plan = Plan(
+        launch="1", model=failing.model, batch_size=1, data="demo", limit=None, monitor=False, submission=False,
+        cells=(planned,),
+    )  # fmt: skip
+    assert worker._attempt(lm, None, planned, plan, events, first) is goes_on
+    state = store.state(failing, live=True)
     assert state.name == "failed" and state.reason == f"{type(error).__name__}: {error}"
     assert sent == ["start", "failed"]
 

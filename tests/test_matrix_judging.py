@@ -7,12 +7,14 @@ import json
 import pytest
 from judge_server import JudgeServer as Server
 from judge_server import fails, knows, says
+from studies import cell, method, study
 from typer.testing import CliRunner
 
 from finepruner_lmms.cli import app
 from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.judge.settings import JudgeServer
-from finepruner_lmms.matrix.judging import assign, assigned, judge_cells
+from finepruner_lmms.matrix.judging import assign, judge_cells
+from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.progress import display_for
 from finepruner_lmms.matrix.report.compare import differences
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
@@ -28,46 +30,40 @@ from finepruner_lmms.matrix.store import (
 )
 
 METRIC = "gpt_eval_score,none"
-ROWS = [
-    {"method": name, "budget": budget, "parameters": {}, "given": {}} for name, budget in (("vanilla", None), ("a", 64))
-]
-CELLS = [
-    {"id": f"id{row}", "folder": f"mmvet-{row}", "task": "mmvet", "row": row, "label": f"mmvet · {row}"}
-    for row in (0, 1)
-]
+ROWS = [method("vanilla"), method("a", 64)]
+CELLS = [cell(f"id{row}", "mmvet", row, ROWS[row]) for row in (0, 1)]
 SAID = (["red", "two", "7", "x"], ["red", "2", "7", "blue"])
 
 
 @pytest.fixture
 def store(tmp_path) -> Store:
     store = Store(tmp_path / "run")
-    for cell, said in zip(CELLS, SAID, strict=True):
+    for one, said in zip(CELLS, SAID, strict=True):
         lines = []
         for number, answer in enumerate(said):
             entry = {"question_id": f"v1_{number}", "question": "?", "gt_answer": ["red", "2<OR>two", "8", "x"][number]}
             entry |= {"capabilities": ["rec", "rec,math", "ocr", "know"][number], "pred_answer": answer}
             lines.append({"doc_id": number, "image": str(number), "target": "", "answer": answer, "score": entry})
-        folder = store.cell_dir(cell)
+        folder = store.cell_dir(one)
         begin_attempt(folder, "1")
-        about = {"id": cell["id"], "spec": {"task": "mmvet"}, "answered": 4, "expected": 4, "seconds": 1.0}
+        about = {"id": one.id, "spec": {"task": "mmvet"}, "answered": 4, "expected": 4, "seconds": 1.0}
         write_answered(folder, about, lines)
     return store
 
 
-def record(judge) -> dict:
-    about = {"name": "r", "model": "demo", "num_layers": 32, "num_visual_tokens": 576, "tasks": ["mmvet"]}
-    return assign(about | {"rows": ROWS, "cells": CELLS}, judge)
+def planned(judge) -> Study:
+    return assign(study(ROWS, CELLS), judge)
 
 
 def names(store: Store, judge) -> list[str]:
-    return [state.name for state in store.states(record(judge)["cells"])]
+    return [state.name for state in store.states(planned(judge).cells)]
 
 
-def score(store: Store, judge) -> dict:
+def score(store: Store, judge) -> Study:
     from rich.console import Console
 
-    current = record(judge)
-    store.save_matrix(current)
+    current = planned(judge)
+    store.save_study(current)
     with display_for(Console(quiet=True), 2, 0) as display:
         judge_cells(store, current, judge, display)
     return current
@@ -75,10 +71,10 @@ def score(store: Store, judge) -> dict:
 
 def test_answers_wait_until_they_are_judged(store):
     assert names(store, "later") == names(store, "exact") == ["waiting", "waiting"]
-    store.save_matrix(record("later"))
+    store.save_study(planned("later"))
     text = render(leaderboard(store), "text")
     assert text.count("waiting") == 4 and "questions" not in text  # two cells, and the note
-    cells = record("exact")["cells"]
+    cells = planned("exact").cells
     assert [state.reason for state in store.states(cells)] == ["4 questions answered, waiting for the judge"] * 2
     score(store, "exact")
     assert names(store, "exact") == names(store, "later") == ["done", "done"]  # `later` takes any judge's scores
@@ -94,10 +90,8 @@ def test_another_judge_judges_anew_and_equal_answers_once(store):
     with Server(knows) as server:
         judge = JudgeServer(url=server.url, model="judge-1", retries=0)
         assert names(store, judge) == ["waiting", "waiting"]
-        assert (
-            "waiting for the judge 'judge-1'; 'exact' judged before" in store.states(record(judge)["cells"])[0].reason
-        )
-        assert assigned(score(store, judge)) == judge
+        assert "waiting for the judge 'judge-1'; 'exact' judged before" in store.states(planned(judge).cells)[0].reason
+        assert score(store, judge).judge == judge
         assert len(server.requests) == 6  # of eight answers, two pairs are the same
         assert names(store, judge) == ["done", "done"] and names(store, "exact") == ["waiting", "waiting"]
         score(store, "exact")
@@ -123,8 +117,8 @@ def test_rows_of_different_judges_are_not_compared(store):
     result = json.loads(file.read_text())
     file.write_text(json.dumps(result | {"judge": {"name": "judge-1", "models": ["judge-1"]}}))
     with pytest.raises(StoreError, match="were judged by 'exact' and 'judge-1'"):
-        differences(store, record("later"), 0, 1)
-    store.save_matrix(record("later"))
+        differences(store, planned("later"), 0, 1)
+    store.save_study(planned("later"))
     assert "scores of different judges are not comparable" in render(leaderboard(store), "text")
 
 
@@ -136,7 +130,7 @@ def test_answers_that_were_changed_do_not_wait(store):
 
 # -- MMBench: scored without a judge, and by one where no letter can be read ------------------------------------------
 
-TWO = [CELLS[row] | {"id": f"b{row}", "folder": f"mmbench-{row}", "task": "mmbench"} for row in (0, 1)]
+TWO = [cell(f"b{row}", "mmbench", row, ROWS[row]) for row in (0, 1)]
 OPTIONS = ("a big dog", "a small cat", "a grey bird", "a red fish")
 # what both rows say to the orders of three questions, whose right options are A, B, C, D in turn; by hand:
 SAID_OF_FOUR = (
@@ -154,58 +148,58 @@ def reads(_number: int, prompt: str):
 def bench(tmp_path) -> Store:
     """Both rows done with the static scorer: of three questions only the first is right in every order."""
     store = Store(tmp_path / "bench")
-    for cell, said in zip(TWO, SAID_OF_FOUR, strict=True):
+    for one, said in zip(TWO, SAID_OF_FOUR, strict=True):
         lines = []
         for number, answer in enumerate(said):
             entry = {"index": number // 4 + number % 4 * 1_000_000, "question": "?", "answer": "ABCD"[number % 4]}
             entry |= {"category": "c", "prediction": answer} | dict(zip("ABCD", OPTIONS, strict=True))
             lines.append({"doc_id": number, "image": str(number // 4), "target": "", "answer": answer, "score": entry})
-        about = {"id": cell["id"], "spec": {"task": "mmbench"}, "answered": 12, "expected": 12, "seconds": 1.0}
+        about = {"id": one.id, "spec": {"task": "mmbench"}, "answered": 12, "expected": 12, "seconds": 1.0}
         about |= {"metrics": {METRIC: 100 / 3, "other,none": 1.0}, "percent": 100 / 3, "standard_error": 5.0}
-        begin_attempt(store.cell_dir(cell), "1")
-        write_result(store.cell_dir(cell), about, lines)
+        begin_attempt(store.cell_dir(one), "1")
+        write_result(store.cell_dir(one), about, lines)
     return store
 
 
-def bench_record(judge) -> dict:
-    return assign(record("later") | {"tasks": ["mmbench"], "cells": TWO}, judge)
+def bench_study(judge) -> Study:
+    return assign(study(ROWS, TWO), judge)
 
 
 def judge_bench(store: Store, judge) -> list[float]:
     """Judge what waits; the scores of both rows."""
     from rich.console import Console
 
-    current = bench_record(judge)
-    store.save_matrix(current)
+    current = bench_study(judge)
+    store.save_study(current)
     with display_for(Console(quiet=True), 2, 0) as display:
         judge_cells(store, current, judge, display)
     return [line.scores["mmbench"].shown for line in leaderboard(store).lines]
 
 
 def bench_names(store: Store, judge) -> list[str]:
-    return [state.name for state in store.states(bench_record(judge)["cells"])]
+    return [state.name for state in store.states(bench_study(judge).cells)]
 
 
 def test_mmbench_is_judged_only_by_a_judge_that_is_told_to(bench):
     plain = JudgeServer(url="http://127.0.0.1:1", model="judge-1")
     for judge in (None, "later", "exact", plain):
-        assert not any("judge" in cell for cell in bench_record(judge)["cells"])
+        assert not any(one.judged for one in bench_study(judge).cells)
         assert judge_bench(bench, judge) == [pytest.approx(100 / 3)] * 2  # nobody is asked: the address has no server
     told = plain.model_copy(update={"mmbench": True})
-    assert [cell["judge"] for cell in bench_record(told)["cells"]] == ["judge-1"] * 2
-    served = {"tasks": ["mmbench"], "cells": [TWO[0] | {"spec": {"submission": True}}]}
-    assert "judge" not in assign(record("later") | served, told)["cells"][0]
+    assert [(one.judged, one.judge) for one in bench_study(told).cells] == [(True, "judge-1")] * 2
+    served = study(ROWS, [TWO[0].model_copy(update={"submission": True})])
+    assert not assign(served, told).cells[0].judged
     assert bench_names(bench, told) == ["waiting", "waiting"]
     assert store_reason(bench, told) == "12 questions answered, waiting for the judge"
 
 
 def store_reason(store: Store, judge) -> str:
-    return store.states(bench_record(judge)["cells"])[0].reason
+    return store.states(bench_study(judge).cells)[0].reason
 
 
 def test_answers_scored_without_a_judge_are_judged_and_back_without_a_new_answer(bench):
-    samples = [bench.cell_dir(cell) / "samples.jsonl" for cell in TWO]
-    results = [json.loads((bench.cell_dir(cell) / "result.json").read_text()) for cell in TWO]
+    samples = [bench.cell_dir(one) / "samples.jsonl" for one in TWO]
+    results = [json.loads((bench.cell_dir(one) / "result.json").read_text()) for one in TWO]
     before = [file.read_bytes() for file in samples]
     with Server(reads) as server:
         judge = JudgeServer(url=server.url, model="judge-1", retries=0, mmbench=True)
@@ -213,7 +207,7 @@ def test_answers_scored_without_a_judge_are_judged_and_back_without_a_new_answer
         assert judge_bench(bench, judge) == [pytest.approx(200 / 3)] * 2
         asked = sorted(request["body"]["messages"][0]["content"].splitlines()[-2] for request in server.requests)
         assert asked == ["Answer: avian", "Answer: canine", "Answer: feline", "Answer: fishy"]  # feline once for both
-        state = bench.states(bench_record(judge)["cells"])[1]
+        state = bench.states(bench_study(judge).cells)[1]
         assert state.name == "done" and state.result.judge.model_dump() | {"rubric": ""} == {
             "name": "judge-1",
             "host": server.url[7:],
@@ -231,7 +225,7 @@ def test_answers_scored_without_a_judge_are_judged_and_back_without_a_new_answer
         assert store_reason(bench, None).endswith("waiting to be scored without a judge; 'judge-1' judged before")
         assert judge_bench(bench, None) == [pytest.approx(100 / 3)] * 2
         assert [file.read_bytes() for file in samples] == before
-        assert [json.loads((bench.cell_dir(cell) / "result.json").read_text()) for cell in TWO] == results
+        assert [json.loads((bench.cell_dir(one) / "result.json").read_text()) for one in TWO] == results
         assert "read by" not in render(leaderboard(bench), "text")
         # and judged again: all is known
         assert judge_bench(bench, judge) == [pytest.approx(200 / 3)] * 2 and len(server.requests) == 4
@@ -256,11 +250,11 @@ def test_rows_judged_and_not_judged_are_not_compared(bench):
     with Server(reads) as server:
         judge = JudgeServer(url=server.url, model="judge-1", retries=0, mmbench=True)
         judge_bench(bench, judge)
-    half = bench_record(judge)
-    del half["cells"][1]["judge"]
+    half = bench_study(judge)
+    half = half.model_copy(update={"cells": (half.cells[0], bench_study(None).cells[1])})
     with pytest.raises(StoreError, match="no finished task in common"):
         differences(bench, half, 0, 1)  # the second waits for its score without a judge
-    keep, current = bench.cell_dir(TWO[1]), bench_record(None)["cells"][1]
+    keep, current = bench.cell_dir(TWO[1]), bench_study(None).cells[1]
     about, lines = keep_answers(keep, current)
     write_result(keep, about, lines)
     with pytest.raises(StoreError, match="rows of mmbench were judged by 'judge-1' and nobody"):
@@ -276,13 +270,13 @@ def test_samples_that_were_changed_are_not_judged(bench):
 
 def test_the_command_judge_is_told_of_mmbench(bench, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    bench.save_matrix(bench_record(None))
+    bench.save_study(bench_study(None))
     with Server(reads) as server:
         options = ["judge", str(bench.root), "--url", server.url, "--model", "judge-1"]
         done = CliRunner().invoke(app, [*options, "--mmbench"])
         assert done.exit_code == 0 and done.stdout.count("66.7") == 2
         again = CliRunner().invoke(app, ["judge", str(bench.root)])  # the run knows its judge now
         assert again.stdout == done.stdout and len(server.requests) == 4
-    bench.save_matrix(bench.matrix() | {"tasks": ["gqa"], "cells": []})
+    bench.save_study(study(ROWS, [cell("g", "gqa")]))
     wrong = CliRunner().invoke(app, [*options, "--mmbench"])
     assert wrong.exit_code == 2 and "--mmbench: the run has neither of mmbench, mmbench_cn" in wrong.stderr

@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import pytest
+from studies import cell, method, study
 from typer.testing import CliRunner
 
 from finepruner_lmms.cli import app
@@ -17,9 +18,9 @@ from finepruner_lmms.matrix.report.tables import render_costs, render_difference
 from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, write_result
 
 ROWS = [
-    {"method": "vanilla", "budget": None, "parameters": {}, "given": {}},
-    {"method": "fastv", "budget": 64, "parameters": {"layer": 2}, "given": {}},
-    {"method": "fastv", "budget": 64, "parameters": {"layer": 3}, "given": {"layer": 3}},
+    method("vanilla"),
+    method("fastv", 64, {"layer": 2}),
+    method("fastv", 64, layer=3),
 ]
 IMAGES, EACH = 50, 4
 COST = {"questions": 200, "text_tokens": 55.0, "visual_tokens": 64.1, "final_visual_tokens": 30.0}
@@ -39,8 +40,7 @@ def answers(row: int) -> np.ndarray:
 def store(tmp_path) -> Store:
     store, cells = Store(tmp_path), []
     for number in range(3):
-        cell = {"id": f"gqa{number}", "folder": f"gqa{number}", "task": "gqa", "row": number, "label": "x"}
-        cells.append(cell)
+        cells.append(cell(f"gqa{number}", "gqa", number, ROWS[number]))
         if number == 2:
             continue
         right = answers(number)
@@ -49,18 +49,17 @@ def store(tmp_path) -> Store:
             for image, line in enumerate(right)
             for place, hit in enumerate(line)
         ]
-        result = {"id": cell["id"], "metrics": {"exact_match,none": right.mean()}, "percent": 100 * right.mean()}
+        result = {"id": cells[-1].id, "metrics": {"exact_match,none": right.mean()}, "percent": 100 * right.mean()}
         result |= {"standard_error": 2.0, "answered": right.size, "expected": right.size, "seconds": 1}
         result |= {"spec": {"task": "gqa"}, "cost": COST if number else COST | {"macs_2": 4e9, "macs_3": 4.4e9}}
-        begin_attempt(store.cell_dir(cell), "1")
-        write_result(store.cell_dir(cell), result, samples)
-    record = {"name": "study", "model": "demo", "num_layers": 32, "num_visual_tokens": 576}
-    store.save_matrix(record | {"tasks": ["gqa"], "rows": ROWS, "cells": cells})
+        begin_attempt(store.cell_dir(cells[-1]), "1")
+        write_result(store.cell_dir(cells[-1]), result, samples)
+    store.save_study(study(ROWS, cells))
     return store
 
 
 def test_differences_are_paired(store):
-    (found,) = differences(store, store.matrix(), 1, 0)
+    (found,) = differences(store, store.study(), 1, 0)
     one, other = answers(1), answers(0)
     assert found.value == pytest.approx(100 * (one.mean() - other.mean()))
     per_image = 100 * (one.mean(1) - other.mean(1))
@@ -71,14 +70,14 @@ def test_differences_are_paired(store):
 
 
 def test_a_difference_that_no_draw_changes_has_no_measured_error(store):
-    (same,) = differences(store, store.matrix(), 0, 0)
+    (same,) = differences(store, store.study(), 0, 0)
     assert (same.value, same.error, same.low, same.high) == (0, None, None, None)
     text = render_differences([same], "one", "other")
     assert " +0.0 ± – |" in text and "0.0 to" not in text and "–: not measured" in text
 
 
 def test_rows_are_named_as_people_see_them(store):
-    record = store.matrix()
+    record = store.study()
     assert [find_row(record, label) for label in ("vanilla", "fastv 64", "fastv  64 layer=3")] == [0, 1, 2]
     with pytest.raises(StoreError, match=r"row: got 'fastv 65' \(did you mean 'fastv 64'\?\); rows: vanilla, fastv 64"):
         find_row(record, "fastv 65")

@@ -8,12 +8,16 @@ import subprocess
 import sys
 
 import pytest
+from studies import IDENTITY, cell, method, study
+from typer.testing import CliRunner
 
+from finepruner_lmms.cli import app
 from finepruner_lmms.files import holder_of
-from finepruner_lmms.lmms.identity import Identity
+from finepruner_lmms.judge.settings import JudgeServer
+from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, check_result, write_error, write_result
 
-CELL = {"id": "abc", "folder": "pope-vanilla-abc", "task": "pope", "row": 0, "label": "pope · vanilla"}
+CELL = cell("abc", "pope")
 RESULT = {
     "id": "abc",
     "metrics": {"pope_f1_mean,none": 0.9},
@@ -92,7 +96,7 @@ def test_a_new_attempt_keeps_the_evidence_of_the_old_one(store):
 def test_results_of_other_settings_are_counted_not_shown(store):
     finish(store)
     assert store.others([CELL]) == 0
-    assert store.others([CELL | {"folder": "pope-vanilla-def", "id": "def"}]) == 1
+    assert store.others([cell("def", "pope")]) == 1
 
 
 def test_one_run_at_a_time_and_no_stale_lock(store):
@@ -117,9 +121,46 @@ def test_one_run_at_a_time_and_no_stale_lock(store):
 
 def test_an_output_that_is_none(tmp_path):
     with pytest.raises(StoreError, match="is not a folder"):
-        Store(tmp_path / "nowhere").matrix()
+        Store(tmp_path / "nowhere").study()
     with pytest.raises(StoreError, match="nothing was run into it"):
-        Store(tmp_path).matrix()
+        Store(tmp_path).study()
+
+
+def test_a_study_is_read_as_it_was_written(store):
+    rows = [method("vanilla"), method("fastv", "22%", {"rows": "raw"}, layer=3)]
+    cells = [cell("a", "pope"), cell("b", "pope", 1, rows[1], limit=8, submission=True, judged=True, judge="exact")]
+    for judge in (None, "later", JudgeServer(url="http://host", model="m")):
+        written = study(rows, cells).model_copy(update={"judge": judge})
+        store.save_study(written)
+        assert store.study() == written
+
+
+def test_a_label_says_what_the_file_gives():
+    row = method("fastv", 64, {"rows": "raw"}, layer=3)
+    assert row.label == "fastv 64 layer=3" and cell("a", "pope", of=row).label == "pope · fastv 64 layer=3"
+    assert method("vanilla").label == "vanilla"
+
+
+OF_OLD = {"id": "a", "slug": "pope-vanilla", "row": 0, "task": "pope", "spec": {"task": "pope"}, "label": "pope"}
+
+
+@pytest.mark.parametrize(
+    "changes, flaw",
+    [
+        ({"cells": [OF_OLD]}, "matrix.json: cells.0.method is missing"),
+        ({"rows": None}, "matrix.json: rows is None, not "),
+        ({"num_layers": "many"}, "matrix.json: num_layers is 'many', not "),
+        (None, "matrix.json is not readable as JSON"),
+    ],
+)
+@pytest.mark.parametrize("command", ["status", "table", "report", "judge"])
+def test_a_study_of_another_shape_is_named_with_how_to_go_on(store, changes, flaw, command):
+    store.save_study(study([method("vanilla")], [CELL]))
+    file = store.root / "matrix.json"
+    file.write_text("{" if changes is None else json.dumps(json.loads(file.read_text()) | changes))
+    said = CliRunner().invoke(app, [command, str(store.root)])
+    assert said.exit_code == 2 and flaw in said.stderr and "writes it again, and no result is lost" in said.stderr
+    assert "Traceback" not in said.stderr
 
 
 # -- damage, and why a stored result does not count -------------------------------------------------------------------
@@ -158,37 +199,29 @@ def test_a_status_of_another_shape_is_damage_that_is_named(store, name):
     begin_attempt(store.cell_dir(CELL), "2")  # and the next run goes on
 
 
-IDENTITY = Identity(
-    settings="s", dtype="float16", checkpoint="c", libraries={"torch": "2.11.0"}, engine={"engine": "e"},
-    method={"fastv": "m"}, task="t", data="d",
-)  # fmt: skip
-
-
-def planned(**changes) -> dict:
+def planned(**changes) -> Cell:
     identity = IDENTITY.model_copy(update=changes)
-    spec = {"task": "pope", "identity": identity.model_dump()}
-    return CELL | {"id": identity.id, "folder": f"pope-fastv-{identity.id}", "spec": spec}
+    return cell(identity.id, "pope", slug="pope-fastv", identity=identity)
+
+
+def finish_cell(store: Store, done: Cell) -> None:
+    begin_attempt(store.cell_dir(done), "1")
+    write_result(store.cell_dir(done), RESULT | {"id": done.id, "spec": done.spec()}, SAMPLES)
 
 
 def test_a_cell_that_is_named_in_other_words_is_the_same(store):
-    cell = planned()
-    begin_attempt(store.cell_dir(cell), "1")
-    write_result(store.cell_dir(cell), RESULT | {"id": cell["id"], "spec": cell["spec"]}, SAMPLES)
-    renamed = cell | {"folder": f"pope-fastv-layer-2-{cell['id']}"}
+    finish_cell(store, planned())
+    renamed = planned().model_copy(update={"slug": "pope-fastv-layer-2"})
     assert store.state(renamed, live=False).name == "done" and store.others([renamed]) == 0
 
 
 def test_the_plan_says_what_changed_since_the_nearest_result(store):
-    def finish_cell(cell: dict) -> None:
-        begin_attempt(store.cell_dir(cell), "1")
-        write_result(store.cell_dir(cell), RESULT | {"id": cell["id"], "spec": cell["spec"]}, SAMPLES)
-
-    finish_cell(planned())
-    finish_cell(planned(dtype="float32", data="x"))
+    finish_cell(store, planned())
+    finish_cell(store, planned(dtype="float32", data="x"))
 
     def reason(**changes) -> str | None:
-        cell = planned(**changes)
-        return store.explain_missing([cell]).get(cell["id"])
+        wanted = planned(**changes)
+        return store.explain_missing([wanted]).get(wanted.id)
 
     since = f"(since pope-fastv-{IDENTITY.id})"
     assert reason(method={"fastv": "other"}) == f"fastv's code changed {since}"

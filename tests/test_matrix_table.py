@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from studies import cell, method, study
 
 from finepruner_lmms.matrix.report.leaderboard import Line, leaderboard
 from finepruner_lmms.matrix.report.plots import draw, figure
@@ -19,11 +20,11 @@ from finepruner_lmms.matrix.runner import score_text
 from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
 
 ROWS = [
-    {"method": "vanilla", "budget": None, "parameters": {}, "given": {}},
-    {"method": "random", "budget": 64, "parameters": {"seed": 0}, "given": {"seed": 0}},
-    {"method": "random", "budget": 64, "parameters": {"seed": 1}, "given": {"seed": 1}},
-    {"method": "fastv", "budget": "25%", "parameters": {"layer": 2, "rows": "raw"}, "given": {"layer": 2}},
-    {"method": "uniform", "budget": 64, "parameters": {}, "given": {}},
+    method("vanilla"),
+    method("random", 64, seed=0),
+    method("random", 64, seed=1),
+    method("fastv", "25%", {"rows": "raw"}, layer=2),
+    method("uniform", 64),
 ]
 # shares of the maximum; the last row lacks a task
 GQA, MME = (0.8, 0.4, 0.6, 0.72, 0.5), (0.9, 0.45, 0.45, 0.81, None)
@@ -34,17 +35,15 @@ def store(tmp_path) -> Store:
     store, cells = Store(tmp_path), []
     for task, shares in (("gqa", GQA), ("mme", MME)):
         for number, share in enumerate(shares):
-            cell = {"id": f"{task}{number}", "folder": f"{task}{number}", "task": task, "row": number, "label": "x"}
-            cells.append(cell)
+            cells.append(cell(f"{task}{number}", task, number, ROWS[number]))
             if share is None:
                 continue
             metric = {"exact_match,none": share} if task == "gqa" else {"mme_perception_score,none": 800 * share}
-            result = {"id": cell["id"], "metrics": metric, "percent": 100 * share, "standard_error": 2.0}
-            folder = store.cell_dir(cell)
+            result = {"id": cells[-1].id, "metrics": metric, "percent": 100 * share, "standard_error": 2.0}
+            folder = store.cell_dir(cells[-1])
             begin_attempt(folder, "1")
             write_result(folder, result | {"answered": 240, "expected": 240, "seconds": 1, "spec": {"task": task}}, [])
-    record = {"name": "study", "model": "demo", "num_layers": 8, "num_visual_tokens": 576}
-    store.save_matrix(record | {"tasks": ["gqa", "mme"], "rows": ROWS, "cells": cells})
+    store.save_study(study(ROWS, cells, num_layers=8))
     return store
 
 
@@ -111,8 +110,8 @@ def test_markdown_and_latex_are_well_formed(store):
     assert r"\toprule" in latex and r"25\%" in latex and r"$\pm$" in latex and "±" not in latex
 
 
-def set_error(store: Store, cell: str, error: float | None) -> None:
-    file = store.root / "cells" / cell / "result.json"
+def set_error(store: Store, name: str, error: float | None) -> None:
+    (file,) = store.root.glob(f"cells/*-{name}/result.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"standard_error": error}))
 
 
@@ -134,7 +133,7 @@ def test_an_error_that_was_not_measured_is_a_dash_never_zero(store, error):
     assert "not measured: fewer than two images" in render(board, "text")
     (row,) = [row for row in table(store) if row["method"] == "fastv"]
     assert math.isclose(float(row["gqa"]), 72)
-    result = store.states([{"id": "gqa3", "folder": "gqa3", "task": "gqa", "row": 3}])[0].result
+    result = store.states([cell("gqa3", "gqa", 3, ROWS[3])])[0].result
     assert score_text(result) == "72.0 ± – % of the maximum, 240 questions, 1.0 s"
 
 

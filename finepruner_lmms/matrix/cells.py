@@ -4,51 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.matrix.config import Matrix
+from finepruner_lmms.matrix.plan import Cell, Method
 from finepruner_lmms.matrix.rows import Row
 
 if TYPE_CHECKING:
     from finepruner_lmms.lmms.identity import Identity
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One method with its parameters on one task. `row` is its place among the rows of the matrix."""
-
-    id: str
-    slug: str
-    row: int
-    task: str
-    spec: dict[str, Any]
-
-    @property
-    def folder(self) -> str:
-        """The name of its directory."""
-        return f"{self.slug}-{self.id}"
-
-    @property
-    def label(self) -> str:
-        """For people: `pope · fastv 128`."""
-        return f"{self.task} · {row_label(self.spec)}"
-
-
-def row_label(row: dict[str, Any]) -> str:
-    """For people: `finepruner 128 heads=16`, with the parameters that the matrix file gives."""
-    given = " ".join(f"{name}={value}" for name, value in row["given"].items())
-    budget = "" if row["budget"] is None else f" {row['budget']}"
-    return f"{row['method']}{budget}{' ' + given if given else ''}"
-
-
-def describe_row(row: Row) -> dict[str, Any]:
-    """A row as plain values: `parameters` are all of the method's, `given` those named in the file."""
-    from finepruner_lmms.pruners import build_pruner
-
-    pruner = build_pruner(row.method, **row.arguments)
+def describe_row(row: Row) -> Method:
+    """A row as what it comes to: with the parameters that the file leaves to their defaults."""
+    pruner = row.pruner
+    assert not isinstance(pruner.budget, Fraction), "a matrix file holds numbers and texts"
     given = {name: value for name, value in row.given if name != "budget"}
-    return {"method": pruner.name, "budget": pruner.budget, "parameters": pruner.parameters(), "given": given}
+    return Method(method=pruner.name, budget=pruner.budget, parameters=pruner.parameters(), given=given)
 
 
 def expand(matrix: Matrix) -> list[Cell]:
@@ -58,21 +30,28 @@ def expand(matrix: Matrix) -> list[Cell]:
     from finepruner_lmms.lmms.identity import cell_identity
 
     file = matrix.file
-    # where it runs does not change what is computed
-    common = {"model": {k: v for k, v in file.model.model_dump().items() if k != "device"}, "limit": file.limit}
     rows = [describe_row(row) for row in matrix.rows]
     answers = _answer_identities(matrix)
     cells = []
     for task in file.tasks:
-        data: dict[str, Any] = {"task": task, "data": file.data}
         submitted = file.submission and task in SERVED
-        if submitted:
-            data["submission"] = True
         content = data_identity(file.data, task)
         for number, row in enumerate(rows):
             identity = cell_identity(answers[number], task, file.limit, submitted, content)
-            spec = common | data | row | {"identity": identity.model_dump()}
-            cells.append(Cell(identity.id, _slug(f"{task}-{row_label(row)}"), number, task, spec))
+            cells.append(
+                Cell(
+                    id=identity.id,
+                    slug=_slug(f"{task}-{row.label}"),
+                    row=number,
+                    task=task,
+                    method=row,
+                    model=file.model,
+                    limit=file.limit,
+                    data=file.data,
+                    submission=submitted,
+                    identity=identity,
+                )
+            )
     return cells
 
 
@@ -106,11 +85,9 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
     ]
 
 
-def unknown_commits(cells: Sequence[dict[str, Any]]) -> list[str]:
+def unknown_commits(cells: Sequence[Cell]) -> list[str]:
     """A line for each hub repository of which nobody could say at which commit it is."""
-    from finepruner_lmms.lmms.identity import Identity
-
-    names = {name for cell in cells for name in Identity.model_validate(cell["spec"]["identity"]).unknown}
+    names = {name for cell in cells for name in cell.identity.unknown}
     return [
         f"{name}: its commit is not known here (no network, and not in the local cache), so that results of an earlier "
         "one would count as done; plan again where the hub can be reached, or after it is fetched"
@@ -120,8 +97,3 @@ def unknown_commits(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("%", "pct")).strip("-")[:80]
-
-
-def as_record(cell: Cell) -> dict[str, Any]:
-    """For `matrix.json` and the worker."""
-    return asdict(cell) | {"folder": cell.folder, "label": cell.label}

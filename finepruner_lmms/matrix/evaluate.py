@@ -19,11 +19,13 @@ from lmms_eval.tasks import TaskManager
 
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
 from finepruner_lmms.benchmarks.limits import document_numbers
-from finepruner_lmms.lmms.identity import Identity, cell_identity
+from finepruner_lmms.benchmarks.record import Sample as Logged
+from finepruner_lmms.lmms.identity import cell_identity
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.response_cache import share_answers
 from finepruner_lmms.matrix.launch import RUN_ID
-from finepruner_lmms.matrix.store import Json
+from finepruner_lmms.matrix.plan import Cell
+from finepruner_lmms.matrix.records import Outcome, Sample, Scores
 
 
 class InvalidResult(RuntimeError):
@@ -31,16 +33,16 @@ class InvalidResult(RuntimeError):
 
 
 def evaluate_cell(
-    lm: LlavaFinePruner, manager: TaskManager, spec: Json, attempt: Path, cache: Path
-) -> tuple[Json, list[Json]] | None:
+    lm: LlavaFinePruner, manager: TaskManager, cell: Cell, attempt: Path, cache: Path
+) -> tuple[Outcome, list[Sample]] | None:
     """Result and samples of one cell; None in all processes but the first.
 
     Answers go to `cache` as they come, and are found again by a later attempt, so that one that is cut off costs only
     the questions it had not answered.
     """
-    benchmark = BENCHMARKS[spec["task"]]
-    lm.configure(method=spec["method"], budget=spec["budget"], **spec["parameters"])
-    _check_identity(lm, spec)
+    benchmark = BENCHMARKS[cell.task]
+    lm.configure(method=cell.method.method, budget=cell.method.budget, **cell.method.parameters)
+    _check_identity(lm, cell)
     share_answers(cache, RUN_ID, lm.rank)
     lm.lengths.clear()
     out = simple_evaluate(
@@ -62,8 +64,8 @@ def evaluate_cell(
         raise InvalidResult("lmms-eval returned no results")
     logged = sorted(out["samples"][benchmark.task], key=lambda sample: sample["doc_id"])
     expected = out["n-samples"][benchmark.task]["original"]  # of those that the task's limit has left
-    if spec["limit"] is not None and expected > spec["limit"]:
-        raise InvalidResult(f"{expected} questions were asked, but the limit is {spec['limit']}")
+    if cell.limit is not None and expected > cell.limit:
+        raise InvalidResult(f"{expected} questions were asked, but the limit is {cell.limit}")
     documents = [sample["doc_id"] for sample in logged]
     if documents != sorted(set(documents)) or len(documents) != expected:
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
@@ -71,30 +73,26 @@ def evaluate_cell(
     numbers = document_numbers(asked)  # in the whole data set, so that studies with other limits can be joined
     logged = [sample | {"doc_id": numbers[sample["doc_id"]]} for sample in logged]
     images = dict(zip(numbers, image_names(asked, benchmark.image_column), strict=True))
-    metric, outcome = benchmark.metric.partition(",")[0], {}
-    if spec.get("submission"):
-        metric, outcome = "submission", {"submission": _submission(attempt, benchmark.name, asked)}
+    metric, scores, submitted = benchmark.metric.partition(",")[0], None, None
+    if cell.submission:
+        metric, submitted = "submission", _submission(attempt, benchmark.name, asked)
     elif not benchmark.judged:
-        outcome = _scores(benchmark, out["results"][benchmark.task], logged, images)
-    result = outcome | {
-        "answered": len(logged),
-        "expected": expected,
-        # of this process's questions; those that an earlier attempt had answered are not among them
-        "cost": None if (cost := lm.prefill_cost()) is None else asdict(cost),
-    }
-    return result, [_line(sample, metric, images) for sample in logged]
+        scores = _scores(benchmark, out["results"][benchmark.task], logged, images)
+    cost = None if (spent := lm.prefill_cost()) is None else asdict(spent)
+    outcome = Outcome(answered=len(logged), expected=expected, cost=cost, scores=scores, submission=submitted)
+    return outcome, [_line(sample, metric, images) for sample in logged]
 
 
-def _check_identity(lm: LlavaFinePruner, spec: Json) -> None:
+def _check_identity(lm: LlavaFinePruner, cell: Cell) -> None:
     """`InvalidResult` if this process would compute something else than was planned."""
-    planned = Identity.model_validate(spec["identity"])
-    asked = (spec["task"], spec["limit"], bool(spec.get("submission")), planned.data)
-    now = cell_identity(lm.answer_identity(), *asked)
-    if changes := now.changes_since(planned):
+    now = cell_identity(lm.answer_identity(), cell.task, cell.limit, cell.submission, cell.identity.data)
+    if changes := now.changes_since(cell.identity):
         raise InvalidResult(f"since this was planned, {'; '.join(changes)}; `run` again")
 
 
-def _scores(benchmark: Benchmark, results: Json, logged: list[Json], images: Mapping[int, str]) -> Json:
+def _scores(
+    benchmark: Benchmark, results: Mapping[str, Any], logged: list[Logged], images: Mapping[int, str]
+) -> Scores:
     """lmms-eval's metrics, checked against what the samples give, and the standard error."""
     metrics = {k: float(v) for k, v in results.items() if _numeric(v)}
     if benchmark.metric not in metrics:
@@ -103,7 +101,7 @@ def _scores(benchmark: Benchmark, results: Json, logged: list[Json], images: Map
     if not math.isclose(recomputed, value, rel_tol=1e-6, abs_tol=1e-9):
         raise InvalidResult(f"{benchmark.metric} is {value!r}, but its samples give {recomputed!r}")
     error = benchmark.standard_error(logged, images)
-    return {"metrics": metrics, "percent": benchmark.percent(logged), "standard_error": error}
+    return Scores(metrics=metrics, percent=benchmark.percent(logged), standard_error=error)
 
 
 def _submission(attempt: Path, name: str, asked: Any) -> Path:
@@ -114,8 +112,8 @@ def _submission(attempt: Path, name: str, asked: Any) -> Path:
     return path
 
 
-def _line(sample: Json, metric: str, images: Mapping[int, str]) -> Json:
-    """One question for `samples.jsonl`, joined by `doc_id` and `image` with those of other cells."""
+def _line(sample: Logged, metric: str, images: Mapping[int, str]) -> Sample:
+    """What is kept of a question that lmms-eval logged."""
     return {
         "doc_id": sample["doc_id"],
         "image": images[sample["doc_id"]],

@@ -1,7 +1,6 @@
 """The judge in a matrix: which cells it scores, and how those that are answered and wait get their scores.
 
-A record says it of each cell: one with the key `judge` is scored by that judge, by any if it is None; one without, by
-its task alone.
+Each cell says it: one that is `judged` is scored by its `judge`, by any if that is None; another by its task alone.
 """
 
 from __future__ import annotations
@@ -20,74 +19,69 @@ from finepruner_lmms.judge.answers import score_file
 from finepruner_lmms.judge.judgements import Judgements
 from finepruner_lmms.judge.scoring import RULES, Scorer
 from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment, judge_name
+from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.progress import MISSING, display_for
-from finepruner_lmms.matrix.records import Result
+from finepruner_lmms.matrix.records import Result, Sample
 from finepruner_lmms.matrix.runner import Display, score_text
 from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
 
 
-def assign(record: Json, judge: Judge | None) -> Json:
-    """The record of a matrix with `judge` in charge: its judged cells are done only with this one's scores."""
-    settings: Any = judge.model_dump() if isinstance(judge, JudgeServer) else judge
+def assign(study: Study, judge: Judge | None) -> Study:
+    """A study with `judge` in charge: its judged cells are done only with this one's scores."""
     name = None if judge is None else judge_name(judge)
-    cells = [{key: value for key, value in cell.items() if key != "judge"} for cell in record["cells"]]
-    cells = [cell | {"judge": name} if _is_judged(cell, judge) else cell for cell in cells]
-    return record | {"judge": settings, "cells": cells}
+    judged = [_is_judged(cell, judge) for cell in study.cells]
+    cells = [
+        cell.model_copy(update={"judged": by_judge, "judge": name if by_judge else None})
+        for cell, by_judge in zip(study.cells, judged, strict=True)
+    ]
+    return study.model_copy(update={"judge": judge, "cells": tuple(cells)})
 
 
-def _is_judged(cell: Json, judge: Judge | None) -> bool:
-    task = cell["task"]
-    if BENCHMARKS[task].judged:
+def _is_judged(cell: Cell, judge: Judge | None) -> bool:
+    if BENCHMARKS[cell.task].judged:
         return True
-    sent = cell.get("spec", {}).get("submission", False)  # its server scores it
-    return isinstance(judge, JudgeServer) and task in judge.also and not sent
+    return isinstance(judge, JudgeServer) and cell.task in judge.also and not cell.submission  # its server scores it
 
 
-def assigned(record: Json) -> Judge | None:
-    """The judge in charge of a record."""
-    judge = record.get("judge")
-    return JudgeServer.model_validate(judge) if isinstance(judge, dict) else judge
-
-
-def judge_cells(store: Store, record: Json, judge: Judge | None, display: Display) -> None:
+def judge_cells(store: Store, study: Study, judge: Judge | None, display: Display) -> None:
     """Score the cells that wait, but for those that are to be judged later. `JudgeError` if an answer could not be.
 
     What was judged until then is kept: in finished cells, and in the judgements file of the output directory.
     """
-    states = zip(record["cells"], store.states(record["cells"]), strict=True)
+    states = zip(study.cells, store.states(study.cells), strict=True)
     waiting = [cell for cell, state in states if state.name == "waiting"]
     for cell in waiting:
-        if "judge" not in cell:
-            display.note(f"scored {cell['label']} without a judge: {score_text(_restore(store, cell))}")
-    judged = [cell for cell in waiting if "judge" in cell]
+        if not cell.judged:
+            display.note(f"scored {cell.label} without a judge: {score_text(_restore(store, cell))}")
+    judged = [cell for cell in waiting if cell.judged]
     if judge is None or judge == "later" or not judged:
         return
     with Scorer(judge, Judgements(store.root / "judgements.jsonl")) as scorer:
         for cell in judged:
-            display.cell_started(cell)
+            display.cell_started(cell.label)
             result = _score_cell(store, cell, scorer, display)
-            display.note(f"judged {cell['label']}: {score_text(result)}")
+            display.note(f"judged {cell.label}: {score_text(result)}")
 
 
-def _answers(store: Store, cell: Json) -> tuple[Json, list[Json]]:
+def _answers(store: Store, cell: Cell) -> tuple[Json, list[Sample]]:
     found = keep_answers(store.cell_dir(cell), cell)
     assert found is not None, "a cell waits only with its answers there"
     return found
 
 
-def _restore(store: Store, cell: Json) -> Result:
+def _restore(store: Store, cell: Cell) -> Result:
     """The score that the answers had before they were judged."""
     result, samples = _answers(store, cell)
     return Result.model_validate(write_result(store.cell_dir(cell), result, samples))
 
 
-def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> Result:
-    benchmark, rules = BENCHMARKS[cell["task"]], RULES[cell["task"]]
+def _score_cell(store: Store, cell: Cell, scorer: Scorer, display: Display) -> Result:
+    benchmark, rules = BENCHMARKS[cell.task], RULES[cell.task]
     answered, lines = _answers(store, cell)
     metric = benchmark.metric.partition(",")[0]
     entries, about = scorer.score(rules, [line["score"] for line in lines], display.cell_progress)
-    samples = [line | {"score": entry} for line, entry in zip(lines, entries, strict=True)]
-    logged = [sample | {metric: sample["score"]} for sample in samples]
+    samples: list[Sample] = [{**line, "score": entry} for line, entry in zip(lines, entries, strict=True)]
+    logged = [{**sample, metric: sample["score"]} for sample in samples]
     totals = rules.totals(entries)
     result = answered | {
         "metrics": {benchmark.metric: totals.pop("total"), **totals},
@@ -104,16 +98,16 @@ def _score_cell(store: Store, cell: Json, scorer: Scorer, display: Display) -> R
 def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge what waits in the directory of a run, by the judge that `options` or the run names; scores, as a table."""
     store = Store(root)
-    record = store.matrix()
-    judge = choose(options, exact, _known(record))
-    if isinstance(judge, JudgeServer) and judge.mmbench and not judge.also & set(record["tasks"]):
+    study = store.study()
+    judge = choose(options, exact, _known(study.judge))
+    if isinstance(judge, JudgeServer) and judge.mmbench and not judge.also & set(study.tasks):
         raise FieldError("--mmbench", f"the run has neither of {', '.join(sorted(judge.also))}", fix="leave it out")
     with store.lock():
-        record = assign(record, judge)
-        store.save_matrix(record)
-        with display_for(Console(stderr=True), len(record["cells"]), 0) as display:
-            judge_cells(store, record, judge, display)
-    rows = _capability_rows(store, record)
+        study = assign(study, judge)
+        store.save_study(study)
+        with display_for(Console(stderr=True), len(study.cells), 0) as display:
+            judge_cells(store, study, judge, display)
+    rows = _capability_rows(store, study)
     return _table(rows) if rows else "no answers are there to be judged\n"
 
 
@@ -121,25 +115,24 @@ def judge_file(file: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge a file of answers; its scores, as a table."""
     if options.get("mmbench") is not None:
         raise FieldError("--mmbench", "is for the directory of a run; a file holds answers to MM-Vet")
-    judge = choose(options, exact, _known({}))
+    judge = choose(options, exact, _known(None))
     with display_for(Console(stderr=True), 1, 0) as display:
-        display.cell_started({"label": file.name})
+        display.cell_started(file.name)
         outcome, _ = score_file(file, judge, display.cell_progress)
     return _table([{"answers": file.name} | _shown(outcome["scores"])])
 
 
-def _known(record: Json) -> Judge | None:
-    """Who judges where the command line does not say: whom the run names, or else the environment."""
-    judge = assigned(record)
+def _known(judge: Judge | None) -> Judge | None:
+    """Who judges where the command line does not say: `judge`, whom the run names, or else the environment."""
     return from_environment() if judge in (None, "later") and VARIABLE in os.environ else judge
 
 
-def _capability_rows(store: Store, record: Json) -> list[dict[str, str]]:
+def _capability_rows(store: Store, study: Study) -> list[dict[str, str]]:
     rows = []
-    for cell, state in zip(record["cells"], store.states(record["cells"]), strict=True):
-        if state.result is not None and "judge" in cell:
+    for cell, state in zip(study.cells, store.states(study.cells), strict=True):
+        if state.result is not None and cell.judged:
             metrics = state.result.metrics
-            rows.append({"row": cell["label"]} | _shown(metrics | {"total": metrics[BENCHMARKS[cell["task"]].metric]}))
+            rows.append({"row": cell.label} | _shown(metrics | {"total": metrics[BENCHMARKS[cell.task].metric]}))
     return rows
 
 

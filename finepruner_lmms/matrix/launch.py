@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -15,8 +14,8 @@ from types import TracebackType
 
 from finepruner_lmms.files import write_json
 from finepruner_lmms.judge.settings import VARIABLE
+from finepruner_lmms.matrix.plan import Event, Plan
 from finepruner_lmms.matrix.sections import LaunchSection
-from finepruner_lmms.matrix.store import Json
 
 _POLL = 0.1  # seconds
 _GRACE = 5.0  # seconds between asking a worker to end and ending it
@@ -52,14 +51,14 @@ def num_processes(settings: LaunchSection, gpus: int) -> int:
 class Launch:
     """A running worker. A context manager: on leaving it, no process of the worker is alive."""
 
-    def __init__(self, folder: Path, plan: Json, settings: LaunchSection) -> None:
+    def __init__(self, folder: Path, plan: Plan, settings: LaunchSection) -> None:
         gpus = count_gpus()
         self.folder, self.log = folder, folder / "log.txt"
         self._events = folder / "events.jsonl"
         self._silence = 60 * settings.timeout_minutes
         processes = num_processes(settings, gpus)
         plan_file = folder / "plan.json"
-        write_json(plan_file, plan)
+        write_json(plan_file, plan.model_dump(mode="json"))
         self._events.touch()
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -79,7 +78,7 @@ class Launch:
     ) -> None:
         self.stop()
 
-    def events(self) -> Iterator[Json]:
+    def events(self) -> Iterator[Event]:
         """What the worker says, until it has ended. `WorkerTimeout` if it says nothing for too long."""
         heard = time.monotonic()
         with self._events.open("r", encoding="utf-8") as file:
@@ -90,7 +89,7 @@ class Launch:
                 *lines, rest = rest.split("\n")
                 for line in lines:
                     heard = time.monotonic()
-                    yield json.loads(line)
+                    yield Event.model_validate_json(line)
                 if ended:
                     return
                 if time.monotonic() - heard > self._silence:

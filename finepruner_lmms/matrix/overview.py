@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from finepruner_lmms.matrix.cells import unknown_commits
+from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.runner import estimate_seconds, score_text
-from finepruner_lmms.matrix.store import Json, Store
+from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.matrix.study import to_run
 
 
-def plan_text(store: Store, record: Json) -> str:
+def plan_text(store: Store, study: Study) -> str:
     """What would run and what is done, with an estimate of the time."""
-    cells = record["cells"]
+    cells = study.cells
     states = store.states(cells)
-    left = to_run(record, states)
-    layers, tokens = record["num_layers"], record["num_visual_tokens"]
+    left = to_run(study, states)
+    layers, tokens = study.num_layers, study.num_visual_tokens
     lines = [
-        f"{record['name']}: {len(record['rows'])} rows x {len(record['tasks'])} tasks = {len(cells)} cells, "
+        f"{study.name}: {len(study.rows)} rows x {len(study.tasks)} tasks = {len(cells)} cells, "
         f"{len(cells) - len(left)} done, {len(left)} to do",
-        f"model: {record['model']} ({layers} decoder layers, {tokens} visual tokens per image)",
+        f"model: {study.model} ({layers} decoder layers, {tokens} visual tokens per image)",
     ]
     reasons = store.explain_missing(left)
     for cell, state in zip(cells, states, strict=True):
-        why = reasons.get(cell["id"], state.reason)
-        lines.append(f"  {state.name:8} {cell['label']}{': ' + why if why else ''}")
+        why = reasons.get(cell.id, state.reason)
+        lines.append(f"  {state.name:8} {cell.label}{': ' + why if why else ''}")
     lines += unknown_commits(cells)
     seconds = estimate_seconds([state.result for state in states if state.result is not None], left)
     if left:
@@ -34,38 +34,34 @@ def plan_text(store: Store, record: Json) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plan_lines(store: Store, record: Json) -> str:
+def plan_lines(store: Store, study: Study) -> str:
     """The same for programs: one JSON object per cell and line."""
     lines = []
-    states = store.states(record["cells"])
-    reasons = store.explain_missing(to_run(record, states))
-    for cell, state in zip(record["cells"], states, strict=True):
-        facts = {"id": cell["id"], "state": state.name, "task": cell["task"], **_facts(cell)}
-        facts["reason"] = reasons.get(cell["id"], state.reason)
+    states = store.states(study.cells)
+    reasons = store.explain_missing(to_run(study, states))
+    for cell, state in zip(study.cells, states, strict=True):
+        facts = {"id": cell.id, "state": state.name, "task": cell.task}
+        facts |= cell.method.model_dump(exclude={"given"}) | {"limit": cell.limit}
+        facts["reason"] = reasons.get(cell.id, state.reason)
         lines.append(json.dumps(facts | {"directory": str(store.cell_dir(cell))}, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
-def status_text(store: Store, record: Json) -> str:
+def status_text(store: Store, study: Study) -> str:
     """Done, running, waiting, failed and missing cells, with each failure's reason."""
-    states = store.states(record["cells"])
+    states = store.states(study.cells)
     counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "failed", "missing")}
     if waiting := sum(state.name == "waiting" for state in states):
         counts["waiting for the judge"] = waiting
-    lines = [f"{record['name']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())]
-    for cell, state in zip(record["cells"], states, strict=True):
+    lines = [f"{study.name}: " + ", ".join(f"{count} {name}" for name, count in counts.items())]
+    for cell, state in zip(study.cells, states, strict=True):
         text = score_text(state.result) if state.result else state.reason
-        lines.append(f"  {state.name:8} {cell['label']}{': ' + text if text else ''}")
-    if others := store.others(record["cells"]):
+        lines.append(f"  {state.name:8} {cell.label}{': ' + text if text else ''}")
+    if others := store.others(study.cells):
         lines.append(
             f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown"
         )
     return "\n".join(lines) + "\n"
-
-
-def _facts(cell: Json) -> dict[str, Any]:
-    spec = cell["spec"]
-    return {name: spec[name] for name in ("method", "budget", "parameters", "limit")}
 
 
 def _duration(seconds: float) -> str:

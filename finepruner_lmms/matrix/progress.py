@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from finepruner_lmms.matrix.store import Json
+from finepruner_lmms.matrix.plan import Cell
 
 MISSING = "–"
 """What a table shows where there is no value."""
@@ -32,17 +32,17 @@ class PlainDisplay:
         """Something that is not about one cell."""
         self._line(f"{time.strftime('%H:%M:%S')} {text}")
 
-    def cell_started(self, cell: Json) -> None:
+    def cell_started(self, label: str) -> None:
         """Nothing: the line that matters is the one at the end."""
 
     def cell_progress(self, done: int, total: int) -> None:
         """Nothing: a log is not a terminal."""
 
-    def cell_ended(self, cell: Json, state: str, text: str) -> None:
+    def cell_ended(self, cell: Cell, state: str, text: str) -> None:
         """The score, or the reason of the failure."""
         self._done += 1
         width = len(str(self._total))
-        self.note(f"[{self._done:{width}}/{self._total}] {state:6} {cell['label']}: {text}")
+        self.note(f"[{self._done:{width}}/{self._total}] {state:6} {cell.label}: {text}")
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -68,15 +68,15 @@ class BarDisplay(PlainDisplay):
     ) -> None:
         self._progress.stop()
 
-    def cell_started(self, cell: Json) -> None:
+    def cell_started(self, label: str) -> None:
         """The second bar is about this cell."""
-        self._progress.reset(self._cell, description=cell["label"], total=None, visible=True)
+        self._progress.reset(self._cell, description=label, total=None, visible=True)
 
     def cell_progress(self, done: int, total: int) -> None:
         """Questions answered."""
         self._progress.update(self._cell, completed=done, total=total)
 
-    def cell_ended(self, cell: Json, state: str, text: str) -> None:
+    def cell_ended(self, cell: Cell, state: str, text: str) -> None:
         """The first bar moves on."""
         super().cell_ended(cell, state, text)
         self._progress.update(self._cells, completed=self._done)

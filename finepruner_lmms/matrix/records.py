@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -29,11 +29,13 @@ Number = Annotated[float, BeforeValidator(_number)]
 """A finite number: neither a text, nor true, nor NaN."""
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What is fixed once it is made."""
+
     model_config = ConfigDict(frozen=True)
 
 
-class Status(_Record):
+class Status(Record):
     """`status.json`: the attempt that is running or ran last."""
 
     state: str
@@ -43,7 +45,7 @@ class Status(_Record):
     launch: str
 
 
-class CellError(_Record):
+class CellError(Record):
     """`error.json`: why the last attempt failed."""
 
     error: str
@@ -51,7 +53,7 @@ class CellError(_Record):
     details: str = ""
 
 
-class Submission(_Record):
+class Submission(Record):
     """A file for a server, beside the result that names it."""
 
     file: str
@@ -59,7 +61,7 @@ class Submission(_Record):
     sha256: str
 
 
-class Verdict(_Record):
+class Verdict(Record):
     """Who scored the answers: the judge, its server's models and instructions, and how many answers it was asked."""
 
     name: str
@@ -69,7 +71,39 @@ class Verdict(_Record):
     rubric: str | None = None
 
 
-class Asked(_Record):
+class Sample(TypedDict):
+    """A line of `samples.jsonl` and `answers.jsonl`: one question, joined by `doc_id` and `image` with other cells'.
+
+    Not checked: a file may have 200,000 of them, and that it is the one that was written is known by its size.
+    """
+
+    doc_id: int
+    image: str
+    target: Any
+    answer: Any
+    score: Any
+
+
+class Scores(Record):
+    """lmms-eval's metrics by name, the benchmark's own as a share of the maximum, and the standard error of that."""
+
+    metrics: dict[str, float]
+    percent: float
+    standard_error: float | None
+
+
+class Outcome(Record):
+    """What an evaluation gave: its scores, or the file for the server that scores it, or neither before a judge has."""
+
+    answered: int
+    expected: int
+    cost: dict[str, int | float] | None
+    """Of this process's questions; those that an earlier attempt had answered are not among them."""
+    scores: Scores | None = None
+    submission: Path | None = None
+
+
+class Asked(Record):
     """What of a result's `spec` others read."""
 
     task: str
@@ -77,7 +111,7 @@ class Asked(_Record):
     """None in results written by hand."""
 
 
-class Result(_Record):
+class Result(Record):
     """`result.json`: what came of a cell. `percent` and its standard error are None for what only a server scores."""
 
     schema_version: int

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError, show
@@ -35,7 +36,7 @@ class Row:
         """What `build_pruner` gets."""
         return dict(self.given)
 
-    @property
+    @cached_property
     def pruner(self) -> Pruner:
         """The row's pruner; `ValueError` if method or parameters are wrong."""
         from finepruner_lmms.pruners import build_pruner

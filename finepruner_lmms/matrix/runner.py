@@ -9,10 +9,11 @@ from typing import Protocol
 from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.matrix.launch import Launch, WorkerTimeout
+from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.sections import MatrixFile
-from finepruner_lmms.matrix.store import Json, State, Store, write_error
+from finepruner_lmms.matrix.store import State, Store, write_error
 
 MAX_DEATHS = 2
 """A cell during which the worker died so often is given up."""
@@ -28,33 +29,34 @@ class Display(Protocol):
     def note(self, text: str) -> None:
         """Something that is not about one cell."""
 
-    def cell_started(self, cell: Json) -> None:
+    def cell_started(self, label: str) -> None:
         """A cell began."""
 
     def cell_progress(self, done: int, total: int) -> None:
         """So many of its questions are answered."""
 
-    def cell_ended(self, cell: Json, state: str, text: str) -> None:
+    def cell_ended(self, cell: Cell, state: str, text: str) -> None:
         """A cell ended: "done" with its score, or "failed" with the reason."""
 
 
-def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Display) -> None:
+def run_cells(store: Store, file: MatrixFile, cells: Sequence[Cell], display: Display) -> None:
     """Work through `cells`. What came of each is on disk afterwards; `LaunchError` if no worker can start."""
-    left = {cell["id"]: cell for cell in cells}
+    left = {cell.id: cell for cell in cells}
     deaths: Counter[str] = Counter()
     port_was_taken = False
     while left:
         folder = store.new_launch()
-        plan = {
-            "launch": folder.name,
-            "model": file.model.model_dump(exclude_none=True),
-            "batch_size": file.launch.batch_size,
-            "data": file.data,
-            "limit": file.limit,
-            "monitor": file.monitor,
-            "submission": file.submission,
-            "cells": [cell | {"path": str(store.cell_dir(cell).resolve())} for cell in left.values()],
-        }
+        planned = [PlannedCell(**dict(cell), path=store.cell_dir(cell).resolve()) for cell in left.values()]
+        plan = Plan(
+            launch=folder.name,
+            model=file.model,
+            batch_size=file.launch.batch_size,
+            data=file.data,
+            limit=file.limit,
+            monitor=file.monitor,
+            submission=file.submission,
+            cells=tuple(planned),
+        )
         with Launch(folder, plan, file.launch) as launch:
             started, current, silent = _listen(launch, left, store, display)
         if current is not None and (state := store.state(left[current], live=False)).name != "missing":
@@ -68,7 +70,7 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Di
                 write_error(store.cell_dir(cell), "WorkerDied", reason)
                 display.cell_ended(cell, "failed", reason)
             else:
-                display.note(f"{left[current]['label']}: {reason}; starting again")
+                display.note(f"{left[current].label}: {reason}; starting again")
         elif not started:
             if not port_was_taken and "EADDRINUSE" in launch.log.read_text(errors="replace"):
                 port_was_taken = True
@@ -76,7 +78,7 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Json], display: Di
             raise LaunchError(f"the worker could not start: {silent or launch.reason()}\n  log: {launch.log}")
 
 
-def _listen(launch: Launch, left: dict[str, Json], store: Store, display: Display) -> tuple[bool, str | None, str]:
+def _listen(launch: Launch, left: dict[str, Cell], store: Store, display: Display) -> tuple[bool, str | None, str]:
     """Follow one worker and take finished cells out of `left`.
 
     Returns whether any cell began, the cell it was in when it ended, and why we stopped it if we did.
@@ -84,17 +86,17 @@ def _listen(launch: Launch, left: dict[str, Json], store: Store, display: Displa
     started, current = False, None
     try:
         for event in launch.events():
-            match event["event"]:
+            match event.event:
                 case "loading":
                     display.note("loading the model")
                 case "start":
-                    started, current = True, event["cell"]
-                    display.cell_started(left[event["cell"]])
+                    started, current = True, event.cell
+                    display.cell_started(left[event.cell].label)
                 case "progress":
-                    display.cell_progress(event["done"], event["total"])
+                    display.cell_progress(event.done, event.total)
                 case "done" | "failed":
                     current = None
-                    cell = left.pop(event["cell"])
+                    cell = left.pop(event.cell)
                     state = store.state(cell, live=True)  # the truth is on disk, not in what the worker says
                     display.cell_ended(cell, state.name, _ending(state))
     except WorkerTimeout as silence:
@@ -117,11 +119,11 @@ def score_text(result: Result) -> str:
     return f"{what}, {result.answered} questions, {result.seconds:.1f} s"
 
 
-def estimate_seconds(results: Sequence[Result], cells: Sequence[Json]) -> float | None:
+def estimate_seconds(results: Sequence[Result], cells: Sequence[Cell]) -> float | None:
     """How long `cells` will take, by the mean time of finished cells of the same task; None where none is known."""
     known: dict[str, list[float]] = {}
     for result in results:
         known.setdefault(result.spec.task, []).append(result.seconds)
-    if any(cell["task"] not in known for cell in cells):
+    if any(cell.task not in known for cell in cells):
         return None
-    return sum(sum(known[cell["task"]]) / len(known[cell["task"]]) for cell in cells)
+    return sum(sum(known[cell.task]) / len(known[cell.task]) for cell in cells)

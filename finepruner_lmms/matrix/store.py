@@ -42,7 +42,8 @@ from finepruner_lmms.files import (
     write_json_lines,
 )
 from finepruner_lmms.lmms.identity import Identity
-from finepruner_lmms.matrix.records import CellError, Damage, Result, Status, load, parse
+from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.records import CellError, Damage, Result, Sample, Status, Submission, load, parse
 
 SCHEMA = 2
 Json = dict[str, Any]
@@ -69,30 +70,36 @@ class Store:
 
     # -- the matrix -----------------------------------------------------------------------------------------------
 
-    def save_matrix(self, record: Json) -> None:
+    def save_study(self, study: Study) -> None:
         """Remember what `status` and `table` are to show."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_json(self.root / "matrix.json", record)
+        write_json(self.root / "matrix.json", study.model_dump(mode="json"))
 
-    def matrix(self) -> Json:
-        """What `save_matrix` was given; `StoreError` where nothing was run."""
+    def study(self) -> Study:
+        """What `save_study` was given; `StoreError` where nothing was run or the file holds something else."""
         if not self.root.is_dir():
             raise StoreError(f"output: {str(self.root)!r} is not a folder; `run` makes one under runs/<name>")
-        record = read_object(self.root / "matrix.json")
-        if record is None:
+        try:
+            study = load(Study, self.root / "matrix.json")
+        except Damage as damage:
+            raise StoreError(
+                f"output: {str(self.root)!r}: {damage}; the file is damaged or of another version: `run` with the same "
+                "matrix file and --output writes it again, and no result is lost"
+            ) from None
+        if study is None:
             raise StoreError(f"output: {str(self.root)!r} holds no matrix.json, so nothing was run into it")
-        return record
+        return study
 
     # -- cells ----------------------------------------------------------------------------------------------------
 
-    def cell_dir(self, cell: Json) -> Path:
+    def cell_dir(self, cell: Cell) -> Path:
         """The directory of a cell: that with its id, since the same cell may have been named in other words before."""
-        named = self.root / "cells" / str(cell["folder"])
+        named = self.root / "cells" / cell.folder
         if named.is_dir():
             return named
-        return next(iter(self.root.glob(f"cells/*-{cell['id']}")), named)
+        return next(iter(self.root.glob(f"cells/*-{cell.id}")), named)
 
-    def explain_missing(self, cells: Sequence[Json]) -> dict[str, str]:
+    def explain_missing(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Why the stored result of the same settings does not count for a cell, by the cell's id.
 
         Of several stored results the one with the fewest differences is named; cells of new settings are left out.
@@ -100,20 +107,19 @@ class Store:
         stored = [found for file in sorted(self.root.glob("cells/*/result.json")) if (found := _stored(file))]
         reasons = {}
         for cell in cells:
-            if (planned := _identity(cell)) is None:
-                continue
+            planned = cell.identity
             near = [
                 (planned.changes_since(other), folder)
                 for folder, task, other in stored
-                if task == cell["task"] and other.settings == planned.settings
+                if task == cell.task and other.settings == planned.settings
             ]
             if near:
                 changes, folder = min(near, key=lambda pair: len(pair[0]))
                 if changes:
-                    reasons[cell["id"]] = f"{'; '.join(changes)} (since {folder})"
+                    reasons[cell.id] = f"{'; '.join(changes)} (since {folder})"
         return reasons
 
-    def state(self, cell: Json, live: bool) -> State:
+    def state(self, cell: Cell, live: bool) -> State:
         """What is true about a cell; `live` says whether a run is working in this directory now."""
         folder = self.cell_dir(cell)
         problem, result = check_result(folder, cell)
@@ -133,12 +139,12 @@ class Store:
             return State("failed", problem)
         return State("missing", "interrupted" if status is not None else "")
 
-    def states(self, cells: Iterable[Json]) -> list[State]:
+    def states(self, cells: Iterable[Cell]) -> list[State]:
         """The state of each cell."""
         live = self.is_live()
         return [self.state(cell, live) for cell in cells]
 
-    def others(self, cells: Iterable[Json]) -> int:
+    def others(self, cells: Iterable[Cell]) -> int:
         """How many finished cells there are that do not belong to the matrix: other settings, code or checkpoint."""
         mine = {self.cell_dir(cell) for cell in cells}
         return sum(1 for result in self.root.glob("cells/*/result.json") if result.parent not in mine)
@@ -174,12 +180,6 @@ class Store:
         return self.root / ".lock"
 
 
-def _identity(cell: Json) -> Identity | None:
-    """The identity in the spec of a cell; None where there is none, as in cells of earlier versions."""
-    planned = (cell.get("spec") or {}).get("identity")
-    return None if planned is None else Identity.model_validate(planned)
-
-
 def _stored(file: Path) -> tuple[str, str, Identity] | None:
     """Folder, task and identity of a result, if it has them."""
     try:
@@ -191,11 +191,11 @@ def _stored(file: Path) -> tuple[str, str, Identity] | None:
     return file.parent.name, result.spec.task, result.spec.identity
 
 
-def check_result(folder: Path, cell: Json) -> tuple[str, Result | None]:
+def check_result(folder: Path, cell: Cell) -> tuple[str, Result | None]:
     """The result if it is valid; otherwise what is wrong with it, or "" where there is none.
 
     Valid: of this cell, its metric a number (or its submission there), as many questions answered as the task has, the
-    samples unchanged, and scored by whom the cell names: its `judge`, any judge if that is None, none without the key.
+    samples unchanged, and scored by whom the cell names: its `judge`, or any if that is None; nobody if not `judged`.
     """
     try:
         result = load(Result, folder / "result.json")
@@ -210,11 +210,11 @@ def check_result(folder: Path, cell: Json) -> tuple[str, Result | None]:
     return "", result
 
 
-def _flaw(folder: Path, cell: Json, result: Result) -> str:
+def _flaw(folder: Path, cell: Cell, result: Result) -> str:
     """What is wrong with a result, whoever scored it, or ""."""
-    if result.schema_version != SCHEMA or result.id != cell["id"]:
+    if result.schema_version != SCHEMA or result.id != cell.id:
         return f"result.json is of {result.id!r}, schema {result.schema_version!r}"
-    metric, written = BENCHMARKS[cell["task"]].metric, result.submission
+    metric, written = BENCHMARKS[cell.task].metric, result.submission
     numbers = {metric: result.metrics.get(metric), "percent": result.percent}  # the error may be None: not measured
     for name, value in () if written else numbers.items():
         if value is None:
@@ -228,27 +228,27 @@ def _flaw(folder: Path, cell: Json, result: Result) -> str:
     return ""
 
 
-def _waits_for(cell: Json, result: Result) -> str:
+def _waits_for(cell: Cell, result: Result) -> str:
     """Whom a result must be scored anew by, or "" if that is who scored it."""
     judged = None if result.judge is None else result.judge.name
     before = "" if judged is None else f"; {judged!r} judged before"
-    if "judge" not in cell:
+    if not cell.judged:
         return before and f"to be scored without a judge{before}"
     if judged is None:
         return "for the judge"
-    return "" if cell["judge"] in (None, judged) else f"for the judge {cell['judge']!r}{before}"
+    return "" if cell.judge in (None, judged) else f"for the judge {cell.judge!r}{before}"
 
 
 def _is_file_of(path: Path, size: int | None) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def publish_submission(folder: Path, source: Path) -> Json:
+def publish_submission(folder: Path, source: Path) -> Submission:
     """Put a file for a server beside where the result will be; what the result says of it."""
     content = source.read_bytes()
     target = folder / f"submission{source.suffix}"
     write_bytes(target, content)
-    return {"file": target.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return Submission(file=target.name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
 def begin_attempt(folder: Path, launch: str) -> Path:
@@ -279,27 +279,27 @@ def write_error(folder: Path, error: str, message: str, details: str = "") -> No
     end_attempt(folder, "failed")
 
 
-def write_result(folder: Path, result: Json, samples: list[Json]) -> Json:
+def write_result(folder: Path, result: Json, samples: list[Sample]) -> Json:
     """Samples first, then the result: what makes a cell done comes last. Returns what the file holds."""
     written = _write_lines(folder / "result.json", result, folder / "samples.jsonl", samples)
     end_attempt(folder, "done")
     return written
 
 
-def write_answered(folder: Path, result: Json, answers: list[Json]) -> None:
+def write_answered(folder: Path, result: Json, answers: list[Sample]) -> None:
     """Keep the answers that a judge scores: `result` and `answers` lack nothing but what the judge says."""
     _write_lines(folder / "answered.json", result, folder / "answers.jsonl", answers)
     end_attempt(folder, "answered")
 
 
-def find_answers(folder: Path, cell: Json) -> tuple[Json, Path] | None:
+def find_answers(folder: Path, cell: Cell) -> tuple[Json, Path] | None:
     """What is known of a cell's answers before a judge scores them, and the file with a line each.
 
     They are what `write_answered` was told, or else samples that were scored without a judge. None where they are not
     there, or are no longer those.
     """
     answered, scored = read_object(folder / "answered.json"), read_object(folder / "result.json")
-    if answered is not None and answered.get("schema_version") == SCHEMA and answered.get("id") == cell["id"]:
+    if answered is not None and answered.get("schema_version") == SCHEMA and answered.get("id") == cell.id:
         whole = _is_file_of(folder / "answers.jsonl", answered.get("samples_bytes"))
         if whole and answered.get("answered") == answered.get("expected"):
             return answered, folder / "answers.jsonl"
@@ -312,7 +312,7 @@ def find_answers(folder: Path, cell: Json) -> tuple[Json, Path] | None:
     return None if flaw else (scored, folder / "samples.jsonl")
 
 
-def keep_answers(folder: Path, cell: Json) -> tuple[Json, list[Json]] | None:
+def keep_answers(folder: Path, cell: Cell) -> tuple[Json, list[Sample]] | None:
     """What `find_answers` finds, and the lines; from now on they are in files of their own, which no score replaces."""
     if (found := find_answers(folder, cell)) is None:
         return None
@@ -323,12 +323,12 @@ def keep_answers(folder: Path, cell: Json) -> tuple[Json, list[Json]] | None:
     return about, lines
 
 
-def read_lines(path: Path) -> list[Json]:
+def read_lines(path: Path) -> list[Sample]:
     """The objects of a file with one per line."""
     return read_json_lines(path)
 
 
-def _write_lines(target: Path, result: Json, lines_target: Path, samples: list[Json]) -> Json:
+def _write_lines(target: Path, result: Json, lines_target: Path, samples: list[Sample]) -> Json:
     content = write_json_lines(lines_target, samples)
     digest = hashlib.sha256(content).hexdigest()
     evidence = {"schema_version": SCHEMA, "samples_bytes": len(content), "samples_sha256": digest}

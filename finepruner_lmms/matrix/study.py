@@ -1,4 +1,4 @@
-"""A study: a checked matrix file, the directory of its results, and the record of its rows and cells there."""
+"""A study: a checked matrix file, the directory of its results, and its rows and cells."""
 
 from __future__ import annotations
 
@@ -7,47 +7,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finepruner_lmms.matrix.cells import as_record, describe_row, expand
+from finepruner_lmms.matrix.cells import describe_row, expand
 from finepruner_lmms.matrix.config import Matrix, load_matrix
 from finepruner_lmms.matrix.judging import assign
-from finepruner_lmms.matrix.store import Json, State, Store
+from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.store import State, Store
 
 if TYPE_CHECKING:
     from finepruner_lmms.doctor.report import Request
 
 
-def open_study(config: Path, output: Path | None) -> tuple[Matrix, Store, Json]:
-    """The checked matrix, its store, and the record of its rows and cells. `ConfigError` if the file is wrong."""
+def open_study(config: Path, output: Path | None) -> tuple[Matrix, Store, Study]:
+    """The checked matrix, its store, and its rows and cells. `ConfigError` if the file is wrong."""
     matrix = load_matrix(config)
     store = Store(output if output is not None else Path("runs") / matrix.file.name)
-    record = {
-        "name": matrix.file.name,
-        "model": matrix.file.model.pretrained,
-        "num_layers": matrix.num_layers,
-        "num_visual_tokens": matrix.num_visual_tokens,
-        "tasks": matrix.file.tasks,
-        "rows": [describe_row(row) for row in matrix.rows],
-        "cells": [as_record(cell) for cell in expand(matrix)],
-    }
-    return matrix, store, assign(record, matrix.file.judge)
+    study = Study(
+        name=matrix.file.name,
+        model=matrix.file.model.pretrained,
+        num_layers=matrix.num_layers,
+        num_visual_tokens=matrix.num_visual_tokens,
+        tasks=tuple(matrix.file.tasks),
+        rows=tuple(describe_row(row) for row in matrix.rows),
+        cells=tuple(expand(matrix)),
+    )
+    return matrix, store, assign(study, matrix.file.judge)
 
 
-def to_run(record: Json, states: Sequence[State]) -> list[Json]:
+def to_run(study: Study, states: Sequence[State]) -> list[Cell]:
     """The cells without answers."""
-    return [cell for cell, state in zip(record["cells"], states, strict=True) if state.name not in ("done", "waiting")]
+    return [cell for cell, state in zip(study.cells, states, strict=True) if state.name not in ("done", "waiting")]
 
 
-def report_unfinished(store: Store, record: Json) -> int:
+def report_unfinished(store: Store, study: Study) -> int:
     """Say which cells are not as far as the matrix asks, and why; returns how many."""
-    states = store.states(record["cells"])
-    enough = ("done", "waiting") if record["judge"] == "later" else ("done",)
-    unfinished = [
-        (cell, state) for cell, state in zip(record["cells"], states, strict=True) if state.name not in enough
-    ]
-    if record["judge"] == "later" and any(state.name == "waiting" for state in states):
+    states = store.states(study.cells)
+    enough = ("done", "waiting") if study.judge == "later" else ("done",)
+    unfinished = [(cell, state) for cell, state in zip(study.cells, states, strict=True) if state.name not in enough]
+    if study.judge == "later" and any(state.name == "waiting" for state in states):
         sys.stdout.write(f"waiting for the judge: `judge {store.root} --url URL --model NAME`\n")
     for cell, state in unfinished:
-        sys.stderr.write(f"{state.name}: {cell['label']}{': ' + state.reason if state.reason else ''}\n")
+        sys.stderr.write(f"{state.name}: {cell.label}{': ' + state.reason if state.reason else ''}\n")
     return len(unfinished)
 
 

@@ -7,7 +7,6 @@ says to it are lines in the events file.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -16,7 +15,6 @@ import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from lmms_eval.tasks import TaskManager
@@ -24,10 +22,12 @@ from loguru import logger
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data.task_folders import folder as task_folder
+from finepruner_lmms.files import load_object
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.matrix.evaluate import evaluate_cell
+from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
+from finepruner_lmms.matrix.records import parse
 from finepruner_lmms.matrix.store import (
-    Json,
     begin_attempt,
     publish_submission,
     write_answered,
@@ -48,69 +48,74 @@ class Events:
         self._file = None if path is None else path.open("a", encoding="utf-8", buffering=1)
         self._last = 0.0
 
-    def send(self, event: str, **facts: Any) -> None:
+    def send(self, event: Event) -> None:
         """Say it now."""
         if self._file is not None:
-            self._file.write(json.dumps({"event": event, **facts}) + "\n")
+            self._file.write(event.model_dump_json(exclude_defaults=True) + "\n")
 
     def progress(self, done: int, total: int) -> None:
         """Say how many questions are answered, now and then."""
         now = time.monotonic()
         if now - self._last >= _EVERY or done == total:
             self._last = now
-            self.send("progress", done=done, total=total)
+            self.send(Event(event="progress", done=done, total=total))
 
 
 def main() -> None:
     """Run the plan named on the command line."""
     plan_file = Path(sys.argv[1])
-    plan = json.loads(plan_file.read_text(encoding="utf-8"))
+    plan = parse(Plan, load_object(plan_file), plan_file.name)
     _leave_with_the_parent()
     first = int(os.environ.get("RANK", "0")) == 0
     events = Events(plan_file.with_name("events.jsonl") if first else None)
-    events.send("loading")
-    lm = LlavaFinePruner(**plan["model"], batch_size=plan["batch_size"])
+    events.send(Event(event="loading"))
+    lm = LlavaFinePruner(**plan.model.model_dump(exclude_none=True), batch_size=plan.batch_size)
     lm.on_progress = events.progress if first else None
     manager = TaskManager(
-        include_path=str(task_folder(plan["data"], plan.get("submission", False), plan["limit"])),
+        include_path=str(task_folder(plan.data, plan.submission, plan.limit)),
         include_defaults=False,
         model_name="llava_finepruner",
     )
-    events.send("ready", processes=lm.world_size)
-    for cell in plan["cells"]:
+    events.send(Event(event="ready", processes=lm.world_size))
+    for cell in plan.cells:
         if not _attempt(lm, manager, cell, plan, events, first):
             # peers wait inside a collective for a process that failed: only a fresh launch can go on
             os._exit(LEFT)
-    events.send("end")
+    events.send(Event(event="end"))
 
 
-def _attempt(lm: LlavaFinePruner, manager: TaskManager, cell: Json, plan: Json, events: Events, first: bool) -> bool:
+def _attempt(
+    lm: LlavaFinePruner, manager: TaskManager, cell: PlannedCell, plan: Plan, events: Events, first: bool
+) -> bool:
     """Run one cell and write what came of it; False if this worker must not go on."""
-    folder = Path(cell["path"])
-    attempt = begin_attempt(folder, plan["launch"]) if first else folder
-    events.send("start", cell=cell["id"])
+    folder = cell.path
+    attempt = begin_attempt(folder, plan.launch) if first else folder
+    events.send(Event(event="start", cell=cell.id))
     started = time.monotonic()
-    lm.monitor_to(folder if plan.get("monitor") else None)
+    lm.monitor_to(folder if plan.monitor else None)
     try:
-        outcome = evaluate_cell(lm, manager, cell["spec"], attempt, folder / "cache")
+        outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache")
         if outcome is not None:
-            result, samples = outcome
-            if "submission" in result:
-                result["submission"] = publish_submission(folder, result["submission"])
+            found, samples = outcome
+            result = found.model_dump(include={"answered", "expected", "cost"})
+            if found.scores is not None:
+                result |= found.scores.model_dump()
+            if found.submission is not None:
+                result["submission"] = publish_submission(folder, found.submission).model_dump()
             seconds = time.monotonic() - started
             finished = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {"id": cell["id"], "spec": cell["spec"], "seconds": round(seconds, 3), "finished": finished}
-            run = {"batch_size": plan["batch_size"], "processes": lm.world_size, "device": str(lm.device)}
-            write = write_answered if BENCHMARKS[cell["task"]].judged else write_result
+            about = {"id": cell.id, "spec": cell.spec(), "seconds": round(seconds, 3), "finished": finished}
+            run = {"batch_size": plan.batch_size, "processes": lm.world_size, "device": str(lm.device)}
+            write = write_answered if BENCHMARKS[cell.task].judged else write_result
             write(folder, about | run | result, samples)
             shutil.rmtree(folder / "cache", ignore_errors=True)
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
         logger.error(details)  # the launch's log
         write_error(folder, type(error).__name__, str(error).strip() or "no message", details)
-        events.send("failed", cell=cell["id"])
+        events.send(Event(event="failed", cell=cell.id))
         return lm.world_size == 1 and not isinstance(error, _POISONED)
-    events.send("done", cell=cell["id"])
+    events.send(Event(event="done", cell=cell.id))
     return True
 
 

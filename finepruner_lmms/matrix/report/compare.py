@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.record import Sample as Logged
 from finepruner_lmms.benchmarks.statistics import spread
-from finepruner_lmms.matrix.store import Json, Store, StoreError, read_lines
+from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.store import Store, StoreError, read_lines
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Difference:
         return cls(task, *shown, shown[0] - shown[1], error, float(low), float(high))
 
 
-def differences(store: Store, record: Json, first: int, second: int) -> list[Difference]:
+def differences(store: Store, study: Study, first: int, second: int) -> list[Difference]:
     """The paired difference on every task that both rows have done, and after them the average of these.
 
     Bootstrapped over images, with the same draws for both rows, so that what they share cancels. `StoreError` where
@@ -44,7 +46,7 @@ def differences(store: Store, record: Json, first: int, second: int) -> list[Dif
     """
     found: list[Difference] = []
     draws = []
-    for task, scores, drawn in _by_task(store, record, first, second):
+    for task, scores, drawn in _by_task(store, study, first, second):
         draws.append(drawn)
         found.append(Difference.of(task, scores, drawn))
     if not found:
@@ -58,21 +60,21 @@ def differences(store: Store, record: Json, first: int, second: int) -> list[Dif
     return found
 
 
-def average_draws(store: Store, record: Json, first: int, second: int) -> tuple[float, np.ndarray] | None:
+def average_draws(store: Store, study: Study, first: int, second: int) -> tuple[float, np.ndarray] | None:
     """The difference averaged over all tasks, and its bootstrap draws; None unless both rows have done them all."""
-    found = list(_by_task(store, record, first, second))
-    if len(found) < len(record["tasks"]):
+    found = list(_by_task(store, study, first, second))
+    if len(found) < len(study.tasks):
         return None
     value = float(np.mean([scores[0] - scores[1] for _, scores, _ in found]))
     return value, np.mean([drawn for _, _, drawn in found], axis=0)
 
 
 def _by_task(
-    store: Store, record: Json, first: int, second: int
+    store: Store, study: Study, first: int, second: int
 ) -> Iterator[tuple[str, tuple[float, float], np.ndarray]]:
     """Task, both scores, and the draws of their difference, of every task that both rows have done."""
-    for task in record["tasks"]:
-        cells = [next(c for c in record["cells"] if c["row"] == row and c["task"] == task) for row in (first, second)]
+    for task in study.tasks:
+        cells = [next(c for c in study.cells if c.row == row and c.task == task) for row in (first, second)]
         results = [state.result for state in store.states(cells)]
         if any(result is None or result.submission for result in results):
             continue
@@ -89,20 +91,19 @@ def _by_task(
         yield task, (benchmark.percent(one), benchmark.percent(other)), draws
 
 
-def find_row(record: Json, label: str) -> int:
+def find_row(study: Study, label: str) -> int:
     """The row that `label` names: `vanilla`, `fastv 64`, `finepruner 64 heads=4`. `StoreError` if there is none."""
     from finepruner_lmms.errors import nearest
-    from finepruner_lmms.matrix.cells import row_label
 
-    labels = [row_label(row) for row in record["rows"]]
+    labels = [row.label for row in study.rows]
     wanted = " ".join(label.split())
     if wanted not in labels:
         raise StoreError(f"row: got {label!r}{nearest(wanted, labels)}; rows: {', '.join(labels)}")
     return labels.index(wanted)
 
 
-def _samples(store: Store, cell: Json) -> list[Json]:
+def _samples(store: Store, cell: Cell) -> list[Logged]:
     """The logged samples of a finished cell, as its benchmark reads them."""
-    metric = BENCHMARKS[cell["task"]].metric.partition(",")[0]
+    metric = BENCHMARKS[cell.task].metric.partition(",")[0]
     samples = read_lines(store.cell_dir(cell) / "samples.jsonl")
-    return [sample | {metric: sample["score"]} for sample in samples]
+    return [{**sample, metric: sample["score"]} for sample in samples]

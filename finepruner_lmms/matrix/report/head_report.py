@@ -15,12 +15,12 @@ import numpy as np
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import spread
-from finepruner_lmms.matrix.cells import row_label
+from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.report import head_plots
 from finepruner_lmms.matrix.report.compare import average_draws
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 from finepruner_lmms.matrix.report.tables import with_error
-from finepruner_lmms.matrix.store import Json, Store
+from finepruner_lmms.matrix.store import Store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 _NOT_RANKED = ("consensus", "fixed", "recommended")
 
 
-def head_study(store: Store, record: Json, board: Leaderboard) -> Iterator[str]:
+def head_study(store: Store, study: Study, board: Leaderboard) -> Iterator[str]:
     """The head study, where rows differ in their head strategy."""
     chosen = [line for line in board.lines if _is_ranked(line.given.get("head_strategy"))]
     if len({line.given["head_strategy"] for line in chosen}) < 2:
         return
     yield "<h2>Head strategies</h2>"
-    data = record["cells"][0].get("spec", {}).get("data", "")
+    data = study.cells[0].data
     if data != "demo-tuning":
         yield (
             '<p class="warn">A strategy or a number of heads that is picked from these pictures is picked on the very '
@@ -52,7 +52,7 @@ def head_study(store: Store, record: Json, board: Leaderboard) -> Iterator[str]:
         yield picture(head_plots.heat_map(grid, f"{title}: strategy × budget and heads"), f"Heat map of {title}")
         yield picture(head_plots.lines(grid, known, f"{title}: at the best number of heads"), f"Lines of {title}")
         yield picture(head_plots.box_plot(grid, f"{title}: over budgets and numbers of heads"), f"Box plot of {title}")
-    if ranked := _ranking(store, record):
+    if ranked := _ranking(store, study):
         yield "<h3>Ranking</h3>"
         yield picture(
             head_plots.ranking(ranked, "difference to all heads (fastv) at the same budget, mean over settings"),
@@ -87,23 +87,19 @@ def _grid(chosen: list[Line], task: str) -> head_plots.Grid:
     return {key: statistics.fmean(values) for key, values in grid.items()}
 
 
-def _ranking(store: Store, record: Json) -> dict[str, tuple[float, float | None, float | None]]:
+def _ranking(store: Store, study: Study) -> dict[str, tuple[float, float | None, float | None]]:
     """Each strategy's mean paired difference to `fastv` at the same budget, with its 95 % interval.
 
     The interval is None where it was not measured: no draw of images changes the difference.
     """
-    fastv = {
-        row["budget"]: number
-        for number, row in enumerate(record["rows"])
-        if row["method"] == "fastv" and not row["given"]
-    }
+    fastv = {row.budget: number for number, row in enumerate(study.rows) if row.method == "fastv" and not row.given}
     draws: dict[str, list[np.ndarray]] = {}
     values: dict[str, list[float]] = {}
-    for number, row in enumerate(record["rows"]):
-        strategy = row["given"].get("head_strategy")
-        if not _is_ranked(strategy) or row["budget"] not in fastv:
+    for number, row in enumerate(study.rows):
+        strategy = row.given.get("head_strategy")
+        if strategy is None or not _is_ranked(strategy) or row.budget not in fastv:
             continue
-        if (found := average_draws(store, record, number, fastv[row["budget"]])) is not None:
+        if (found := average_draws(store, study, number, fastv[row.budget])) is not None:
             values.setdefault(strategy, []).append(found[0])
             draws.setdefault(strategy, []).append(found[1])
     ranked: dict[str, tuple[float, float | None, float | None]] = {}
@@ -141,18 +137,18 @@ def heads_alone(board: Leaderboard) -> Iterator[str]:
         yield picture(head_plots.alone(places), f"Score with each head alone as the guide, {tokens} tokens")
 
 
-def heads_chosen(store: Store, record: Json) -> Iterator[str]:
+def heads_chosen(store: Store, study: Study) -> Iterator[str]:
     """Which heads rows choose, where selections were written down: agreement of rows, and stability across tasks."""
     groups: dict[tuple[Any, Any], dict[str, dict[tuple[str, int], list[int]]]] = {}
-    for number, row in enumerate(record["rows"]):
+    for number, row in enumerate(study.rows):
         found = {
             (entry["task"], entry["doc_id"]): entry["heads"]
-            for entry in selections(store, record, number)
+            for entry in selections(store, study, number)
             if entry.get("heads")
         }
-        if found and row["given"].get("head_strategy") != "fixed":
-            name = row_label({**row, "budget": None})
-            groups.setdefault((row["budget"], row["given"].get("heads")), {})[name] = found
+        if found and row.given.get("head_strategy") != "fixed":
+            name = row.model_copy(update={"budget": None}).label
+            groups.setdefault((row.budget, row.given.get("heads")), {})[name] = found
     for (budget, heads), rows in groups.items():
         title = f"budget {budget}" + (f", {heads} heads" if heads is not None else "")
         if len(rows) > 1:
@@ -190,14 +186,14 @@ def chosen_by_task(rows: dict[str, dict[tuple[str, int], list[int]]]) -> dict[st
     return shares
 
 
-def consensus_selections(store: Store, record: Json) -> Iterator[str]:
+def consensus_selections(store: Store, study: Study) -> Iterator[str]:
     """What consensus selection did, where it was written down (`monitor: true`)."""
-    for number, row in enumerate(record["rows"]):
-        records = selections(store, record, number)
+    for number, row in enumerate(study.rows):
+        records = selections(store, study, number)
         records = [entry for entry in records if "qualities" in entry]
         if not records:
             continue
-        yield f"<h2>Consensus selection: {html.escape(row_label(row))}</h2>"
+        yield f"<h2>Consensus selection: {html.escape(row.label)}</h2>"
         branches = {name: sum(r["branch"] == name for r in records) for name in ("gap", "high", "low", "fallback")}
         shown = ", ".join(f"{name} {100 * count / len(records):.0f} %" for name, count in branches.items())
         yield f"<p>{len(records)} selections. Branches: {shown}.</p>"
@@ -210,11 +206,11 @@ def consensus_selections(store: Store, record: Json) -> Iterator[str]:
         yield picture(head_plots.shares(records), "Contribution of consensus and diversity heads")
 
 
-def selections(store: Store, record: Json, row: int) -> list[dict[str, Any]]:
+def selections(store: Store, study: Study, row: int) -> list[dict[str, Any]]:
     """What was written down of a row's selections, in the order of tasks and documents; the latest of each."""
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for cell in record["cells"]:
-        if cell["row"] != row:
+    for cell in study.cells:
+        if cell.row != row:
             continue
         for file in sorted(store.cell_dir(cell).glob("selections-rank*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():

@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterator
 from pathlib import Path
 
+from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.report.head_report import (
     consensus_selections,
     head_study,
@@ -14,7 +15,7 @@ from finepruner_lmms.matrix.report.head_report import (
     picture,
 )
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, leaderboard
-from finepruner_lmms.matrix.store import Json, Store
+from finepruner_lmms.matrix.store import Store
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -26,22 +27,21 @@ _STYLE = (
 
 def build_report(store: Store) -> str:
     """The report as HTML. What is not done is left out or shown as missing; `StoreError` if nothing was planned."""
-    record, board = store.matrix(), leaderboard(store)
-    parts = [f"<h1>{html.escape(record['name'])}</h1>", _settings(record), *_leaderboard(board)]
+    study, board = store.study(), leaderboard(store)
+    parts = [f"<h1>{html.escape(study.name)}</h1>", _settings(study), *_leaderboard(board)]
     whole = leaderboard(store, merge_seeds=False)
-    parts += [*head_study(store, record, whole), *heads_alone(whole), *heads_chosen(store, record)]
-    parts += consensus_selections(store, record)
+    parts += [*head_study(store, study, whole), *heads_alone(whole), *heads_chosen(store, study)]
+    parts += consensus_selections(store, study)
     body = "\n".join(parts)
-    head = f'<meta charset="utf-8"><title>{html.escape(record["name"])}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{html.escape(study.name)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-def _settings(record: Json) -> str:
-    spec = record["cells"][0]
-    limit = spec["spec"]["limit"] if "spec" in spec else None
+def _settings(study: Study) -> str:
+    limit = study.cells[0].limit
     asked = f"{limit} questions per task" if limit else "all questions"
-    sizes = f"{record['num_layers']} decoder layers, {record['num_visual_tokens']} visual tokens"
-    text = f"{record['model']}, {sizes}, {asked}"
+    sizes = f"{study.num_layers} decoder layers, {study.num_visual_tokens} visual tokens"
+    text = f"{study.model}, {sizes}, {asked}"
     return f'<p class="note">{html.escape(text)}</p>'
 
 

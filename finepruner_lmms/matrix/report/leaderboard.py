@@ -9,8 +9,9 @@ from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import error_of_mean, measured
+from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.records import Result
-from finepruner_lmms.matrix.store import Json, State, Store
+from finepruner_lmms.matrix.store import State, Store
 
 
 @dataclass(frozen=True)
@@ -79,72 +80,72 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     vanilla's, `relative_of_means` the average divided by vanilla's; all only where every task is done. With
     `merge_seeds`, rows that differ in `seed` alone become one.
     """
-    record = store.matrix()
-    states = store.states(record["cells"])
+    study = store.study()
+    states = store.states(study.cells)
     results = [state.result for state in states]
-    lines = _lines(record, states)
+    lines = _lines(study, states)
     vanilla = next((line for line in lines if line.method == "vanilla"), None)
-    lines = [_summarise(line, record["tasks"], vanilla) for line in lines]
+    lines = [_summarise(line, study.tasks, vanilla) for line in lines]
     if merge_seeds:
-        lines = _merge_seeds(lines, record["tasks"])
+        lines = _merge_seeds(lines, study.tasks)
     lines.sort(key=lambda line: -line.tokens)  # stable: inside a budget as in the file
     used = {name for line in lines for name in line.parameters}
-    given = [name for row in record["rows"] for name in row["given"]]
+    given = [name for row in study.rows for name in row.given]
     columns = tuple(name for name in dict.fromkeys(given) if name in used)
-    answered = zip(record["cells"], results, strict=True)
-    questions = {cell["task"]: result.answered for cell, result in answered if result is not None}
-    judges, asked = _judges(record, results)
+    answered = zip(study.cells, results, strict=True)
+    questions = {cell.task: result.answered for cell, result in answered if result is not None}
+    judges, asked = _judges(study, results)
     return Leaderboard(
-        record["name"],
-        tuple(record["tasks"]),
+        study.name,
+        tuple(study.tasks),
         columns,
         tuple(lines),
-        record["num_visual_tokens"],
+        study.num_visual_tokens,
         questions,
         judges,
         asked,
     )
 
 
-def _judges(record: Json, results: Sequence[Result | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
+def _judges(study: Study, results: Sequence[Result | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
     """Who scored each task, and how many answers they were asked about."""
     found: dict[str, set[str]] = {}
     asked: dict[str, int] = {}
-    for cell, result in zip(record["cells"], results, strict=True):
+    for cell, result in zip(study.cells, results, strict=True):
         if result is not None and result.judge is not None:
-            judge, task = result.judge, cell["task"]
+            judge, task = result.judge, cell.task
             found.setdefault(task, set()).update(judge.models or [judge.name])  # none served, none asked
             asked[task] = asked.get(task, 0) + judge.asked
     return {task: tuple(sorted(names)) for task, names in found.items()}, asked
 
 
-def _lines(record: Json, states: Sequence[State]) -> list[Line]:
+def _lines(study: Study, states: Sequence[State]) -> list[Line]:
     from finepruner_lmms.pruners.budget import parse_budget
 
-    everything = record["num_visual_tokens"]
-    named = {name for row in record["rows"] for name in row["given"]}
-    scores: list[dict[str, Score]] = [{} for _ in record["rows"]]
-    submitted: list[set[str]] = [set() for _ in record["rows"]]
-    costs: list[list[dict[str, float]]] = [[] for _ in record["rows"]]
-    waiting: list[set[str]] = [set() for _ in record["rows"]]
-    for cell, state in zip(record["cells"], states, strict=True):
+    everything = study.num_visual_tokens
+    named = {name for row in study.rows for name in row.given}
+    scores: list[dict[str, Score]] = [{} for _ in study.rows]
+    submitted: list[set[str]] = [set() for _ in study.rows]
+    costs: list[list[dict[str, float]]] = [[] for _ in study.rows]
+    waiting: list[set[str]] = [set() for _ in study.rows]
+    for cell, state in zip(study.cells, states, strict=True):
         result = state.result
         if state.name == "waiting":
-            waiting[cell["row"]].add(cell["task"])
+            waiting[cell.row].add(cell.task)
         if result is not None:
             if result.submission is not None:
-                submitted[cell["row"]].add(cell["task"])
+                submitted[cell.row].add(cell.task)
             else:
-                scores[cell["row"]][cell["task"]] = _score(cell["task"], result)
+                scores[cell.row][cell.task] = _score(cell.task, result)
             if result.cost is not None:
-                costs[cell["row"]].append(result.cost)
+                costs[cell.row].append(result.cost)
     lines = []
-    for row, found, sent, spent, unjudged in zip(record["rows"], scores, submitted, costs, waiting, strict=True):
-        budget = everything if row["budget"] is None else row["budget"]
-        parameters = {name: value for name, value in row["parameters"].items() if name in named}
-        tokens = float(parse_budget(row["budget"]).tokens(everything))
+    for row, found, sent, spent, unjudged in zip(study.rows, scores, submitted, costs, waiting, strict=True):
+        budget = everything if row.budget is None else row.budget
+        parameters = {name: value for name, value in row.parameters.items() if name in named}
+        tokens = float(parse_budget(row.budget).tokens(everything))
         cost = {key: statistics.fmean(one[key] for one in spent) for key in spent[0]} if spent else None
-        line = Line(row["method"], budget, tokens, parameters, found, cost=cost, given=row["given"])
+        line = Line(row.method, budget, tokens, parameters, found, cost=cost, given=row.given)
         lines.append(replace(line, submitted=frozenset(sent), waiting=frozenset(unjudged)))
     return lines
 

@@ -1,0 +1,116 @@
+"""What is planned, typed: methods, cells, the study that they make up, and what a worker is told and tells.
+
+These travel as they are; they become JSON where `matrix.json`, `plan.json` and `events.jsonl` are written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from finepruner_lmms.judge.settings import Judge
+from finepruner_lmms.lmms.identity import Identity
+from finepruner_lmms.matrix.records import Record
+from finepruner_lmms.matrix.sections import ModelSection
+
+
+class Method(Record):
+    """A row of the leaderboard: a method at a budget.
+
+    `parameters` are all of the method's, `given` those that the matrix file names.
+    """
+
+    method: str
+    budget: int | str | None
+    parameters: dict[str, Any]
+    given: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """For people: `finepruner 128 heads=16`, with the parameters that the matrix file gives."""
+        budget = [] if self.budget is None else [str(self.budget)]
+        return " ".join([self.method, *budget, *(f"{name}={value}" for name, value in self.given.items())])
+
+
+class Cell(Record):
+    """One method on one task. `row` is the method's place among those of the study."""
+
+    id: str
+    """Of everything that can change the result: `identity.id`."""
+    slug: str
+    row: int
+    task: str
+    method: Method
+    model: ModelSection
+    limit: int | None
+    data: str
+    submission: bool
+    """Whether a server scores it."""
+    identity: Identity
+    judged: bool = False
+    """Whether a judge scores it, rather than its task alone."""
+    judge: str | None = None
+    """Whose scores make it done; None for any judge's."""
+
+    @property
+    def folder(self) -> str:
+        """The name of its directory."""
+        return f"{self.slug}-{self.id}"
+
+    @property
+    def label(self) -> str:
+        """For people: `pope · fastv 128`."""
+        return f"{self.task} · {self.method.label}"
+
+    def spec(self) -> dict[str, Any]:
+        """Its settings, as `result.json` has them."""
+        # where it ran changed nothing
+        settings = {"model": self.model.model_dump(exclude={"device"}), "limit": self.limit, "task": self.task}
+        settings |= {"data": self.data} | ({"submission": True} if self.submission else {})
+        return settings | self.method.model_dump() | {"identity": self.identity.model_dump()}
+
+
+class Study(Record):
+    """`matrix.json`: the rows and cells of the latest `run`, and who judges."""
+
+    name: str
+    model: str
+    num_layers: int
+    num_visual_tokens: int
+    tasks: tuple[str, ...]
+    rows: tuple[Method, ...]
+    cells: tuple[Cell, ...]
+    judge: Judge | None = None
+
+
+class PlannedCell(Cell):
+    """A cell and its directory."""
+
+    path: Path
+
+
+class Plan(Record):
+    """`plan.json`: what one worker is to do."""
+
+    launch: str
+    """The name of the launch's directory."""
+    model: ModelSection
+    batch_size: int
+    data: str
+    limit: int | None
+    monitor: bool
+    submission: bool
+    cells: tuple[PlannedCell, ...]
+
+
+class Event(Record):
+    """A line of `events.jsonl`: what a worker says to the run that started it.
+
+    `start`, `done` and `failed` name the `cell`; `progress` says how many of its questions are answered.
+    """
+
+    event: Literal["loading", "ready", "start", "progress", "done", "failed", "end"]
+    cell: str = ""
+    done: int = 0
+    total: int = 0
+    processes: int = 0
