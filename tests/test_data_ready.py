@@ -93,6 +93,12 @@ def no_rows(file: Path, table: datasets.Dataset) -> None:
     table.select([]).to_parquet(file)
 
 
+def torn_pages(file: Path, _table: datasets.Dataset) -> None:
+    whole = file.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    file.write_bytes(whole[:4] + bytes(footer - 4) + whole[footer:])
+
+
 def other_image(file: Path, table: datasets.Dataset) -> None:
     first, *rows = table
     save(file, [first | {"imageId": "elsewhere"}, *rows], table)
@@ -107,6 +113,8 @@ CASES: list[tuple[str, Edit, str]] = [
     ("pope", paths_in_structures, "12 of 12 rows hold no image in 'image'"),
     ("pope", null_question, "1 of 12 rows have a missing value (null) in 'question'"),
     ("pope", no_rows, "holds no rows"),
+    ("pope", torn_pages, "cannot be read: "),
+    ("gqa", torn_pages, "cannot be read: "),
     ("sqa", no_image, "4 of 12 rows hold no image in 'image'"),
     ("textvqa", null_tokens, "2 of 12 rows have a missing value (null) in 'ocr_tokens'"),
     ("vqav2", no_answer_id, "structures with answer and answer_id"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import Table
+from finepruner_lmms.errors import first_line
 
 
 def content_problems(table: Table, paths: Sequence[Path]) -> Iterator[DataError]:
@@ -102,6 +103,10 @@ def _annotators(path: Path, column: str) -> Iterator[DataError]:
 
 
 def _column(path: Path, column: str) -> Any:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return pq.read_table(path, columns=[column])[column].combine_chunks()
+    try:
+        return pq.read_table(path, columns=[column])[column].combine_chunks()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError("data", f"{path}: {column!r} cannot be read: {first_line(error)}") from error

@@ -86,7 +86,11 @@ def examine(root: Path, name: str, submission: bool = False) -> list[Examined]:
     found = [_table(root / name / t.folder, f"{name}/{t.folder}".rstrip("/"), t) for t in FACTS[name].tables]
     if name == "gqa" and not any(table.problems for table in found):
         files = [sorted((root / name / table.folder).glob("*.parquet")) for table in FACTS[name].tables]
-        found[1] = Examined(**vars(found[1]) | {"problems": tuple(image_problems(*files))})
+        try:
+            problems = tuple(image_problems(*files))
+        except DataError as error:  # a column that cannot be read
+            problems = (error,)
+        found[1] = Examined(**vars(found[1]) | {"problems": problems})
     return found
 
 

@@ -144,11 +144,15 @@ def lacking_weights(folder: Path) -> list[str]:
 
 def first_image(path: Path, column: str) -> tuple[int, int]:
     """Width and height of the first row's image, decoded. `DataError` if there is none or it cannot be decoded."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image, UnidentifiedImageError
 
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        batch = next(file.iter_batches(batch_size=1, columns=[column]), None)
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            batch = next(file.iter_batches(batch_size=1, columns=[column]), None)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError("data", f"{path}: {column!r} cannot be read: {first_line(error)}") from error
     value = batch.column(0)[0].as_py() if batch is not None and batch.num_rows else None
     if value is None or value["bytes"] is None:
         raise DataError("data", f"{path}: the first row has no image in {column!r}")
