@@ -189,7 +189,7 @@ def test_two_processes_answer_as_one(finished, tmp_path):
 
 def test_a_worker_that_is_killed_costs_only_what_it_had_not_answered(tmp_path):
     output = tmp_path / "out"
-    config = matrix(tmp_path, tasks="gqa", limit=192, budgets=64)
+    config = matrix(tmp_path, tasks="gqa", limit=128, budgets=64)
     run = subprocess.Popen(
         [*COMMAND, "run", str(config), "--output", str(output)], stdout=subprocess.PIPE, text=True, env=environment()
     )
@@ -200,10 +200,10 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_not_answered(tmp_path):
     assert "ended in the middle of the cell" in out and "starting again" in out
     assert (status["folder"] / "attempt-2").is_dir() and not (status["folder"] / "cache").exists()
     result = results(output)[status["folder"].name]
-    assert result["answered"] == result["expected"] == 192
+    assert result["answered"] == result["expected"] == 128
     second = [json.loads(line) for line in (output / "launches" / "2" / "events.jsonl").read_text().splitlines()]
     asked = next(line["total"] for line in second if line["event"] == "progress")
-    assert 0 < asked < 192  # the rest came from the first attempt
+    assert 0 < asked < 128  # the rest came from the first attempt
 
 
 def test_stopping_a_run_leaves_no_process_and_loses_nothing(tmp_path):
