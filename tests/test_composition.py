@@ -149,6 +149,7 @@ def run(command: list[str], environment: dict[str, str], cwd: Path) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_method_from_outside_is_known_and_changes_no_identity_but_its_own(plugged_in, tmp_path):
     code = (
         "import json, finepruner_lmms as fp; from finepruner_lmms.lmms.identity import answer_identity\n"
@@ -164,6 +165,7 @@ def test_a_method_from_outside_is_known_and_changes_no_identity_but_its_own(plug
     assert json.loads(without) == known
 
 
+@pytest.mark.slow
 def test_a_method_from_outside_passes_the_matrix_of_checks(plugged_in, tmp_path):
     tests = str(ROOT / "examples" / "peak_pruner" / "tests")
     said = run(
@@ -187,6 +189,7 @@ def test_a_method_from_outside_runs_in_lmms_eval_and_in_a_matrix(plugged_in, tmp
     assert "peak" in said and "[2/2] done" in said
 
 
+@pytest.mark.slow
 def test_a_broken_plug_in_is_named(tmp_path):
     info = tmp_path / "broken-1.0.dist-info"
     info.mkdir()

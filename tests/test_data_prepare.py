@@ -157,6 +157,7 @@ def test_a_server_without_ranges_starts_again(mirror, env, tmp_path):
     assert sha256(tmp_path / "root" / "pope" / Path(POPE).name) == sha256(mirror.root / POPE)
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_given_up_and_what_came_is_kept(mirror, env, tmp_path):
     arguments = ["prepare", "--data", tmp_path / "root", "--tasks", "pope", "--accept-rows"]
     mirror.cut, mirror.cuts = 0, 5
@@ -232,6 +233,7 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(tmp_path, monkeypatch
 # -- revisions --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_root_changes_only_when_it_is_asked_to(mirror, env, tmp_path):
     arguments = ["prepare", "--data", tmp_path / "root", "--tasks", "pope", "--accept-rows"]
     finepruner(*arguments, env=env)

@@ -71,6 +71,7 @@ def test_a_compiled_model_is_refused(compile_it):
     assert not hooks_of(model)
 
 
+@pytest.mark.slow
 def test_code_compiled_outside_of_the_model_is_pruned():
     """What was traced before knows no hooks; under attach it runs them."""
     model, inputs = copy.deepcopy(tiny_llava()), prompts((5, 7))

@@ -111,6 +111,7 @@ print(type(fp.load_model("someone/converted")[1]).__name__)
 """
 
 
+@pytest.mark.slow
 def test_only_what_is_needed_is_fetched(hub, tmp_path):
     """Sharded pickles, the tower in another repository; a second time nothing is asked for, offline as well."""
     target = checkpoint(

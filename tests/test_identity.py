@@ -159,6 +159,7 @@ def test_a_task_changes_its_cells_and_no_answer_key(package, before, file, old, 
     assert len(found) == len(tasks) * len(PRUNERS)
 
 
+@pytest.mark.slow
 def test_a_plug_in_counts_as_a_whole_and_only_for_its_own_cells(original, before, tmp_path, monkeypatch):
     plugin = tmp_path / "plugged_pruner"
     plugin.mkdir()

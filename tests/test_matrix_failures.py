@@ -114,6 +114,7 @@ def test_a_cell_in_which_the_worker_dies_twice_is_given_up_and_the_others_are_do
     assert error["error"] == "WorkerDied" and error["message"] == reason
 
 
+@pytest.mark.slow
 def test_a_worker_that_says_nothing_is_ended_with_all_it_started(store, monkeypatch, tmp_path):
     pids = tmp_path / "pids"
     child = f"import os, time; open({str(pids)!r}, 'a').write(str(os.getpid()) + chr(10)); time.sleep(600)"

@@ -466,6 +466,7 @@ print(peak[1] - peak[0], sum(p.nbytes for p in model.parameters()) // 2**20)
 
 
 @pytest.mark.parametrize("form", ["bin", "safetensors", "converted"])
+@pytest.mark.slow
 def test_there_is_never_a_second_copy_in_memory(form, tmp_path):
     """160 MiB in 8 shards: beside the model, the process never holds more than about a shard."""
     state = weights()
