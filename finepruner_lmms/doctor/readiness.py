@@ -16,6 +16,7 @@ from finepruner_lmms.data.ready import Examined, examine, hub_copies, missing_da
 from finepruner_lmms.data.task_folders import DEMO_SPLITS
 from finepruner_lmms.data.verify import lacking_weights
 from finepruner_lmms.doctor.check import Check
+from finepruner_lmms.errors import FieldError
 
 if TYPE_CHECKING:
     from finepruner_lmms.judge.settings import Judge
@@ -73,9 +74,9 @@ def judge_check(judge: Judge | None) -> Check:
     try:
         judge = from_environment() if judge is None else judge
         key = judge.key() if isinstance(judge, JudgeServer) else None
-    except ValueError as error:  # a matrix file without a judge is refused, so that this is about plain lmms-eval
-        text, _, fix = str(error).partition("; ")
-        return Check(topic, "warning", text, f"{fix}; in a matrix file: `judge: ...`")
+    except FieldError as error:  # a matrix file without a judge is refused, so that this is about plain lmms-eval
+        fixes = [fix for fix in (error.fix, "in a matrix file: `judge: ...`") if fix]
+        return Check(topic, "warning", f"{error.field}: {error.problem}", "; ".join(fixes))
     if not isinstance(judge, JudgeServer):
         return Check(topic, "ok", "answers are judged later" if judge == "later" else "string match")
     about = f"{judge.model} at {judge.url}" + ("" if key else f", without a key ({judge.key_env} is not set)")
