@@ -11,23 +11,18 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+
+class Library(ModuleType):
+    """Stands for a module. Each name is looked up there when it is used, so that nothing is held twice."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
 if TYPE_CHECKING:
-    import huggingface_hub
-    import huggingface_hub.errors as hub_errors
-    import loguru
     import numpy as np
     import torch
-    import transformers
 else:
+    np, torch = Library("numpy"), Library("torch")
 
-    class _Library(ModuleType):
-        """Stands for a library. Each name is looked up there when it is used, so that nothing is held twice."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(import_module(self.__name__), name)
-
-    np, torch = _Library("numpy"), _Library("torch")
-    huggingface_hub, hub_errors = _Library("huggingface_hub"), _Library("huggingface_hub.errors")
-    loguru, transformers = _Library("loguru"), _Library("transformers")
-
-__all__ = ["hub_errors", "huggingface_hub", "loguru", "np", "torch", "transformers"]
+__all__ = ["Library", "np", "torch"]

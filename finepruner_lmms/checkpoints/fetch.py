@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from finepruner_lmms.checkpoints.libraries import hub_errors, huggingface_hub
 from finepruner_lmms.errors import FieldError, first_line
-from finepruner_lmms.lazy import hub_errors, huggingface_hub
 
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.checkpoints.fetch import fetch_file
+from finepruner_lmms.checkpoints.libraries import hub_errors, loguru, transformers
 from finepruner_lmms.checkpoints.shape import ModelShape, VisionShape, plain_text, plain_vision
 from finepruner_lmms.checkpoints.supported import check_sizes, check_tokens
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.files import load_object
-from finepruner_lmms.lazy import hub_errors, loguru, transformers
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlavaConfig
