@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SILENT = {
     "errors": "words errors",
     "files": "writes and locks files",
+    "lazy": "loads libraries, whose versions count by themselves",
     "sources": "reads this code",
     "judge": "scores answers that are there",
     "data": "fetches data, whose content counts by itself",

@@ -1,0 +1,33 @@
+"""Libraries that take long to import, loaded when something of them is first used.
+
+To plan a study and to show one takes the names and parameters of methods, not tensors. What these commands import has
+its libraries from here: `from finepruner_lmms.lazy import np, torch`; types for annotations come under
+`if TYPE_CHECKING`. `tests/test_structure.py` checks that no such command loads one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import huggingface_hub
+    import huggingface_hub.errors as hub_errors
+    import loguru
+    import numpy as np
+    import torch
+    import transformers
+else:
+
+    class _Library(ModuleType):
+        """Stands for a library. Each name is looked up there when it is used, so that nothing is held twice."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module(self.__name__), name)
+
+    np, torch = _Library("numpy"), _Library("torch")
+    huggingface_hub, hub_errors = _Library("huggingface_hub"), _Library("huggingface_hub.errors")
+    loguru, transformers = _Library("loguru"), _Library("transformers")
+
+__all__ = ["hub_errors", "huggingface_hub", "loguru", "np", "torch", "transformers"]
