@@ -12,8 +12,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import huggingface_hub
+    import huggingface_hub.errors as hub_errors
+    import loguru
     import numpy as np
     import torch
+    import transformers
 else:
 
     class _Library(ModuleType):
@@ -23,5 +27,7 @@ else:
             return getattr(import_module(self.__name__), name)
 
     np, torch = _Library("numpy"), _Library("torch")
+    huggingface_hub, hub_errors = _Library("huggingface_hub"), _Library("huggingface_hub.errors")
+    loguru, transformers = _Library("loguru"), _Library("transformers")
 
-__all__ = ["np", "torch"]
+__all__ = ["hub_errors", "huggingface_hub", "loguru", "np", "torch", "transformers"]
