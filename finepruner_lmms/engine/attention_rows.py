@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from finepruner_lmms.engine.parts import as_weights, device_of
@@ -26,15 +25,16 @@ TEXT_ROWS = 64
 class Rows:
     """The rows that a method may read before decoder layer `layer`, and what they are computed from.
 
-    `hidden` `[B, L, D]` is what enters the layer, `layout` and `positions` `[B, L]` are its own. Everything is given
-    on the device of `hidden`, wherever the layers that it comes from compute.
+    `hidden` `[B, L, D]` is what enters the layer, `keys` `[B, KV heads, L, head_dim]` are the rotated ones of the layer
+    before; `layout` and `positions` `[B, L]` are the layer's own. Everything is given on the device of `hidden`,
+    wherever the layers that it comes from compute.
     """
 
     decoder: nn.Module
     state: PromptState
     layer: int
     hidden: Tensor
-    cache: Cache
+    keys: Tensor
     layout: Layout
     positions: Tensor
 
@@ -53,9 +53,8 @@ class Rows:
     def before(self, rows: int, skip: int = 0) -> Tensor:
         """Of the layer before, the last `rows` but `skip`: `[B, H, rows, V]`."""
         entered, attn, rotary = self.state.inputs[self.layer]
-        keys = self.cache.layers[attn.layer_idx].keys  # rotated already
         layout = on_device(self.layout, entered.device)
-        return visual_rows(entered, attn, rotary, keys, layout, rows, skip).to(self.hidden.device)
+        return visual_rows(entered, attn, rotary, self.keys, layout, rows, skip).to(self.hidden.device)
 
     def last(self) -> Tensor:
         """Of the layer before, the last token's: `[B, H, V]`."""

@@ -19,7 +19,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,20 +28,15 @@ from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_causal_mask
 
-from finepruner_lmms.engine.attention_rows import Rows
-from finepruner_lmms.engine.contract import check_selection, check_stages
+from finepruner_lmms.engine.dropping import Dropping
 from finepruner_lmms.engine.generation_modes import checked_generation
-from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.parts import check_model
-from finepruner_lmms.engine.prompt_layout import drop_visual, read_layout
-from finepruner_lmms.engine.prompt_state import PromptState, View, on_device
+from finepruner_lmms.engine.prompt_layout import read_layout
+from finepruner_lmms.engine.prompt_state import PromptState, View
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.versions import cache_of_output, find_cache, warn_if_untested
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.ops.precision import for_choosing
-from finepruner_lmms.ops.selection import take, with_required
-from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage
-from finepruner_lmms.pruners.decoder_context import DecoderContext
+from finepruner_lmms.pruners.base import Pruner
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 _COMPILED = "is compiled, and compiled code may pass by the hooks that prune"
@@ -93,13 +87,8 @@ class _Hooks:
         self, model: LlavaForConditionalGeneration, pruner: Pruner, trace: Trace, num_visual_tokens: int | None
     ) -> None:
         self.top, self.llava, self.decoder = model, model.model, model.model.language_model
-        self.geometry = Geometry.of(model.config)
-        if num_visual_tokens is not None:
-            self.geometry = replace(self.geometry, num_visual_tokens=num_visual_tokens)
-        self.pruner, self.trace = pruner, trace
-        pruner.check_heads(self.geometry.num_heads)
-        self.stages = tuple(pruner.stages(self.geometry.num_layers, self.geometry.num_visual_tokens))
-        check_stages(pruner, self.stages, self.geometry.num_layers)
+        self.dropping = Dropping(model, pruner, trace, num_visual_tokens)
+        self.geometry, self.stages, self.trace = self.dropping.geometry, self.dropping.stages, trace
         if self.stages:
             _check_not_compiled([self.top, self.llava, self.decoder, *self.decoder.layers])
         self.prompts: weakref.WeakKeyDictionary[Cache, PromptState] = weakref.WeakKeyDictionary()
@@ -260,7 +249,7 @@ class _Hooks:
         if stage.layer == index:
             cache, positions = _supported_cache(find_cache(kwargs)), kwargs["position_ids"].to(hidden.device)
             if state.prefill:
-                hidden = self.drop(state, stage, hidden, cache, positions)
+                hidden = self.dropping.drop(state, stage, hidden, cache.layers[index - 1].keys, positions)
             else:
                 _check_length(cache, index, state.views[index])
                 state.views[index].grow(positions, state.new_valid)
@@ -283,73 +272,6 @@ class _Hooks:
         elif stage.layer not in state.views:
             raise _not_dropped(stage.layer)
         return (hidden,), kwargs | state.views[stage.layer].kwargs
-
-    def drop(self, state: PromptState, stage: Stage, hidden: Tensor, cache: Cache, positions: Tensor) -> Tensor:
-        """Choose and gather: `hidden` `[B, L, D]` → `[B, L', D]`, and the view of the layers from here on."""
-        assert state.layout is not None and isinstance(self.pruner, DecoderPruner)
-        layer, device = stage.layer, hidden.device
-        earlier = [view for start, view in sorted(state.views.items()) if start < layer]
-        if earlier:
-            before, old, shift = (
-                on_device(earlier[-1].layout, device),
-                earlier[-1].positions.to(device),
-                earlier[-1].shift,
-            )
-        else:
-            before, old, shift = on_device(state.layout, device), positions.expand(len(hidden), -1), 0
-        shift = shift.to(device) if isinstance(shift, Tensor) else shift
-        with for_choosing(device):
-            rows = Rows(self.decoder, state, stage.layer, hidden, cache, before, old)
-            chosen = self.pruner.select(self.context(stage, rows).remember_in(state.memory), stage.retained)
-            check_selection(self.pruner, chosen, stage, before, hidden, self.trace)
-            if chosen.scores is not None:
-                self.trace.watch(f"token scores of {self.pruner.name!r} at layer {layer}", chosen.scores)
-            keep, required = chosen.keep, before.required()
-            if required is not None:
-                keep = with_required(keep, required, stage.retained, chosen.scores)
-            index, layout = drop_visual(before, keep, stage.retained, stage.merged)
-        if stage.merged:
-            assert chosen.merged is not None and chosen.merged_from is not None
-            hidden = torch.cat([hidden, chosen.merged.to(hidden.dtype)], dim=1)
-            source = chosen.merged_from.clamp(0, before.columns.shape[1] - 1)
-            old = torch.cat([old, old.gather(1, before.columns.gather(1, source))], dim=1)
-        if self.pruner.renumber_positions:
-            new = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
-            shift = old[:, before.width - 1 : before.width] - new[:, -1:] + shift
-        else:
-            new = old.gather(1, index)
-        # a data-dependent method may keep fewer than `retained`, which the host does not know: then a mask is needed
-        exact = bool(not layout.padded and self.pruner.fills_budget)
-        state.views[layer] = View(layout, new, None if exact else layout.valid, layout.width, shift)
-        self.trace.keep_masks[layer] = layout.present
-        if chosen.heads is not None and chosen.head_scores is not None:
-            self.trace.chosen_heads[layer] = chosen.heads, chosen.head_scores
-        if chosen.details is not None:
-            self.trace.details[layer] = chosen.details
-        del state.inputs[layer]
-        return take(hidden, index)
-
-    def context(self, stage: Stage, rows: Rows) -> DecoderContext:
-        """What the method may look at; everything but the layout is computed when it is read."""
-        return DecoderContext(
-            stage.layer,
-            rows.last,
-            rows.layout.present,
-            self.entering(stage),
-            rows.layout.required(),
-            rows.text,
-            next_attention=rows.last_of_next,
-            text_present=lambda: rows.prompt.text_after_image(),
-            prefix_lengths=lambda: rows.prompt.valid.sum(1) - rows.prompt.text_after - rows.prompt.present.sum(1),
-            hidden=lambda: take(rows.hidden, rows.layout.columns),
-            visual_embeds=lambda: take(rows.embeds, rows.prompt.columns),
-            text_embeds=lambda: rows.embeds[:, rows.embeds.shape[1] - rows.prompt.tail :],
-        )
-
-    def entering(self, stage: Stage) -> int:
-        """The visual tokens of an image just before a drop, by the schedule."""
-        earlier = [one.retained + one.merged for one in self.stages if one.layer < stage.layer]
-        return earlier[-1] if earlier else self.geometry.num_visual_tokens
 
 
 def _not_dropped(layer: int) -> FieldError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -97,6 +97,20 @@ class Trace:
             if not bool(holds):
                 raise error
 
+    def copied(self, rows: slice) -> Trace:
+        """The trace of some rows, in memory of its own: what it was copied from may be written over."""
+        heads = {layer: (chosen[rows], scores[rows]) for layer, (chosen, scores) in self.chosen_heads.items()}
+        details = {layer: _details_of_rows(details, rows) for layer, details in self.details.items()}
+        return replace(
+            self,
+            has_image=self.has_image[rows],
+            keep_masks={layer: mask[rows].clone() for layer, mask in self.keep_masks.items()},
+            kv_lengths=list(self.kv_lengths),
+            chosen_heads=_cloned(heads),
+            details=_cloned(details),
+            expected={text: (error, holds.clone()) for text, (error, holds) in self.expected.items()},
+        )
+
     def to_original_tokens(self, reduction: Reduction) -> Trace:
         """This trace, of prompts that a vision-side method had shortened, in terms of the image's own tokens.
 
@@ -139,6 +153,21 @@ class Trace:
             chosen_heads={layer: (heads[rows], scores[rows]) for layer, (heads, scores) in self.chosen_heads.items()},
             details={layer: _details_of_rows(details, rows) for layer, details in self.details.items()},
         )
+
+
+def _cloned(value: Any) -> Any:
+    """The same with every tensor in it in memory of its own; what else it holds is shared."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _cloned(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_cloned, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(_cloned, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _cloned(getattr(value, f.name)) for f in fields(value) if f.init})
+    return value
 
 
 def _details_of_rows(details: Any, rows: slice) -> Any:

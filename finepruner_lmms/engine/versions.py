@@ -6,12 +6,14 @@ transformers 5.24 renamed the key-value cache of layers, models and outputs from
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import transformers
 from packaging.version import Version
+from torch import nn
 
 OLDEST, NEWEST = "5.18.0", "5.24.0"
 """The engine's tests ran on these versions of transformers and on some between them."""
@@ -28,6 +30,13 @@ def cache_of_output(output: Any) -> Any:
     """The key-value cache in the output of a model; None where there is none."""
     # a deprecated name of an output warns when it is read, so the newer one comes first
     return next((value for name in _CACHE_NAMES if (value := getattr(output, name, None)) is not None), None)
+
+
+def cache_keyword(module: nn.Module) -> str:
+    """Under which name the forward of a decoder layer takes the key-value cache."""
+    # a decorator that moves old names to new ones may hide the signature, but not the wrapped function
+    parameters = inspect.signature(inspect.unwrap(type(module).forward)).parameters
+    return next(name for name in _CACHE_NAMES if name in parameters)
 
 
 @functools.cache

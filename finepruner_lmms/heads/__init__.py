@@ -9,16 +9,17 @@ consensus-diversity selection means by a strategy of the same name.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads import ablation, consensus_registry
 from finepruner_lmms.heads.registry import best_heads, head_scores, known_strategies, register_head_strategy
 from finepruner_lmms.heads.view import HeadView
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.precision import for_choosing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NORMALISATIONS = ("resoftmax", "renormalise")
 HEAD_STRATEGIES: tuple[str, ...]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.heads.registry import best_heads, register_head_strategy
 from finepruner_lmms.heads.view import EPS, HeadView, how_many, largest, min_max, sort_rows
+from finepruner_lmms.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_head_strategy("sum")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.heads.registry import register_head_strategy
 from finepruner_lmms.heads.view import HeadView, largest, min_max
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_head_strategy("consensus_sparsity")

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from finepruner_lmms.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Words:
         return torch.where(self.present.any(1)[:, None, None], asked, last)
 
 
-Weigh = Callable[[Words], Tensor]
+Weigh = Callable[[Words], "Tensor"]
 _QUERIES: dict[str, Weigh] = {}
 
 

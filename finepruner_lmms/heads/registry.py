@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.errors import FieldError, nearest
 from finepruner_lmms.heads.view import HeadView, parts
+from finepruner_lmms.lazy import torch
 
-HeadStrategy = Callable[[HeadView], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HeadStrategy = Callable[[HeadView], "Tensor"]
 _STRATEGIES: dict[str, HeadStrategy] = {}
 
 

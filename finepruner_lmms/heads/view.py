@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
+from finepruner_lmms.lazy import np, torch
 from finepruner_lmms.ops.selection import at_least_float32
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EPS = 1e-8
 _PART = 4

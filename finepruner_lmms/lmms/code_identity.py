@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SILENT = {
     "errors": "words errors",
     "files": "writes and locks files",
+    "lazy": "loads libraries, whose versions count by themselves",
     "sources": "reads this code",
     "judge": "scores answers that are there",
     "data": "fetches data, whose content counts by itself",
@@ -35,6 +36,7 @@ SILENT = {
     "lmms.code_identity": "names answers",
     "lmms.identity": "names answers",
     "lmms.response_cache": "stores answers",
+    "lmms.meter": "measures time and memory",
     "lmms.monitor": "writes down what was selected",
     "pruners.plugins": "finds plug-ins, which count by themselves",
 }

@@ -26,11 +26,12 @@ from finepruner_lmms.engine.generate import Generation, generate
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
-from finepruner_lmms.lmms.ahead import Stopwatch, one_ahead
+from finepruner_lmms.lmms.ahead import one_ahead
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture
 from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import Identity, answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.image_encoding import ImageEncoder, Picture, content_key
+from finepruner_lmms.lmms.meter import BatchTime, Meter, lmms_eval_metrics
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.monitor import Monitor, describe
 from finepruner_lmms.lmms.ranks import all_or_none
@@ -79,7 +80,7 @@ class LlavaFinePruner(lmms):
         self.on_progress: Callable[[int, int], None] | None = None
         self.lengths: Counter[tuple[int, tuple[int, ...]]] = Counter()
         """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers."""
-        self._answering, self._waiting = Stopwatch(), Stopwatch()
+        self.meter = Meter(self._device)
         self._warned: set[str] = set()
         identify(self)
 
@@ -105,17 +106,6 @@ class LlavaFinePruner(lmms):
     def prefill_cost(self) -> PrefillCost | None:
         """What the prefills since `lengths` was cleared took; None if none had an image."""
         return PrefillCost.of(DecoderSizes.of(self.model.config.text_config), self.lengths)
-
-    @property
-    def input_wait(self) -> float:
-        """Seconds that the model waited for questions and pictures in the latest evaluation."""
-        return self._waiting.seconds
-
-    @property
-    def input_wait_share(self) -> float | None:
-        """`input_wait` as a share of the time that waiting and answering took; None before anything was answered."""
-        together = self._waiting.seconds + self._answering.seconds
-        return self._waiting.seconds / together if together else None
 
     def answer_identity(self) -> Identity:
         """What the answers depend on, besides what is asked. Reads the checkpoint's files where they are new to it."""
@@ -177,20 +167,33 @@ class LlavaFinePruner(lmms):
         """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         window = _WINDOW * self.batch_size
-        tokens, done, started = 0, 0, time.monotonic()
+        self.meter.start()
+        tokens, done = 0, 0
         with self.monitor, progress, closing(self._prepared_windows(requests, window)) as windows:
             for prepared in windows:
-                with self._answering.running():
-                    answers = self._answer_window(prepared)
+                answers = self._answer_window(prepared)
+                tokens += sum(answer.token_counts.output_tokens for answer in answers)
+                elapsed = self.meter.lap()
+                # now: lmms-eval's cache takes the last answer and does not return
+                if done + len(answers) == len(requests):
+                    self._log_metrics(elapsed, tokens)
+                    self._say_how_input_kept_up(elapsed)
                 for answer in answers:
-                    tokens, done = tokens + answer.token_counts.output_tokens, done + 1
+                    done += 1
                     progress.update()
                     if self.on_progress is not None:
                         self.on_progress(done, len(requests))
                     yield answer
-        elapsed = time.monotonic() - started
-        self._say_how_input_kept_up()
-        log_metrics(total_elapsed_time=elapsed, total_gen_tokens=tokens, avg_speed=tokens / elapsed if elapsed else 0.0)
+
+    def _log_metrics(self, elapsed: float, tokens: int) -> None:
+        """For lmms-eval's throughput summary, which covers this process alone."""
+        more = None if (spent := self.meter.spent()) is None else lmms_eval_metrics(spent, self.rank)
+        log_metrics(
+            total_elapsed_time=elapsed,
+            total_gen_tokens=tokens,
+            avg_speed=tokens / elapsed if elapsed else 0.0,
+            additional_metrics=more,
+        )
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -199,7 +202,6 @@ class LlavaFinePruner(lmms):
         splits = {(task, split) for *_, task, split in (request.args for request in requests)}
         documents = {(task, split): Documents(self.task_dict[task][split]) for task, split in splits}
         self.images.begin_scan(task for task, _ in splits)
-        self._answering, self._waiting = Stopwatch(), Stopwatch()
         text = threading.Lock()  # tokenizers and templates are not made for several threads
 
         def prepare(window: Sequence[Instance]) -> Callable[[Instance], Prepared]:
@@ -214,14 +216,14 @@ class LlavaFinePruner(lmms):
             return prepare_one
 
         windows = [requests[start : start + size] for start in range(0, len(requests), size)]
-        return one_ahead(windows, prepare, self._waiting)
+        return one_ahead(windows, prepare, self.meter.wait)
 
-    def _say_how_input_kept_up(self) -> None:
-        if self.images.hit_rate is not None and self.input_wait_share is not None:
+    def _say_how_input_kept_up(self, elapsed: float) -> None:
+        if self.images.hit_rate is not None and (spent := self.meter.spent()) is not None:
+            waited = spent.waiting or 0.0
             logger.info(
                 f"images: {self.images.asked} asked, {self.images.encoded} encoded (hit rate "
-                f"{self.images.hit_rate:.0%}); the model waited {self.input_wait:.2f} s for input "
-                f"({self.input_wait_share:.1%} of the time)"
+                f"{self.images.hit_rate:.0%}); the model waited {waited:.2f} s for input ({waited / elapsed:.1%})"
             )
 
     def _picture(self, request: Instance, documents: Documents, decoded: Once, ready: Once) -> Picture | None:
@@ -271,7 +273,14 @@ class LlavaFinePruner(lmms):
         if pictures:
             inputs["vision"] = self.images.encode(pictures)
         questions = [item.question for item in batch]
+        started = time.perf_counter()
         result = generate(self.model, self.pruner, inputs, questions=questions, **batch[0].decoding)
+        sequences = result.sequences.tolist()  # the answers are there when the device has computed them
+        seconds = time.perf_counter() - started
+        # until `Generation` has them
+        first, execution = getattr(result, "seconds_to_first_token", None), getattr(result, "execution", "eager")
+        time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, execution)
+        self.meter.add(time_of, [(item.task, item.doc_id) for item in batch])
         for item, entering in zip(batch, result.trace.tokens_entering, strict=True):
             text = item.length - (self.num_visual_tokens if item.image is not None else 0)
             self.lengths[text, tuple(entering)] += 1
@@ -280,7 +289,7 @@ class LlavaFinePruner(lmms):
         ends = self._end_ids()
         return [
             GenerationResult(text.strip(), TokenCounts(input_tokens=item.length, output_tokens=count_output(row, ends)))
-            for text, item, row in zip(texts, batch, result.sequences.tolist(), strict=True)
+            for text, item, row in zip(texts, batch, sequences, strict=True)
         ]
 
     def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:

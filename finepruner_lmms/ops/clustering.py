@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.selection import at_least_float32
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def merge_by_density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

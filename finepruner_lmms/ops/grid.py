@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from finepruner_lmms.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def image_side(num_visual: int) -> int | None:

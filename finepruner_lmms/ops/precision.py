@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
+from finepruner_lmms.lazy import torch
 
 
 @contextmanager

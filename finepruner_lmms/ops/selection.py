@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from finepruner_lmms.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def top_mask(scores: Tensor, retained: int, present: Tensor | None = None, required: Tensor | None = None) -> Tensor:

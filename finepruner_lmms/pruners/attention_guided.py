@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.errors import check_choice
 from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS, token_scores
 from finepruner_lmms.pruners.base import DecoderPruner
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 POSITIONS = ("original", "renumbered")
 

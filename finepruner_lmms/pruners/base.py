@@ -10,9 +10,7 @@ import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any, ClassVar, Literal, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.precision import for_choosing
@@ -20,6 +18,9 @@ from finepruner_lmms.ops.selection import mask_to_index, take, top_mask
 from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, round_half_up, show_tokens
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Side = Literal["none", "vision", "decoder", "both"]
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from typing import TYPE_CHECKING, Literal
 
 from finepruner_lmms.errors import FieldError, check_choice
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RELEVANCES = ("clip", "embedding", "none")
 _RANGE = 1e-6
@@ -72,9 +72,9 @@ def mean_similarity(tokens: Tensor, texts: list[Tensor]) -> Tensor:
     unit = unit_vectors(tokens)
     texts = [text.to(tokens.device) for text in texts]
     # the mean of cosines is the cosine with the mean of unit vectors
-    sums = unit_vectors(pad_sequence(texts, batch_first=True)).to(unit.dtype).sum(1)
+    sums = unit_vectors(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)).to(unit.dtype).sum(1)
     # counted on the device: copying the lengths there would wait for it
-    counts = pad_sequence([unit.new_ones(len(text), 1) for text in texts], batch_first=True).sum(1)
+    counts = torch.nn.utils.rnn.pad_sequence([unit.new_ones(len(text), 1) for text in texts], batch_first=True).sum(1)
     return (unit @ (sums / counts.clamp_min(1))[..., None]).squeeze(-1)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lazy import torch
 
-Source = Tensor | Callable[[], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Source: TypeAlias = "Tensor | Callable[[], Tensor]"
 
 
 class DecoderContext:
@@ -128,7 +129,7 @@ class DecoderContext:
 
 
 def _value(source: Source) -> Tensor:
-    return source if isinstance(source, Tensor) else source()
+    return source if isinstance(source, torch.Tensor) else source()
 
 
 @dataclass(frozen=True)

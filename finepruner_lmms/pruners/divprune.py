@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("divprune")

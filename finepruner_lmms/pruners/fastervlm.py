@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("fastervlm")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.errors import FieldError, check_integer
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
@@ -13,6 +12,9 @@ from finepruner_lmms.pruners.base import Stage
 from finepruner_lmms.pruners.budget import round_half_up
 from finepruner_lmms.pruners.decoder_context import DecoderContext
 from finepruner_lmms.pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("fastv")

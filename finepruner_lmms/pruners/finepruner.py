@@ -5,15 +5,13 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads import consensus
 from finepruner_lmms.heads.queries import Words, known_queries, query_weights
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
@@ -22,6 +20,9 @@ from finepruner_lmms.pruners.fastv import FastV
 from finepruner_lmms.pruners.pdrop import PDrop
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.sparsevlm import SparseVLM
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
 CONSENSUS, FIXED, RECOMMENDED = "consensus", "fixed", "recommended"

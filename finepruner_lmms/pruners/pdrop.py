@@ -6,14 +6,16 @@ import bisect
 import functools
 from dataclasses import dataclass
 from fractions import Fraction
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext
 from finepruner_lmms.pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIANTS = ("equal", "official")
 _STEPS = 10_000  # λ is solved to four decimals

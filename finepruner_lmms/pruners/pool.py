@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.grid import grid_shape, image_side
 from finepruner_lmms.pruners.base import Reduction, VisionPruner
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("pool")
@@ -50,5 +51,5 @@ class Pool(VisionPruner):
         shape = grid_shape(self.retained(vision.num_visual_tokens), side or 0)
         assert side is not None and shape is not None
         square = vision.projected.float().transpose(1, 2).unflatten(2, (side, side))
-        pooled = adaptive_avg_pool2d(square, shape).flatten(2).transpose(1, 2)
+        pooled = torch.nn.functional.adaptive_avg_pool2d(square, shape).flatten(2).transpose(1, 2)
         return Reduction(pooled.to(vision.projected.dtype), self.choose(vision))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from fractions import Fraction
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.errors import FieldError, check_choice
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.clustering import merge_by_density_peaks
 from finepruner_lmms.ops.selection import at_least_float32, take, top_mask
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIANTS = ("equal", "official")
 _STEPS = 512  # between two tables

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.ops.grid import grid_indices
 from finepruner_lmms.ops.selection import index_to_mask
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("uniform")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WHY = {
     "cls_attention": "there is none in this vision tower, or none apart from the patches in the layer that LLaVA reads",
@@ -58,7 +59,7 @@ class VisionOutputs:
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.text_embeds:
             named["text_embeds"] = torch.cat([text.flatten() for text in self.text_embeds])
-        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 
     def need(self, name: str, method: str) -> Any:
         """The field `name`; `FieldError` saying who needs it if it is not there."""
@@ -88,7 +89,7 @@ class VisionOutputs:
         chosen: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, torch.Tensor):
                 chosen[f.name] = value[rows]
             elif isinstance(value, list):
                 chosen[f.name] = value[rows] if isinstance(rows, slice) else [value[row] for row in rows]
@@ -100,7 +101,7 @@ class VisionOutputs:
         joined: dict[str, Any] = {}
         for f in fields(cls):
             values = [getattr(part, f.name) for part in parts]
-            if isinstance(values[0], Tensor):
+            if isinstance(values[0], torch.Tensor):
                 joined[f.name] = torch.cat(values)
             elif isinstance(values[0], list):
                 joined[f.name] = [text for value in values for text in value]

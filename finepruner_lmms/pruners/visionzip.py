@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.selection import mask_to_index, take, top_mask, unit_vectors
 from finepruner_lmms.pruners.base import Reduction, VisionPruner
 from finepruner_lmms.pruners.budget import round_half_up
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("visionzip")

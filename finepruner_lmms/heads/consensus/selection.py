@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.heads import best_heads
@@ -30,7 +27,11 @@ from finepruner_lmms.heads.consensus.steps import (
     weighted_votes,
 )
 from finepruner_lmms.heads.view import HeadView, min_max, parts
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.precision import for_choosing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.heads import ablation, consensus_registry
 from finepruner_lmms.heads.consensus.presets import Preset
 from finepruner_lmms.heads.view import EPS, HeadView, parts, unit_rows
+from finepruner_lmms.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_DIVERSE = 32
 """At most so many heads are added for diversity: a fixed number of steps, whatever the batch needs."""

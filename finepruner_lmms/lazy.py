@@ -1,0 +1,28 @@
+"""Libraries that take long to import, loaded when something of them is first used.
+
+To plan a study and to show one takes the names and parameters of methods, not tensors. What these commands import has
+its libraries from here: `from finepruner_lmms.lazy import np, torch`; types for annotations come under
+`if TYPE_CHECKING`. `tests/test_structure.py` checks that no such command loads one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+
+class Library(ModuleType):
+    """Stands for a module. Each name is looked up there when it is used, so that nothing is held twice."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+else:
+    np, torch = Library("numpy"), Library("torch")
+
+__all__ = ["Library", "np", "torch"]
