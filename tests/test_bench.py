@@ -176,11 +176,9 @@ def test_natural_lengths_are_the_same_for_all_methods_and_have_the_stated_mean()
 def test_answers_of_a_checkpoint_end_by_themselves():
     model, processor = fp.load_model("demo", device="cpu")
     asked = scene_prompts(model, processor, 2)
-    found = Bench(Asking(model, asked.questions), 6, 1, random_weights=False).measure(
-        check_request(pretrained="demo", methods="fastv:192").methods, ("auto",), asked
-    )
-    assert [one.method for one in found] == ["vanilla", "fastv 192"]
-    assert all(1 <= one.natural_tokens < 6 for one in found)
+    methods = check_request(pretrained="demo", methods="fastv:64").methods[1:]
+    (found,) = Bench(Asking(model, asked.questions), 6, 1, random_weights=False).measure(methods, ("auto",), asked)
+    assert found.method == "fastv 64" and 1 <= found.natural_tokens < 6
 
 
 def test_timing_a_choice_leaves_the_method_as_it_was(tiny):

@@ -129,8 +129,7 @@ class Bench:
             self.asking(method.pruner, prompts.from_pixels, self.tokens, execution)
         if on_gpu:
             peak = torch.cuda.max_memory_allocated(model.device) - before
-        for number in range(2):
-            self._round(number, method, execution, prompts, vision, _Samples())
+        self._round(0, method, execution, prompts, vision, _Samples())
         return peak
 
     def _round(
