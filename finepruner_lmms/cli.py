@@ -130,14 +130,15 @@ def table(
         bool, typer.Option("--seeds", help="One row per seed, instead of their mean (always so in CSV).")
     ] = False,
     picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
-    costs: Annotated[bool, typer.Option("--costs", help="What prefill cost in each row, instead of scores.")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="What each row cost, instead of scores.")] = False,
     relative: Annotated[
         str, typer.Option(help="ratios: mean of the ratios to vanilla; means: ratio of the averages.")
     ] = "ratios",
 ) -> None:
     """Print the leaderboard."""
+    from finepruner_lmms.matrix.report.costs import render_costs
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
-    from finepruner_lmms.matrix.report.tables import FORMATS, RELATIVE, render, render_costs
+    from finepruner_lmms.matrix.report.tables import FORMATS, RELATIVE, render
     from finepruner_lmms.matrix.store import Store
 
     check_choice("--format", form, FORMATS)

@@ -11,17 +11,18 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+
+class Library(ModuleType):
+    """Stands for a module. Each name is looked up there when it is used, so that nothing is held twice."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
 else:
+    np, torch = Library("numpy"), Library("torch")
 
-    class _Library(ModuleType):
-        """Stands for a library. Each name is looked up there when it is used, so that nothing is held twice."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(import_module(self.__name__), name)
-
-    np, torch = _Library("numpy"), _Library("torch")
-
-__all__ = ["np", "torch"]
+__all__ = ["Library", "np", "torch"]

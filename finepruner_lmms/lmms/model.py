@@ -28,6 +28,7 @@ from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture
 from finepruner_lmms.lmms.identity import Identity, answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.image_cache import ImageCache
+from finepruner_lmms.lmms.meter import BatchTime, Meter, lmms_eval_metrics
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.monitor import Monitor, describe
 from finepruner_lmms.lmms.ranks import all_or_none
@@ -76,6 +77,7 @@ class LlavaFinePruner(lmms):
         self.on_progress: Callable[[int, int], None] | None = None
         self.lengths: Counter[tuple[int, tuple[int, ...]]] = Counter()
         """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers."""
+        self.meter = Meter(self._device)
         self._warned: set[str] = set()
         identify(self)
 
@@ -162,18 +164,30 @@ class LlavaFinePruner(lmms):
         """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         window = _WINDOW * self.batch_size
-        tokens, started = 0, time.monotonic()
+        self.meter.start()
+        tokens = 0
         with self.monitor, progress:
             for start in range(0, len(requests), window):
                 answers = self._answer_window(requests[start : start + window])
+                tokens += sum(answer.token_counts.output_tokens for answer in answers)
+                elapsed = self.meter.lap()
+                if start + window >= len(requests):  # now: lmms-eval's cache takes the last answer and does not return
+                    self._log_metrics(elapsed, tokens)
                 for done, answer in enumerate(answers, start + 1):
-                    tokens += answer.token_counts.output_tokens
                     progress.update()
                     if self.on_progress is not None:
                         self.on_progress(done, len(requests))
                     yield answer
-        elapsed = time.monotonic() - started
-        log_metrics(total_elapsed_time=elapsed, total_gen_tokens=tokens, avg_speed=tokens / elapsed if elapsed else 0.0)
+
+    def _log_metrics(self, elapsed: float, tokens: int) -> None:
+        """For lmms-eval's throughput summary, which covers this process alone."""
+        more = None if (spent := self.meter.spent()) is None else lmms_eval_metrics(spent, self.rank)
+        log_metrics(
+            total_elapsed_time=elapsed,
+            total_gen_tokens=tokens,
+            avg_speed=tokens / elapsed if elapsed else 0.0,
+            additional_metrics=more,
+        )
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +229,14 @@ class LlavaFinePruner(lmms):
         if pictures:
             inputs["vision"] = self.images.encode(pictures)
         questions = [item.question for item in batch]
+        started = time.perf_counter()
         result = generate(self.model, self.pruner, inputs, questions=questions, **batch[0].decoding)
+        sequences = result.sequences.tolist()  # the answers are there when the device has computed them
+        seconds = time.perf_counter() - started
+        # until `Generation` has them
+        first, execution = getattr(result, "seconds_to_first_token", None), getattr(result, "execution", "eager")
+        time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, execution)
+        self.meter.add(time_of, [(item.task, item.doc_id) for item in batch])
         for item, entering in zip(batch, result.trace.tokens_entering, strict=True):
             text = item.length - (self.num_visual_tokens if item.image is not None else 0)
             self.lengths[text, tuple(entering)] += 1
@@ -224,7 +245,7 @@ class LlavaFinePruner(lmms):
         ends = self._end_ids()
         return [
             GenerationResult(text.strip(), TokenCounts(input_tokens=item.length, output_tokens=count_output(row, ends)))
-            for text, item, row in zip(texts, batch, result.sequences.tolist(), strict=True)
+            for text, item, row in zip(texts, batch, sequences, strict=True)
         ]
 
     def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:

@@ -57,7 +57,7 @@ def expand(matrix: Matrix) -> list[Cell]:
 
 def _answer_identities(matrix: Matrix) -> list[Identity]:
     """Of the answers of each row."""
-    from finepruner_lmms.checkpoints.load import resolve
+    from finepruner_lmms.checkpoints.fetch import resolve
     from finepruner_lmms.lmms.identity import (
         answer_identity,
         answer_settings,

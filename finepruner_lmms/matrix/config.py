@@ -42,11 +42,11 @@ def load_matrix(path: Path, check_data: bool = True) -> Matrix:
 
 def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> tuple[int, int]:
     """The model's depth and N; what a row asks that this model cannot do is reported."""
-    from finepruner_lmms.checkpoints.load import check_pruner, read_config
+    from finepruner_lmms.checkpoints.configuration import check_pruner, read_shape
     from finepruner_lmms.engine.geometry import Geometry
 
     try:
-        config = read_config(file.model.pretrained)
+        config = read_shape(file.model.pretrained)
     except ValueError as error:
         document.report(
             error.under("model") if isinstance(error, FieldError) else f"model.{error}", ("model", "pretrained")
