@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageFile
-from torch import Tensor
+from finepruner_lmms.checkpoints.libraries import Image, ImageFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ASPECT_RATIOS = ("pad", "crop")
 
