@@ -26,7 +26,8 @@ from finepruner_lmms.engine.roofline import (
     step_seconds,
 )
 from finepruner_lmms.matrix.config import Matrix
-from finepruner_lmms.matrix.launch import count_gpus, num_processes
+from finepruner_lmms.matrix.gpus import count_gpus
+from finepruner_lmms.matrix.launch import num_processes
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.store import State
