@@ -13,6 +13,7 @@ from finepruner_lmms.cli import app
 from finepruner_lmms.engine.cost import DecoderSizes
 from finepruner_lmms.engine.roofline import EAGER, GRAPHS, H100, Sizes, image_seconds, prefill_seconds, step_seconds
 from finepruner_lmms.matrix.estimate import Asked, Launched, cell_parts, cell_seconds, seconds_of
+from finepruner_lmms.matrix.machine import measured_machine
 from finepruner_lmms.matrix.records import Conditions, Result, Speed
 from finepruner_lmms.matrix.workloads import WORKLOADS
 
@@ -167,6 +168,26 @@ def test_plan_says_hours_before_anything_runs(tmp_path):
     lines = CliRunner().invoke(app, ["plan", str(file), "--output", str(tmp_path / "run"), "--format", "jsonl"])
     seconds = [json.loads(line)["seconds"] for line in lines.output.splitlines()]
     assert seconds[0] > seconds[1] > seconds[2] > 0
+
+
+def test_a_bench_of_this_machine_is_what_the_estimate_rests_on(tmp_path):
+    """Its limits, and what the unpruned prefill of the largest batch made of them."""
+    bench = {"device": {"name": "Some CPU", "kind": "cpu", "flops": 4e11, "bandwidth": 2e10}, "figures": []}
+    for batch, seconds in ((1, 1.0), (8, 5.0)):
+        figure = {"method": "vanilla", "batch": batch, "prefill": {"median": seconds}}
+        bench["figures"].append(figure | {"promise": {"prefill": {"flops": 1e11 * batch}}})
+    folder = tmp_path / "bench-demo"
+    folder.mkdir()
+    (folder / "bench.json").write_text(json.dumps(bench))
+    machine = measured_machine(tmp_path, "cpu")
+    assert machine is not None and measured_machine(tmp_path, "cuda") is None
+    assert machine.compute_share.value == pytest.approx(0.4) and machine.flops_per_second == pytest.approx(1.6e11)
+    file = tmp_path / "study.yaml"
+    file.write_text(STUDY.format(model="demo", data="demo"))
+    shown = CliRunner().invoke(app, ["plan", str(file), "--output", str(tmp_path / "run")])
+    assert f"(an estimate for Some CPU, by {folder / 'bench.json'})" in shown.output.splitlines()[-1]
+    (folder / "bench.json").write_text("{}")  # of another version
+    assert measured_machine(tmp_path, "cpu") is None
 
 
 def test_plan_does_not_guess_for_a_small_model(tmp_path):

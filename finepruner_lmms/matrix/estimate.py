@@ -1,4 +1,4 @@
-"""How long a study will take, before anything runs: from finished cells where there are any, else for an H100.
+"""How long a study will take, before anything runs: by finished cells, a bench of this machine, or for an H100.
 
 The time of a cell follows from the model's sizes (`engine.roofline`) and what its benchmark asks (`workloads`).
 Finished cells of the study say by how much that is wrong here, and correct it.
@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from finepruner_lmms.engine.roofline import (
     CPU,
@@ -28,6 +29,7 @@ from finepruner_lmms.engine.roofline import (
 from finepruner_lmms.matrix.config import Matrix
 from finepruner_lmms.matrix.gpus import count_gpus
 from finepruner_lmms.matrix.launch import num_processes
+from finepruner_lmms.matrix.machine import measured_machine
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.store import State
@@ -115,22 +117,31 @@ class Estimate:
 
 
 def estimate_study(
-    matrix: Matrix, study: Study, states: Sequence[State], left: Sequence[Cell], gpus: Callable[[], int] = count_gpus
+    matrix: Matrix,
+    study: Study,
+    states: Sequence[State],
+    left: Sequence[Cell],
+    benches: Path,
+    gpus: Callable[[], int] = count_gpus,
 ) -> Estimate | None:
     """How long the cells that are left take on this machine; None where nothing is known.
 
-    Without GPUs here, a checkpoint that needs them is planned for `NODE`.
+    `benches` is where folders of `finepruner bench` are. Without GPUs here, a checkpoint that needs them is planned
+    for `NODE`.
     """
     file, sizes = matrix.file, Sizes.of(matrix.shape)
     finished = [(cell, s.result) for cell, s in zip(study.cells, states, strict=True) if s.result is not None]
     large = sizes.decoder_bytes / sizes.element_bytes >= _LARGE
     here = 0 if file.model.device == "cpu" else gpus()
-    if not finished and (not large or file.model.device == "cpu"):
+    elsewhere = large and not here and file.model.device != "cpu"  # planned here, to be run on GPUs
+    machine = None if elsewhere else measured_machine(benches, "cuda" if here else "cpu")
+    if not finished and machine is None and not here and not elsewhere:
         return None
-    devices = here if here or finished else int(NODE.value)
+    devices = int(NODE.value) if elsewhere and not finished else here
     processes = num_processes(file.launch, devices)
     eager = not devices or getattr(file.model, "execution", "auto") == "eager"
-    how = Launched(processes, file.launch.batch_size, H100 if devices else CPU, EAGER if eager else GRAPHS)
+    machine = machine or (H100 if devices else CPU)
+    how = Launched(processes, file.launch.batch_size, machine, EAGER if eager else GRAPHS)
     layers, tokens = study.num_layers, study.num_visual_tokens
     schedules = [tuple(row.pruner.schedule(layers, tokens)) for row in matrix.rows]
     seconds = cell_seconds(sizes, left, schedules, finished, how)
@@ -138,7 +149,8 @@ def estimate_study(
     if finished:
         count = f"{len(finished)} finished cell{'s' * (len(finished) > 1)} of this study"
         return Estimate(seconds, used, f"by the {count}")
-    return Estimate(seconds, used, f"an estimate for {how.machine.name}, by docs/performance.md", START.value)
+    basis = "docs/performance.md" if machine is H100 else machine.flops.source
+    return Estimate(seconds, used, f"an estimate for {machine.name}, by {basis}", START.value if large else 0.0)
 
 
 def cell_seconds(

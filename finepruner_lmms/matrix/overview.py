@@ -31,7 +31,7 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
         lines.append(f"  {state.name:8} {cell.label}{': ' + why if why else ''}")
     lines += unknown_commits(cells)
     if left:
-        lines.append(f"time for what is left: {_time(estimate_study(matrix, study, states, left))}")
+        lines.append(f"time for what is left: {_time(estimate_study(matrix, study, states, left, store.root.parent))}")
     return "\n".join(lines) + "\n"
 
 
@@ -41,7 +41,7 @@ def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
     states = store.states(study.cells)
     left = to_run(study, states)
     reasons = store.explain_missing(left)
-    time = estimate_study(matrix, study, states, left)
+    time = estimate_study(matrix, study, states, left, store.root.parent)
     for cell, state in zip(study.cells, states, strict=True):
         facts: dict[str, Any] = {"id": cell.id, "state": state.name, "task": cell.task}
         facts |= cell.method.model_dump(exclude={"given"}) | {"limit": cell.limit}
