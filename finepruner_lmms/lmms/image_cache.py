@@ -1,61 +1,69 @@
-"""Encoded images, shared between questions and between methods.
+"""Encoded images, kept between questions, methods and cells; what stays when there is no room for all.
 
-Benchmarks ask several questions per image, and a study asks them again for every method and budget; the vision
-tower's answer is always the same.
+A study asks the same images in the same order for every cell. When they do not all fit, "least recently used" throws
+each out just before it is asked again, and finds none. Here what is there stays, which finds as many as there is room
+for: no policy can find more in a scan that repeats.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from PIL import Image
-from transformers import LlavaForConditionalGeneration
-
-from finepruner_lmms.checkpoints.images import as_rgb, preprocess
-from finepruner_lmms.engine.vision_tower import encode_images
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
-class ImageCache:
-    """The most recently used encoded images, up to `megabytes`, on the model's device."""
+@dataclass
+class _Entry:
+    outputs: VisionOutputs
+    scan: int
+    tasks: frozenset[str]
 
-    def __init__(
-        self, model: LlavaForConditionalGeneration, image_processor: Any, aspect_ratio: str, megabytes: int = 1024
-    ) -> None:
-        self._model, self._processor, self._aspect_ratio = model, image_processor, aspect_ratio
+
+class ImageCache:
+    """Encoded images by key, up to `megabytes`. A scan is one pass through the questions of some tasks.
+
+    An image makes room for another only if it belongs to other tasks than the current scan's, or was asked neither in
+    this scan nor in the one before.
+    """
+
+    def __init__(self, megabytes: int) -> None:
         self._room = megabytes * 2**20
         self._used = 0
-        self._entries: OrderedDict[bytes, VisionOutputs] = OrderedDict()
-        self.encoded = 0
-        """How many images went through the vision tower."""
+        self._scan = 0
+        self._tasks: frozenset[str] = frozenset()
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()  # the longest unused first
 
-    def encode(self, pictures: list[Image.Image]) -> VisionOutputs:
-        """The pictures' outputs, one per row, in order.
+    def __len__(self) -> int:
+        return len(self._entries)
 
-        Each picture is encoded alone, so that its features do not depend on what it happened to be batched with.
-        """
-        return VisionOutputs.join([self._one(picture) for picture in pictures])
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._entries
 
-    def _one(self, picture: Image.Image) -> VisionOutputs:
-        picture = as_rgb(picture)
-        key = _digest(picture)
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        pixels = preprocess(self._processor, picture, self._aspect_ratio)[None]
-        outputs = encode_images(self._model, pixels.to(self._model.device))
-        self.encoded += 1
-        if outputs.nbytes <= self._room:
-            self._entries[key] = outputs
-            self._used += outputs.nbytes
-            while self._used > self._room:
-                _, oldest = self._entries.popitem(last=False)
-                self._used -= oldest.nbytes
-        return outputs
+    def begin_scan(self, tasks: Iterable[str] = ()) -> None:
+        """The questions of `tasks` are asked from here on."""
+        self._scan += 1
+        self._tasks = frozenset(tasks)
 
+    def get(self, key: bytes) -> VisionOutputs | None:
+        """The image's outputs, as a batch of one, if they are here."""
+        if (entry := self._entries.get(key)) is None:
+            return None
+        entry.scan, entry.tasks = self._scan, self._tasks
+        self._entries.move_to_end(key)
+        return entry.outputs
 
-def _digest(picture: Image.Image) -> bytes:
-    """A fingerprint of the pixels of an RGB picture."""
-    return hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=16).digest()
+    def put(self, key: bytes, outputs: VisionOutputs) -> None:
+        """Keep an image if there is room for it, or if others may leave."""
+        size = outputs.nbytes
+        if key in self._entries or size > self._room:
+            return
+        while self._used + size > self._room:
+            oldest, entry = next(iter(self._entries.items()))
+            if entry.tasks & self._tasks and entry.scan >= self._scan - 1:
+                return
+            del self._entries[oldest]
+            self._used -= entry.outputs.nbytes
+        self._entries[key] = _Entry(outputs.map(lambda tensor: tensor.clone()), self._scan, self._tasks)
+        self._used += size
