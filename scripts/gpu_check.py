@@ -170,8 +170,11 @@ def needs_gpu(run: Run) -> None:
         raise Skipped("needs a CUDA device")
 
 
-def variants() -> list[tuple[str, dict[str, Any]]]:
-    """Every method, and every way in which heads are chosen, with the parameters that a small model needs."""
+def variants(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """Every method, and every way in which heads are chosen; in a quick run one of each kind."""
+    if run.quick:
+        names = ("vanilla", "fastv", "sparsevlm", "vispruner", "random")
+        return [*((name, {}) for name in names), ("finepruner", {"head_strategy": "consensus"})]
     found: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in fp.METHODS]
     strategies = sorted({*fp.HEAD_STRATEGIES, "consensus"})
     found += [("finepruner", {"head_strategy": strategy}) for strategy in strategies]
@@ -255,7 +258,7 @@ def cpu_equality(run: Run) -> None:
     inputs = testing.prompts(*MIXES["any mix"])
     shares = ("50%",) if run.quick else ("50%", "25%")
     with exact_float32():
-        for (name, parameters), share in run.within([(v, s) for v in variants() for s in shares]):
+        for (name, parameters), share in run.within([(v, s) for v in variants(run) for s in shares]):
             pruner = at_some_budget(name, parameters, share, 6, testing.VISUAL)
             if pruner is None:
                 continue
@@ -288,7 +291,7 @@ def graphs_equality(run: Run) -> None:
     mixes = [(mix, rows, False) for mix, rows in MIXES.items()] + [("rows that end early", MIXES["any mix"], True)]
     steps = 8 if run.quick else STEPS
     with exact_float32():
-        for (name, parameters), (mix, rows, ending) in run.within([(v, m) for m in mixes for v in variants()]):
+        for (name, parameters), (mix, rows, ending) in run.within([(v, m) for m in mixes for v in variants(run)]):
             pruner = at_some_budget(name, parameters, "50%", 6, testing.VISUAL)
             if pruner is None:
                 continue
@@ -384,7 +387,7 @@ def waits(run: Run) -> None:
     model, failed, count = copied(testing.tiny_llava(), run.device), {}, 0
     inputs = moved(testing.prompts(*MIXES["any mix"]), run.device)
     options = {"max_new_tokens": 3, "do_sample": False, "questions": ["what"] * 4, "execution": "eager"}
-    for name, parameters in run.within(variants()):
+    for name, parameters in run.within(variants(run)):
         pruner = at_some_budget(name, parameters, "50%", 6, testing.VISUAL)
         if pruner is None:
             continue
@@ -488,7 +491,7 @@ def selection(run: Run) -> None:
     geometry = Geometry.of(run.model.config)
     layout = read_layout(prompts.ids, prompts.mask, geometry.image_token_id, run.visual)
     slow, failed, worst, count = {}, {}, 0.0, 0
-    cases: list[tuple[str, dict[str, Any], int]] = [(n, p, 64) for n, p in variants()]
+    cases: list[tuple[str, dict[str, Any], int]] = [(n, p, 64) for n, p in variants(run)]
     cases += [(name, {}, 192) for name in ("cdpruner", "divprune", "vispruner")]
     for name, parameters, budget in run.within(cases):
         more = {"relevance": "embedding"} if name == "cdpruner" else {}
