@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
-
 from finepruner_lmms.checkpoints.images import ASPECT_RATIOS
 from finepruner_lmms.checkpoints.prompts import CONVERSATIONS
 from finepruner_lmms.errors import FieldError, check_choice, check_integer, nearest, show
 from finepruner_lmms.files import expand_home
+from finepruner_lmms.lazy import np
 from finepruner_lmms.pruners import Pruner, build_pruner, canonical_name, parameter_names
 from finepruner_lmms.pruners.registry import known_parameters
 
@@ -136,6 +135,8 @@ def _take_method(given: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     """Python's own number for one of numpy's, which is none where types are checked or JSON is written."""
+    if type(value) in (str, int, float, bool, dict, list):  # most are, and then numpy need not be loaded
+        return value
     return value.item() if isinstance(value, np.generic) else value
 
 
