@@ -174,7 +174,8 @@ def test_a_chat_template_is_checked_before_weights_are_read_and_starts_once(tmp_
         arguments = (QUESTIONS[0], {"max_new_tokens": 2}, lambda picture: [picture], 0, "t", "test")
         metadata = {"task": "t", "doc_id": 0, "repeats": 1}
         request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
-        rows.append(model._prepare(request).ids)
+        ((prepared,),) = model._prepared_windows([request], 1)
+        rows.append(prepared.ids)
     assert rows[0] == rows[1] and rows[0].count(plain.tokenizer.bos_token_id) == 1
 
     def read(*_, **__):
@@ -194,6 +195,15 @@ def test_answers_do_not_depend_on_batches(model, toy):
     one = LlavaFinePruner(pretrained="demo", batch_size=1, **settings)
     alone, _ = evaluate(one, toy)
     assert together == alone and len(together) == 13 and all(together.values())
+
+
+def test_lmms_eval_gets_times_also_where_its_cache_takes_the_answers(model, toy, tmp_path):
+    """The cache takes the last answer and does not come back, so that what stands after it is never run."""
+    model.configure(method="random", budget=16)
+    _, out = evaluate(model, toy, use_cache=str(tmp_path))
+    found, spent = out["throughput"], model.meter.spent()
+    assert spent.questions == 13 and found["avg_latency"] == pytest.approx(spent.seconds / 13)
+    assert found["total_gen_tokens"] == sum(s["token_counts"][0]["output_tokens"] for s in out["samples"]["toy"])
 
 
 def test_settings_follow_one_another_without_a_trace(model, toy):

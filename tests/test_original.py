@@ -238,7 +238,7 @@ def test_it_runs_inside_lmms_eval(tmp_path):
         for i in range(2)
     ]
     assert all(1 <= answer.token_counts.output_tokens <= 4 for answer in model.generate_until(requests))
-    assert len(model.images._entries) == 2
+    assert model.images.encoded == 2
     with pytest.raises(ValueError, match="holds no tokenizer"):
         LlavaFinePruner(pretrained=str(GOLDEN / "checkpoint"))
 
