@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from finepruner_lmms.heads import NORMALISATIONS, consensus, known_strategies
 from finepruner_lmms.heads.queries import known_queries
 from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS
-from finepruner_lmms.pruners import build_pruner, known_methods, method_class
+from finepruner_lmms.pruners import build_pruner, method_class
 from finepruner_lmms.pruners.cdpruner import RELEVANCES
 from finepruner_lmms.pruners.finepruner import GUIDED
+from finepruner_lmms.pruners.registry import known_methods
 
 
 class Way(NamedTuple):
