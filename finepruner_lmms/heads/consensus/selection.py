@@ -79,7 +79,7 @@ class Consensus:
         """The same of some samples."""
         chosen: dict[str, Any] = {}
         for f in fields(self):
-            if isinstance(value := getattr(self, f.name), Tensor):
+            if isinstance(value := getattr(self, f.name), torch.Tensor):
                 chosen[f.name] = value[rows]
         return replace(self, **chosen)
 
