@@ -108,8 +108,7 @@ def plan(
     from finepruner_lmms.matrix.study import open_study
 
     check_choice("--format", form, ("text", "jsonl"))
-    _, store, study = open_study(config, output)
-    sys.stdout.write(plan_lines(store, study) if form == "jsonl" else plan_text(store, study))
+    sys.stdout.write((plan_lines if form == "jsonl" else plan_text)(*open_study(config, output)))
 
 
 @app.command()
@@ -130,14 +129,15 @@ def table(
         bool, typer.Option("--seeds", help="One row per seed, instead of their mean (always so in CSV).")
     ] = False,
     picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
-    costs: Annotated[bool, typer.Option("--costs", help="What prefill cost in each row, instead of scores.")] = False,
+    costs: Annotated[bool, typer.Option("--costs", help="What each row cost, instead of scores.")] = False,
     relative: Annotated[
         str, typer.Option(help="ratios: mean of the ratios to vanilla; means: ratio of the averages.")
     ] = "ratios",
 ) -> None:
     """Print the leaderboard."""
+    from finepruner_lmms.matrix.report.costs import render_costs
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
-    from finepruner_lmms.matrix.report.tables import FORMATS, RELATIVE, render, render_costs
+    from finepruner_lmms.matrix.report.tables import FORMATS, RELATIVE, render
     from finepruner_lmms.matrix.store import Store
 
     check_choice("--format", form, FORMATS)
@@ -290,6 +290,42 @@ def doctor(
     else:
         doctors.show(checks, Console())
     raise typer.Exit(0 if doctors.ready(checks) else 1)
+
+
+@app.command()
+def bench(
+    pretrained: Annotated[str | None, typer.Option(help="A checkpoint: hub id, folder, or demo.")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Random weights of this shape, without a download: llava-1.5-7b, ..., tiny.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Such as fastv:64,finepruner:25%:heads=4; vanilla always.", show_default="a few")
+    ] = "",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8,32",
+    execution: Annotated[str, typer.Option(help="auto, eager, graphs, or both of these.")] = "auto",
+    tokens: Annotated[int, typer.Option(help="New tokens of an answer of fixed length.")] = 16,
+    text: Annotated[int, typer.Option(help="Text tokens of a prompt, with --like.")] = 60,
+    rounds: Annotated[int, typer.Option(help="How often each method is asked.")] = 7,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<number>")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="float32, float16 or bfloat16; auto: bfloat16 on a GPU, else float32.")
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="A folder for the files.", show_default="runs/bench-<model>")] = None,
+    redraw: Annotated[
+        Path | None, typer.Option("--redraw", help="A bench.json measured before: only write its table and picture.")
+    ] = None,
+) -> None:
+    """Measure methods on this device, side by side, next to what their operation counts promise."""
+    from finepruner_lmms.bench.session import measure, write
+
+    if redraw is not None:
+        sys.stdout.write(write(redraw, out or redraw.parent))
+        return
+    asked: dict[str, Any] = {"pretrained": pretrained, "like": like, "methods": methods, "batch": batch}
+    asked |= {"execution": execution, "tokens": tokens, "text": text, "rounds": rounds}
+    asked |= {"device": device, "dtype": dtype}
+    result = measure(asked, out)
+    sys.stdout.write(write(result, result.parent))
 
 
 def main() -> None:

@@ -11,17 +11,24 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+
+class Library(ModuleType):
+    """Stands for a module. Each name is looked up there when it is used, so that nothing is held twice."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self.__name__), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(import_module(self.__name__), name, value)
+
+
 if TYPE_CHECKING:
+    import httpx
     import numpy as np
+    import tenacity
     import torch
 else:
+    np, torch = Library("numpy"), Library("torch")
+    httpx, tenacity = Library("httpx"), Library("tenacity")
 
-    class _Library(ModuleType):
-        """Stands for a library. Each name is looked up there when it is used, so that nothing is held twice."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(import_module(self.__name__), name)
-
-    np, torch = _Library("numpy"), _Library("torch")
-
-__all__ = ["np", "torch"]
+__all__ = ["Library", "httpx", "np", "tenacity", "torch"]

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 import finepruner_lmms as fp
-from finepruner_lmms.engine.clip import bare_question, clip_checkpoint, joint_space
+from finepruner_lmms.engine.clip import bare_question, joint_space
+from finepruner_lmms.engine.clip_names import clip_checkpoint
 from finepruner_lmms.errors import FieldError
 
 # three layers of width 32 (48 in the middle) over up to 77 tokens, and the projection:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import finepruner_lmms as fp
+from finepruner_lmms.checkpoints.configuration import read_shape
 from finepruner_lmms.checkpoints.load import load_model, open_checkpoint, read_config
 from finepruner_lmms.checkpoints.processor import check_template
 from finepruner_lmms.checkpoints.prompts import chat_template, prompt_ids, vicuna_v1
@@ -236,7 +237,7 @@ def test_other_models_are_refused_by_their_configuration_alone(folder, change, m
     for file in folder.iterdir():
         if file.name != "config.json":
             file.unlink()
-    for read in (read_config, load_model):
+    for read in (read_shape, read_config, load_model):
         with pytest.raises(FieldError, match=f"^pretrained: .*{message}"):
             read(str(folder))
 
@@ -453,9 +454,9 @@ def test_a_missing_folder_is_not_asked_of_the_hub(name, monkeypatch, tmp_path):
     def ask(*_, **__):
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr("finepruner_lmms.checkpoints.fetch.hf_hub_download", ask)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", ask)
     monkeypatch.chdir(tmp_path)
-    for read in (read_config, load_model):
+    for read in (read_shape, read_config, load_model):
         with pytest.raises(FieldError, match=f"^pretrained: there is no folder '{name}', and it is no hub id; give a"):
             read(name)
 

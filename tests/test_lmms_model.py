@@ -174,7 +174,8 @@ def test_a_chat_template_is_checked_before_weights_are_read_and_starts_once(tmp_
         arguments = (QUESTIONS[0], {"max_new_tokens": 2}, lambda picture: [picture], 0, "t", "test")
         metadata = {"task": "t", "doc_id": 0, "repeats": 1}
         request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
-        rows.append(model._prepare(request).ids)
+        ((prepared,),) = model._prepared_windows([request], 1)
+        rows.append(prepared.ids)
     assert rows[0] == rows[1] and rows[0].count(plain.tokenizer.bos_token_id) == 1
 
     def read(*_, **__):

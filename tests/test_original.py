@@ -18,11 +18,13 @@ from originals import GOLDEN, checkpoint, expected, weights
 from PIL import Image
 
 import finepruner_lmms as fp
+from finepruner_lmms.checkpoints.configuration import read_shape
 from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.checkpoints.load import check_pruner, load_model, read_config, read_geometry
 from finepruner_lmms.checkpoints.original_config import is_original
 from finepruner_lmms.checkpoints.prompts import chat_template, prompt_ids, vicuna_v1
-from finepruner_lmms.engine.clip import clip_checkpoint
+from finepruner_lmms.checkpoints.shape import ModelShape
+from finepruner_lmms.engine.clip_names import clip_checkpoint
 from finepruner_lmms.lmms.identity import checkpoint_identity
 from finepruner_lmms.lmms.model import LlavaFinePruner
 
@@ -236,7 +238,7 @@ def test_it_runs_inside_lmms_eval(tmp_path):
         for i in range(2)
     ]
     assert all(1 <= answer.token_counts.output_tokens <= 4 for answer in model.generate_until(requests))
-    assert len(model.images._entries) == 2
+    assert model.images.encoded == 2
     with pytest.raises(ValueError, match="holds no tokenizer"):
         LlavaFinePruner(pretrained=str(GOLDEN / "checkpoint"))
 
@@ -248,6 +250,7 @@ def test_a_study_is_planned_from_the_configuration_alone(tmp_path):
     target = checkpoint(tmp_path)
     (target / "pytorch_model.bin").unlink()
     config = read_config(str(target))
+    assert read_shape(str(target)) == ModelShape.of(config)
     assert read_geometry(str(target)) == (4, 16) and config.mm_vision_tower == str(tmp_path / "clip_tower")
     check_pruner(fp.build_pruner("fastv", budget=10), config)
     with pytest.raises(ValueError, match="cannot reach"):
@@ -263,6 +266,7 @@ def test_the_released_checkpoints_need_no_tower_to_be_planned(tmp_path):
         vocab_size=32000, num_key_value_heads=None, torch_dtype="float16", **sizes,
     )  # fmt: skip
     config = read_config(str(target))
+    assert read_shape(str(target)) == ModelShape.of(config)
     assert read_geometry(str(target)) == (32, 576) and config.image_token_id == 32000
     assert config.text_config.num_key_value_heads == 32
     assert clip_checkpoint(config) == "openai/clip-vit-large-patch14-336"
@@ -300,7 +304,7 @@ def test_the_tower_is_part_of_a_checkpoints_identity(tmp_path):
 )
 def test_what_cannot_be_honoured_is_refused(changes, message, tmp_path):
     target = checkpoint(tmp_path, **changes)
-    for read in (read_config, load_model):
+    for read in (read_shape, read_config, load_model):
         with pytest.raises(ValueError, match=f"^pretrained: .*{message}"):
             read(str(target))
 

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError
-
-from finepruner_lmms.checkpoints.weights import FORMS, weight_map
+from finepruner_lmms.checkpoints.libraries import hub_errors, huggingface_hub
 from finepruner_lmms.errors import FieldError, first_line
 
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SMALL = ["*.json", "*.jinja", "tokenizer.model"]
-_DOWNLOAD_ERRORS = (OSError, ValueError, EntryNotFoundError)
 
 
 def resolve(pretrained: str) -> str:
@@ -50,8 +46,8 @@ def fetch_file(name: str, file: str) -> Path:
     if (folder := Path(name)).is_dir():
         return folder / file
     try:
-        return Path(hf_hub_download(name, file))
-    except _DOWNLOAD_ERRORS as error:
+        return Path(huggingface_hub.hf_hub_download(name, file))
+    except (OSError, ValueError, hub_errors.EntryNotFoundError) as error:
         raise FieldError(file, f"cannot fetch it from {name!r}: {first_line(error)}", value=name) from error
 
 
@@ -60,20 +56,22 @@ def fetch_small(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=_SMALL))
-    except _DOWNLOAD_ERRORS as error:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_SMALL))
+    except (OSError, ValueError, hub_errors.EntryNotFoundError) as error:
         raise FieldError("files", f"cannot fetch {name!r}: {first_line(error)}", value=name) from error
 
 
 def fetch_weights(name: str, folder: Path) -> None:
     """Complete `folder`, which `fetch_small` gave, by one form of the weights: safetensors if there is a choice."""
+    from finepruner_lmms.checkpoints.weights import FORMS, weight_map
+
     if Path(name).is_dir():
         return
 
     def get(files: list[str]) -> None:  # of the same commit as the rest
         try:
-            snapshot_download(name, revision=folder.name, allow_patterns=files)
-        except _DOWNLOAD_ERRORS as error:
+            huggingface_hub.snapshot_download(name, revision=folder.name, allow_patterns=files)
+        except (OSError, ValueError, hub_errors.EntryNotFoundError) as error:
             raise FieldError("weights", f"cannot fetch {name!r}: {first_line(error)}", value=name) from error
 
     for single, index in FORMS:

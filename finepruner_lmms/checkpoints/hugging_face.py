@@ -14,7 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from finepruner_lmms.checkpoints.fetch import fetch_small, fetch_weights
 from finepruner_lmms.checkpoints.generation_config import greedy_config
 from finepruner_lmms.checkpoints.processor import PicturesOnly, read_processor
-from finepruner_lmms.checkpoints.supported import check_supported
+from finepruner_lmms.checkpoints.supported import check_supported, check_token, check_tokens
 from finepruner_lmms.checkpoints.weights import Weights
 from finepruner_lmms.engine.loading_report import check_report
 from finepruner_lmms.errors import FieldError, first_line
@@ -31,10 +31,8 @@ def hugging_face_config(raw: dict[str, Any]) -> LlavaConfig:
     except _CONFIG_ERRORS as error:
         problem = f"not the configuration of a LLaVA: {' '.join(str(error).split())}"
         raise FieldError("config.json", problem) from error
-    image, rows = config.image_token_id, config.text_config.vocab_size
-    if not 0 <= image < rows:
-        problem = f"got {image}, but the vocabulary has {rows} rows"
-        raise FieldError("image_token_index", problem, value=image)
+    check_token(config.image_token_id, config.text_config.vocab_size)
+    check_tokens(config.vision_config.image_size, config.vision_config.patch_size)
     # pruning needs the cache, and a direct forward asks here whether to keep one
     config.text_config.use_cache = True
     return config

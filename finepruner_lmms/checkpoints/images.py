@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageFile
-from torch import Tensor
+from finepruner_lmms.checkpoints.libraries import Image, ImageFile
+from finepruner_lmms.lazy import np, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ASPECT_RATIOS = ("pad", "crop")
 
@@ -39,7 +43,30 @@ def preprocess(image_processor: Any, image: Image.Image, aspect_ratio: str = "pa
         if image_processor.do_resize and (side := image_processor.size.shortest_edge):
             # what the processor does too, but it copies the picture several times before
             image = image.resize((side, side), image_processor.resample)
+            if not image_processor.do_center_crop or _is_square(image_processor.crop_size, side):
+                return _normalised(image_processor, image)
     return image_processor(image, return_tensors="pt")["pixel_values"][0].float()
+
+
+def _is_square(size: Any, side: int) -> bool:
+    return (size.height, size.width) == (side, side)
+
+
+def _normalised(image_processor: Any, image: Image.Image) -> Tensor:
+    """What the processor makes of a picture `[3, H, W]` that needs no resizing: it is asked once per colour value.
+
+    Scaling and normalising work on each value alone, and there are only 256, so that the result is the processor's to
+    the last bit, in a fraction of the time.
+    """
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    ramp = Image.fromarray(np.stack([values] * 3, axis=-1))
+    asked = image_processor(ramp, do_resize=False, do_center_crop=False, return_tensors="np")["pixel_values"][0]
+    table = np.asarray(asked, dtype=np.float32).reshape(3, 256)
+    pixels = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    found = np.empty(pixels.shape, np.float32)
+    for colour in range(3):
+        np.take(table[colour], pixels[colour], out=found[colour], mode="clip")
+    return torch.from_numpy(found)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -48,11 +75,35 @@ def as_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
 
 
+class _Strict:
+    """Pillow's one switch for half a file, off while anyone needs it off: pictures are read in several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._allowed = False
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._allowed, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._allowed
+
+
+_strict = _Strict()
+
+
 @contextmanager
 def whole_files() -> Iterator[None]:
     """Pictures opened inside are read to their end or not at all: lmms-eval lets Pillow accept half a file."""
-    allowed, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    _strict.enter()
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = allowed
+        _strict.leave()

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from finepruner_lmms.checkpoints.fetch import check_name, fetch_file, resolve
+from finepruner_lmms.checkpoints.configuration import check_pruner, naming, read_geometry, read_raw_config
+from finepruner_lmms.checkpoints.fetch import resolve
 from finepruner_lmms.checkpoints.hugging_face import HuggingFaceCheckpoint, hugging_face_config
 from finepruner_lmms.checkpoints.original import OriginalCheckpoint
 from finepruner_lmms.checkpoints.original_config import convert_config, is_original
-from finepruner_lmms.engine.clip import clip_checkpoint
-from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.errors import FieldError, check_choice
-from finepruner_lmms.files import load_object
-from finepruner_lmms.pruners import Pruner
 
 __all__ = [
     "Checkpoint",
@@ -53,34 +49,11 @@ class Checkpoint(Protocol):
         """Read the weights, each to `device` at once; `dtype` None is the checkpoint's own type."""
 
 
-def read_raw_config(pretrained: str) -> dict[str, Any]:
-    """What a checkpoint's config.json says. `FieldError` if there is none."""
-    check_name(pretrained)
-    with _naming("cannot read the configuration of", pretrained):
-        return load_object(fetch_file(resolve(pretrained), "config.json"))
-
-
 def read_config(pretrained: str) -> LlavaConfig:
     """The configuration of a checkpoint, without its weights. `FieldError` if it is not a LLaVA that can be pruned."""
     raw = read_raw_config(pretrained)
-    with _naming("cannot prune", pretrained):
+    with naming("cannot prune", pretrained):
         return convert_config(raw, resolve(pretrained)) if is_original(raw) else hugging_face_config(raw)
-
-
-def read_geometry(pretrained: str) -> tuple[int, int]:
-    """Decoder layers and visual tokens per image, read from the checkpoint's configuration only."""
-    geometry = Geometry.of(read_config(pretrained))
-    return geometry.num_layers, geometry.num_visual_tokens
-
-
-def check_pruner(pruner: Pruner, config: LlavaConfig) -> None:
-    """Raise `ValueError` where a model of this configuration cannot do what the pruner asks: no weights are read."""
-    geometry = Geometry.of(config)
-    pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
-    pruner.check_heads(geometry.num_heads)
-    before, _ = pruner.parts(geometry.num_visual_tokens)
-    if before is not None and before.reads_question == "clip":
-        clip_checkpoint(config, getattr(before, "clip", None))
 
 
 def open_checkpoint(pretrained: str) -> Checkpoint:
@@ -88,7 +61,7 @@ def open_checkpoint(pretrained: str) -> Checkpoint:
     raw = read_raw_config(pretrained)
     kind: Callable[[str, dict[str, Any]], Checkpoint]
     kind = OriginalCheckpoint.open if is_original(raw) else HuggingFaceCheckpoint.open
-    with _naming("cannot load", pretrained):
+    with naming("cannot load", pretrained):
         return kind(resolve(pretrained), raw)
 
 
@@ -102,7 +75,7 @@ def read_model(
     """The model of an open checkpoint, ready for inference; the arguments are those of `load_model`."""
     chosen = choose_device(device)
     wanted = _dtype(dtype, chosen)
-    with _naming("cannot load", pretrained):
+    with naming("cannot load", pretrained):
         model = checkpoint.model(wanted, chosen, attn_implementation)
     check_model(model)
     return model.eval()
@@ -150,12 +123,3 @@ def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else None
     return _DTYPES[dtype]
-
-
-@contextmanager
-def _naming(what: str, pretrained: str) -> Iterator[None]:
-    """An error inside is one of the argument `pretrained`, as the user wrote it."""
-    try:
-        yield
-    except FieldError as error:
-        raise FieldError("pretrained", f"{what} {pretrained!r}: {error}", value=pretrained) from error

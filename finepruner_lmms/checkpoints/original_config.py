@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub.errors import StrictDataclassError
-from loguru import logger
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig
+from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.checkpoints.fetch import fetch_file
+from finepruner_lmms.checkpoints.libraries import hub_errors, loguru, transformers
+from finepruner_lmms.checkpoints.shape import ModelShape, VisionShape, plain_text, plain_vision
+from finepruner_lmms.checkpoints.supported import check_sizes, check_tokens
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.files import load_object
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlavaConfig
 
 _DECODER = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _DECODER_OPTIONAL = (
@@ -32,7 +34,12 @@ _OPTIONS: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "quantization_config": (None, (None,), "take the checkpoint in 16 bit, and choose dtype"),
 }
 # the towers of the released checkpoints, so that planning a study needs no download
+_SIZES = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "patch_size": 14,
+}  # fmt: skip
 _TOWERS = {"openai/clip-vit-large-patch14-336": 336, "openai/clip-vit-large-patch14": 224}
+_CLIP = ("clip", "clip_vision_model")
 
 
 def is_original(raw: dict[str, Any]) -> bool:
@@ -47,6 +54,47 @@ def convert_config(raw: dict[str, Any], pretrained: str) -> LlavaConfig:
     Image tokens are numbered from the end of the vocabulary, as in the published conversions; a tokenizer with
     tokens of its own moves them. Raises `FieldError` naming the first option that cannot be honoured.
     """
+    tower = _check(raw, pretrained)
+    where = f"config.json of {pretrained!r}"
+    vision = tower_config(tower)
+    if vision.hidden_size != raw["mm_hidden_size"]:
+        raise FieldError(
+            "mm_hidden_size",
+            f"got {raw['mm_hidden_size']} in {where}, but the vision tower {tower!r} is {vision.hidden_size} wide; it "
+            "is another tower than the checkpoint was trained with",
+            value=raw["mm_hidden_size"],
+        )
+    try:
+        text = transformers.LlamaConfig(**_decoder(raw))
+    except (hub_errors.StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        raise FieldError(where, f"not the configuration of a Llama: {' '.join(str(error).split())}") from error
+    linear = raw.get("mm_projector_type", "linear") == "linear"
+    check_tokens(vision.image_size, vision.patch_size)
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=text.vocab_size,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        # a single layer is two, the second of which changes nothing
+        projector_hidden_act="linear" if linear else "gelu",
+        vision_feature_layer=raw["mm_vision_select_layer"],
+        vision_feature_select_strategy="default",
+    )
+    config.mm_vision_tower = tower
+    return config
+
+
+def original_shape(raw: dict[str, Any], pretrained: str) -> ModelShape:
+    """The sizes of what `convert_config` makes, with its errors; transformers is asked only where something is odd."""
+    tower = _check(raw, pretrained)
+    vision, text = _plain_tower(tower), plain_text(_decoder(raw))
+    if vision is None or text is None or vision.hidden_size != raw["mm_hidden_size"]:
+        return ModelShape.of(convert_config(raw, pretrained))
+    return ModelShape(vision, text, text.vocab_size, "default", tower)
+
+
+def _check(raw: dict[str, Any], pretrained: str) -> str:
+    """The name of the vision tower; `FieldError` naming the first option that cannot be honoured or is missing."""
     where = f"config.json of {pretrained!r}"
     kind = raw.get("model_type")
     if kind not in ("llava", "llava_llama"):
@@ -64,38 +112,19 @@ def convert_config(raw: dict[str, Any], pretrained: str) -> LlavaConfig:
         value = raw["mm_vision_select_layer"]
         problem = f"got {value!r} in {where}; expected the number of one layer"
         raise FieldError("mm_vision_select_layer", problem, value=value)
-    tower = find_tower(str(raw["mm_vision_tower"]), pretrained)
-    vision = tower_config(tower)
-    if vision.hidden_size != raw["mm_hidden_size"]:
-        raise FieldError(
-            "mm_hidden_size",
-            f"got {raw['mm_hidden_size']} in {where}, but the vision tower {tower!r} is {vision.hidden_size} wide; it "
-            "is another tower than the checkpoint was trained with",
-            value=raw["mm_hidden_size"],
-        )
-    try:
-        text = LlamaConfig(**{key: raw[key] for key in (*_DECODER, *_DECODER_OPTIONAL) if key in raw})
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
-        raise FieldError(where, f"not the configuration of a Llama: {' '.join(str(error).split())}") from error
-    linear = raw.get("mm_projector_type", "linear") == "linear"
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=text.vocab_size,
-        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        # a single layer is two, the second of which changes nothing
-        projector_hidden_act="linear" if linear else "gelu",
-        vision_feature_layer=raw["mm_vision_select_layer"],
-        vision_feature_select_strategy="default",
-    )
-    config.mm_vision_tower = tower
-    return config
+    check_sizes(raw)
+    return find_tower(str(raw["mm_vision_tower"]), pretrained)
+
+
+def _decoder(raw: dict[str, Any]) -> dict[str, Any]:
+    """The entries that are a `LlamaConfig`'s."""
+    return {key: raw[key] for key in (*_DECODER, *_DECODER_OPTIONAL) if key in raw}
 
 
 def warn_of_aspect_ratio(raw: dict[str, Any], pretrained: str) -> None:
     """Say so where a checkpoint was made for pictures cut to a square; the prompt's side decides how they are."""
     if raw.get("image_aspect_ratio") != "pad":
-        logger.warning(
+        loguru.logger.warning(
             f"{pretrained!r} says image_aspect_ratio={raw.get('image_aspect_ratio')!r}: its pictures were cut, not "
             "padded, to a square; pass image_aspect_ratio=crop for the same"
         )
@@ -129,18 +158,34 @@ def find_tower(name: str, pretrained: str) -> str:
     return name
 
 
+def _plain_tower(tower: str) -> VisionShape | None:
+    """The vision tower's sizes; None where only `tower_config` can tell, or say what is wrong."""
+    if tower in _TOWERS:
+        return VisionShape(**_SIZES, image_size=_TOWERS[tower])
+    try:
+        raw = load_object(fetch_file(tower, "config.json"))
+        part = raw.get("vision_config") if raw.get("model_type") == "clip" else raw
+        if not isinstance(part, dict) or raw.get("model_type") not in _CLIP:
+            return None
+        check_sizes(part)
+    except FieldError:
+        return None
+    return plain_vision(part)
+
+
 def tower_config(tower: str) -> CLIPVisionConfig:
     """The vision tower's configuration. `FieldError` if it is none of CLIP's."""
     if tower in _TOWERS:
-        sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
-        return CLIPVisionConfig(**sizes, patch_size=14, image_size=_TOWERS[tower], projection_dim=768)
+        return transformers.CLIPVisionConfig(**_SIZES, image_size=_TOWERS[tower], projection_dim=768)
     try:
         raw = load_object(fetch_file(tower, "config.json"))
-        found = CLIPVisionConfig.from_dict(raw["vision_config"] if raw.get("model_type") == "clip" else raw)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+        part = raw["vision_config"] if raw.get("model_type") == "clip" else raw
+        check_sizes(part)
+        found = transformers.CLIPVisionConfig.from_dict(part)
+    except (hub_errors.StrictDataclassError, TypeError, ValueError, KeyError) as error:
         problem = f"cannot read the vision tower {tower!r}: {error}"
         raise FieldError("mm_vision_tower", problem, value=tower) from error
-    if raw.get("model_type") not in ("clip", "clip_vision_model"):
+    if raw.get("model_type") not in _CLIP:
         kind = raw.get("model_type")
         raise FieldError("mm_vision_tower", f"{tower!r} is a {kind!r}; only CLIP towers are read", value=tower)
     return found
@@ -150,9 +195,11 @@ def tower_image_processor(tower: str) -> CLIPImageProcessorPil:
     """How the tower's pictures are resized and normalised, by the image library that LLaVA used."""
     if tower in _TOWERS:
         side = _TOWERS[tower]
-        return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        return transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
     try:
-        return CLIPImageProcessorPil.from_dict(load_object(fetch_file(tower, "preprocessor_config.json")))
+        return transformers.CLIPImageProcessorPil.from_dict(load_object(fetch_file(tower, "preprocessor_config.json")))
     except (TypeError, ValueError) as error:
         problem = f"cannot read how {tower!r} takes its pictures: {error}"
         raise FieldError("mm_vision_tower", problem, value=tower) from error

@@ -91,12 +91,13 @@ def judge_check(judge: Judge | None) -> Check:
 
 def checkpoint_checks(pretrained: str, attention: str) -> Iterator[Check]:
     """Configuration readable, weights there, attention implementation usable. No weights are read."""
-    from finepruner_lmms.checkpoints.load import read_config, resolve
+    from finepruner_lmms.checkpoints.configuration import read_shape
+    from finepruner_lmms.checkpoints.fetch import resolve
     from finepruner_lmms.engine.geometry import Geometry
 
     folder = Path(resolve(pretrained))
     try:
-        geometry = Geometry.of(read_config(pretrained))
+        geometry = Geometry.of(read_shape(pretrained))
         if folder.is_dir() and (manifest := read_manifest(folder)) is not None:
             check_files(folder, manifest)
     except ValueError as error:
@@ -110,11 +111,11 @@ def checkpoint_checks(pretrained: str, attention: str) -> Iterator[Check]:
 
 def clip_checks(pruners: Sequence[Pruner], pretrained: str) -> Iterator[Check]:
     """The CLIP checkpoints by which methods read the question."""
-    from finepruner_lmms.checkpoints.load import read_config
-    from finepruner_lmms.engine.clip import clip_checkpoint
+    from finepruner_lmms.checkpoints.configuration import read_shape
+    from finepruner_lmms.engine.clip_names import clip_checkpoint
     from finepruner_lmms.engine.geometry import Geometry
 
-    named, config = set(), read_config(pretrained)
+    named, config = set(), read_shape(pretrained)
     for pruner in pruners:
         before, _ = pruner.parts(Geometry.of(config).num_visual_tokens)
         if before is not None and before.reads_question == "clip":

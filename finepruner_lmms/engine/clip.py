@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,44 +13,13 @@ from transformers import AutoTokenizer, CLIPModel
 from finepruner_lmms.engine.loading_report import check_report
 from finepruner_lmms.engine.parts import normalise_patches
 from finepruner_lmms.errors import FieldError, first_line
-from finepruner_lmms.files import load_object
 from finepruner_lmms.ops.precision import for_choosing
-
-# the vision towers of LLaVA checkpoints that do not name theirs, by width, layers, image and patch size
-_TOWERS = {
-    (1024, 24, 336, 14): "openai/clip-vit-large-patch14-336",
-    (1024, 24, 224, 14): "openai/clip-vit-large-patch14",
-}
 
 _FORM_OF_ANSWER = (
     "\nAnswer the question using a single word or phrase.",
     "\nAnswer with the option's letter from the given choices directly.",
 )
 _PLACEHOLDER = "<image>"
-
-
-def clip_checkpoint(config: Any, given: str | None = None) -> str:
-    """The CLIP checkpoint whose vision tower a LLaVA has. `ValueError` if neither it nor the caller names one."""
-    tower = config.vision_config
-    sizes = (tower.hidden_size, tower.num_hidden_layers, tower.image_size, tower.patch_size)
-    name = given or getattr(config, "mm_vision_tower", None) or _TOWERS.get(sizes)
-    if not name:
-        raise FieldError(
-            "relevance",
-            "'clip' needs the text tower of the CLIP checkpoint that the vision tower comes from, and this model names "
-            "none",
-            value="clip",
-            fix="give it as clip=<hub id or folder>, or use relevance='embedding'",
-        )
-    file = Path(name) / "config.json"
-    if file.is_file() and (kind := load_object(file).get("model_type")) != "clip":
-        raise FieldError(
-            "relevance",
-            f"'clip' needs a CLIP checkpoint with its text tower, and {str(name)!r} is a {kind!r}",
-            value="clip",
-            fix="give the whole one as clip=<hub id or folder>, or use relevance='embedding'",
-        )
-    return str(name)
 
 
 class JointSpace:

@@ -83,11 +83,11 @@ def generate(
     check_model(model)
     check_choice("execution", execution, EXECUTIONS)
     geometry = Geometry.of(model.config)
-    _check_call(model, inputs, questions, generation_kwargs)
+    check_call(model, inputs, questions, generation_kwargs)
     clock = Clock(model.lm_head.weight.device)
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if mask is None:
-        mask = find_padding(ids, *_special_ids(model, generation_kwargs))
+        mask = find_padding(ids, *special_ids(model, generation_kwargs))
     fixed = _on_fixed_buffers(model, execution, ids, generation_kwargs)
     if fixed:  # what is known of the prompts is worked out on the host, and their images stay where they are
         ids, mask = ids.cpu(), mask.cpu()
@@ -105,7 +105,7 @@ def generate(
             reduced = before.reduce(vision)
         check_reduction(before, reduced, vision.projected, checks)
         left = reduced.tokens.shape[1]
-        short_ids, mask = shorten_prompt(ids, layout, left, _padding_id(model, geometry))
+        short_ids, mask = shorten_prompt(ids, layout, left, padding_id(model, geometry))
         generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1], ids.shape[1] - short_ids.shape[1])
         ids = short_ids
 
@@ -199,12 +199,13 @@ def _lengths(
     return changed if shorter_by else {}
 
 
-def _check_call(
+def check_call(
     model: LlavaForConditionalGeneration,
     inputs: Mapping[str, Any],
     questions: list[str] | None,
     generation_kwargs: dict[str, Any],
 ) -> None:
+    """Raise `FieldError` for inputs and ways of generating that cannot be pruned."""
     for key in inputs:
         if key not in _INPUTS:
             known = ", ".join(_INPUTS)
@@ -223,7 +224,7 @@ def _check_call(
         raise FieldError("return_dict_in_generate", "the result is always a Generation", fix="leave it out")
 
 
-def _special_ids(
+def special_ids(
     model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]
 ) -> tuple[int | None, tuple[int, ...]]:
     """The id that pads, where one is named, and those that end an answer."""
@@ -238,7 +239,7 @@ def _special_ids(
     return named("pad_token_id"), tuple(end) if isinstance(end, list | tuple) else () if end is None else (end,)
 
 
-def _padding_id(model: LlavaForConditionalGeneration, geometry: Geometry) -> int:
+def padding_id(model: LlavaForConditionalGeneration, geometry: Geometry) -> int:
     """An id for padding; any but the placeholder's, because padding is masked."""
     padding = model.config.text_config.pad_token_id
     if isinstance(padding, int) and 0 <= padding != geometry.image_token_id:

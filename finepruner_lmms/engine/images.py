@@ -81,7 +81,8 @@ def outputs_for(
             raise FieldError(
                 "questions", f"{pruner.name!r} reads the question apart from the prompt", fix="give one per row"
             )
-        from finepruner_lmms.engine.clip import bare_question, clip_checkpoint, joint_space
+        from finepruner_lmms.engine.clip import bare_question, joint_space
+        from finepruner_lmms.engine.clip_names import clip_checkpoint
 
         space = joint_space(clip_checkpoint(model.config, getattr(pruner, "clip", None)), device)
         texts = space.embed_texts([bare_question(questions[row]) for row in rows])

@@ -57,15 +57,15 @@ class Trace:
     @property
     def kept(self) -> dict[int, list[Tensor]]:
         """First layer that sees only these → per row the retained visual tokens, ascending indices into 0..N-1."""
-        return {
-            layer: [row.nonzero().squeeze(1).cpu() for row in mask[:, : self.num_visual_tokens]]
-            for layer, mask in sorted(self.keep_masks.items())
-        }
+        layers = sorted(self.keep_masks)
+        masks = on_host([self.keep_masks[layer][:, : self.num_visual_tokens] for layer in layers])
+        return {layer: [row.nonzero().squeeze(1) for row in mask] for layer, mask in zip(layers, masks, strict=True)}
 
     @property
     def tokens_entering(self) -> list[list[int]]:
         """Per row, per layer: the visual tokens that enter it."""
-        counts = {layer: mask.sum(1).tolist() for layer, mask in self.keep_masks.items()}
+        sums = on_host([mask.sum(1) for mask in self.keep_masks.values()])
+        counts = {layer: count.tolist() for layer, count in zip(self.keep_masks, sums, strict=True)}
         table = []
         for row, shown in enumerate(self.has_image):
             current, entering = self.num_visual_tokens if shown else 0, []
@@ -92,15 +92,19 @@ class Trace:
         self.expect(error, (finite if present is None else finite | ~present).all())
 
     def check(self) -> None:
-        """Raise the error of what does not hold. Waits for the device, so call it after the prefill."""
-        for error, holds in self.expected.values():
+        """Raise the error of what does not hold, the first remembered. Waits for the device: call it at the end."""
+        errors, flags = [error for error, _ in self.expected.values()], [holds for _, holds in self.expected.values()]
+        for error, holds in zip(errors, on_host(flags), strict=True):
             if not bool(holds):
                 raise error
 
     def copied(self, rows: slice) -> Trace:
         """The trace of some rows, in memory of its own: what it was copied from may be written over."""
         heads = {layer: (chosen[rows], scores[rows]) for layer, (chosen, scores) in self.chosen_heads.items()}
-        details = {layer: _details_of_rows(details, rows) for layer, details in self.details.items()}
+        everything = range(len(self.has_image))[rows] == range(len(self.has_image))
+        details = self.details
+        if not everything:
+            details = {layer: _details_of_rows(found, rows) for layer, found in details.items()}
         return replace(
             self,
             has_image=self.has_image[rows],
@@ -117,7 +121,7 @@ class Trace:
         `reduction` has one row per image, the trace one per prompt.
         """
         keep, (_, made, _) = reduction.keep, reduction.tokens.shape
-        rows = torch.tensor([row for row, shown in enumerate(self.has_image) if shown], device=keep.device)
+        shown = [row for row, has_image in enumerate(self.has_image) if has_image]
         images, count = keep.shape
         # which of the shortened prompt's tokens are the image's own, and which of the image's these are
         order = keep.int().argsort(dim=1, descending=True, stable=True)
@@ -132,10 +136,15 @@ class Trace:
             full = torch.zeros(images, count + made, dtype=torch.bool, device=keep.device)
             full.scatter_(1, column, mask[:, :made])
             full = torch.cat([full, mask[:, made:]], dim=1)
-            return full.new_zeros(len(self.has_image), full.shape[1]).index_copy(0, rows, full)
+            # row by row, because an index of rows would have to be copied to the device, which waits for it
+            every = list(full.new_zeros(len(self.has_image), full.shape[1]).unbind())
+            for row, image in zip(shown, full, strict=True):
+                every[row] = image
+            return torch.stack(every)
 
         masks = {0: told(torch.ones_like(own))}
-        masks |= {layer: told(mask[rows]) for layer, mask in self.keep_masks.items()}
+        for layer, mask in self.keep_masks.items():
+            masks[layer] = told(torch.stack([mask[row] for row in shown]))
         return replace(self, num_visual_tokens=count, keep_masks=masks)
 
     def drop_beams(self, copies: int) -> Trace:
@@ -153,6 +162,19 @@ class Trace:
             chosen_heads={layer: (heads[rows], scores[rows]) for layer, (heads, scores) in self.chosen_heads.items()},
             details={layer: _details_of_rows(details, rows) for layer, details in self.details.items()},
         )
+
+
+def on_host(values: list[Tensor]) -> list[Tensor]:
+    """`values`, of one type, on the CPU: with one wait for each device that they are on, however many they are."""
+    places: dict[torch.device, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(value.device, []).append(place)
+    found = list(values)
+    for here in places.values():
+        together = torch.cat([values[place].flatten() for place in here]).cpu()
+        for place, piece in zip(here, together.split([values[place].numel() for place in here]), strict=True):
+            found[place] = piece.view(values[place].shape)
+    return found
 
 
 def _cloned(value: Any) -> Any:

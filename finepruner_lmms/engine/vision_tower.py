@@ -24,11 +24,21 @@ def encode_images(model: LlavaForConditionalGeneration, pixel_values: Tensor) ->
     the tower does not have, or that joins several.
     """
     check_model(model)
+    tower = model.model.vision_tower
+    return encode_chunk(model, pixel_values.to(device_of(tower, pixel_values.device), model.dtype))
+
+
+@torch.no_grad()
+def encode_chunk(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> VisionOutputs:
+    """`encode_images` of pixels `[B, 3, S, S]` that have the tower's device and type already.
+
+    Tensors in, tensors out: nothing here waits for the device or copies from or to the host, so that a CUDA graph can
+    capture it.
+    """
     config, layer = model.config, feature_layer(model)
-    tower, projector = model.model.vision_tower, Projector(model.model.multi_modal_projector)
+    projector = Projector(model.model.multi_modal_projector)
     # and what enters the layer that LLaVA reads, for its CLS token; layer 0 is the embeddings, which no layer made
     wanted = [layer - 1, layer] if layer else [0]
-    pixel_values = pixel_values.to(device_of(tower, pixel_values.device), model.dtype)
     outputs = model.get_image_features(pixel_values, return_dict=True, output_hidden_states=wanted)
     projected = torch.stack(list(outputs.pooler_output))
     features, device = outputs.hidden_states[layer], projected.device

@@ -10,6 +10,7 @@ from PIL import Image
 
 from finepruner_lmms.checkpoints.images import as_rgb, whole_files
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lmms.image_encoding import Picture
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Prepared:
     doc_id: int
     question: str
     ids: list[int]
-    image: Image.Image | None
+    image: Picture | None
     decoding: dict[str, Any]
 
     @property
@@ -47,11 +48,11 @@ def batches(prepared: Sequence[Prepared], batch_size: int) -> Iterator[list[int]
         yield batch
 
 
-def read_picture(documents: Any, doc_id: int, doc_to_visual: Callable[[Any], Any], where: str) -> Image.Image | None:
+def read_picture(read: Callable[[], Any], doc_to_visual: Callable[[Any], Any], where: str) -> Image.Image | None:
     """The picture of a document in RGB, read to its end; None if it has none. `FieldError` saying `where` it is."""
     try:
         with whole_files():
-            visuals = list(doc_to_visual(documents[doc_id]) or [])
+            visuals = list(doc_to_visual(read()) or [])
             if len(visuals) > 1:
                 raise FieldError(where, f"{len(visuals)} images; LLaVA-1.5 answers about one")
             if visuals and not isinstance(visuals[0], Image.Image):

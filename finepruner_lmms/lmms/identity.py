@@ -144,7 +144,10 @@ def answer_settings(model: Any) -> dict[str, Any]:
     The checkpoint and the type count as parts of their own, and where it runs not at all.
     """
     names = ("conv", "image_aspect_ratio", "attn_implementation", "max_new_tokens")
-    return {name: getattr(model, name) for name in names}
+    settings = {name: getattr(model, name) for name in names}
+    if model.image_cache_dtype != "auto":  # images are rounded
+        settings["image_cache_dtype"] = model.image_cache_dtype
+    return settings
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
@@ -175,7 +178,7 @@ def resolved_dtype(dtype: str, device: str, pretrained: str) -> str:
 
 def _stored_type(pretrained: str) -> str:
     """The type that a checkpoint says it is stored in."""
-    from finepruner_lmms.checkpoints.load import read_raw_config
+    from finepruner_lmms.checkpoints.configuration import read_raw_config
 
     raw = read_raw_config(pretrained)
     stated = raw.get("dtype") or raw.get("torch_dtype")
@@ -199,11 +202,11 @@ def checkpoint_identity(pretrained: str, pruner: Pruner | None = None, num_visua
 
         parts.append(_content_of(find_tower(tower, pretrained)))
     if pruner is not None and reads_clip(pruner, num_visual_tokens):
-        from finepruner_lmms.checkpoints.load import read_config
-        from finepruner_lmms.engine.clip import clip_checkpoint
+        from finepruner_lmms.checkpoints.configuration import read_shape
+        from finepruner_lmms.engine.clip_names import clip_checkpoint
 
         before, _ = pruner.parts(num_visual_tokens)
-        parts.append(_content_of(clip_checkpoint(read_config(pretrained), getattr(before, "clip", None))))
+        parts.append(_content_of(clip_checkpoint(read_shape(pretrained), getattr(before, "clip", None))))
     return " ".join(dict.fromkeys(parts))
 
 

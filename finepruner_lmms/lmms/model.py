@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
 from tqdm import tqdm
 
-from finepruner_lmms.benchmarks.limits import document_number
 from finepruner_lmms.checkpoints.load import check_pruner, choose_device, open_checkpoint, read_model, resolve
 from finepruner_lmms.checkpoints.processor import check_template
 from finepruner_lmms.checkpoints.prompts import prompt, prompt_ids
@@ -25,9 +26,12 @@ from finepruner_lmms.engine.generate import Generation, generate
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
+from finepruner_lmms.lmms.ahead import one_ahead
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture
+from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import Identity, answer_identity, answer_settings, checkpoint_identity
-from finepruner_lmms.lmms.image_cache import ImageCache
+from finepruner_lmms.lmms.image_encoding import ImageEncoder, Picture, content_key
+from finepruner_lmms.lmms.meter import BatchTime, Meter, lmms_eval_metrics
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.monitor import Monitor, describe
 from finepruner_lmms.lmms.ranks import all_or_none
@@ -71,11 +75,12 @@ class LlavaFinePruner(lmms):
                 self.arguments.attn_implementation,
             )
         self.geometry = Geometry.of(self.model.config)
-        self.images = ImageCache(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
+        self.images = ImageEncoder(self.model, self.processor.image_processor, self.arguments)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
         self.on_progress: Callable[[int, int], None] | None = None
         self.lengths: Counter[tuple[int, tuple[int, ...]]] = Counter()
         """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers."""
+        self.meter = Meter(self._device)
         self._warned: set[str] = set()
         identify(self)
 
@@ -162,39 +167,95 @@ class LlavaFinePruner(lmms):
         """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         window = _WINDOW * self.batch_size
-        tokens, started = 0, time.monotonic()
-        with self.monitor, progress:
-            for start in range(0, len(requests), window):
-                answers = self._answer_window(requests[start : start + window])
-                for done, answer in enumerate(answers, start + 1):
-                    tokens += answer.token_counts.output_tokens
+        self.meter.start()
+        tokens, done = 0, 0
+        with self.monitor, progress, closing(self._prepared_windows(requests, window)) as windows:
+            for prepared in windows:
+                answers = self._answer_window(prepared)
+                tokens += sum(answer.token_counts.output_tokens for answer in answers)
+                self.meter.saw(self.images.use)
+                elapsed = self.meter.lap()
+                # now: lmms-eval's cache takes the last answer and does not return
+                if done + len(answers) == len(requests):
+                    self._log_metrics(elapsed, tokens)
+                    self._say_how_input_kept_up()
+                for answer in answers:
+                    done += 1
                     progress.update()
                     if self.on_progress is not None:
                         self.on_progress(done, len(requests))
                     yield answer
-        elapsed = time.monotonic() - started
-        log_metrics(total_elapsed_time=elapsed, total_gen_tokens=tokens, avg_speed=tokens / elapsed if elapsed else 0.0)
+
+    def _log_metrics(self, elapsed: float, tokens: int) -> None:
+        """For lmms-eval's throughput summary, which covers this process alone."""
+        more = None if (spent := self.meter.spent()) is None else lmms_eval_metrics(spent, self.rank)
+        log_metrics(
+            total_elapsed_time=elapsed,
+            total_gen_tokens=tokens,
+            avg_speed=tokens / elapsed if elapsed else 0.0,
+            additional_metrics=more,
+        )
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
-    def _answer_window(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        prepared = [self._prepare(request) for request in requests]
-        answers: dict[int, GenerationResult] = {}
-        for batch in batches(prepared, self.batch_size):
-            answers.update(zip(batch, self._answer_batch([prepared[i] for i in batch]), strict=True))
-        return [answers[i] for i in range(len(prepared))]
+    def _prepared_windows(self, requests: Sequence[Instance], size: int) -> Generator[list[Prepared]]:
+        """The requests in windows of `size`, each made ready while the one before it is answered."""
+        splits = {(task, split) for *_, task, split in (request.args for request in requests)}
+        documents = {(task, split): Documents(self.task_dict[task][split]) for task, split in splits}
+        self.images.begin_scan(task for task, _ in splits)
+        text = threading.Lock()  # tokenizers and templates are not made for several threads
 
-    def _prepare(self, request: Instance) -> Prepared:
-        question, gen_kwargs, doc_to_visual, doc_id, task, split = request.args
-        image = None
-        if doc_to_visual is not None:
-            documents = self.task_dict[task][split]
-            image = read_picture(documents, doc_id, doc_to_visual, f"task {task!r}, document {doc_id}")
-        text = prompt(self.arguments.conv, self.processor, question, image is not None)
+        def prepare(window: Sequence[Instance]) -> Callable[[Instance], Prepared]:
+            decoded, ready = Once(), Once()
+
+            def prepare_one(request: Instance) -> Prepared:
+                where = documents[request.args[-2:]]
+                picture = self._picture(request, where, decoded, ready)
+                with text:
+                    return self._prepare(request, where, picture)
+
+            return prepare_one
+
+        windows = [requests[start : start + size] for start in range(0, len(requests), size)]
+        return one_ahead(windows, prepare, self.meter.wait)
+
+    def _say_how_input_kept_up(self) -> None:
+        spent = self.meter.spent()
+        if spent is not None and spent.images.hit_rate is not None:
+            waited = spent.waiting or 0.0
+            logger.info(
+                f"images: {spent.images.asked} asked, {spent.images.encoded} encoded (hit rate "
+                f"{spent.images.hit_rate:.0%}); the model waited {waited:.2f} s for input "
+                f"({waited / spent.seconds:.1%} of the time)"
+            )
+
+    def _picture(self, request: Instance, documents: Documents, decoded: Once, ready: Once) -> Picture | None:
+        """The picture that a question shows, ready to be encoded."""
+        _, _, doc_to_visual, doc_id, task, _ = request.args
+        if doc_to_visual is None:
+            return None
+        where = f"task {task!r}, document {doc_id}"
+        picture = read_picture(lambda: documents.read(doc_id, decoded), doc_to_visual, where)
+        if picture is None:
+            return None
+        key = content_key(picture)
+        return ready.get(key, lambda: self.images.prepare(key, picture))
+
+    def _prepare(self, request: Instance, documents: Documents, picture: Picture | None) -> Prepared:
+        question, gen_kwargs, _, doc_id, task, _ = request.args
+        text = prompt(self.arguments.conv, self.processor, question, picture is not None)
         ids = prompt_ids(self.tokenizer, text, self.geometry.image_token_id, self.num_visual_tokens)
         decoding = self._decoding(gen_kwargs, task)
-        number = document_number(self.task_dict[task][split], int(doc_id))
-        return Prepared(str(task), number, question, ids, image, decoding)
+        return Prepared(str(task), documents.number(int(doc_id)), question, ids, picture, decoding)
+
+    def _answer_window(self, prepared: list[Prepared]) -> list[GenerationResult]:
+        answers: dict[int, GenerationResult] = {}
+        plan = list(batches(prepared, self.batch_size))
+        shown = [prepared[i].image for batch in plan for i in batch]
+        self.images.expect([picture for picture in shown if picture is not None])
+        for batch in plan:
+            answers.update(zip(batch, self._answer_batch([prepared[i] for i in batch]), strict=True))
+        return [answers[i] for i in range(len(prepared))]
 
     def _decoding(self, gen_kwargs: dict[str, Any], task: str) -> dict[str, Any]:
         """The arguments of `generate`, read from the task's; the task's dict is shared and stays as it is."""
@@ -215,7 +276,14 @@ class LlavaFinePruner(lmms):
         if pictures:
             inputs["vision"] = self.images.encode(pictures)
         questions = [item.question for item in batch]
+        started = time.perf_counter()
         result = generate(self.model, self.pruner, inputs, questions=questions, **batch[0].decoding)
+        sequences = result.sequences.tolist()  # the answers are there when the device has computed them
+        seconds = time.perf_counter() - started
+        # until `Generation` has them
+        first, execution = getattr(result, "seconds_to_first_token", None), getattr(result, "execution", "eager")
+        time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, execution)
+        self.meter.add(time_of, [(item.task, item.doc_id) for item in batch])
         for item, entering in zip(batch, result.trace.tokens_entering, strict=True):
             text = item.length - (self.num_visual_tokens if item.image is not None else 0)
             self.lengths[text, tuple(entering)] += 1
@@ -224,7 +292,7 @@ class LlavaFinePruner(lmms):
         ends = self._end_ids()
         return [
             GenerationResult(text.strip(), TokenCounts(input_tokens=item.length, output_tokens=count_output(row, ends)))
-            for text, item, row in zip(texts, batch, result.sequences.tolist(), strict=True)
+            for text, item, row in zip(texts, batch, sequences, strict=True)
         ]
 
     def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:

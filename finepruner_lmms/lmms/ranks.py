@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from finepruner_lmms.errors import Failure, first_line
+
+T = TypeVar("T")
 
 
 class OtherRankFailed(Failure):
@@ -31,8 +34,11 @@ def all_or_none(accelerator: Accelerator) -> Iterator[None]:
         raise OtherRankFailed("; ".join(failed))
 
 
+def every_rank(accelerator: Accelerator, value: T) -> list[T]:
+    """What each process has, in the order of ranks; all must call it."""
+    return [value] if accelerator.num_processes == 1 else list(gather_object([value]))
+
+
 def _tell(accelerator: Accelerator, reason: str) -> list[str]:
     """Say how this process fares, and hear of the others that failed."""
-    if accelerator.num_processes == 1:
-        return []
-    return [f"rank {rank}: {told}" for rank, told in enumerate(gather_object([reason])) if told]
+    return [f"rank {rank}: {told}" for rank, told in enumerate(every_rank(accelerator, reason)) if told]

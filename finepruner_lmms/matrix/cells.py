@@ -57,7 +57,7 @@ def expand(matrix: Matrix) -> list[Cell]:
 
 def _answer_identities(matrix: Matrix) -> list[Identity]:
     """Of the answers of each row."""
-    from finepruner_lmms.checkpoints.load import resolve
+    from finepruner_lmms.checkpoints.fetch import resolve
     from finepruner_lmms.lmms.identity import (
         answer_identity,
         answer_settings,
@@ -65,7 +65,7 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
         reads_clip,
         resolved_dtype,
     )
-    from finepruner_lmms.matrix.launch import count_gpus
+    from finepruner_lmms.matrix.gpus import count_gpus
 
     model, tokens = matrix.file.model, matrix.num_visual_tokens
     pretrained, settings = resolve(model.pretrained), answer_settings(model)

@@ -21,11 +21,14 @@ from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submi
 from finepruner_lmms.benchmarks.limits import document_numbers
 from finepruner_lmms.benchmarks.record import Sample as Logged
 from finepruner_lmms.lmms.identity import cell_identity
+from finepruner_lmms.lmms.meter import device_name
 from finepruner_lmms.lmms.model import LlavaFinePruner
+from finepruner_lmms.lmms.ranks import every_rank
 from finepruner_lmms.lmms.response_cache import share_answers
 from finepruner_lmms.matrix.launch import RUN_ID
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.records import Outcome, Sample, Scores
+from finepruner_lmms.matrix.speed import measured
 
 
 class InvalidResult(RuntimeError):
@@ -45,6 +48,7 @@ def evaluate_cell(
     _check_identity(lm, cell)
     share_answers(cache, RUN_ID, lm.rank)
     lm.lengths.clear()
+    lm.meter.start()
     out = simple_evaluate(
         model=lm,
         model_args=lm.arguments.canonical(),
@@ -58,6 +62,7 @@ def evaluate_cell(
         # scoring reads no image: with them, each would be decoded a second time, in every process
         cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=False),
     )
+    spent = every_rank(lm.accelerator, lm.meter.spent())
     if lm.rank != 0:
         return None
     if out is None:
@@ -78,8 +83,11 @@ def evaluate_cell(
         metric, submitted = "submission", _submission(attempt, benchmark.name, asked)
     elif not benchmark.judged:
         scores = _scores(benchmark, out["results"][benchmark.task], logged, images)
-    cost = None if (spent := lm.prefill_cost()) is None else asdict(spent)
-    outcome = Outcome(answered=len(logged), expected=expected, cost=cost, scores=scores, submission=submitted)
+    cost = None if (prefill := lm.prefill_cost()) is None else asdict(prefill)
+    speed = measured(spent, device_name(lm.device), cell.identity.dtype, lm.batch_size)
+    outcome = Outcome(
+        answered=len(logged), expected=expected, cost=cost, speed=speed, scores=scores, submission=submitted
+    )
     return outcome, [_line(sample, metric, images) for sample in logged]
 
 

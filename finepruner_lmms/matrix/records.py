@@ -92,13 +92,58 @@ class Scores(Record):
     standard_error: float | None
 
 
+class Conditions(Record):
+    """What a speed was measured under; speeds under others do not compare."""
+
+    device: str
+    dtype: str
+    processes: int
+    batch_size: int
+    execution: str
+    """What ran: `eager`, `graphs`, or both."""
+    together: int = 1
+    """How many cells were answered as one (`launch.fan_out`), so that the time is that of all of them."""
+
+    def __str__(self) -> str:
+        processes = f"{self.processes} x " if self.processes > 1 else ""
+        together = f", {self.together} cells at once" if self.together > 1 else ""
+        return f"{processes}{self.device}, {self.dtype}, batch {self.batch_size}, {self.execution}{together}"
+
+
+class Speed(Record):
+    """How fast a cell was answered, measured over `questions`: those that no earlier attempt had answered.
+
+    Times are in seconds. `seconds` is the whole time until the last answer, with reading and encoding images. A first
+    token is timed from the call of `generate` on, for the whole batch; `seconds_per_token` is that of a decode step,
+    which gives a token to each row. `waiting` is the share of time in which the model waited for its input. What was
+    not measured is None.
+    """
+
+    questions: int
+    batches: int
+    seconds: Number
+    questions_per_second: Number
+    model_questions_per_second: Number
+    """The same if the model never paused."""
+    first_token_p50: Number | None = None
+    first_token_p95: Number | None = None
+    seconds_per_token: Number | None = None
+    peak_bytes: int | None = None
+    """The most that PyTorch held on one device, weights, encoded images and captured graphs included."""
+    waiting: Number | None = None
+    image_hits: Number | None = None
+    """The share of questions with an image that needed none to be encoded."""
+    conditions: Conditions
+
+
 class Outcome(Record):
     """What an evaluation gave: its scores, or the file for the server that scores it, or neither before a judge has."""
 
     answered: int
     expected: int
     cost: dict[str, int | float] | None
-    """Of this process's questions; those that an earlier attempt had answered are not among them."""
+    """Of the first process's questions; those that an earlier attempt had answered are not among them."""
+    speed: Speed | None = None
     scores: Scores | None = None
     submission: Path | None = None
 
@@ -124,6 +169,8 @@ class Result(Record):
     percent: Number | None = None
     standard_error: Number | None = None
     cost: dict[str, Number] | None = None
+    speed: Speed | None = None
+    """None where an earlier attempt had answered everything, and in results of versions that did not measure."""
     submission: Submission | None = None
     judge: Verdict | None = None
     samples_bytes: int

@@ -97,7 +97,7 @@ def _attempt(
         outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache")
         if outcome is not None:
             found, samples = outcome
-            result = found.model_dump(include={"answered", "expected", "cost"})
+            result = found.model_dump(include={"answered", "expected", "cost", "speed"})
             if found.scores is not None:
                 result |= found.scores.model_dump()
             if found.submission is not None:

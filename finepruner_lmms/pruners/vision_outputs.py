@@ -77,6 +77,13 @@ class VisionOutputs:
         """The same images with some fields changed."""
         return replace(self, **changes)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> VisionOutputs:
+        """The same images with `function` applied to every tensor."""
+        changed: dict[str, Any] = {name: function(value) for name, value in self.tensors().items()}
+        if self.text_embeds is not None:
+            changed["text_embeds"] = [function(text) for text in self.text_embeds]
+        return replace(self, **changed)
+
     def of_rows(self, rows: list[int] | slice) -> VisionOutputs:
         """Some of the images, with all that belongs to them."""
         chosen: dict[str, Any] = {}

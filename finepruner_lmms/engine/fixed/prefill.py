@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 from transformers.masking_utils import create_causal_mask
 
@@ -64,29 +63,21 @@ class Prefill:
         seen: list[tuple[Tensor | None, int, Tensor | int]] = []
         valid, here = self.valid if self.shape.padded else None, positions
         shift: Tensor | int = 0
-        with ExitStack() as undo:
-            for layer in stages:
-                undo.callback(self._watch(state, layer).remove)
-            for index, layer_module in enumerate(self.decoder.layers):
-                if (stage := stages.get(index)) is not None:
-                    keys = self.decoding.cache.prompt_keys(index - 1)
-                    hidden = self._dropping.drop(state, stage, hidden, keys, positions)
-                    view = state.views[index]
-                    valid, shift, here = view.valid, view.shift, view.positions
-                if index == 0 or stage is not None:
-                    seen.append((valid, hidden.shape[1], shift))
-                    arguments = self._arguments(hidden, valid, here)
-                hidden = layer_module(hidden, **arguments)
+        for index, layer in enumerate(self.decoder.layers):
+            if (stage := stages.get(index)) is not None:
+                keys = self.decoding.cache.prompt_keys(index - 1)
+                hidden = self._dropping.drop(state, stage, hidden, keys, positions)
+                view = state.views[index]
+                valid, shift, here = view.valid, view.shift, view.positions
+            if index == 0 or stage is not None:
+                seen.append((valid, hidden.shape[1], shift))
+                arguments = self._arguments(hidden, valid, here)
+            if index + 1 in stages:
+                # of the layer before a drop, what its attention gets: the rows that methods may ask for
+                asking = layer.input_layernorm(hidden[:, -max(self.shape.tail, 1) :])
+                state.inputs[index + 1] = (asking, layer.self_attn, arguments["position_embeddings"])
+            hidden = layer(hidden, **arguments)
         self.decoding.begin(hidden[:, -1:], self.valid, seen)
-
-    def _watch(self, state: PromptState, layer: int) -> Any:
-        """Keep what the attention of the layer before a drop gets, from which its rows are recomputed."""
-
-        def keep(attn: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            state.inputs[layer] = (kwargs["hidden_states"], attn, kwargs["position_embeddings"])
-
-        attention = self.decoder.layers[layer - 1].self_attn
-        return attention.register_forward_pre_hook(keep, with_kwargs=True)
 
     def _arguments(self, hidden: Tensor, valid: Tensor | None, positions: Tensor) -> dict[str, Any]:
         """The arguments of the layers from one drop to the next."""

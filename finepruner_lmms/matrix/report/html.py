@@ -46,17 +46,19 @@ def _settings(study: Study) -> str:
 
 
 def _leaderboard(board: Leaderboard) -> Iterator[str]:
+    from finepruner_lmms.matrix.report.costs import cost_frame, cost_notes
     from finepruner_lmms.matrix.report.plots import figure
-    from finepruner_lmms.matrix.report.tables import cost_frame, notes, reading_frame
+    from finepruner_lmms.matrix.report.tables import notes, reading_frame
 
     yield "<h2>Leaderboard</h2>"
     if any(line.average is not None for line in board.lines):
         yield picture(figure(board), "Mean score against the budget, one line per method")
     yield reading_frame(board).to_html(index=False, border=0, escape=True)
     yield f'<p class="note">{"<br>".join(html.escape(note) for note in notes(board))}</p>'
-    if any(line.cost for line in board.lines):
+    if any(line.cost or line.timed for line in board.lines):
         yield "<h2>Cost of prefill</h2>"
         yield cost_frame(board).to_html(index=False, border=0, escape=True)
+        yield f'<p class="note">{"<br>".join(html.escape(note) for note in cost_notes(board))}</p>'
 
 
 def write_report(store: Store, target: Path) -> None:

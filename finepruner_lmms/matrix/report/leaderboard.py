@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import error_of_mean, measured
 from finepruner_lmms.matrix.plan import Study
-from finepruner_lmms.matrix.records import Result
+from finepruner_lmms.matrix.records import Result, Speed
 from finepruner_lmms.matrix.store import State, Store
 
 
@@ -25,6 +25,14 @@ class Score:
     shown_error: float | None
     percent: float
     percent_error: float | None
+
+
+class Timed(NamedTuple):
+    """How fast a row was on one task, of which so many questions have answers."""
+
+    task: str
+    answered: int
+    speed: Speed
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Line:
     seeds: tuple[Any, ...] = ()
     spread: float | None = None
     cost: dict[str, float] | None = None
+    timed: tuple[Timed, ...] = ()
+    """The tasks, of each seed, whose speed was measured."""
     submitted: frozenset[str] = frozenset()
     """Tasks whose answers are in a file for a server. They have no score, and are no part of the averages."""
     given: dict[str, Any] = field(default_factory=dict)
@@ -127,6 +137,7 @@ def _lines(study: Study, states: Sequence[State]) -> list[Line]:
     scores: list[dict[str, Score]] = [{} for _ in study.rows]
     submitted: list[set[str]] = [set() for _ in study.rows]
     costs: list[list[dict[str, float]]] = [[] for _ in study.rows]
+    timed: list[list[Timed]] = [[] for _ in study.rows]
     waiting: list[set[str]] = [set() for _ in study.rows]
     for cell, state in zip(study.cells, states, strict=True):
         result = state.result
@@ -139,14 +150,18 @@ def _lines(study: Study, states: Sequence[State]) -> list[Line]:
                 scores[cell.row][cell.task] = _score(cell.task, result)
             if result.cost is not None:
                 costs[cell.row].append(result.cost)
+            if result.speed is not None:
+                timed[cell.row].append(Timed(cell.task, result.answered, result.speed))
     lines = []
-    for row, found, sent, spent, unjudged in zip(study.rows, scores, submitted, costs, waiting, strict=True):
+    for number, row in enumerate(study.rows):
+        found, spent = scores[number], costs[number]
         budget = everything if row.budget is None else row.budget
         parameters = {name: value for name, value in row.parameters.items() if name in named}
         tokens = float(parse_budget(row.budget).tokens(everything))
         cost = {key: statistics.fmean(one[key] for one in spent) for key in spent[0]} if spent else None
         line = Line(row.method, budget, tokens, parameters, found, cost=cost, given=row.given)
-        lines.append(replace(line, submitted=frozenset(sent), waiting=frozenset(unjudged)))
+        line = replace(line, timed=tuple(timed[number]), waiting=frozenset(waiting[number]))
+        lines.append(replace(line, submitted=frozenset(submitted[number])))
     return lines
 
 
@@ -203,6 +218,7 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
         given=given,
         scores=scores,
         waiting=frozenset().union(*(other.waiting for other in group)),
+        timed=tuple(timed for other in group for timed in other.timed),
         seeds=seeds,
         average=None,
         average_error=None,

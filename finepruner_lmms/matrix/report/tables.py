@@ -31,38 +31,9 @@ def render(board: Leaderboard, form: str, relative: str = "ratios") -> str:
     return FORMATS[form](board, relative)
 
 
-def render_costs(board: Leaderboard, form: str) -> str:
-    """What the prefills took, in one of `FORMATS`, ending in a newline; CSV with full precision."""
-    frame = cost_frame(board, exact=form == "csv")
-    if form == "csv":
-        return str(frame.to_csv(index=False, lineterminator="\n"))
-    if form == "latex":
-        return _as_latex(frame.astype(str))
-    text = _as_markdown(frame) if form == "markdown" else _as_text(frame, board, f"{board.name}: cost of prefill")
-    return text + "\n".join(COST_NOTES) + "\n"
-
-
-def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
-    """What the prefills took, one row per line of the leaderboard, for reading or exact."""
-    import pandas as pd
-
-    whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
-    return pd.DataFrame(
-        [_row(board, line, exact) | _cost_cells(line, whole, exact) for line in board.lines], dtype=object
-    )
-
-
 def reading_frame(board: Leaderboard) -> pd.DataFrame:
     """The leaderboard as texts."""
     return _for_reading(board, "ratios", " ± ", " %")
-
-
-COST_NOTES = (
-    "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
-    "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
-    "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
-    "KV: the cache after prefill, at 2 bytes per value.",
-)
 
 
 def render_differences(found: Sequence[Difference], first: str, second: str) -> str:
@@ -82,28 +53,10 @@ def render_differences(found: Sequence[Difference], first: str, second: str) -> 
     note = "Percent of the maximum, paired over images: 1000 bootstrap draws, the same for both rows."
     if any(d.error is None for d in found):
         note += f" {MISSING}: not measured, because no draw changes the difference, of a task or of one averaged."
-    return f"{_as_markdown(pd.DataFrame(rows, dtype=object))}{note}\n"
+    return f"{as_markdown(pd.DataFrame(rows, dtype=object))}{note}\n"
 
 
-def _cost_cells(line: Line, whole: dict[str, float] | None, exact: bool) -> dict[str, object]:
-    names = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
-    names |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
-    if exact:
-        return {key: None if line.cost is None else line.cost[key] for key in names}
-    if line.cost is None:
-        return dict.fromkeys(names.values(), MISSING)
-    cells: dict[str, object] = {}
-    for key, title in names.items():
-        value = line.cost[key]
-        if key.startswith("macs"):
-            share = f" ({100 * value / whole[key]:.0f} %)" if whole else ""
-            cells[title] = (f"{value / 1e12:.3f} T" if value >= 1e11 else f"{value / 1e9:.3f} G") + share
-        else:
-            cells[title] = f"{value / 2**20:.2f} MiB" if key == "kv_bytes" else f"{value:.1f}"
-    return cells
-
-
-def _row(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
+def row_names(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
     """What a row is called: method, budget and parameters, each in a column, or where these are many, in one."""
     row: dict[str, object] = {"method": line.method, "budget": line.budget}
     if columns or len(board.parameters) <= 2:
@@ -126,9 +79,9 @@ def _frame(
 
     rows = []
     for line in board.lines:
-        row = _row(board, line, columns=not titles)
+        row = row_names(board, line, columns=not titles)
         for task in board.tasks:
-            row[_title(board, task) if titles else task] = cell(task, line)
+            row[task_title(board, task) if titles else task] = cell(task, line)
         rows.append(row | {"average": average(line), "relative": relative(line)})
     return pd.DataFrame(rows, dtype=object)
 
@@ -158,7 +111,7 @@ def with_error(value: float, error: float | None, plus_minus: str = " ± ") -> s
     return f"{value:.1f}{plus_minus}{MISSING if error is None else f'{error:.1f}'}"
 
 
-def _title(board: Leaderboard, task: str) -> str:
+def task_title(board: Leaderboard, task: str) -> str:
     """With a mark where the score is none that others print."""
     return BENCHMARKS[task].title + (" (exact)" if "exact" in board.judges.get(task, ()) else "")
 
@@ -210,10 +163,11 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
 
 def _text(board: Leaderboard, relative: str) -> str:
     frame = _for_reading(board, relative, " ±", " %")
-    return _as_text(frame, board, board.name) + "\n".join(notes(board, relative)) + "\n"
+    return as_text(frame, board, board.name) + "\n".join(notes(board, relative)) + "\n"
 
 
-def _as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
+def as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
+    """A frame with a row per line of the leaderboard, budgets apart."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -233,10 +187,11 @@ def _as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
 
 
 def _markdown(board: Leaderboard, relative: str) -> str:
-    return _as_markdown(_for_reading(board, relative, " ± ", " %")) + "\n".join(notes(board, relative)) + "\n"
+    return as_markdown(_for_reading(board, relative, " ± ", " %")) + "\n".join(notes(board, relative)) + "\n"
 
 
-def _as_markdown(frame: pd.DataFrame) -> str:
+def as_markdown(frame: pd.DataFrame) -> str:
+    """A frame of texts, with an empty line after it."""
     align = ["left"] + ["right"] * (len(frame.columns) - 1)
     return f"{frame.to_markdown(index=False, colalign=align, disable_numparse=True)}\n\n"
 
@@ -254,10 +209,11 @@ def _csv(board: Leaderboard, relative: str) -> str:
 
 
 def _latex(board: Leaderboard, relative: str) -> str:
-    return _as_latex(_for_reading(board, relative, " ± ", " %").astype(str))
+    return as_latex(_for_reading(board, relative, " ± ", " %").astype(str))
 
 
-def _as_latex(frame: pd.DataFrame) -> str:
+def as_latex(frame: pd.DataFrame) -> str:
+    """A frame of texts for booktabs."""
     frame = frame.map(_escape)
     frame.columns = [_escape(column) for column in frame.columns]
     layout = "l" + "r" * (len(frame.columns) - 1)

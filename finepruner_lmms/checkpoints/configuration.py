@@ -1,0 +1,72 @@
+"""What a checkpoint's config.json says, for planning: no weights are read, and transformers is not loaded for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from finepruner_lmms.checkpoints.fetch import check_name, fetch_file, resolve
+from finepruner_lmms.checkpoints.original_config import is_original, original_shape
+from finepruner_lmms.checkpoints.shape import ModelShape, read_plain
+from finepruner_lmms.checkpoints.supported import check_supported, check_token
+from finepruner_lmms.engine.clip_names import clip_checkpoint
+from finepruner_lmms.engine.geometry import Geometry
+from finepruner_lmms.errors import FieldError
+from finepruner_lmms.files import load_object
+
+if TYPE_CHECKING:
+    from finepruner_lmms.pruners import Pruner
+
+
+def read_raw_config(pretrained: str) -> dict[str, Any]:
+    """What a checkpoint's config.json says. `FieldError` if there is none."""
+    check_name(pretrained)
+    with naming("cannot read the configuration of", pretrained):
+        return load_object(fetch_file(resolve(pretrained), "config.json"))
+
+
+def read_shape(pretrained: str) -> ModelShape:
+    """The sizes of a checkpoint's model. `FieldError` if it is not a LLaVA that can be pruned."""
+    raw = read_raw_config(pretrained)
+    with naming("cannot prune", pretrained):
+        return original_shape(raw, resolve(pretrained)) if is_original(raw) else _hugging_face_shape(raw)
+
+
+def _hugging_face_shape(raw: dict[str, Any]) -> ModelShape:
+    check_supported(raw)
+    shape = read_plain(raw)
+    if shape is None:
+        from finepruner_lmms.checkpoints.hugging_face import hugging_face_config
+
+        return ModelShape.of(hugging_face_config(raw))
+    check_token(shape.image_token_id, shape.text_config.vocab_size)
+    return shape
+
+
+def read_geometry(pretrained: str) -> tuple[int, int]:
+    """Decoder layers and visual tokens per image, read from the checkpoint's configuration only."""
+    geometry = Geometry.of(read_shape(pretrained))
+    return geometry.num_layers, geometry.num_visual_tokens
+
+
+def check_pruner(pruner: Pruner, config: Any) -> None:
+    """Raise `ValueError` where a model of this configuration cannot do what the pruner asks: no weights are read.
+
+    `config` is a `LlavaConfig` or a `ModelShape`.
+    """
+    geometry = Geometry.of(config)
+    pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
+    pruner.check_heads(geometry.num_heads)
+    before, _ = pruner.parts(geometry.num_visual_tokens)
+    if before is not None and before.reads_question == "clip":
+        clip_checkpoint(config, getattr(before, "clip", None))
+
+
+@contextmanager
+def naming(what: str, pretrained: str) -> Iterator[None]:
+    """An error inside is one of the argument `pretrained`, as the user wrote it."""
+    try:
+        yield
+    except FieldError as error:
+        raise FieldError("pretrained", f"{what} {pretrained!r}: {error}", value=pretrained) from error

@@ -1,0 +1,54 @@
+"""The prompts that methods start from: the whole one, and those that methods before the language model shorten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from finepruner_lmms.engine.parts import word_embeddings
+from finepruner_lmms.engine.prompt_layout import Layout, read_layout
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A batch of prompts with `left` placeholders per image; `words` `[B, L, D]` are embedded, the images are not."""
+
+    left: int
+    layout: Layout
+    words: Tensor
+    positions: Tensor
+
+    @classmethod
+    def read(
+        cls, model: LlavaForConditionalGeneration, ids: Tensor, mask: Tensor, image_token_id: int, left: int
+    ) -> Prompt:
+        """Of token ids and their mask, `[B, L]`."""
+        layout = read_layout(ids, mask, image_token_id, left)
+        positions = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
+        return cls(left, layout, word_embeddings(model, ids), positions)
+
+    @property
+    def lengths(self) -> Tensor:
+        """`[B, 1]`: the tokens of each, which is the position of the first generated one."""
+        return self.positions[:, -1:] + 1
+
+    def with_images(self, visual: Tensor | None) -> Tensor:
+        """What enters the first layer, `[B, L, D]`: `visual` `[images, left, D]` in place of the placeholders."""
+        if visual is None:
+            return self.words
+        device = self.words.device
+        rows = torch.tensor([row for row, shown in enumerate(self.layout.has_image) if shown], device=device)
+        embeds = self.words.clone()
+        embeds[rows[:, None], self.layout.columns[rows]] = visual.to(device, embeds.dtype)
+        return embeds
+
+
+def visual_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
+    """The visual tokens `[images, N, D]` among the arguments of `generate`; None where no image is shown."""
+    encoded = arguments.get("mm_encoder_outputs")
+    return None if encoded is None else torch.stack(list(encoded["image"].pooler_output))

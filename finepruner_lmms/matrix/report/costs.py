@@ -1,0 +1,182 @@
+"""What the rows of a leaderboard cost: exact counts of their prefills, and speeds where they were measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from finepruner_lmms.matrix.progress import MISSING
+from finepruner_lmms.matrix.records import Speed
+from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line, Timed
+from finepruner_lmms.matrix.report.tables import as_latex, as_markdown, as_text, row_names, task_title
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_COUNTS = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
+_COUNTS |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
+_COUNT_NOTES = (
+    "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
+    "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
+    "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
+    "KV: the cache after prefill, at 2 bytes per value.",
+)
+_SPEED_NOTES = (
+    "TTFT: time to the first token of a batch, from the call of `generate` on; median and 95th percentile over",
+    "batches, mean over tasks. ms/token: a decode step, which gives each row of a batch a token. questions/s: over the",
+    "whole time, images included. peak: the most memory on one GPU, weights included. waiting: for input.",
+)
+
+
+def render_costs(board: Leaderboard, form: str) -> str:
+    """What the rows cost, in one of `tables.FORMATS`, ending in a newline; CSV with full precision and units of 1."""
+    frame = cost_frame(board, exact=form == "csv")
+    if form == "csv":
+        return str(frame.to_csv(index=False, lineterminator="\n"))
+    if form == "latex":
+        return as_latex(frame.astype(str)) + "".join(f"% {note}\n" for note in speed_notes(board))
+    text = as_markdown(frame) if form == "markdown" else as_text(frame, board, f"{board.name}: cost of prefill")
+    return text + "\n".join(cost_notes(board)) + "\n"
+
+
+def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
+    """What the rows cost, one per line of the leaderboard, for reading or exact."""
+    import pandas as pd
+
+    whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
+    columns = [column for column in _COLUMNS if exact or any(column.of(board, line) for line in board.lines)]
+    rows = []
+    for line in board.lines:
+        row = row_names(board, line, exact) | _count_cells(line, whole, exact)
+        for column in columns:
+            value = column.of(board, line)
+            row[column.name if exact else column.title] = value if exact else column.show(value)
+        if exact:
+            row["measured_questions"] = sum(timed.speed.questions for timed in line.timed) or None
+            row["conditions"] = "; ".join(dict.fromkeys(str(timed.speed.conditions) for timed in line.timed)) or None
+        rows.append(row)
+    return pd.DataFrame(rows, dtype=object)
+
+
+def cost_notes(board: Leaderboard) -> list[str]:
+    """What a reader must know about the numbers."""
+    return [*_COUNT_NOTES, *speed_notes(board)]
+
+
+def speed_notes(board: Leaderboard) -> list[str]:
+    """What was measured, on what, over which questions; rows that do not compare are named."""
+    if not any(line.timed for line in board.lines):
+        return []
+    found: dict[str, list[str]] = {}
+    for line in board.lines:
+        for timed in line.timed:
+            rows = found.setdefault(str(timed.speed.conditions), [])
+            if (name := _name(line)) not in rows:
+                rows.append(name)
+    notes = list(_SPEED_NOTES)
+    if len(found) == 1:
+        notes.append(f"Measured on {next(iter(found))}.")
+    else:
+        notes.append("Not measured in the same conditions, so times compare only inside one of these:")
+        notes += [f"  {conditions}: {', '.join(rows)}" for conditions, rows in found.items()]
+    if any(timed.speed.conditions.together > 1 for line in board.lines for timed in line.timed):
+        notes.append("Cells that were answered at once share their time, so they have none of their own here;")
+        notes.append("`launch: {fan_out: off}` measures each alone.")
+    for line in board.lines:
+        for timed in line.timed:
+            if timed.speed.questions < timed.answered:
+                notes.append(
+                    f"{_name(line)}, {task_title(board, timed.task)}: measured over {timed.speed.questions} of "
+                    f"{timed.answered} questions; an earlier attempt had answered the others."
+                )
+    return notes
+
+
+def _name(line: Line) -> str:
+    given = (f"{name}={value}" for name, value in line.given.items())
+    return " ".join([line.method, *([] if line.method == "vanilla" else [str(line.budget)]), *given])
+
+
+def _count_cells(line: Line, whole: dict[str, float] | None, exact: bool) -> dict[str, object]:
+    if exact:
+        return {key: None if line.cost is None else line.cost[key] for key in _COUNTS}
+    if line.cost is None:
+        return dict.fromkeys(_COUNTS.values(), MISSING)
+    cells: dict[str, object] = {}
+    for key, title in _COUNTS.items():
+        value = line.cost[key]
+        if key.startswith("macs"):
+            share = f" ({100 * value / whole[key]:.0f} %)" if whole else ""
+            cells[title] = (f"{value / 1e12:.3f} T" if value >= 1e11 else f"{value / 1e9:.3f} G") + share
+        else:
+            cells[title] = f"{value / 2**20:.2f} MiB" if key == "kv_bytes" else f"{value:.1f}"
+    return cells
+
+
+class _Column:
+    """A measured column: what it takes of a row's speeds, and how it is shown."""
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        join: Callable[[Sequence[Speed]], float | None],
+        show: Callable[[float], str],
+        apart: bool = True,
+    ) -> None:
+        self.name, self.title, self._join, self._show, self._apart = name, title, join, show, apart
+
+    def of(self, board: Leaderboard, line: Line) -> float | None:
+        """The row's value; None unless every task was measured, and by itself where that is what it means."""
+        speeds = [timed.speed for timed in line.timed]
+        if {timed.task for timed in line.timed} != set(board.tasks) or not _whole(board, line.timed, line):
+            return None
+        if self._apart and any(speed.conditions.together > 1 for speed in speeds):
+            return None
+        return self._join(speeds)
+
+    def show(self, value: float | None) -> str:
+        """For reading."""
+        return MISSING if value is None else self._show(value)
+
+
+def _whole(board: Leaderboard, timed: Sequence[Timed], line: Line) -> bool:
+    """Whether every task of every seed is there."""
+    return len(timed) == len(board.tasks) * max(1, len(line.seeds))
+
+
+def _mean(name: str) -> Callable[[Sequence[Speed]], float | None]:
+    def join(speeds: Sequence[Speed]) -> float | None:
+        known = [value for speed in speeds if (value := getattr(speed, name)) is not None]
+        return statistics.fmean(known) if len(known) == len(speeds) else None
+
+    return join
+
+
+def _rate(speeds: Sequence[Speed]) -> float:
+    return sum(speed.questions_per_second * speed.seconds for speed in speeds) / sum(speed.seconds for speed in speeds)
+
+
+def _peak(speeds: Sequence[Speed]) -> float | None:
+    known = [speed.peak_bytes for speed in speeds if speed.peak_bytes is not None]
+    return max(known) if len(known) == len(speeds) else None
+
+
+def _waiting(speeds: Sequence[Speed]) -> float | None:
+    known = [(speed.waiting * speed.seconds, speed.seconds) for speed in speeds if speed.waiting is not None]
+    return sum(w for w, _ in known) / sum(s for _, s in known) if len(known) == len(speeds) else None
+
+
+def _milliseconds(value: float) -> str:
+    return f"{1e3 * value:.1f} ms"
+
+
+_COLUMNS = (
+    _Column("first_token_p50", "TTFT p50", _mean("first_token_p50"), _milliseconds),
+    _Column("first_token_p95", "TTFT p95", _mean("first_token_p95"), _milliseconds),
+    _Column("seconds_per_token", "ms/token", _mean("seconds_per_token"), _milliseconds),
+    _Column("questions_per_second", "questions/s", _rate, lambda value: f"{value:.2f}"),
+    _Column("peak_bytes", "peak", _peak, lambda value: f"{value / 2**30:.2f} GiB", apart=False),
+    _Column("waiting", "waiting", _waiting, lambda value: f"{100 * value:.1f} %", apart=False),
+)
