@@ -58,7 +58,8 @@ class Asking:
         )
         finish(device)
         taken = time.perf_counter() - started
-        return Answer(result.sequences, taken, result.seconds_to_first_token, result.execution)  # type: ignore[attr-defined]
+        assert result.seconds_to_first_token is not None  # every answer has a first token
+        return Answer(result.sequences, taken, result.seconds_to_first_token, result.execution)
 
 
 @contextmanager
