@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import gc
 import importlib.util
-import inspect
 import json
 import os
 import statistics
@@ -45,7 +44,9 @@ from finepruner_lmms.bench.prompts import Prompts, random_prompts
 from finepruner_lmms.bench.roofline import measure_device
 from finepruner_lmms.bench.shapes import random_llava
 from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
+from finepruner_lmms.engine.fixed.programs import forget_programs
 from finepruner_lmms.engine.geometry import Geometry
+from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.parts import decoder_layers
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.testing.capture import capture as capture_of
@@ -225,15 +226,6 @@ def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-def generate(model: Any, pruner: Pruner, inputs: Any, execution: str = "eager", **options: Any) -> Any:
-    """`finepruner_lmms.generate`, also of a version that knows one way to run only."""
-    if "execution" in inspect.signature(fp.generate).parameters:
-        return fp.generate(model, pruner, inputs, execution=execution, **options)
-    if execution != "eager":
-        raise Skipped("this version records nothing")
-    return fp.generate(model, pruner, inputs, **options)
-
-
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Inside, products of float32 are of float32."""
@@ -276,8 +268,8 @@ def cpu_equality(run: Run) -> None:
             if pruner is None:
                 continue
             options = {**testing.OPTIONS, "questions": ["what is it"] * 4, "execution": "eager"}
-            ours = generate(here, pruner, inputs, **options)
-            theirs = generate(there, pruner, moved(inputs, run.device), **options)
+            ours = fp.generate(here, pruner, inputs, **options)
+            theirs = fp.generate(there, pruner, moved(inputs, run.device), **options)
             kept = all(
                 torch.equal(a.cpu(), b.cpu())
                 for layer, rows in ours.trace.kept.items()
@@ -312,11 +304,11 @@ def graphs_equality(run: Run) -> None:
                 continue
             inputs = moved(testing.prompts(*rows), run.device)
             options: dict[str, Any] = {"max_new_tokens": steps, "do_sample": False, "questions": ["what"] * len(rows)}
-            plain = generate(model, pruner, inputs, execution="eager", output_logits=True, **options)
+            plain = fp.generate(model, pruner, inputs, execution="eager", output_logits=True, **options)
             if ending:  # the second row's third token ends an answer, in all rows
                 options |= {"eos_token_id": int(plain.sequences[1, 2]), "pad_token_id": testing.PAD}
-                plain = generate(model, pruner, inputs, execution="eager", output_logits=True, **options)
-            fixed = generate(model, pruner, inputs, execution="graphs", **options)
+                plain = fp.generate(model, pruner, inputs, execution="eager", output_logits=True, **options)
+            fixed = fp.generate(model, pruner, inputs, execution="graphs", **options)
             if fixed.execution != "graphs":
                 eager_instead.add(named(name, parameters))
             count += 1
@@ -406,11 +398,11 @@ def waits(run: Run) -> None:
         pruner = at_some_budget(name, parameters, "50%", 6, testing.VISUAL)
         if pruner is None:
             continue
-        generate(model, pruner, inputs, **options)  # what libraries set up at first
+        fp.generate(model, pruner, inputs, **options)  # what libraries set up at first
         count += 1
         try:
             with no_wait_in_layers(model):
-                generate(model, pruner, inputs, **options)
+                fp.generate(model, pruner, inputs, **options)
         except RuntimeError as error:
             torch.cuda.set_sync_debug_mode("default")
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -550,11 +542,6 @@ def vision(run: Run) -> None:
         pixels = random_prompts(run.model, count, 60).pixels
         taken = median_ms(lambda pixels=pixels: fp.encode_images(run.model, pixels), run.device, run.rounds)
         run.say(pictures=count, execution="eager", ms=round(taken, 2), ms_a_picture=round(taken / count, 3))
-    if importlib.util.find_spec("finepruner_lmms.engine.image_chunks") is None:
-        run.say(chunks="this version encodes no chunks")
-        return
-    from finepruner_lmms.engine.image_chunks import ChunkEncoder
-
     encoder = ChunkEncoder(run.model)
     pictures = [encoder.prepare(pixel.cpu()) for pixel in random_prompts(run.model, encoder.size, 60).pixels]
     encoder.encode(pictures)
@@ -735,7 +722,8 @@ def memory(run: Run) -> None:
         for name in run.within(names):
             more = {"relevance": "embedding"} if name == "cdpruner" else {}
             pruner = run.pruner(name, None if name == "vanilla" else 64, **more)
-            forget_recordings(run)
+            forget_programs(run.model)  # each pays for its own
+            run.free()
             with without_end(run.model):
                 try:
                     # the greatest use is at the first call, which also records
@@ -750,15 +738,6 @@ def memory(run: Run) -> None:
         more_than = {name: round(peak) for name, peak in peaks.items() if peak > peaks.get("vanilla", float("inf"))}
         text = f"{more_than or 'none'} of {len(peaks) - 1} above vanilla's {peaks.get('vanilla', 0):.0f} MiB"
         run.conclude(f"peak memory of a pruned prefill, {execution}", "never above vanilla", text, not more_than)
-
-
-def forget_recordings(run: Run) -> None:
-    """So that each method pays for its own."""
-    if importlib.util.find_spec("finepruner_lmms.engine.fixed") is not None:
-        from finepruner_lmms.engine.fixed.programs import programs_of
-
-        programs_of(run.model).clear()
-    run.free()
 
 
 @section(45)
