@@ -289,7 +289,7 @@ def test_a_damaged_image_of_a_later_window_stops_only_what_comes_after(model, tm
     documents = [None] * 40 + [tmp_path / "half.jpg"]
     asked = ask(model, documents, 41, lambda document: [] if document is None else [Image.open(document)])
     answers = []
-    with pytest.raises(FieldError, match="task 't', document 40: its image cannot be read .image file is truncated"):
+    with pytest.raises(FieldError, match=r"task 't', document 40: its image cannot be read .image file is truncated"):
         for answer in asked:
             answers.append(answer)
     assert len(answers) == 32  # a window is eight batches of four
