@@ -102,6 +102,7 @@ def test_every_format_shows_speed_beside_flops(tmp_path):
     row = next(csv.DictReader(io.StringIO(render_costs(board, "csv"))))
     assert float(row["first_token_p50"]) == 0.0125 and float(row["peak_bytes"]) == 3 * 2**30
     assert (row["measured_questions"], row["conditions"]) == ("8", str(H100))
+    assert float(row["questions_per_second"]) == 4 and float(row["model_questions_per_second"]) == pytest.approx(5)
     shown = CliRunner().invoke(app, ["table", str(tmp_path), "--costs"])
     assert shown.exit_code == 0 and "12.5 ms" in shown.output
 

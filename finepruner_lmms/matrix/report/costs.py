@@ -26,6 +26,7 @@ _SPEED_NOTES = (
     "TTFT: time to the first token of a batch, from the call of `generate` on; median and 95th percentile over",
     "batches, mean over tasks. ms/token: a decode step, which gives each row of a batch a token. questions/s: over the",
     "whole time, images included. peak: the most memory on one GPU, weights included. waiting: for input.",
+    "image hits: questions whose image was encoded already.",
 )
 
 
@@ -45,7 +46,8 @@ def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
     import pandas as pd
 
     whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
-    columns = [column for column in _COLUMNS if exact or any(column.of(board, line) for line in board.lines)]
+    shown = [column for column in _COLUMNS if any(column.of(board, line) is not None for line in board.lines)]
+    columns = [*_COLUMNS, _WITHOUT_PAUSES] if exact else shown
     rows = []
     for line in board.lines:
         row = row_names(board, line, exact) | _count_cells(line, whole, exact)
@@ -154,8 +156,14 @@ def _mean(name: str) -> Callable[[Sequence[Speed]], float | None]:
     return join
 
 
-def _rate(speeds: Sequence[Speed]) -> float:
-    return sum(speed.questions_per_second * speed.seconds for speed in speeds) / sum(speed.seconds for speed in speeds)
+def _rate(name: str) -> Callable[[Sequence[Speed]], float]:
+    """Of all tasks, asked one after the other."""
+
+    def join(speeds: Sequence[Speed]) -> float:
+        rows = [speed.questions_per_second * speed.seconds for speed in speeds]
+        return sum(rows) / sum(row / getattr(speed, name) for row, speed in zip(rows, speeds, strict=True))
+
+    return join
 
 
 def _peak(speeds: Sequence[Speed]) -> float | None:
@@ -176,7 +184,15 @@ _COLUMNS = (
     _Column("first_token_p50", "TTFT p50", _mean("first_token_p50"), _milliseconds),
     _Column("first_token_p95", "TTFT p95", _mean("first_token_p95"), _milliseconds),
     _Column("seconds_per_token", "ms/token", _mean("seconds_per_token"), _milliseconds),
-    _Column("questions_per_second", "questions/s", _rate, lambda value: f"{value:.2f}"),
+    _Column("questions_per_second", "questions/s", _rate("questions_per_second"), lambda value: f"{value:.2f}"),
     _Column("peak_bytes", "peak", _peak, lambda value: f"{value / 2**30:.2f} GiB", apart=False),
     _Column("waiting", "waiting", _waiting, lambda value: f"{100 * value:.1f} %", apart=False),
+    _Column("image_hits", "image hits", _mean("image_hits"), lambda value: f"{100 * value:.0f} %", apart=False),
 )
+_WITHOUT_PAUSES = _Column(
+    "model_questions_per_second",
+    "questions/s, model",
+    _rate("model_questions_per_second"),
+    lambda value: f"{value:.2f}",
+)
+"""If the model never waited for images or for answers to be stored."""
