@@ -100,7 +100,7 @@ def main() -> None:
     }))  # fmt: skip
     measure(lm, documents, "new pictures, read ahead")
     measure(lm, documents, "known pictures, read ahead")
-    running.one_ahead = nothing_ahead
+    vars(running)["one_ahead"] = nothing_ahead
     lm = LlavaFinePruner(pretrained="demo", batch_size=options.batch, max_new_tokens=8, **method)
     measure(lm, documents, "new pictures, nothing ahead")
 

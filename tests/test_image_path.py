@@ -22,7 +22,7 @@ from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.ahead import one_ahead
-from finepruner_lmms.lmms.batching import read_picture
+from finepruner_lmms.lmms.batching import read_picture, windows
 from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import answer_settings
 from finepruner_lmms.lmms.image_cache import ImageCache, Storage
@@ -252,13 +252,19 @@ def test_windows_come_in_order_and_one_is_made_ahead():
         started.append(window[0])
         return lambda item: time.sleep(0.001 * (item % 3)) or item * 10
 
-    windows = [list(range(start, start + 5)) for start in range(0, 20, 5)]
+    parts = [list(range(start, start + 5)) for start in range(0, 20, 5)]
     seen = []
-    for number, done in enumerate(one_ahead(windows, prepare, waits.append)):
+    for number, done in enumerate(one_ahead(parts, prepare, waits.append)):
         seen += done
         assert started == [0, 5, 10, 15][: number + 2]  # this window and the next, and no more
     assert seen == [10 * item for item in range(20)] and not workers()
     assert len(waits) == 4 and all(wait >= 0 for wait in waits)
+
+
+def test_the_first_window_is_small_and_all_questions_are_in_one():
+    sizes = [part.stop - part.start for part in windows(70, 2)]
+    assert sizes == [2, 4, 8, 16, 16, 16, 8] and list(windows(0, 4)) == []
+    assert [i for part in windows(70, 2) for i in range(70)[part]] == list(range(70))
 
 
 def test_no_thread_is_left_when_the_last_window_is_given():

@@ -175,7 +175,7 @@ def test_a_chat_template_is_checked_before_weights_are_read_and_starts_once(tmp_
         arguments = (QUESTIONS[0], {"max_new_tokens": 2}, lambda picture: [picture], 0, "t", "test")
         metadata = {"task": "t", "doc_id": 0, "repeats": 1}
         request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
-        ((prepared,),) = model._prepared_windows([request], 1)
+        ((prepared,),) = model._prepared_windows([request])
         rows.append(prepared.ids)
     assert rows[0] == rows[1] and rows[0].count(plain.tokenizer.bos_token_id) == 1
 
@@ -301,7 +301,7 @@ def test_a_damaged_image_of_a_later_window_stops_only_what_comes_after(model, tm
     with pytest.raises(FieldError, match=r"task 't', document 40: its image cannot be read .image file is truncated"):
         for answer in asked:
             answers.append(answer)
-    assert len(answers) == 32  # a window is eight batches of four
+    assert len(answers) == 28  # the windows before are of one, two and four batches of four
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
 
 
@@ -317,7 +317,7 @@ def test_answers_depend_neither_on_the_cache_nor_on_chunks_nor_on_repeated_pictu
     )
     other = list(ask(changed, [picture.copy() for picture in pictures * 3], 12, lambda picture: [picture]))
     assert [answer.text for answer in other] == [answer.text for answer in whole]
-    assert changed.images.encoded == 4  # all in one window
+    assert changed.images.encoded == 2 + 4 + 4  # once in each window
 
 
 def test_errors_are_raised_not_answered(model, toy, monkeypatch):
