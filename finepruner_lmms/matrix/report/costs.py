@@ -13,6 +13,7 @@ from finepruner_lmms.matrix.report.tables import as_latex, as_markdown, as_text,
 
 _COUNTS = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
 _COUNTS |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
+_SAME_HITS = 0.05
 _COUNT_NOTES = (
     "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
     "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
@@ -77,6 +78,12 @@ def speed_notes(board: Leaderboard) -> list[str]:
     else:
         notes.append("Not measured in the same conditions, so times compare only inside one of these:")
         notes += [f"  {conditions}: {', '.join(rows)}" for conditions, rows in found.items()]
+    hits = [
+        timed.speed.image_hits for line in board.lines for timed in line.timed if timed.speed.image_hits is not None
+    ]
+    if hits and max(hits) - min(hits) > _SAME_HITS:
+        notes.append("Rows found different shares of their images encoded already (image hits), so that questions/s is")
+        notes.append("not the methods' doing alone; TTFT and ms/token begin after images and are.")
     if any(timed.speed.conditions.together > 1 for line in board.lines for timed in line.timed):
         notes.append("Cells that were answered at once share their time, so they have none of their own here;")
         notes.append("`launch: {fan_out: off}` measures each alone.")
