@@ -109,6 +109,17 @@ def test_time_that_is_used_up_leaves_out_what_is_left(quick):
     }  # fmt: skip
 
 
+def test_a_line_about_all_cases_does_not_pass_where_some_were_left_out(quick):
+    quick.begin("capture", 5.0)
+    quick.ask_all("captured", "all", "2 of 2", True)
+    quick.begin("capture", -1.0)
+    list(quick.within([1, 2]))
+    quick.ask_all("captured", "all", "2 of 2", True)
+    quick.ask_all("captured", "all", "1 of 2", False)
+    assert [line.passed for line in quick.lines] == [True, None, False]
+    assert quick.lines[1].found == "2 of 2; 2 left out"
+
+
 @pytest.mark.parametrize("found, passed", [(2.0, True), (1.0, False), (None, False)])
 def test_a_full_run_judges_what_was_measured_and_what_was_not(tmp_path, found, passed):
     run = gpu_check.Run(CPU, False, None)

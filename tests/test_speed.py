@@ -115,6 +115,13 @@ def test_rows_that_ran_in_other_conditions_are_named(tmp_path):
     assert "NVIDIA H100, bfloat16, batch 1, eager: fastv 64" in text
 
 
+def test_rows_that_found_other_shares_of_their_images_encoded_are_not_compared_silently(tmp_path):
+    first, later = (speed_of(image_hits=share) for share in (0.2, 1.0))
+    text = render_costs(board_of(tmp_path / "a", first, later), "markdown")
+    assert "20 %" in text and "questions/s is\nnot the methods' doing alone" in text
+    assert "doing alone" not in render_costs(board_of(tmp_path / "b", later, later), "markdown")
+
+
 def test_a_resumed_cell_says_over_how_many_questions_it_was_measured(tmp_path):
     text = render_costs(board_of(tmp_path, speed_of(), speed_of(questions=3)), "text")
     assert "fastv 64, GQA: measured over 3 of 8 questions" in text and "vanilla, GQA" not in text
