@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.records import Speed
+from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line, Timed
 from finepruner_lmms.matrix.report.tables import as_latex, as_markdown, as_text, row_names, task_title
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _COUNTS = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
 _COUNTS |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
@@ -35,17 +32,15 @@ def render_costs(board: Leaderboard, form: str) -> str:
     """What the rows cost, in one of `tables.FORMATS`, ending in a newline; CSV with full precision and units of 1."""
     frame = cost_frame(board, exact=form == "csv")
     if form == "csv":
-        return str(frame.to_csv(index=False, lineterminator="\n"))
+        return frame.csv()
     if form == "latex":
-        return as_latex(frame.astype(str)) + "".join(f"% {note}\n" for note in speed_notes(board))
+        return as_latex(frame) + "".join(f"% {note}\n" for note in speed_notes(board))
     text = as_markdown(frame) if form == "markdown" else as_text(frame, board, f"{board.name}: cost of prefill")
     return text + "\n".join(cost_notes(board)) + "\n"
 
 
-def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
+def cost_frame(board: Leaderboard, exact: bool = False) -> Frame:
     """What the rows cost, one per line of the leaderboard, for reading or exact."""
-    import pandas as pd
-
     whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
     shown = [column for column in _COLUMNS if any(column.of(board, line) is not None for line in board.lines)]
     columns = [*_COLUMNS, _WITHOUT_PAUSES] if exact else shown
@@ -59,7 +54,7 @@ def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
             row["measured_questions"] = sum(timed.speed.questions for timed in line.timed) or None
             row["conditions"] = "; ".join(dict.fromkeys(str(timed.speed.conditions) for timed in line.timed)) or None
         rows.append(row)
-    return pd.DataFrame(rows, dtype=object)
+    return Frame.of(rows)
 
 
 def cost_notes(board: Leaderboard) -> list[str]:
