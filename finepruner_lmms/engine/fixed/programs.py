@@ -148,3 +148,8 @@ def programs_of(model: LlavaForConditionalGeneration) -> Programs:
     if found is None or (found._device, found._dtype) != (head.device, head.dtype):
         found = _programs[model] = Programs(model)
     return found
+
+
+def forget_programs(model: LlavaForConditionalGeneration) -> None:
+    """Give back the memory of a model's programs; a later call makes new ones."""
+    _programs.pop(model, None)
