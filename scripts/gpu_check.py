@@ -416,9 +416,7 @@ def waits(run: Run) -> None:
             place = traceback.extract_tb(error.__traceback__)[-1]
             failed[named(name, parameters)] = f"{Path(place.filename).name}:{place.lineno} {first_line(error)}"
     run.say(what="layers of prefill and decode steps", checked=count, failed=failed)
-    run.conclude(
-        "no wait in prefill and decode layers", "every method", f"{count - len(failed)} of {count}", not failed
-    )
+    run.ask_all("no wait in prefill and decode layers", "every method", f"{count - len(failed)} of {count}", not failed)
     asking, prompts = Asking(run.model), random_prompts(run.model, 1 if run.quick else 4, 60)
     with without_end(run.model):
         cases = [("vanilla", None), ("fastv", 64), ("vispruner", 64)]
@@ -527,6 +525,7 @@ def selection(run: Run) -> None:
             slow[label] = round(graph, 2)
     run.say(slow=slow, not_captured=missing)
     text = ", ".join(f"{label}: {taken}" for label, taken in slow.items()) or f"all, the slowest at {worst:.0%} of it"
+    text += f"; {len(missing)} not captured" if missing else ""
     judged = not slow and not missing if run.on_gpu and not run.quick else None
     run.ask_all(f"selection as a graph, batch {batch}", "<= 1 ms; cdpruner 192 <= 3 ms", text, judged)
 

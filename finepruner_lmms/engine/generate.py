@@ -18,6 +18,7 @@ from finepruner_lmms.engine.contract import check_reduction
 from finepruner_lmms.engine.decoder_hooks import attach
 from finepruner_lmms.engine.fixed.answer import Prompts, answer
 from finepruner_lmms.engine.fixed.decoding import Ending
+from finepruner_lmms.engine.fixed.programs import programs_of
 from finepruner_lmms.engine.fixed.support import EXECUTIONS, why_not
 from finepruner_lmms.engine.generation_modes import check_generation, setting
 from finepruner_lmms.engine.geometry import Geometry
@@ -146,7 +147,7 @@ def _on_fixed_buffers(
     """Whether a call runs on fixed buffers. Where it was to be and is not, the reason is logged."""
     if execution == "eager" or (execution == "auto" and not model.lm_head.weight.is_cuda):
         return False
-    reason = why_not(model, generation_kwargs, ids.shape[1])
+    reason = why_not(model, generation_kwargs, ids.shape[1]) or programs_of(model).why_not(model)
     if reason is not None:
         _say_once(reason)
     return reason is None

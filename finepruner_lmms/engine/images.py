@@ -39,10 +39,17 @@ def visual_tokens(model: LlavaForConditionalGeneration, inputs: Mapping[str, Any
 
     Raises `FieldError` where images and placeholders do not fit each other.
     """
-    arguments = image_arguments(inputs, layout)
-    if (pixels := arguments.get("pixel_values")) is not None:
-        return torch.stack(list(model.get_image_features(pixels, return_dict=True).pooler_output))
-    return torch.stack(arguments["mm_encoder_outputs"]["image"].pooler_output) if arguments else None
+    if (vision := inputs.get("vision")) is not None:
+        return vision.projected[_images_of_rows("vision", len(vision.projected), layout)]
+    for key in ("pixel_values", "image_features"):
+        if (images := inputs.get(key)) is not None and len(images):
+            shown = images[_images_of_rows(key, len(images), layout)]
+            if key == "image_features":
+                return shown
+            return torch.stack(list(model.get_image_features(shown, return_dict=True).pooler_output))
+    if any(layout.has_image):
+        raise _no_images()
+    return None
 
 
 def outputs_for(
