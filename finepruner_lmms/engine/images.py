@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.engine.parts import word_embeddings
@@ -30,6 +32,24 @@ def image_arguments(inputs: Mapping[str, Any], layout: Layout) -> dict[str, Any]
     if any(layout.has_image):
         raise _no_images()
     return {}
+
+
+def visual_tokens(model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], layout: Layout) -> Tensor | None:
+    """The projected visual tokens `[images, N, D]` of the rows that show an image, in order; None without images.
+
+    Raises `FieldError` where images and placeholders do not fit each other.
+    """
+    if (vision := inputs.get("vision")) is not None:
+        return vision.projected[_images_of_rows("vision", len(vision.projected), layout)]
+    for key in ("pixel_values", "image_features"):
+        if (images := inputs.get(key)) is not None and len(images):
+            shown = images[_images_of_rows(key, len(images), layout)]
+            if key == "image_features":
+                return shown
+            return torch.stack(list(model.get_image_features(shown, return_dict=True).pooler_output))
+    if any(layout.has_image):
+        raise _no_images()
+    return None
 
 
 def outputs_for(
