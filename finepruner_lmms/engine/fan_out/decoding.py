@@ -23,7 +23,7 @@ from finepruner_lmms.engine.fan_out.layers import (
 )
 from finepruner_lmms.engine.fan_out.stream import Kept, Stream
 
-_ROOM = 8
+ROOM = 8
 """By so many tokens a cache grows when it is full."""
 _SHRINK = 0.75
 """When fewer than this share of the rows are unfinished, the others leave the batch."""
@@ -59,7 +59,7 @@ class Buffer:
     def append(self, keys: Tensor, values: Tensor) -> None:
         """One token more in each row."""
         if self.length == self.keys.shape[2]:
-            self.resize(None, _ROOM)
+            self.resize(None, ROOM)
         self.keys[:, :, self.length : self.length + 1] = keys
         self.values[:, :, self.length : self.length + 1] = values
         self.length += 1
@@ -103,7 +103,7 @@ class Group:
         self.rows, self.position = self.rows[places], self.position[places]
         self.segments = [segment.of_rows(places) for segment in self.segments]
         for buffer in self.buffers:
-            buffer.resize(places, _ROOM)
+            buffer.resize(places, ROOM)
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def decode(model: Any, streams: list[Stream], greedy: Greedy) -> list[list[int]]
     """The answers of all rows, stream after stream: token ids up to and including the one that ends a text."""
     decoder = model.model.language_model
     hidden = torch.cat([stream.hidden for stream in streams])
-    room = min(_ROOM, greedy.max_new_tokens)
+    room = min(ROOM, greedy.max_new_tokens)
     starts = torch.arange(len(hidden), device=hidden.device).split([len(stream) for stream in streams])
     groups = [Group(stream, rows, room) for stream, rows in zip(streams, starts, strict=True)]
     answers: list[list[int]] = [[] for _ in range(len(hidden))]

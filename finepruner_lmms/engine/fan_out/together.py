@@ -13,6 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.engine.fan_out.decoding import decode
 from finepruner_lmms.engine.fan_out.greedy import Greedy, why_apart
+from finepruner_lmms.engine.fan_out.layers import CHUNK
 from finepruner_lmms.engine.fan_out.member import Member, shared_vision
 from finepruner_lmms.engine.fan_out.prompts import Prompt, visual_tokens
 from finepruner_lmms.engine.fan_out.stream import Segment, Sprout, Stream
@@ -25,9 +26,6 @@ from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
-
-CHUNK = 8192
-"""So many tokens go through the layers at a time: enough to fill the device, few enough for what they need in them."""
 
 
 @dataclass(frozen=True)
