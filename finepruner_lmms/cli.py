@@ -108,8 +108,7 @@ def plan(
     from finepruner_lmms.matrix.study import open_study
 
     check_choice("--format", form, ("text", "jsonl"))
-    _, store, study = open_study(config, output)
-    sys.stdout.write(plan_lines(store, study) if form == "jsonl" else plan_text(store, study))
+    sys.stdout.write((plan_lines if form == "jsonl" else plan_text)(*open_study(config, output)))
 
 
 @app.command()

@@ -18,11 +18,17 @@ class Library(ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(import_module(self.__name__), name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(import_module(self.__name__), name, value)
+
 
 if TYPE_CHECKING:
+    import httpx
     import numpy as np
+    import tenacity
     import torch
 else:
     np, torch = Library("numpy"), Library("torch")
+    httpx, tenacity = Library("httpx"), Library("tenacity")
 
-__all__ = ["Library", "np", "torch"]
+__all__ = ["Library", "httpx", "np", "tenacity", "torch"]

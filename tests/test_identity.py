@@ -217,7 +217,7 @@ def cells(folder: Path, text: str = MATRIX):
 def test_the_type_that_auto_means_is_part_of_the_id(tmp_path, monkeypatch):
     found = {}
     for gpus in (0, 1):
-        monkeypatch.setattr("finepruner_lmms.matrix.launch.count_gpus", lambda gpus=gpus: gpus)
+        monkeypatch.setattr("finepruner_lmms.matrix.gpus.count_gpus", lambda gpus=gpus: gpus)
         for dtype in ("auto", "float32", "float16", "bfloat16"):
             named = MATRIX.replace("{pretrained: demo}", f"{{pretrained: demo, dtype: {dtype}}}")
             found[gpus, dtype] = [cell.id for cell in cells(tmp_path, named)]

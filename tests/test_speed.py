@@ -11,7 +11,7 @@ from studies import VANILLA, cell, method, study
 from typer.testing import CliRunner
 
 from finepruner_lmms.cli import app
-from finepruner_lmms.lmms.meter import BatchTime, Meter, Spent, lmms_eval_metrics
+from finepruner_lmms.lmms.meter import BatchTime, ImageUse, Meter, Spent, lmms_eval_metrics
 from finepruner_lmms.matrix.records import Conditions, Damage, Result, Speed, parse
 from finepruner_lmms.matrix.report.costs import render_costs
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
@@ -31,7 +31,8 @@ def spent(first: list[float | None], seconds: float = 4.0, steps: int = 5, **cha
 
 def test_processes_work_side_by_side():
     """Questions add up, the slowest process says how long it took, the fullest device how much memory."""
-    parts = [spent([0.1, 0.2], 4.0, peak_bytes=7, waiting=1.0), spent([0.3], 2.0, peak_bytes=9, waiting=0.5)]
+    parts = [spent([0.1, 0.2], 4.0, peak_bytes=7, waiting=1.0, images=ImageUse(4, 1)),
+             spent([0.3], 2.0, peak_bytes=9, waiting=0.5, images=ImageUse(1, 0))]  # fmt: skip
     speed = measured(parts, "NVIDIA H100", "bfloat16", 2)
     assert speed is not None
     assert (speed.questions, speed.batches, speed.seconds) == (6, 3, 4.0)
@@ -40,6 +41,7 @@ def test_processes_work_side_by_side():
     assert speed.first_token_p50 == pytest.approx(0.2) and speed.first_token_p95 == pytest.approx(0.29)
     assert speed.seconds_per_token == pytest.approx(0.1 / 4)  # the first of five tokens is the prefill's
     assert (speed.peak_bytes, speed.waiting) == (9, pytest.approx(1.5 / 6))
+    assert speed.image_hits == pytest.approx(4 / 5)
     assert speed.conditions.processes == 2 and speed.conditions.execution == "graphs"
 
 

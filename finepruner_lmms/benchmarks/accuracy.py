@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from finepruner_lmms.benchmarks.record import Rows, Sample
+from finepruner_lmms.lazy import np
 
 METRIC = "exact_match,none"
 

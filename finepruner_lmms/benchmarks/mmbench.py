@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from finepruner_lmms.benchmarks import accuracy
 from finepruner_lmms.benchmarks.limits import Sampling
 from finepruner_lmms.benchmarks.record import Benchmark, Rows, Sample
+from finepruner_lmms.lazy import np
 
 MILLION = 1_000_000  # the circular variants of question i have the indices i + k million
 LETTERS = "ABCD"

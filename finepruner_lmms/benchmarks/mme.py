@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from finepruner_lmms.benchmarks.limits import Sampling
 from finepruner_lmms.benchmarks.record import Benchmark, Rows, Sample
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lazy import np
 
 
 def aggregate(entries: Sequence[dict[str, Any]]) -> float:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from finepruner_lmms.benchmarks import accuracy
 from finepruner_lmms.benchmarks.limits import Sampling
 from finepruner_lmms.benchmarks.record import Benchmark, Rows, Sample
+from finepruner_lmms.lazy import np
 
 
 def rows(samples: Sequence[Sample]) -> Rows:

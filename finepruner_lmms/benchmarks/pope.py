@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from finepruner_lmms.benchmarks import accuracy
 from finepruner_lmms.benchmarks.limits import Sampling
 from finepruner_lmms.benchmarks.record import Benchmark, Rows, Sample
+from finepruner_lmms.lazy import np
 
 _DENIALS = {"no", "not"}
 _METRICS = ("pope_f1_mean", "pope_f1_score", "pope_accuracy", "pope_precision", "pope_recall", "pope_yes_ratio")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeAlias
 
 from finepruner_lmms.benchmarks.limits import EACH_ALONE, Sampling
 from finepruner_lmms.benchmarks.statistics import bootstrap_totals, spread
+from finepruner_lmms.lazy import np
 
 Sample = dict[str, Any]
 """A question as lmms-eval logs it: `doc_id`, and what the task's `process_results` gives by the metric's name."""
-Rows = tuple[np.ndarray, list[int]]
+Rows: TypeAlias = "tuple[np.ndarray, list[int]]"
 Images = Sequence[Any] | Mapping[int, Any]
 
 

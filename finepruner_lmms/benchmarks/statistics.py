@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Sequence
 
-import numpy as np
+from finepruner_lmms.lazy import np
 
 REPLICATES = 1000
 _NOISE = 1e-9  # of a percentage: what rounding leaves where all draws are equal

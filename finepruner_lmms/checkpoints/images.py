@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from PIL import Image, ImageFile
-from torch import Tensor
+from finepruner_lmms.checkpoints.libraries import Image, ImageFile
+from finepruner_lmms.lazy import np, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ASPECT_RATIOS = ("pad", "crop")
 

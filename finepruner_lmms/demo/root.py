@@ -6,11 +6,11 @@ import logging
 from importlib import metadata
 from pathlib import Path
 
-from finepruner_lmms.demo import benchmarks
 from finepruner_lmms.files import cache_dir, lock, publish_folder
 from finepruner_lmms.sources import own_sources, short_hash
 
 logger = logging.getLogger(__name__)
+_MAKERS = "finepruner_lmms.demo.benchmarks"
 _LIBRARIES = ("pillow", "numpy", "scikit-learn", "scikit-image", "datasets")
 
 
@@ -20,6 +20,8 @@ def miniatures(split: str) -> Path:
     if not home.is_dir():
         with lock(home.with_name(f"{home.name}.lock"), wait=True):  # eight processes would make them eight times
             if not home.is_dir():
+                from finepruner_lmms.demo import benchmarks
+
                 logger.info("making the miniature benchmarks in %s", home)
                 publish_folder(home, lambda partial: benchmarks.build(partial, split))
     return home
@@ -28,6 +30,6 @@ def miniatures(split: str) -> Path:
 def content_identity(split: str) -> str:
     """What their content depends on, as 12 hexadecimal digits: the code that makes them, and the drawing libraries."""
     sources = own_sources()
-    code = sources.fingerprint(sources.closure([benchmarks.__name__], lambda _, needed: ".demo." not in needed))
+    code = sources.fingerprint(sources.closure([_MAKERS], lambda _, needed: ".demo." not in needed))
     libraries = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     return short_hash("\n".join([split, code, *libraries]))

@@ -11,18 +11,9 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, NoReturn
 
-import httpx
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_after_attempt,
-    wait_exponential,
-)
-
 from finepruner_lmms.errors import Failure, first_line
 from finepruner_lmms.judge.settings import JudgeServer
+from finepruner_lmms.lazy import httpx, tenacity
 
 _PASSING = {408, 429, 500, 502, 503, 504}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds, doubled from try to try
@@ -71,11 +62,11 @@ class ChatClient:
         headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         self._http = httpx.Client(timeout=server.timeout, headers=headers)
         self._stopped = threading.Event()
-        self._retrying = Retrying(
-            retry=retry_if_exception_type(_Passing),
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Passing),
             wait=_wait,
-            stop=stop_after_attempt(server.retries + 1),
-            sleep=sleep_using_event(self._stopped),
+            stop=tenacity.stop_after_attempt(server.retries + 1),
+            sleep=tenacity.sleep_using_event(self._stopped),
             retry_error_callback=_give_up,
         )
 
@@ -161,18 +152,18 @@ class ChatClient:
         return text if self._key is None else text.replace(self._key, "[key]")
 
 
-def _wait(state: RetryCallState) -> float:
+def _wait(state: tenacity.RetryCallState) -> float:
     """Seconds until the next try: what the server asks for, or twice as long each time; not in step with others."""
     if asked := _passing(state).wait:
         return asked + random.uniform(0, _FIRST_WAIT)
-    return wait_exponential(_FIRST_WAIT, _LONGEST_WAIT)(state) * random.uniform(0.5, 1.5)
+    return tenacity.wait_exponential(_FIRST_WAIT, _LONGEST_WAIT)(state) * random.uniform(0.5, 1.5)
 
 
-def _give_up(state: RetryCallState) -> NoReturn:
+def _give_up(state: tenacity.RetryCallState) -> NoReturn:
     raise JudgeUnavailable(f"{_passing(state)} (tried {state.attempt_number} times)")
 
 
-def _passing(state: RetryCallState) -> _Passing:
+def _passing(state: tenacity.RetryCallState) -> _Passing:
     """Why the last try failed."""
     error = state.outcome and state.outcome.exception()
     assert isinstance(error, _Passing)

@@ -144,7 +144,10 @@ def answer_settings(model: Any) -> dict[str, Any]:
     The checkpoint and the type count as parts of their own, and where it runs not at all.
     """
     names = ("conv", "image_aspect_ratio", "attn_implementation", "max_new_tokens")
-    return {name: getattr(model, name) for name in names}
+    settings = {name: getattr(model, name) for name in names}
+    if model.image_cache_dtype != "auto":  # images are rounded
+        settings["image_cache_dtype"] = model.image_cache_dtype
+    return settings
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------

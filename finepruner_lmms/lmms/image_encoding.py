@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.engine.image_chunks import ChunkEncoder
-from finepruner_lmms.lmms.image_cache import ImageCache
+from finepruner_lmms.lmms.image_cache import ImageCache, Storage
+from finepruner_lmms.lmms.meter import ImageUse
+from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
@@ -34,30 +37,31 @@ class ImageEncoder:
         self,
         model: LlavaForConditionalGeneration,
         image_processor: Any,
-        aspect_ratio: str,
-        megabytes: int = 1024,
-        chunk: int | None = None,
+        arguments: ModelArguments,
     ) -> None:
-        self._processor, self._aspect_ratio = image_processor, aspect_ratio
-        self._chunks = ChunkEncoder(model, chunk)
-        self._cache = ImageCache(megabytes)
+        self._processor, self._aspect_ratio = image_processor, arguments.image_aspect_ratio
+        self._chunks = ChunkEncoder(model, arguments.image_chunk)
+        dtype = None if arguments.image_cache_dtype == "auto" else getattr(torch, arguments.image_cache_dtype)
+        self._storage = Storage(model.device, arguments.image_cache_place, dtype)
+        self._cache = ImageCache(arguments.image_cache * 2**20, self._storage)
         self._coming: list[Picture] = []
         self._held: dict[bytes, VisionOutputs] = {}  # encoded for pictures that are coming
         self.asked = 0
         """How many questions showed an image."""
         self.encoded = 0
         """How many images went through the vision tower."""
+        self._before = ImageUse(0, 0)
 
     @property
-    def hit_rate(self) -> float | None:
-        """The share of questions with an image for which none had to be encoded; None without such questions."""
-        return 1 - self.encoded / self.asked if self.asked else None
+    def use(self) -> ImageUse:
+        """What was asked and encoded in this scan."""
+        return ImageUse(self.asked - self._before.asked, self.encoded - self._before.encoded)
 
     def begin_scan(self, tasks: Iterable[str] = ()) -> None:
-        """The questions of `tasks` are asked from here on; counts begin again."""
+        """The questions of `tasks` are asked from here on."""
         self._cache.begin_scan(tasks)
         self.expect([])
-        self.asked = self.encoded = 0
+        self._before = ImageUse(self.asked, self.encoded)
 
     def prepare(self, key: bytes, picture: Image.Image) -> Picture:
         """A picture in RGB, made ready to be encoded unless that is done already. For worker threads."""
@@ -112,7 +116,8 @@ class ImageEncoder:
     def _encode_chunk(self, pictures: Sequence[Picture]) -> None:
         pixels = [self._pixels(p.content) if isinstance(p.content, Image.Image) else p.content for p in pictures]
         self.encoded += len(pictures)
-        for picture, outputs in zip(pictures, self._chunks.encode(pixels), strict=True):
+        for picture, exact in zip(pictures, self._chunks.encode(pixels), strict=True):
+            outputs = self._storage.rounded(exact)
             self._held[picture.key] = outputs
             self._cache.put(picture.key, outputs)
 

@@ -28,6 +28,19 @@ class BatchTime:
 
 
 @dataclass(frozen=True)
+class ImageUse:
+    """How many questions showed an image, and how many images went through the vision tower for them."""
+
+    asked: int
+    encoded: int
+
+    @property
+    def hit_rate(self) -> float | None:
+        """The share of questions with an image that needed no encoding; None without such questions."""
+        return 1 - self.encoded / self.asked if self.asked else None
+
+
+@dataclass(frozen=True)
 class Spent:
     """What one process spent. `questions` are different ones; `seconds` from the first request to the last answer.
 
@@ -40,10 +53,11 @@ class Spent:
     waiting: float | None
     peak_bytes: int | None
     batches: tuple[BatchTime, ...]
+    images: ImageUse = ImageUse(0, 0)
 
 
 class Meter:
-    """Counts from `start` on. `add` is told of each batch and `wait` of pauses; `lap` reads the clock."""
+    """From `start` on: `add` is told of batches, `wait` of pauses, `saw` of images; `lap` reads the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -55,6 +69,7 @@ class Meter:
         self._documents: set[tuple[str, int]] = set()
         self._started, self._seconds = time.perf_counter(), 0.0
         self._waiting: float | None = None
+        self._images = ImageUse(0, 0)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
@@ -67,6 +82,10 @@ class Meter:
         """So long the model had nothing to do."""
         self._waiting = (self._waiting or 0.0) + seconds
 
+    def saw(self, images: ImageUse) -> None:
+        """So many images were asked and encoded since `start`."""
+        self._images = images
+
     def lap(self) -> float:
         """So far all is answered: the seconds since `start`. Who takes the answers may never come back for more."""
         self._seconds = time.perf_counter() - self._started
@@ -77,7 +96,7 @@ class Meter:
         if not self._batches:
             return None
         peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
-        return Spent(len(self._documents), self._seconds, self._waiting, peak, tuple(self._batches))
+        return Spent(len(self._documents), self._seconds, self._waiting, peak, tuple(self._batches), self._images)
 
 
 def first_tokens(batches: Sequence[BatchTime]) -> list[float]:

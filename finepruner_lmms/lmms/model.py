@@ -78,7 +78,7 @@ class LlavaFinePruner(lmms):
                 self.arguments.attn_implementation,
             )
         self.geometry = Geometry.of(self.model.config)
-        self.images = ImageEncoder(self.model, self.processor.image_processor, self.arguments.image_aspect_ratio)
+        self.images = ImageEncoder(self.model, self.processor.image_processor, self.arguments)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
         self.on_progress: Callable[[int, int], None] | None = None
         self.lengths: Counter[tuple[int, tuple[int, ...]]] = Counter()
@@ -212,11 +212,12 @@ class LlavaFinePruner(lmms):
                 answers = self._answer_window(prepared)
                 tokens += sum(answer.token_counts.output_tokens for answer in answers)
                 done += len(answers)
+                self.meter.saw(self.images.use)
                 elapsed = self.meter.lap()
                 # now: lmms-eval's cache takes the last answer and does not return
                 if done == len(requests):
                     self._log_metrics(elapsed, tokens)
-                    self._say_how_input_kept_up(elapsed)
+                    self._say_how_input_kept_up()
                 yield from answers
 
     def _tell_progress(self, done: int, total: int) -> None:
@@ -257,12 +258,14 @@ class LlavaFinePruner(lmms):
         windows = [requests[start : start + size] for start in range(0, len(requests), size)]
         return one_ahead(windows, prepare, self.meter.wait)
 
-    def _say_how_input_kept_up(self, elapsed: float) -> None:
-        if self.images.hit_rate is not None and (spent := self.meter.spent()) is not None:
+    def _say_how_input_kept_up(self) -> None:
+        spent = self.meter.spent()
+        if spent is not None and spent.images.hit_rate is not None:
             waited = spent.waiting or 0.0
             logger.info(
-                f"images: {self.images.asked} asked, {self.images.encoded} encoded (hit rate "
-                f"{self.images.hit_rate:.0%}); the model waited {waited:.2f} s for input ({waited / elapsed:.1%})"
+                f"images: {spent.images.asked} asked, {spent.images.encoded} encoded (hit rate "
+                f"{spent.images.hit_rate:.0%}); the model waited {waited:.2f} s for input "
+                f"({waited / spent.seconds:.1%} of the time)"
             )
 
     def _picture(self, request: Instance, documents: Documents, decoded: Once, ready: Once) -> Picture | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
-
 from finepruner_lmms.checkpoints.images import ASPECT_RATIOS
 from finepruner_lmms.checkpoints.prompts import CONVERSATIONS
 from finepruner_lmms.errors import FieldError, check_choice, check_integer, nearest, show
 from finepruner_lmms.files import expand_home
+from finepruner_lmms.lazy import np
 from finepruner_lmms.pruners import Pruner, build_pruner, canonical_name, parameter_names
 from finepruner_lmms.pruners.registry import known_parameters
 
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+_CACHE_PLACES = ("device", "host")
+_CACHE_DTYPES = ("auto", "float16", "bfloat16")
 _DTYPES = ("auto", "float16", "bfloat16", "float32")
 # other names of the same argument
 _SYNONYMS = {"visual_token_num": "budget", "H": "heads"}
@@ -36,6 +37,12 @@ class ModelArguments:
     attn_implementation: str = "sdpa"
     batch_size: int = 1
     max_new_tokens: int | None = None
+    image_cache: int = 1024
+    """Megabytes of encoded images that are kept between questions and between methods."""
+    image_cache_place: str = "device"
+    image_cache_dtype: str = "auto"
+    image_chunk: int | None = None
+    """Images that go through the vision tower together, always so many: 1 on a CPU and 8 elsewhere, unless set."""
     debug: bool = False
     monitor: bool | str = False
 
@@ -53,7 +60,7 @@ class ModelArguments:
                 problem = f"unknown argument {key!r}{hint}; known: {', '.join(everything)}"
                 raise FieldError(key, problem, value=given[key])
         settings = {key: given.pop(key) for key in own & set(given)}
-        for name in ("batch_size", "max_new_tokens"):
+        for name in ("batch_size", "max_new_tokens", "image_cache", "image_chunk"):
             if name in settings:
                 settings[name] = _integer(name, settings[name])
         if "pretrained" in settings:  # a folder's name may be a number, which lmms-eval reads as one
@@ -78,6 +85,8 @@ class ModelArguments:
         shown = {"pretrained": self.pretrained, "method": pruner.name, "budget": pruner.budget, **pruner.parameters()}
         rest = ("conv", "image_aspect_ratio", "dtype", "attn_implementation", "max_new_tokens")
         shown |= {key: getattr(self, key) for key in rest}
+        if self.image_cache_dtype != "auto":
+            shown["image_cache_dtype"] = self.image_cache_dtype
         return ",".join(f"{key}={value}" for key, value in shown.items() if value is not None)
 
     def _check(self) -> None:
@@ -86,6 +95,11 @@ class ModelArguments:
         check_choice("dtype", self.dtype, _DTYPES)
         check_choice("attn_implementation", self.attn_implementation, _ATTENTION)
         check_integer("batch_size", self.batch_size, 1)
+        check_integer("image_cache", self.image_cache, 0)
+        check_choice("image_cache_place", self.image_cache_place, _CACHE_PLACES)
+        check_choice("image_cache_dtype", self.image_cache_dtype, _CACHE_DTYPES)
+        if self.image_chunk is not None:
+            check_integer("image_chunk", self.image_chunk, 1)
         if self.max_new_tokens is not None:
             check_integer("max_new_tokens", self.max_new_tokens, 1)
         if not isinstance(self.debug, bool):
@@ -121,6 +135,8 @@ def _take_method(given: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> Any:
     """Python's own number for one of numpy's, which is none where types are checked or JSON is written."""
+    if type(value) in (str, int, float, bool, dict, list):  # most are, and then numpy need not be loaded
+        return value
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -65,7 +65,7 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
         reads_clip,
         resolved_dtype,
     )
-    from finepruner_lmms.matrix.launch import count_gpus
+    from finepruner_lmms.matrix.gpus import count_gpus
 
     model, tokens = matrix.file.model, matrix.num_visual_tokens
     pretrained, settings = resolve(model.pretrained), answer_settings(model)

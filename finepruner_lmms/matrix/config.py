@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from finepruner_lmms.checkpoints.shape import ModelShape
+from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.matrix.checks import check_settings, missing_data
 from finepruner_lmms.matrix.rows import Row, check_rows, report
@@ -14,12 +16,21 @@ from finepruner_lmms.matrix.yaml_places import Document
 
 @dataclass(frozen=True)
 class Matrix:
-    """A checked matrix file: its settings, its rows in order, and the model's depth and N."""
+    """A checked matrix file: its settings, its rows in order, and the model's sizes."""
 
     file: MatrixFile
     rows: tuple[Row, ...]
-    num_layers: int
-    num_visual_tokens: int
+    shape: ModelShape
+
+    @property
+    def num_layers(self) -> int:
+        """Of the decoder."""
+        return Geometry.of(self.shape).num_layers
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """N, those of one image."""
+        return Geometry.of(self.shape).num_visual_tokens
 
 
 def load_matrix(path: Path, check_data: bool = True) -> Matrix:
@@ -35,15 +46,15 @@ def load_matrix(path: Path, check_data: bool = True) -> Matrix:
         document.report(problem, ("data",))
     rows = check_rows(file.methods, document)
     document.raise_any()
-    num_layers, num_visual_tokens = _check_reachable(file, rows, document)
+    shape = _check_reachable(file, rows, document)
     document.raise_any()
-    return Matrix(file, tuple(rows), num_layers, num_visual_tokens)
+    assert shape is not None, "otherwise there was something to raise"
+    return Matrix(file, tuple(rows), shape)
 
 
-def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> tuple[int, int]:
-    """The model's depth and N; what a row asks that this model cannot do is reported."""
+def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> ModelShape | None:
+    """The model's sizes; what a row asks that this model cannot do is reported."""
     from finepruner_lmms.checkpoints.configuration import check_pruner, read_shape
-    from finepruner_lmms.engine.geometry import Geometry
 
     try:
         config = read_shape(file.model.pretrained)
@@ -51,11 +62,10 @@ def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> t
         document.report(
             error.under("model") if isinstance(error, FieldError) else f"model.{error}", ("model", "pretrained")
         )
-        return 0, 0
+        return None
     for row in rows:
         try:
             check_pruner(row.pruner, config)
         except ValueError as error:
             report(row, error, document)
-    geometry = Geometry.of(config)
-    return geometry.num_layers, geometry.num_visual_tokens
+    return config

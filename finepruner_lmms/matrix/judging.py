@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.judge import mmvet
@@ -97,6 +95,8 @@ def _score_cell(store: Store, cell: Cell, scorer: Scorer, display: Display) -> R
 
 def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge what waits in the directory of a run, by the judge that `options` or the run names; scores, as a table."""
+    from rich.console import Console
+
     store = Store(root)
     study = store.study()
     judge = choose(options, exact, _known(study.judge))
@@ -113,6 +113,8 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
 
 def judge_file(file: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge a file of answers; its scores, as a table."""
+    from rich.console import Console
+
     if options.get("mmbench") is not None:
         raise FieldError("--mmbench", "is for the directory of a run; a file holds answers to MM-Vet")
     judge = choose(options, exact, _known(None))

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from finepruner_lmms.files import write_json
 from finepruner_lmms.judge.settings import VARIABLE
+from finepruner_lmms.matrix.gpus import count_gpus
 from finepruner_lmms.matrix.plan import Event, Plan
 from finepruner_lmms.matrix.sections import LaunchSection
 
@@ -34,13 +35,6 @@ answers. Each cell has a cache of its own."""
 
 class WorkerTimeout(RuntimeError):
     """The worker said nothing for longer than `launch.timeout_minutes`."""
-
-
-def count_gpus() -> int:
-    """The GPUs of this machine."""
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def num_processes(settings: LaunchSection, gpus: int) -> int:

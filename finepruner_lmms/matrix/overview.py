@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from finepruner_lmms.matrix.cells import unknown_commits
+from finepruner_lmms.matrix.config import Matrix
+from finepruner_lmms.matrix.estimate import Estimate, estimate_study
 from finepruner_lmms.matrix.plan import Study
-from finepruner_lmms.matrix.runner import estimate_seconds, score_text
+from finepruner_lmms.matrix.runner import score_text
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.matrix.study import to_run
 
 
-def plan_text(store: Store, study: Study) -> str:
+def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     """What would run and what is done, with an estimate of the time."""
     cells = study.cells
     states = store.states(cells)
@@ -27,22 +30,23 @@ def plan_text(store: Store, study: Study) -> str:
         why = reasons.get(cell.id, state.reason)
         lines.append(f"  {state.name:8} {cell.label}{': ' + why if why else ''}")
     lines += unknown_commits(cells)
-    seconds = estimate_seconds([state.result for state in states if state.result is not None], left)
     if left:
-        known = "unknown until a cell of each task is done" if seconds is None else f"about {_duration(seconds)}"
-        lines.append(f"time for what is left: {known}")
+        lines.append(f"time for what is left: {_time(estimate_study(matrix, study, states, left, store.root.parent))}")
     return "\n".join(lines) + "\n"
 
 
-def plan_lines(store: Store, study: Study) -> str:
+def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
     """The same for programs: one JSON object per cell and line."""
     lines = []
     states = store.states(study.cells)
-    reasons = store.explain_missing(to_run(study, states))
+    left = to_run(study, states)
+    reasons = store.explain_missing(left)
+    time = estimate_study(matrix, study, states, left, store.root.parent)
     for cell, state in zip(study.cells, states, strict=True):
-        facts = {"id": cell.id, "state": state.name, "task": cell.task}
+        facts: dict[str, Any] = {"id": cell.id, "state": state.name, "task": cell.task}
         facts |= cell.method.model_dump(exclude={"given"}) | {"limit": cell.limit}
         facts["reason"] = reasons.get(cell.id, state.reason)
+        facts["seconds"] = None if time is None else time.seconds.get(cell.id)  # None too where nothing is to do
         lines.append(json.dumps(facts | {"directory": str(store.cell_dir(cell))}, ensure_ascii=False) + "\n")
     return "".join(lines)
 
@@ -64,5 +68,16 @@ def status_text(store: Store, study: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _time(found: Estimate | None) -> str:
+    if found is None:
+        return "unknown until a cell is done"
+    gpus = ""
+    if found.gpus:
+        gpus = f" on {found.gpus} GPU{'s' * (found.gpus > 1)}, {found.total * found.gpus / 3600:.1f} GPU-hours"
+    return f"about {_duration(found.total)}{gpus} ({found.basis})"
+
+
 def _duration(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} hours"
     return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING
 
 from finepruner_lmms.matrix.plan import Cell
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MISSING = "–"
 """What a table shows where there is no value."""
@@ -53,6 +54,15 @@ class BarDisplay(PlainDisplay):
     """Two bars, all cells and the current one; finished cells scroll by above them."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
         super().__init__(console, total, done)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

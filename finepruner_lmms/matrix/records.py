@@ -131,6 +131,8 @@ class Speed(Record):
     peak_bytes: int | None = None
     """The most that PyTorch held on one device, weights, encoded images and captured graphs included."""
     waiting: Number | None = None
+    image_hits: Number | None = None
+    """The share of questions with an image that needed none to be encoded."""
     conditions: Conditions
 
 

@@ -118,13 +118,3 @@ def score_text(result: Result) -> str:
         shown = MISSING if error is None else f"{error:.1f}"
         what = f"{result.percent:.1f} ± {shown} % of the maximum"
     return f"{what}, {result.answered} questions, {result.seconds:.1f} s"
-
-
-def estimate_seconds(results: Sequence[Result], cells: Sequence[Cell]) -> float | None:
-    """How long `cells` will take, by the mean time of finished cells of the same task; None where none is known."""
-    known: dict[str, list[float]] = {}
-    for result in results:
-        known.setdefault(result.spec.task, []).append(result.seconds)
-    if any(cell.task not in known for cell in cells):
-        return None
-    return sum(sum(known[cell.task]) / len(known[cell.task]) for cell in cells)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from finepruner_lmms.errors import FieldError, explain_problem, nearest, show
 from finepruner_lmms.files import expand_home
@@ -29,6 +38,10 @@ class ModelSection(_Section):
     device: str = "auto"
     attn_implementation: str = "sdpa"
     max_new_tokens: PositiveInt | None = None
+    image_cache: NonNegativeInt = 1024
+    image_cache_place: str = "device"
+    image_cache_dtype: str = "auto"
+    image_chunk: PositiveInt | None = None
 
 
 def _switch(value: Any) -> Any:

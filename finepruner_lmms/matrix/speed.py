@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finepruner_lmms.lmms.meter import Spent, first_tokens, seconds_per_token
+from finepruner_lmms.lmms.meter import ImageUse, Spent, first_tokens, seconds_per_token
 from finepruner_lmms.matrix.records import Conditions, Speed
 
 
@@ -37,6 +37,9 @@ def measured(
         seconds_per_token=seconds_per_token(batches),
         peak_bytes=max(peaks) if peaks else None,
         waiting=sum(waiting) / sum(part.seconds for part in parts) if len(waiting) == len(parts) else None,
+        image_hits=ImageUse(
+            sum(part.images.asked for part in parts), sum(part.images.encoded for part in parts)
+        ).hit_rate,
         conditions=Conditions(
             device=device,
             dtype=dtype,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.record import Sample as Logged
 from finepruner_lmms.benchmarks.statistics import spread
+from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.store import Store, StoreError, read_lines
 

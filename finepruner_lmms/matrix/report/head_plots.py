@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from finepruner_lmms.lazy import np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

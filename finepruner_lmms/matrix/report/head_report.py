@@ -11,10 +11,9 @@ import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import spread
+from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.report import head_plots
 from finepruner_lmms.matrix.report.compare import average_draws
