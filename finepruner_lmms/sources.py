@@ -4,6 +4,9 @@ Everything is read from the files with `ast`; nothing is imported. A module need
 those inside functions too, those under `if TYPE_CHECKING:` not. `from package import name` needs the module in which
 the name is made, not all that the package's `__init__` imports beside it: the list of all methods ties no method to
 another. What is only looked up by name at run time (`import_module` of a computed name) is not seen.
+
+What was found in a file is remembered by the file's content, because parsing a package takes longer than planning a
+study with it.
 """
 
 from __future__ import annotations
@@ -12,9 +15,13 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
+
+from finepruner_lmms.files import cache_dir, read_object, write_json
 
 _PACKAGE = Path(__file__).parent
 _DIGITS = 12
@@ -25,17 +32,35 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
+class Facts(NamedTuple):
+    """What is to know of a source file: all that its syntax tree is parsed for."""
+
+    digest: str
+    """Of the code, without comments, docstrings and layout."""
+    imports: list[list[str | None]]
+    """Module and name of every import that can run; the name is None where the module itself is meant."""
+    taken: dict[str, list[str]]
+    """Where the names that it takes from elsewhere by `from … import` come from: module and name there."""
+    decorators: list[str]
+    """The functions whose calls decorate its classes."""
+
+
 class Sources:
     """The modules of a package, found in its folder and read when they are first needed."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
-        self._trees: dict[str, ast.Module] = {}
-        self._digests: dict[str, str] = {}
+        self._files: dict[str, Path | None] = {}
+        self._facts: dict[str, Facts] = {}
         self._needs: dict[str, set[str]] = {}
 
     def file(self, module: str) -> Path | None:
         """The source file of a module of this package; None if it has none of that name."""
+        if module not in self._files:
+            self._files[module] = self._find(module)
+        return self._files[module]
+
+    def _find(self, module: str) -> Path | None:
         if module != self.name and not module.startswith(f"{self.name}."):
             return None
         path = self.folder.joinpath(*module.split(".")[1:])
@@ -64,34 +89,30 @@ class Sources:
     def needs(self, module: str) -> set[str]:
         """The modules of this package that one names in its imports."""
         if module not in self._needs:
-            package = module if self._is_package(module) else module.rpartition(".")[0]
-            self._needs[module] = self.needed_by(self._tree(module), package) - {module}
+            self._needs[module] = self._needed_by(self._read(module)) - {module}
         return self._needs[module]
 
-    def needed_by(self, tree: ast.Module, package: str) -> set[str]:
-        """The modules of this package that a source in `package` names in its imports."""
+    def _needed_by(self, facts: Facts) -> set[str]:
+        """The modules of this package that a source names in its imports."""
         found = set()
-        for module, name in _imports(tree, package):
+        for module, name in facts.imports:
+            assert module is not None
             if (resolved := self._resolve(module, name)) is not None:
                 found.add(resolved)
         return found
 
     def fingerprint(self, modules: Collection[str]) -> str:
         """Of the code of these modules, without comments, docstrings and layout."""
-        return short_hash("\n".join(f"{module} {self._digest(module)}" for module in sorted(modules)))
+        return short_hash("\n".join(f"{module} {self._read(module).digest}" for module in sorted(modules)))
 
     def needed_by_files(self, files: Mapping[str, Path]) -> set[str]:
         """The modules of this package that files of another one name in their imports."""
-        return {module for name, file in files.items() for module in self.needed_by(parse(file), _package_of(name))}
+        facts = [read_facts(file, _package_of(name)) for name, file in files.items()]
+        return {needed for one in facts for needed in self._needed_by(one)}
 
     def decorates(self, module: str, decorator: str) -> bool:
         """Whether a module decorates a class by a call of `decorator`."""
-        return any(
-            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == decorator
-            for node in self._tree(module).body
-            if isinstance(node, ast.ClassDef)
-            for call in node.decorator_list
-        )
+        return decorator in self._read(module).decorators
 
     def _resolve(self, module: str, name: str | None, seen: frozenset[str] = frozenset()) -> str | None:
         """The module in which `name` of `module` is made; None if that is not in this package."""
@@ -101,35 +122,21 @@ class Sources:
             return module
         if self.file(f"{module}.{name}") is not None:
             return f"{module}.{name}"
-        for other, (made_in, original) in self._re_exports(module).items():
-            if other == name and made_in not in seen:
-                return self._resolve(made_in, original, seen | {module})
+        if name in (taken := self._read(module).taken) and (made_in := taken[name][0]) not in seen:
+            return self._resolve(made_in, taken[name][1], seen | {module})
         return module
-
-    def _re_exports(self, package: str) -> dict[str, tuple[str, str]]:
-        """The names that a package's `__init__` takes from elsewhere and defines nowhere itself."""
-        found: dict[str, tuple[str, str]] = {}
-        for node in _running(self._tree(package).body):
-            if isinstance(node, ast.ImportFrom):
-                module = _absolute(node, package)
-                found |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
-        return found
 
     def _is_package(self, module: str) -> bool:
         file = self.file(module)
         return file is not None and file.name == "__init__.py"
 
-    def _tree(self, module: str) -> ast.Module:
-        if module not in self._trees:
+    def _read(self, module: str) -> Facts:
+        if module not in self._facts:
             file = self.file(module)
             assert file is not None, module
-            self._trees[module] = parse(file)
-        return self._trees[module]
-
-    def _digest(self, module: str) -> str:
-        if module not in self._digests:
-            self._digests[module] = short_hash(repr(_meaning(self._tree(module))))
-        return self._digests[module]
+            package = module if self._is_package(module) else module.rpartition(".")[0]
+            self._facts[module] = read_facts(file, package)
+        return self._facts[module]
 
 
 @functools.cache
@@ -156,12 +163,72 @@ def foreign_files(module: str) -> dict[str, Path]:
 
 def files_fingerprint(files: Mapping[str, Path]) -> str:
     """Of the code in files that are given by name, without comments, docstrings and layout."""
-    return short_hash("\n".join(f"{name} {short_hash(repr(_meaning(parse(files[name]))))}" for name in sorted(files)))
+    digests = {name: read_facts(files[name], _package_of(name)).digest for name in sorted(files)}
+    return short_hash("\n".join(f"{name} {digest}" for name, digest in digests.items()))
 
 
-def parse(file: Path) -> ast.Module:
-    """The syntax tree of a source file."""
-    return ast.parse(file.read_bytes(), filename=str(file))
+def read_facts(file: Path, package: str) -> Facts:
+    """What is to know of a source file of a package, remembered by its content."""
+    content = file.read_bytes()
+    key = hashlib.sha256(package.encode() + b"\0" + content).hexdigest()
+    memory = _memory()
+    if (found := memory.get(key)) is None:
+        found = memory.add(key, _find_facts(ast.parse(content, filename=str(file)), package))
+    return found
+
+
+def _find_facts(tree: ast.Module, package: str) -> Facts:
+    imports = [list(pair) for pair in _imports(tree, package)]
+    taken = {
+        alias.asname or alias.name: [_absolute(node, package), alias.name]
+        for node in _running(tree.body)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    decorators = {
+        call.func.id
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for call in node.decorator_list
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    }
+    return Facts(short_hash(repr(_meaning(tree))), imports, taken, sorted(decorators))
+
+
+class _Memory:
+    """Facts of files that were read before, in our cache folder: of this very code, in this version of Python."""
+
+    def __init__(self) -> None:
+        version = ".".join(map(str, sys.version_info[:3]))
+        self._file = cache_dir() / f"sources-{short_hash(version + Path(__file__).read_text(encoding='utf-8'))}.json"
+        self._known: dict[str, Any] = read_object(self._file) or {}
+        self._new = False
+
+    def get(self, key: str) -> Facts | None:
+        found = self._known.get(key)
+        return None if found is None else Facts(*found)
+
+    def add(self, key: str, facts: Facts) -> Facts:
+        self._known[key] = facts
+        self._new = True
+        return facts
+
+    def save(self) -> None:
+        if self._new:
+            with suppress(OSError):  # where there is no place to remember, files are parsed each time
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self._file, self._known)
+                self._new = False
+
+
+@functools.cache
+def _memory() -> _Memory:
+    return _Memory()
+
+
+def remember_sources() -> None:
+    """Keep for later processes what this one found in source files."""
+    _memory().save()
 
 
 def _package_of(name: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import gc
 import importlib.util
 import inspect
@@ -39,16 +40,23 @@ from finepruner_lmms.bench import record as bench_record
 from finepruner_lmms.bench.asking import Answer, Asking, counted_waits, without_end
 from finepruner_lmms.bench.clock import finish
 from finepruner_lmms.bench.measure import Bench
+from finepruner_lmms.bench.method import Method
 from finepruner_lmms.bench.prompts import Prompts, random_prompts
-from finepruner_lmms.bench.request import Method
 from finepruner_lmms.bench.roofline import measure_device
 from finepruner_lmms.bench.shapes import random_llava
 from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.images import outputs_for
 from finepruner_lmms.engine.parts import decoder_layers
-from finepruner_lmms.engine.prompt_layout import read_layout
-from finepruner_lmms.pruners import DecoderContext, Pruner
+from finepruner_lmms.pruners import Pruner
+from finepruner_lmms.testing.capture import capture as capture_of
+from finepruner_lmms.testing.capture import (
+    capture_choice,
+    choice_from,
+    random_images,
+    random_state,
+    reduction_of,
+)
+from finepruner_lmms.testing.ways import every_way
 
 STEPS = 32
 MIXES: dict[str, tuple[tuple[int, int] | int, ...]] = {
@@ -152,6 +160,11 @@ class Run:
 
 
 SECTIONS: dict[str, tuple[Callable[[Run], None], float]] = {}
+ORDER = (
+    *("device", "graphs_equality", "cpu_equality", "prefill", "decode", "end_to_end", "batch32", "memory", "selection"),
+    *("capture", "waits", "vision", "drift", "bench", "sweep"),
+)
+"""What matters most comes first, in case time runs out."""
 
 
 def section(seconds: float) -> Callable[[Callable[[Run], None]], Callable[[Run], None]]:
@@ -291,7 +304,9 @@ def graphs_equality(run: Run) -> None:
     mixes = [(mix, rows, False) for mix, rows in MIXES.items()] + [("rows that end early", MIXES["any mix"], True)]
     steps = 8 if run.quick else STEPS
     with exact_float32():
-        for (name, parameters), (mix, rows, ending) in run.within([(v, m) for m in mixes for v in variants(run)]):
+        # strategies choose heads and do nothing else to a batch: one mix is enough for them
+        cases = [(v, m) for m in mixes for v in variants(run) if not v[1] or m[0] == "any mix"]
+        for (name, parameters), (mix, rows, ending) in run.within(cases):
             pruner = at_some_budget(name, parameters, "50%", 6, testing.VISUAL)
             if pruner is None:
                 continue
@@ -448,27 +463,6 @@ def no_wait_in_layers(model: Any) -> Iterator[None]:
 # -- how fast is it ---------------------------------------------------------------------------------------------------
 
 
-def captured(function: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
-    """The function as one CUDA graph; where there is no GPU, itself."""
-    if device.type != "cuda":
-        return function
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            function()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = function()
-
-    def replay() -> Any:
-        graph.replay()
-        return kept
-
-    return replay
-
-
 def median_ms(call: Callable[[], Any], device: torch.device, times: int) -> float:
     """Milliseconds of a call, several of them in a row where the device works by itself."""
     call()
@@ -482,89 +476,71 @@ def median_ms(call: Callable[[], Any], device: torch.device, times: int) -> floa
     return statistics.median(taken)
 
 
+@section(30)
+def capture(run: Run) -> None:
+    """Every way of choosing, as a CUDA graph: it waits for nothing, and a replay on other values chooses as a call."""
+    needs_gpu(run)
+    sizes = {"features": 64, "projected": 64, "joint": 32, "words": 8, "heads": 8, "width": 64}
+    failed, count = {}, 0
+    for way in run.within(every_way()):
+        pruner = way.build("50%", first="75%")
+        try:
+            pruner.schedule(32, 64)
+        except ValueError:  # out of reach
+            continue
+        count += 1
+        try:
+            if not capture_choice(pruner, 2, 64, device=str(run.device), **sizes):
+                failed[way.label] = "chooses something else"
+        except (RuntimeError, ValueError) as error:
+            failed[way.label] = first_line(error)
+            torch.cuda.set_sync_debug_mode("default")
+            finish(run.device)
+    run.say(checked=count, failed=failed)
+    found = f"{count - len(failed)} of {count}"
+    run.conclude("a choice as a CUDA graph, without a wait", "every way of choosing", found, count > 0 and not failed)
+
+
 @section(40)
 def selection(run: Run) -> None:
-    """Every method's choice at batch 8 and LLaVA-1.5's sizes, as one CUDA graph: that it can be, and what it takes."""
-    batch, times = (2, 1) if run.quick else (8, 10)
-    prompts = random_prompts(run.model, batch, 60)
-    vision = fp.encode_images(run.model, prompts.pixels)
-    geometry = Geometry.of(run.model.config)
-    layout = read_layout(prompts.ids, prompts.mask, geometry.image_token_id, run.visual)
-    slow, failed, worst, count = {}, {}, 0.0, 0
-    cases: list[tuple[str, dict[str, Any], int]] = [(n, p, 64) for n, p in variants(run)]
+    """What choosing takes at batch 8 and LLaVA-1.5-7B's sizes, as a CUDA graph and as ordinary calls."""
+    batch, times, visual = (2, 1, 64) if run.quick else (8, 10, 576)
+    cases: list[tuple[str, dict[str, Any], int]] = [(n, p, 64) for n, p in variants(run) if n != "vanilla"]
     cases += [(name, {}, 192) for name in ("cdpruner", "divprune", "vispruner")]
+    slow, missing, worst = {}, {}, 0.0
     for name, parameters, budget in run.within(cases):
         more = {"relevance": "embedding"} if name == "cdpruner" else {}
-        pruner = run.pruner(name, budget if name != "vanilla" else None, **parameters, **more)
-        label = f"{named(name, parameters)} {budget}"
-        for what, choice in choices(run, pruner, vision, prompts, layout):
-            try:
-                eager = median_ms(choice, run.device, max(1, times // 3))
-                taken = median_ms(captured(choice, run.device), run.device, times)
-            except (RuntimeError, ValueError) as error:
-                failed[label] = first_line(error)
-                run.say(method=label, part=what, error=failed[label])
-                finish(run.device)
-                continue
-            count += 1
-            limit = 3.0 if (name, budget) == ("cdpruner", 192) else 1.0
-            run.say(method=label, part=what, eager_ms=round(eager, 3), captured_ms=round(taken, 3), limit_ms=limit)
-            worst = max(worst, taken / limit)
-            if taken > limit:
-                slow[label] = round(taken, 2)
-    run.conclude(
-        "every method's choice can be captured",
-        "all",
-        f"{count} captured, {len(failed)} failed",
-        count > 0 and not failed,
-    )
+        pruner = fp.build_pruner(name, budget=budget if visual == 576 else "50%", **parameters, **more)
+        label, limit = f"{named(name, parameters)} {budget}", 3.0 if (name, budget) == ("cdpruner", 192) else 1.0
+        eager = graph = 0.0
+        try:
+            for choose in choices(run, pruner, batch, visual):
+                eager += median_ms(choose, run.device, max(1, times // 3))
+                graph += median_ms(capture_of(choose).replay if run.on_gpu else choose, run.device, times)
+        except (RuntimeError, ValueError) as error:
+            missing[label] = first_line(error)
+            finish(run.device)
+            continue
+        run.say(method=label, batch=batch, eager_ms=round(eager, 3), graph_ms=round(graph, 3), limit_ms=limit)
+        worst = max(worst, graph / limit)
+        if graph > limit:
+            slow[label] = round(graph, 2)
+    run.say(slow=slow, not_captured=missing)
     text = ", ".join(f"{label}: {taken}" for label, taken in slow.items()) or f"all, the slowest at {worst:.0%} of it"
-    judged = None if run.quick or not run.on_gpu else not slow
-    run.conclude(f"selection, captured, batch {batch}", "<= 1 ms; cdpruner 192 <= 3 ms", text, judged)
+    judged = not slow and not missing if run.on_gpu and not run.quick else None
+    run.conclude(f"selection as a graph, batch {batch}", "<= 1 ms; cdpruner 192 <= 3 ms", text, judged)
 
 
-def choices(
-    run: Run, pruner: Pruner, vision: Any, prompts: Prompts, layout: Any
-) -> list[tuple[str, Callable[[], Any]]]:
-    """What a method computes to choose: on encoded images, and at its first drop inside the language model."""
-    before, inside = pruner.parts(run.visual)
-    found: list[tuple[str, Callable[[], Any]]] = []
+def choices(run: Run, pruner: Pruner, batch: int, visual: int) -> Iterator[Callable[[], Any]]:
+    """What a method computes to choose: of encoded images, and at each drop inside the language model."""
+    before, inside = pruner.parts(visual)
     if before is not None:
-        seen = outputs_for(run.model, prompts.encoded(vision), layout, before, prompts.questions)
-        found.append(("vision", lambda: before.reduce(seen)))
-    if inside is not None:
-        stage = inside.stages(Geometry.of(run.model.config).num_layers, run.visual)[0]
-        found.append(("decoder", lambda: inside.select(context(run, len(prompts.ids), stage.layer), stage.retained)))
-    return found
-
-
-_states: dict[Any, dict[str, torch.Tensor]] = {}
-
-
-def context(run: Run, batch: int, layer: int) -> DecoderContext:
-    """A random state before a drop at the model's sizes, 24 words after the image; a new record of the same tensors."""
-    config, words = run.model.config.text_config, 24
-    key = (run.device, batch, run.visual)
-    if key not in _states:
-        generator = torch.Generator(run.device).manual_seed(0)
-
-        def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.randn(*shape, device=run.device, generator=generator).to(dtype)
-
-        heads, width, visual = config.num_attention_heads, config.hidden_size, run.visual
-        _states[key] = {
-            "attention": draw(batch, heads, visual).mul(2).softmax(-1),
-            "next_attention": draw(batch, heads, visual).mul(2).softmax(-1),
-            "text_attention": draw(batch, heads, words, visual).mul(2).softmax(-1),
-            "hidden": draw(batch, visual, width, dtype=run.dtype),
-            "visual_embeds": draw(batch, visual, width, dtype=run.dtype),
-            "text_embeds": draw(batch, words, width, dtype=run.dtype),
-            "text_present": torch.ones(batch, words, dtype=torch.bool, device=run.device),
-            "prefix_lengths": torch.full((batch,), 36, device=run.device),
-            "present": torch.ones(batch, visual, dtype=torch.bool, device=run.device),
-        }
-    state = dict(_states[key])
-    return DecoderContext(layer, state.pop("attention"), state.pop("present"), **state)
+        images = random_images(batch, 0, before.reads_question, str(run.device), visual=visual)
+        yield functools.partial(reduction_of, images, before)
+    for stage in inside.stages(32, visual) if inside is not None else ():
+        state = random_state(batch, 0, str(run.device), visual=visual)
+        yield functools.partial(choice_from, state, inside, stage.retained, stage.layer)
+        visual = stage.retained + stage.merged
 
 
 @section(15)
@@ -659,8 +635,8 @@ def prefill(run: Run) -> None:
 
 @section(45)
 def decode(run: Run) -> None:
-    """Milliseconds of a decode step, 32 of them."""
-    asking, tokens, rounds = Asking(run.model), 5 if run.quick else 33, 1 if run.quick else 3
+    """Milliseconds of a decode step, the mean of 16."""
+    asking, tokens, rounds = Asking(run.model), 5 if run.quick else 17, 1 if run.quick else 3
     for batch, least in run.within(((1, 3.0), (2, 2.5)) if run.quick else ((1, 3.0), (16, 2.5))):
         prompts = random_prompts(run.model, batch, 60)
         methods = [("vanilla", None), ("fastv", 64)]
@@ -741,7 +717,7 @@ def batch32(run: Run) -> None:
                     what=what, method=name, budget=budget, execution=answers[0].execution, batch=batch, ms=ms,
                     speed_up=round(gain, 3), promised=round(promised, 3), share=round(gain / promised, 3),
                 )  # fmt: skip
-                if (name, budget) == ("fastv", 64):
+                if (name, budget, execution) == ("fastv", 64, "graphs"):
                     run.ask_ratio(
                         f"batch {batch}, {what}, FastV 64, {execution}: realised / promised", least, gain / promised
                     )
@@ -790,9 +766,9 @@ def bench(run: Run) -> None:
     """`finepruner bench` at these sizes, a short one; its table and picture: `finepruner bench --redraw`."""
     found_device = measure_device(run.device, run.dtype, 2)
     methods = [Method("vanilla", run.pruner("vanilla")), Method("fastv 64", run.pruner("fastv", 64))]
-    rounds, tokens, executions = (1, 3, ("auto",)) if run.quick else (3, 8, ("eager", "graphs"))
+    rounds, tokens, executions = (1, 3, ("auto",)) if run.quick else (2, 8, ("eager", "graphs"))
     figures, prompts = [], None
-    for batch in run.within((1,) if run.quick else (1, 8, 32)):
+    for batch in run.within((1,) if run.quick else (1, 32)):
         prompts = random_prompts(run.model, batch, 60)
         figures += Bench(Asking(run.model), tokens, rounds, random_weights=True).measure(methods, executions, prompts)
     assert prompts is not None
@@ -838,14 +814,17 @@ def sweep(run: Run) -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def check(run: Run, names: Sequence[str]) -> bool:
+def check(run: Run, names: Sequence[str], minutes: float = 4.0) -> bool:
     """Run sections, each by itself; returns whether none failed and nothing fell short."""
     started = time.monotonic()
     for name in names:
         function, seconds = SECTIONS[name]
-        run.begin(name, 20 if run.quick else seconds)
         began, state, reason = time.monotonic(), "done", ""
+        left = 60 * minutes - (began - started)
+        run.begin(name, min(left, 20 if run.quick else seconds))
         try:
+            if left < 0:
+                raise Skipped(f"the {minutes:g} minutes are used up")
             with torch.no_grad():
                 function(run)
         except Skipped as error:
@@ -890,8 +869,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 where everything that was asked for was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a JSON file for all that is found")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="separated by commas: %(default)s")
+    parser.add_argument("--sections", default=",".join(ORDER), help="separated by commas: %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=4.0, help="sections begin no later (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: to try the script itself")
     given = parser.parse_args(arguments)
     names = given.sections.split(",")
@@ -902,7 +882,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--device: torch sees no GPU; use --device cpu --quick")
     if device.type == "cpu" and not given.quick:
         parser.error("--device cpu: the full sizes take hours there; add --quick")
-    return 0 if check(Run(device, given.quick, given.out), names) else 1
+    return 0 if check(Run(device, given.quick, given.out), names, given.minutes) else 1
 
 
 if __name__ == "__main__":

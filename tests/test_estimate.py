@@ -3,101 +3,45 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from studies import cell
 from typer.testing import CliRunner
 
-import finepruner_lmms as fp
 from finepruner_lmms.cli import app
-from finepruner_lmms.engine.cost import DecoderSizes
-from finepruner_lmms.engine.roofline import EAGER, GRAPHS, H100, Sizes, image_seconds, prefill_seconds, step_seconds
+from finepruner_lmms.engine.roofline import H100
 from finepruner_lmms.matrix.estimate import Asked, Launched, cell_parts, cell_seconds, seconds_of
 from finepruner_lmms.matrix.machine import measured_machine
 from finepruner_lmms.matrix.records import Conditions, Result, Speed
 from finepruner_lmms.matrix.workloads import WORKLOADS
 
-LLAVA_7B = Sizes(DecoderSizes(4096, 11008, 4096, 4096), 32, 32064, 576, 24, 1024, 4096)
-TEXT = 60
-METHODS = {"vanilla": None, "fastv 128": 128, "fastv 64": 64, "pdrop 64": 64, "sparsevlm 64": 64}
+ROOT = Path(__file__).parents[1]
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import time_model  # noqa: E402
+from time_model import LLAVA_7B, ROWS, lengths, schedule  # noqa: E402
+
+POINTS = {point.what: point for point in time_model.points()}
 
 
-def schedule(row: str) -> tuple[int, ...]:
-    return tuple(fp.build_pruner(row.split()[0], budget=METHODS[row]).schedule(32, 576))
+@pytest.mark.parametrize("what", [what for what, point in POINTS.items() if point.within is not None])
+def test_the_model_of_time_predicts_what_was_measured(what):
+    point = POINTS[what]
+    assert point.predicted() == pytest.approx(point.measured, rel=point.within)
 
 
-def lengths(row: str) -> list[int]:
-    return [TEXT + visual for visual in schedule(row)]
+@pytest.mark.parametrize("what", [what for what, point in POINTS.items() if point.within is None])
+def test_what_the_model_of_time_misses_is_known(what):
+    """The host of that machine was noisy. Should the model get one of these right, the page says too little of it."""
+    assert POINTS[what].predicted() < 0.8 * POINTS[what].measured
 
 
-def prefill(row: str, batch: int, execution=EAGER) -> float:
-    return prefill_seconds(LLAVA_7B, H100, execution, lengths(row), batch)
-
-
-def pixels(row: str, batch: int) -> float:
-    return prefill(row, batch) + image_seconds(LLAVA_7B, H100, EAGER, batch)
-
-
-def answered(row: str, batch: int, new_images: bool) -> float:
-    """A batch of the miniature TextVQA with 8 new tokens, through lmms-eval, eagerly."""
-    steps = 7 * step_seconds(LLAVA_7B, H100, EAGER, lengths(row), batch)
-    vision = batch * image_seconds(LLAVA_7B, H100, EAGER, 1) if new_images else 0.0
-    return prefill(row, batch) + steps + vision + batch * EAGER.host_question.value
-
-
-# name: predicted seconds, measured ms (docs/performance.md), and the share by which they may differ
-MEASURED = {
-    "tower 1": (lambda: image_seconds(LLAVA_7B, H100, EAGER, 1), 11, 0.1),
-    "tower 8": (lambda: image_seconds(LLAVA_7B, H100, EAGER, 8), 17, 0.1),
-    "tower 32": (lambda: image_seconds(LLAVA_7B, H100, EAGER, 32), 37, 0.1),
-    "graph 1 vanilla": (lambda: prefill("vanilla", 1, GRAPHS), 20.5, 0.1),
-    "graph 1 fastv 128": (lambda: prefill("fastv 128", 1, GRAPHS), 11.0, 0.2),
-    "graph 1 fastv 64": (lambda: prefill("fastv 64", 1, GRAPHS), 10.3, 0.1),
-    "graph 1 pdrop 64": (lambda: prefill("pdrop 64", 1, GRAPHS), 10.9, 0.2),
-    "graph 1 sparsevlm 64": (lambda: prefill("sparsevlm 64", 1, GRAPHS), 11.6, 0.2),
-    "decoder 32 vanilla": (lambda: prefill("vanilla", 32), 609, 0.1),
-    "decoder 32 fastv 128": (lambda: prefill("fastv 128", 32), 186, 0.1),
-    "decoder 32 fastv 64": (lambda: prefill("fastv 64", 32), 126, 0.1),
-    "decoder 32 pdrop 64": (lambda: prefill("pdrop 64", 32), 126, 0.1),
-    "decoder 32 sparsevlm 64": (lambda: prefill("sparsevlm 64", 32), 133, 0.2),
-    "pixels 32 vanilla": (lambda: pixels("vanilla", 32), 645, 0.1),
-    "pixels 32 fastv 128": (lambda: pixels("fastv 128", 32), 221, 0.1),
-    "pixels 32 fastv 64": (lambda: pixels("fastv 64", 32), 163, 0.1),
-    "pixels 32 pdrop 64": (lambda: pixels("pdrop 64", 32), 162, 0.1),
-    "pixels 32 sparsevlm 64": (lambda: pixels("sparsevlm 64", 32), 169, 0.1),
-    "pixels 8 vanilla": (lambda: pixels("vanilla", 8), 173, 0.1),
-    "pixels 8 fastv 128": (lambda: pixels("fastv 128", 8), 74, 0.2),
-    "pixels 8 sparsevlm 64": (lambda: pixels("sparsevlm 64", 8), 50, 0.1),
-    "step 1 eager": (lambda: step_seconds(LLAVA_7B, H100, EAGER, lengths("vanilla"), 1), 27.5, 0.1),
-    "step 16 eager": (lambda: step_seconds(LLAVA_7B, H100, EAGER, lengths("fastv 64"), 16), 27.5, 0.1),
-    "step 1 graph": (lambda: step_seconds(LLAVA_7B, H100, GRAPHS, lengths("vanilla"), 1), 8.2, 0.2),
-    "step 16 graph vanilla": (lambda: step_seconds(LLAVA_7B, H100, GRAPHS, lengths("vanilla"), 16), 11.0, 0.1),
-    "step 16 graph fastv 64": (lambda: step_seconds(LLAVA_7B, H100, GRAPHS, lengths("fastv 64"), 16), 9.7, 0.1),
-    "questions 1 vanilla": (lambda: answered("vanilla", 1, True), 1e3 / 4.7, 0.2),
-    "questions 1 fastv 64": (lambda: answered("fastv 64", 1, True), 1e3 / 4.7, 0.2),
-    "questions 16 vanilla": (lambda: answered("vanilla", 16, True), 16e3 / 18.6, 0.1),
-    "questions 16 fastv 64": (lambda: answered("fastv 64", 16, True), 16e3 / 29.3, 0.1),
-    "questions 16 vanilla, images known": (lambda: answered("vanilla", 16, False), 16e3 / 25.3, 0.1),
-}
-MISSED = {
-    # the host of that machine was noisy: the same call took 21 to 36 ms within minutes
-    "pixels 8 pdrop 64": (lambda: pixels("pdrop 64", 8), 82),
-    "eager 1 fastv 64, the busier minute": (lambda: prefill("fastv 64", 1), 36.2),
-    "eager 1 sparsevlm 64, the busier minute": (lambda: prefill("sparsevlm 64", 1), 62),
-}
-
-
-@pytest.mark.parametrize("name", MEASURED)
-def test_the_model_of_time_predicts_what_was_measured(name):
-    predicted, milliseconds, within = MEASURED[name]
-    assert 1e3 * predicted() == pytest.approx(milliseconds, rel=within)
-
-
-@pytest.mark.parametrize("name", MISSED)
-def test_what_the_model_of_time_misses_is_known(name):
-    """Should it predict one of these, docs/performance.md says too little of it."""
-    predicted, milliseconds = MISSED[name]
-    assert 1e3 * predicted() < 0.8 * milliseconds
+def test_the_page_shows_the_model_as_it_is():
+    page = (ROOT / "docs/performance.md").read_text()
+    for table in (time_model.comparison, time_model.sweep, time_model.workloads, time_model.assumptions):
+        assert table() in page, f"docs/performance.md: the table of {table.__name__}: python scripts/time_model.py"
 
 
 def test_weights_are_read_at_least_once_a_step():
@@ -113,7 +57,7 @@ def test_operations_are_those_of_the_published_count():
 
 def test_eight_gpus_share_the_questions_and_pruning_shortens_every_benchmark():
     for task in WORKLOADS:
-        times = {row: cell_parts(LLAVA_7B, Asked(task, schedule(row)), Launched(8)) for row in METHODS}
+        times = {row: cell_parts(LLAVA_7B, Asked(task, schedule(row)), Launched(8)) for row in ROWS}
         assert times["vanilla"].total > times["fastv 128"].total > times["fastv 64"].total
         alone = cell_parts(LLAVA_7B, Asked(task, schedule("vanilla")), Launched(1))
         assert 4 < alone.prefill / times["vanilla"].prefill <= 8.001

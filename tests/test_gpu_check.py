@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import gpu_check
 
 CPU = torch.device("cpu")
-HERE = [name for name in gpu_check.SECTIONS if name not in ("sweep", "waits", "memory")]
+HERE = [name for name in gpu_check.SECTIONS if name not in ("sweep", "waits", "memory", "capture")]
 
 
 recorded = pytest.mark.skipif(

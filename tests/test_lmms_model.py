@@ -197,6 +197,15 @@ def test_answers_do_not_depend_on_batches(model, toy):
     assert together == alone and len(together) == 13 and all(together.values())
 
 
+def test_lmms_eval_gets_times_also_where_its_cache_takes_the_answers(model, toy, tmp_path):
+    """The cache takes the last answer and does not come back, so that what stands after it is never run."""
+    model.configure(method="random", budget=16)
+    _, out = evaluate(model, toy, use_cache=str(tmp_path))
+    found, spent = out["throughput"], model.meter.spent()
+    assert spent.questions == 13 and found["avg_latency"] == pytest.approx(spent.seconds / 13)
+    assert found["total_gen_tokens"] == sum(s["token_counts"][0]["output_tokens"] for s in out["samples"]["toy"])
+
+
 def test_settings_follow_one_another_without_a_trace(model, toy):
     """A, B, A: the second A equals the first; the model is loaded once and images are encoded once."""
     model.configure(method="fastv", budget=200)

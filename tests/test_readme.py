@@ -34,6 +34,7 @@ def test_the_python_example_prints_what_stands_below_it(capsys):
 def test_every_test_that_a_guarantee_names_exists():
     named = re.findall(r"`(tests/\w+\.py)::(\w+)`", README)
     assert len(named) >= 5
+    named += re.findall(r"`(tests/\w+\.py)::(\w+)`", (ROOT / "docs/architecture.md").read_text())
     for file, name in named:
         assert re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"
 

@@ -11,9 +11,9 @@ import torch
 
 from finepruner_lmms.bench.asking import Answer, Asking, counted_waits, without_end
 from finepruner_lmms.bench.clock import Spread, seconds
+from finepruner_lmms.bench.method import Method
 from finepruner_lmms.bench.promise import Promise, promise
 from finepruner_lmms.bench.prompts import Prompts
-from finepruner_lmms.bench.request import Method
 from finepruner_lmms.bench.selection import selection_seconds
 from finepruner_lmms.engine.vision_tower import encode_images
 

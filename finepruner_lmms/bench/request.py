@@ -10,23 +10,16 @@ import torch
 import yaml
 from transformers import LlavaConfig
 
+from finepruner_lmms.bench.method import Method
 from finepruner_lmms.bench.shapes import SHAPES
 from finepruner_lmms.checkpoints.load import check_pruner, choose_device, read_config
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
-from finepruner_lmms.pruners import Pruner, build_pruner
+from finepruner_lmms.pruners import build_pruner
 
 EXECUTIONS = ("auto", "eager", "graphs", "both")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SHOWN = ("fastv", "pdrop", "sparsevlm", "vispruner")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method as it is measured: its name in tables, and the pruner."""
-
-    label: str
-    pruner: Pruner
 
 
 @dataclass(frozen=True)

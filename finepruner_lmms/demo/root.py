@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ def miniatures(split: str) -> Path:
     return home
 
 
+@functools.cache
 def content_identity(split: str) -> str:
     """What their content depends on, as 12 hexadecimal digits: the code that makes them, and the drawing libraries."""
     sources = own_sources()

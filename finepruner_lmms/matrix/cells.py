@@ -28,6 +28,7 @@ def expand(matrix: Matrix) -> list[Cell]:
     from finepruner_lmms.benchmarks.submission import SERVED
     from finepruner_lmms.data.identity import data_identity
     from finepruner_lmms.lmms.identity import cell_identity
+    from finepruner_lmms.sources import remember_sources
 
     file = matrix.file
     rows = [describe_row(row) for row in matrix.rows]
@@ -52,6 +53,7 @@ def expand(matrix: Matrix) -> list[Cell]:
                     identity=identity,
                 )
             )
+    remember_sources()
     return cells
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,14 +167,14 @@ def cell_seconds(
     def predicted(cell: Cell, how: Launched) -> float:
         return cell_parts(sizes, Asked(cell.task, schedules[cell.row], cell.limit), how).total
 
-    off: dict[str, list[float]] = {}
-    for cell, result in finished:
-        off.setdefault(cell.task, []).append(seconds_of(result) / predicted(cell, _as_run(how, result)))
-    typical = statistics.median([one for found in off.values() for one in found]) if off else 1.0
-    return {
-        cell.id: predicted(cell, how) * (statistics.median(off[cell.task]) if cell.task in off else typical)
-        for cell in cells
-    }
+    taken: dict[str, float] = {}
+    expected: dict[str, float] = {}
+    for cell, result in finished:  # summed, since of cells that were answered at once one took the time of all
+        taken[cell.task] = taken.get(cell.task, 0.0) + seconds_of(result)
+        expected[cell.task] = expected.get(cell.task, 0.0) + predicted(cell, _as_run(how, result))
+    typical = sum(taken.values()) / sum(expected.values()) if taken else 1.0
+    off = {task: taken[task] / expected[task] for task in taken}
+    return {cell.id: predicted(cell, how) * off.get(cell.task, typical) for cell in cells}
 
 
 def _as_run(how: Launched, result: Result) -> Launched:

@@ -99,54 +99,45 @@ class Store:
             return named
         return next(iter(self.root.glob(f"cells/*-{cell.id}")), named)
 
+    def cell_dirs(self, cells: Iterable[Cell]) -> list[Path]:
+        """The directory of each cell, as `cell_dir`: what is there is looked through once for all."""
+        folder = self.root / "cells"
+        there = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+        by_id = {name.rpartition("-")[2]: name for name in reversed(there)}
+        names = set(there)
+        return [folder / (c.folder if c.folder in names else by_id.get(c.id, c.folder)) for c in cells]
+
     def explain_missing(self, cells: Sequence[Cell]) -> dict[str, str]:
         """Why the stored result of the same settings does not count for a cell, by the cell's id.
 
         Of several stored results the one with the fewest differences is named; cells of new settings are left out.
         """
         stored = [found for file in sorted(self.root.glob("cells/*/result.json")) if (found := _stored(file))]
+        alike: dict[tuple[str, str], list[tuple[Identity, str]]] = {}
+        for folder, task, other in stored:
+            alike.setdefault((task, other.settings), []).append((other, folder))
         reasons = {}
         for cell in cells:
             planned = cell.identity
-            near = [
-                (planned.changes_since(other), folder)
-                for folder, task, other in stored
-                if task == cell.task and other.settings == planned.settings
-            ]
-            if near:
-                changes, folder = min(near, key=lambda pair: len(pair[0]))
+            if near := alike.get((cell.task, planned.settings)):
+                explained = [(planned.changes_since(other), folder) for other, folder in near]
+                changes, folder = min(explained, key=lambda pair: len(pair[0]))
                 if changes:
                     reasons[cell.id] = f"{'; '.join(changes)} (since {folder})"
         return reasons
 
     def state(self, cell: Cell, live: bool) -> State:
         """What is true about a cell; `live` says whether a run is working in this directory now."""
-        folder = self.cell_dir(cell)
-        problem, result = check_result(folder, cell)
-        if result is not None:
-            return State("done", result=result)
-        if (found := find_answers(folder, cell)) is not None:
-            return State("waiting", problem or f"{found[0]['answered']} questions answered, waiting for the judge")
-        try:
-            status, error = load(Status, folder / "status.json"), load(CellError, folder / "error.json")
-        except Damage as damage:
-            return State("failed", str(damage))
-        if live and status is not None and status.state == "running":
-            return State("running", f"attempt {status.attempt} on {status.host}, process {status.pid}")
-        if error is not None:
-            return State("failed", f"{error.error}: {error.message}")
-        if problem:
-            return State("failed", problem)
-        return State("missing", "interrupted" if status is not None else "")
+        return _state(self.cell_dir(cell), cell, live)
 
-    def states(self, cells: Iterable[Cell]) -> list[State]:
+    def states(self, cells: Sequence[Cell]) -> list[State]:
         """The state of each cell."""
-        live = self.is_live()
-        return [self.state(cell, live) for cell in cells]
+        live, folders = self.is_live(), self.cell_dirs(cells)
+        return [_state(folder, cell, live) for folder, cell in zip(folders, cells, strict=True)]
 
     def others(self, cells: Iterable[Cell]) -> int:
         """How many finished cells there are that do not belong to the matrix: other settings, code or checkpoint."""
-        mine = {self.cell_dir(cell) for cell in cells}
+        mine = set(self.cell_dirs(cells))
         return sum(1 for result in self.root.glob("cells/*/result.json") if result.parent not in mine)
 
     def new_launch(self) -> Path:
@@ -178,6 +169,28 @@ class Store:
     @property
     def _lock(self) -> Path:
         return self.root / ".lock"
+
+
+def _state(folder: Path, cell: Cell, live: bool) -> State:
+    """What is true about a cell whose directory is `folder`."""
+    if not folder.is_dir():
+        return State("missing")
+    problem, result = check_result(folder, cell)
+    if result is not None:
+        return State("done", result=result)
+    if (found := find_answers(folder, cell)) is not None:
+        return State("waiting", problem or f"{found[0]['answered']} questions answered, waiting for the judge")
+    try:
+        status, error = load(Status, folder / "status.json"), load(CellError, folder / "error.json")
+    except Damage as damage:
+        return State("failed", str(damage))
+    if live and status is not None and status.state == "running":
+        return State("running", f"attempt {status.attempt} on {status.host}, process {status.pid}")
+    if error is not None:
+        return State("failed", f"{error.error}: {error.message}")
+    if problem:
+        return State("failed", problem)
+    return State("missing", "interrupted" if status is not None else "")
 
 
 def _stored(file: Path) -> tuple[str, str, Identity] | None:
