@@ -86,7 +86,7 @@ class LlavaFinePruner(lmms):
         self.meter = Meter(self._device)
         self.seat: Seat | None = None
         """Of the cell under evaluation, where cells of a study are answered together."""
-        self._progress = 0, 0
+        self._asked, self._computed = 0, 0
         self._warned: set[str] = set()
         identify(self)
 
@@ -181,6 +181,9 @@ class LlavaFinePruner(lmms):
         """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
         known = self._answered_ahead(requests)
         missing = [request for place, request in enumerate(requests) if place not in known]
+        self._asked, self._computed = len(missing), 0
+        if not missing:
+            self._tell_progress(len(requests), len(requests))
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         with self.monitor, progress, closing(self._answers(missing)) as answers:
             for place in range(len(requests)):
@@ -188,7 +191,6 @@ class LlavaFinePruner(lmms):
                     self.lengths[known[place].words, known[place].entering] += 1
                 answer = known[place].result() if place in known else next(answers)
                 progress.update()
-                self._tell_progress(place + 1, len(requests))
                 yield answer
 
     def _answered_ahead(self, requests: Sequence[Instance]) -> dict[int, Answer]:
@@ -221,7 +223,6 @@ class LlavaFinePruner(lmms):
                 yield from answers
 
     def _tell_progress(self, done: int, total: int) -> None:
-        self._progress = done, total
         if self.on_progress is not None:
             self.on_progress(done, total)
 
@@ -322,7 +323,6 @@ class LlavaFinePruner(lmms):
         else:
             tell = partial(self._tell_companion, batch)
             result = self.seat.generate(self.model, self.pruner, batch, inputs, tell)
-            self._tell_progress(*self._progress)  # a batch of many cells takes its time
         answers = self._answers_of(batch, result)  # they are there when the device has computed them
         seconds = time.perf_counter() - started
         # until `Generation` has them
@@ -332,8 +332,11 @@ class LlavaFinePruner(lmms):
         for answer in answers:
             self.lengths[answer.words, answer.entering] += 1
         self._report(batch, result, self.pruner, self.monitor)
-        if self.seat is not None and self.seat.answered > 1:
+        # a window may take long, and would be lost in a kill
+        if self.seat is not None and not batch[0].decoding["do_sample"]:
             self.seat.journal.add([item.key for item in batch], answers)
+        self._computed += len(batch)
+        self._tell_progress(self._computed, self._asked)
         return [answer.result() for answer in answers]
 
     def _answers_of(self, batch: list[Prepared], result: Generation) -> list[Answer]:

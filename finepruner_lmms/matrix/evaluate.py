@@ -41,7 +41,7 @@ class InvalidResult(RuntimeError):
 
 
 def evaluate_cell(
-    lm: LlavaFinePruner, manager: TaskManager, cell: Cell, attempt: Path, cache: Path, company: Company
+    lm: LlavaFinePruner, manager: TaskManager, cell: Cell, attempt: Path, cache: Path, company: Company | None = None
 ) -> tuple[Outcome, list[Sample]] | None:
     """Result and samples of one cell; None in all processes but the first.
 
@@ -51,7 +51,7 @@ def evaluate_cell(
     benchmark = BENCHMARKS[cell.task]
     lm.configure(**_method(cell))
     _check_identity(lm, lm.pruner, cell)
-    lm.seat = company.seat(cell.id, Journal(cache, lm.rank))
+    lm.seat = (company or Company({})).seat(cell.id, Journal(cache, lm.rank))
     share_answers(cache, RUN_ID, lm.rank)
     lm.lengths.clear()
     lm.meter.start()

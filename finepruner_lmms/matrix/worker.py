@@ -104,7 +104,7 @@ def _attempt(
     plan: Plan,
     events: Events,
     first: bool,
-    company: Company,
+    company: Company | None,
 ) -> bool:
     """Run one cell and write what came of it; False if this worker must not go on."""
     folder = cell.path
