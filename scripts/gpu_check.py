@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import gc
 import importlib.util
-import inspect
 import json
 import os
 import statistics
@@ -45,7 +44,9 @@ from finepruner_lmms.bench.prompts import Prompts, random_prompts
 from finepruner_lmms.bench.roofline import measure_device
 from finepruner_lmms.bench.shapes import random_llava
 from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
+from finepruner_lmms.engine.fixed.programs import forget_programs
 from finepruner_lmms.engine.geometry import Geometry
+from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.parts import decoder_layers
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.testing.capture import capture as capture_of
@@ -97,6 +98,7 @@ class Run:
         self.sections: list[dict[str, Any]] = []
         self._model: Any = None
         self._ends, self._section = 0.0, ""
+        self._left_out = 0
 
     @property
     def model(self) -> Any:
@@ -118,13 +120,14 @@ class Run:
 
     def begin(self, section: str, seconds: float) -> None:
         """A section starts."""
-        self._section, self._ends = section, time.monotonic() + seconds
+        self._section, self._ends, self._left_out = section, time.monotonic() + seconds, 0
 
     def within(self, items: Iterable[Any]) -> Iterator[Any]:
         """Items, as long as the section has time; what is left out is said."""
         waiting = list(items)
         for number, item in enumerate(waiting):
             if time.monotonic() > self._ends:
+                self._left_out += len(waiting) - number
                 self.say(left_out=len(waiting) - number, of=len(waiting), reason="the section's time is used up")
                 return
             yield item
@@ -137,6 +140,12 @@ class Run:
     def conclude(self, figure: str, asked: str, found: str, passed: bool | None) -> None:
         """A line of the table."""
         self.lines.append(Line(figure, asked, found, passed))
+
+    def ask_all(self, figure: str, asked: str, found: str, passed: bool | None) -> None:
+        """A line that asks for every case: it does not pass where time was too short for some."""
+        if self._left_out:
+            found, passed = f"{found}; {self._left_out} left out", passed and None
+        self.conclude(figure, asked, found, passed)
 
     def ask_ratio(self, figure: str, least: float, found: float | None) -> None:
         """A line that asks for a ratio; what was measured on small sizes is shown and not judged."""
@@ -225,15 +234,6 @@ def moved(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-def generate(model: Any, pruner: Pruner, inputs: Any, execution: str = "eager", **options: Any) -> Any:
-    """`finepruner_lmms.generate`, also of a version that knows one way to run only."""
-    if "execution" in inspect.signature(fp.generate).parameters:
-        return fp.generate(model, pruner, inputs, execution=execution, **options)
-    if execution != "eager":
-        raise Skipped("this version records nothing")
-    return fp.generate(model, pruner, inputs, **options)
-
-
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Inside, products of float32 are of float32."""
@@ -262,7 +262,7 @@ def device(run: Run) -> None:
     run.conclude(f"{found.name}", "", f"{products}; copies {found.bandwidth / 1e12:.3g} TB/s", None)
 
 
-@section(45)
+@section(30)
 def cpu_equality(run: Run) -> None:
     """In float32 the device keeps the CPU's tokens, and answers with them; logits within the rounding of a sum."""
     here = testing.tiny_llava()
@@ -276,8 +276,8 @@ def cpu_equality(run: Run) -> None:
             if pruner is None:
                 continue
             options = {**testing.OPTIONS, "questions": ["what is it"] * 4, "execution": "eager"}
-            ours = generate(here, pruner, inputs, **options)
-            theirs = generate(there, pruner, moved(inputs, run.device), **options)
+            ours = fp.generate(here, pruner, inputs, **options)
+            theirs = fp.generate(there, pruner, moved(inputs, run.device), **options)
             kept = all(
                 torch.equal(a.cpu(), b.cpu())
                 for layer, rows in ours.trace.kept.items()
@@ -293,10 +293,10 @@ def cpu_equality(run: Run) -> None:
                 run.say(method=named(name, parameters), share=share, kept=kept, tokens=tokens, error_of_bound=error)
     run.say(compared=count, wrong=wrong, largest_error_of_bound=worst, bound=testing.rounding()["atol"])
     found = f"{count - len(wrong)} of {count}, logits off by {worst:.0%} of their rounding at most"
-    run.conclude(f"float32: {run.device.type} = CPU", "every method, tokens kept and answered", found, not wrong)
+    run.ask_all(f"float32: {run.device.type} = CPU", "every method, tokens kept and answered", found, not wrong)
 
 
-@section(60)
+@section(50)
 def graphs_equality(run: Run) -> None:
     """In float32 recorded prefill and decode give `generate`'s tokens: every method, any mix, and rows that end."""
     model = copied(testing.tiny_llava(), run.device)
@@ -312,11 +312,11 @@ def graphs_equality(run: Run) -> None:
                 continue
             inputs = moved(testing.prompts(*rows), run.device)
             options: dict[str, Any] = {"max_new_tokens": steps, "do_sample": False, "questions": ["what"] * len(rows)}
-            plain = generate(model, pruner, inputs, execution="eager", output_logits=True, **options)
+            plain = fp.generate(model, pruner, inputs, execution="eager", output_logits=True, **options)
             if ending:  # the second row's third token ends an answer, in all rows
                 options |= {"eos_token_id": int(plain.sequences[1, 2]), "pad_token_id": testing.PAD}
-                plain = generate(model, pruner, inputs, execution="eager", output_logits=True, **options)
-            fixed = generate(model, pruner, inputs, execution="graphs", **options)
+                plain = fp.generate(model, pruner, inputs, execution="eager", output_logits=True, **options)
+            fixed = fp.generate(model, pruner, inputs, execution="graphs", **options)
             if fixed.execution != "graphs":
                 eager_instead.add(named(name, parameters))
             count += 1
@@ -329,7 +329,7 @@ def graphs_equality(run: Run) -> None:
     text = f"{count - len(wrong)} of {count}" + (f", of which {ties} part at a tie" if ties else "")
     text += f"; {len(eager_instead)} methods ran eagerly" if eager_instead else ""
     asked = f"every method × batch mix × {steps} steps"
-    run.conclude("float32: graphs = eager", asked, text, bool(count) and not wrong and not eager_instead)
+    run.ask_all("float32: graphs = eager", asked, text, bool(count) and not wrong and not eager_instead)
 
 
 def rounding_of(logits: torch.Tensor) -> float:
@@ -406,19 +406,17 @@ def waits(run: Run) -> None:
         pruner = at_some_budget(name, parameters, "50%", 6, testing.VISUAL)
         if pruner is None:
             continue
-        generate(model, pruner, inputs, **options)  # what libraries set up at first
+        fp.generate(model, pruner, inputs, **options)  # what libraries set up at first
         count += 1
         try:
             with no_wait_in_layers(model):
-                generate(model, pruner, inputs, **options)
+                fp.generate(model, pruner, inputs, **options)
         except RuntimeError as error:
             torch.cuda.set_sync_debug_mode("default")
             place = traceback.extract_tb(error.__traceback__)[-1]
             failed[named(name, parameters)] = f"{Path(place.filename).name}:{place.lineno} {first_line(error)}"
     run.say(what="layers of prefill and decode steps", checked=count, failed=failed)
-    run.conclude(
-        "no wait in prefill and decode layers", "every method", f"{count - len(failed)} of {count}", not failed
-    )
+    run.ask_all("no wait in prefill and decode layers", "every method", f"{count - len(failed)} of {count}", not failed)
     asking, prompts = Asking(run.model), random_prompts(run.model, 1 if run.quick else 4, 60)
     with without_end(run.model):
         cases = [("vanilla", None), ("fastv", 64), ("vispruner", 64)]
@@ -498,7 +496,7 @@ def capture(run: Run) -> None:
             finish(run.device)
     run.say(checked=count, failed=failed)
     found = f"{count - len(failed)} of {count}"
-    run.conclude("a choice as a CUDA graph, without a wait", "every way of choosing", found, count > 0 and not failed)
+    run.ask_all("a choice as a CUDA graph, without a wait", "every way of choosing", found, count > 0 and not failed)
 
 
 @section(40)
@@ -527,8 +525,9 @@ def selection(run: Run) -> None:
             slow[label] = round(graph, 2)
     run.say(slow=slow, not_captured=missing)
     text = ", ".join(f"{label}: {taken}" for label, taken in slow.items()) or f"all, the slowest at {worst:.0%} of it"
+    text += f"; {len(missing)} not captured" if missing else ""
     judged = not slow and not missing if run.on_gpu and not run.quick else None
-    run.conclude(f"selection as a graph, batch {batch}", "<= 1 ms; cdpruner 192 <= 3 ms", text, judged)
+    run.ask_all(f"selection as a graph, batch {batch}", "<= 1 ms; cdpruner 192 <= 3 ms", text, judged)
 
 
 def choices(run: Run, pruner: Pruner, batch: int, visual: int) -> Iterator[Callable[[], Any]]:
@@ -550,11 +549,6 @@ def vision(run: Run) -> None:
         pixels = random_prompts(run.model, count, 60).pixels
         taken = median_ms(lambda pixels=pixels: fp.encode_images(run.model, pixels), run.device, run.rounds)
         run.say(pictures=count, execution="eager", ms=round(taken, 2), ms_a_picture=round(taken / count, 3))
-    if importlib.util.find_spec("finepruner_lmms.engine.image_chunks") is None:
-        run.say(chunks="this version encodes no chunks")
-        return
-    from finepruner_lmms.engine.image_chunks import ChunkEncoder
-
     encoder = ChunkEncoder(run.model)
     pictures = [encoder.prepare(pixel.cpu()) for pixel in random_prompts(run.model, encoder.size, 60).pixels]
     encoder.encode(pictures)
@@ -735,7 +729,8 @@ def memory(run: Run) -> None:
         for name in run.within(names):
             more = {"relevance": "embedding"} if name == "cdpruner" else {}
             pruner = run.pruner(name, None if name == "vanilla" else 64, **more)
-            forget_recordings(run)
+            forget_programs(run.model)  # each pays for its own
+            run.free()
             with without_end(run.model):
                 try:
                     # the greatest use is at the first call, which also records
@@ -749,16 +744,7 @@ def memory(run: Run) -> None:
             run.say(method=name, execution=execution, batch=batch, peak_mib=round(peaks[name], 1))
         more_than = {name: round(peak) for name, peak in peaks.items() if peak > peaks.get("vanilla", float("inf"))}
         text = f"{more_than or 'none'} of {len(peaks) - 1} above vanilla's {peaks.get('vanilla', 0):.0f} MiB"
-        run.conclude(f"peak memory of a pruned prefill, {execution}", "never above vanilla", text, not more_than)
-
-
-def forget_recordings(run: Run) -> None:
-    """So that each method pays for its own."""
-    if importlib.util.find_spec("finepruner_lmms.engine.fixed") is not None:
-        from finepruner_lmms.engine.fixed.programs import programs_of
-
-        programs_of(run.model).clear()
-    run.free()
+        run.ask_all(f"peak memory of a pruned prefill, {execution}", "never above vanilla", text, not more_than)
 
 
 @section(45)

@@ -139,7 +139,7 @@ def test_pictures_that_are_not_numbers_fail_the_methods_that_look_at_them():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"do_sample": True}, "do_sample=True"),
+        ({"do_sample": True}, "drawn at random"),
         ({"num_beams": 2}, "num_beams=2"),
         ({"output_logits": True}, "output_log"),
     ],

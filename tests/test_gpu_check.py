@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from pathlib import Path
@@ -21,18 +20,12 @@ CPU = torch.device("cpu")
 HERE = [name for name in gpu_check.SECTIONS if name not in ("sweep", "waits", "memory", "capture")]
 
 
-recorded = pytest.mark.skipif(
-    "execution" not in inspect.signature(fp.generate).parameters, reason="this version runs eagerly only"
-)
-
-
 @pytest.fixture
 def quick(tmp_path):
     torch.set_num_threads(1)
     return gpu_check.Run(CPU, True, tmp_path / "gpu_check.json")
 
 
-@recorded
 def test_all_sections_run_on_a_cpu(tmp_path, capsys):
     out = tmp_path / "gpu_check.json"
     status = gpu_check.main(["--quick", "--device", "cpu", "--sections", ",".join(HERE), "--out", str(out)])
@@ -81,7 +74,7 @@ def test_a_device_that_computes_something_else_is_noticed(quick, monkeypatch):
 
 
 def test_tokens_of_recordings_that_differ_are_noticed(quick, monkeypatch):
-    generate = gpu_check.generate
+    generate = fp.generate
 
     def wrong(model, pruner, inputs, execution="eager", **options):
         result = generate(model, pruner, inputs, execution="eager", **options)
@@ -91,7 +84,7 @@ def test_tokens_of_recordings_that_differ_are_noticed(quick, monkeypatch):
         sequences[0, 1] += 1
         return SimpleNamespace(sequences=sequences, execution=execution)
 
-    monkeypatch.setattr(gpu_check, "generate", wrong)
+    monkeypatch.setattr(fp, "generate", wrong)
     assert not gpu_check.check(quick, ["graphs_equality"])
     assert quick.lines[0].passed is False
 
@@ -114,6 +107,17 @@ def test_time_that_is_used_up_leaves_out_what_is_left(quick):
     assert quick.facts[-1] == {
         "section": "prefill", "left_out": 2, "of": 2, "reason": "the section's time is used up",
     }  # fmt: skip
+
+
+def test_a_line_about_all_cases_does_not_pass_where_some_were_left_out(quick):
+    quick.begin("capture", 5.0)
+    quick.ask_all("captured", "all", "2 of 2", True)
+    quick.begin("capture", -1.0)
+    list(quick.within([1, 2]))
+    quick.ask_all("captured", "all", "2 of 2", True)
+    quick.ask_all("captured", "all", "1 of 2", False)
+    assert [line.passed for line in quick.lines] == [True, None, False]
+    assert quick.lines[1].found == "2 of 2; 2 left out"
 
 
 @pytest.mark.parametrize("found, passed", [(2.0, True), (1.0, False), (None, False)])

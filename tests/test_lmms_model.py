@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def test_a_chat_template_is_checked_before_weights_are_read_and_starts_once(tmp_
         arguments = (QUESTIONS[0], {"max_new_tokens": 2}, lambda picture: [picture], 0, "t", "test")
         metadata = {"task": "t", "doc_id": 0, "repeats": 1}
         request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
-        ((prepared,),) = model._prepared_windows([request], 1)
+        ((prepared,),) = model._prepared_windows([request])
         rows.append(prepared.ids)
     assert rows[0] == rows[1] and rows[0].count(plain.tokenizer.bos_token_id) == 1
 
@@ -271,6 +272,52 @@ def test_half_an_image_is_an_error_that_names_the_document(model, where, tmp_pat
     )
     with pytest.raises(ValueError, match=r"task 't', document 7: its image cannot be read .image file is truncated"):
         list(model.generate_until([request]))
+
+
+def ask(model, documents, count: int, visual):
+    """Questions about the first `count` documents, each with its own."""
+    model.task_dict = {"t": {"test": documents}}
+    requests = [
+        Instance(
+            request_type="generate_until",
+            arguments=(QUESTIONS[i % 3], {"max_new_tokens": 2}, visual, i, "t", "test"),
+            idx=0,
+            metadata={"task": "t", "doc_id": i, "repeats": 1},
+        )
+        for i in range(count)
+    ]
+    return model.generate_until(requests)
+
+
+def test_a_damaged_image_of_a_later_window_stops_only_what_comes_after(model, tmp_path):
+    """Windows are read ahead, but an error is raised at its own: what was asked before is answered first."""
+    Image.effect_noise((200, 150), 90).convert("RGB").save(tmp_path / "half.jpg")
+    content = (tmp_path / "half.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
+    model.configure(method="random", budget=16)
+    documents = [None] * 40 + [tmp_path / "half.jpg"]
+    asked = ask(model, documents, 41, lambda document: [] if document is None else [Image.open(document)])
+    answers = []
+    with pytest.raises(FieldError, match=r"task 't', document 40: its image cannot be read .image file is truncated"):
+        for answer in asked:
+            answers.append(answer)
+    assert len(answers) == 28  # the windows before are of one, two and four batches of four
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
+
+
+def test_answers_depend_neither_on_the_cache_nor_on_chunks_nor_on_repeated_pictures(model):
+    pictures = [Image.effect_noise((300 + 40 * i, 336), 60).convert("RGB") for i in range(4)]
+    model.configure(method="fastv", budget=200)
+    whole = list(ask(model, pictures * 3, 12, lambda picture: [picture]))
+    spent = model.meter.spent()
+    assert spent.images.asked == 12 and spent.images.encoded == 4
+    assert spent.waiting is not None and 0 < spent.waiting < spent.seconds
+    changed = LlavaFinePruner(
+        pretrained="demo", batch_size=2, image_cache=0, image_chunk=3, method="fastv", budget=200, max_new_tokens=2
+    )
+    other = list(ask(changed, [picture.copy() for picture in pictures * 3], 12, lambda picture: [picture]))
+    assert [answer.text for answer in other] == [answer.text for answer in whole]
+    assert changed.images.encoded == 2 + 4 + 4  # once in each window
 
 
 def test_errors_are_raised_not_answered(model, toy, monkeypatch):

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from finepruner_lmms.cli import app
 from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.judge.settings import JudgeServer
-from finepruner_lmms.matrix.judging import assign, judge_cells
+from finepruner_lmms.matrix.judged import assign
+from finepruner_lmms.matrix.judging import judge_cells
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.progress import display_for
 from finepruner_lmms.matrix.report.compare import differences

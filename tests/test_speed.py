@@ -102,6 +102,7 @@ def test_every_format_shows_speed_beside_flops(tmp_path):
     row = next(csv.DictReader(io.StringIO(render_costs(board, "csv"))))
     assert float(row["first_token_p50"]) == 0.0125 and float(row["peak_bytes"]) == 3 * 2**30
     assert (row["measured_questions"], row["conditions"]) == ("8", str(H100))
+    assert float(row["questions_per_second"]) == 4 and float(row["model_questions_per_second"]) == pytest.approx(5)
     shown = CliRunner().invoke(app, ["table", str(tmp_path), "--costs"])
     assert shown.exit_code == 0 and "12.5 ms" in shown.output
 
@@ -112,6 +113,13 @@ def test_rows_that_ran_in_other_conditions_are_named(tmp_path):
     assert "Not measured in the same conditions" in text
     assert "NVIDIA H100, bfloat16, batch 16, graphs: vanilla" in text
     assert "NVIDIA H100, bfloat16, batch 1, eager: fastv 64" in text
+
+
+def test_rows_that_found_other_shares_of_their_images_encoded_are_not_compared_silently(tmp_path):
+    first, later = (speed_of(image_hits=share) for share in (0.2, 1.0))
+    text = render_costs(board_of(tmp_path / "a", first, later), "markdown")
+    assert "20 %" in text and "questions/s is\nnot the methods' doing alone" in text
+    assert "doing alone" not in render_costs(board_of(tmp_path / "b", later, later), "markdown")
 
 
 def test_a_resumed_cell_says_over_how_many_questions_it_was_measured(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.bench.clock import finish
-from finepruner_lmms.engine.generate import Generation, generate
+from finepruner_lmms.engine.generate import generate
 from finepruner_lmms.pruners import Pruner
 
 
@@ -43,8 +43,6 @@ class Asking:
     def __call__(self, pruner: Pruner, inputs: Mapping[str, Any], tokens: int, execution: str) -> Answer:
         """Answer greedily with at most `tokens` tokens, from an idle device to an idle device."""
         device = self.model.device
-        if not _HAS_EXECUTION:
-            return _without_execution(self, pruner, inputs, tokens, execution)
         finish(device)
         started = time.perf_counter()
         result = generate(
@@ -58,7 +56,8 @@ class Asking:
         )
         finish(device)
         taken = time.perf_counter() - started
-        return Answer(result.sequences, taken, result.seconds_to_first_token, result.execution)  # type: ignore[attr-defined]
+        assert result.seconds_to_first_token is not None  # every answer has a first token
+        return Answer(result.sequences, taken, result.seconds_to_first_token, result.execution)
 
 
 @contextmanager
@@ -93,21 +92,3 @@ def counted_waits() -> Iterator[list[str]]:
             yield places
         finally:
             torch.cuda.set_sync_debug_mode(before)
-
-
-_HAS_EXECUTION = "execution" in Generation.__dataclass_fields__
-
-
-def _without_execution(
-    asking: Asking, pruner: Pruner, inputs: Mapping[str, Any], tokens: int, execution: str
-) -> Answer:
-    taken = []
-    for count in (1, tokens):
-        finish(asking.model.device)
-        started = time.perf_counter()
-        result = generate(
-            asking.model, pruner, inputs, questions=asking.questions, max_new_tokens=count, do_sample=False
-        )
-        finish(asking.model.device)
-        taken.append(time.perf_counter() - started)
-    return Answer(result.sequences, taken[1], taken[0], "eager")

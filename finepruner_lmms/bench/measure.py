@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from finepruner_lmms.bench.method import Method
 from finepruner_lmms.bench.promise import Promise, promise
 from finepruner_lmms.bench.prompts import Prompts
 from finepruner_lmms.bench.selection import selection_seconds
+from finepruner_lmms.engine.fixed.programs import forget_programs
 from finepruner_lmms.engine.vision_tower import encode_images
 
 NATURAL_MEAN, NATURAL_MOST = 4, 16
@@ -80,9 +82,11 @@ class Bench:
         """The figures of every method in every execution, `vanilla` and its like first as they are given."""
         model, batch = self.asking.model, len(prompts.ids)
         subjects = [(method, execution) for method in methods for execution in executions]
-        self.note(f"batch {batch}: warm-up")
+        peaks = [self._peak(method, execution, prompts) for method, execution in subjects]
         vision = encode_images(model, prompts.pixels)
-        peaks = [self._warm_up(method, execution, prompts, vision) for method, execution in subjects]
+        for method, execution in subjects:  # until nothing is new, recordings included
+            self.note(f"batch {batch}: warm-up of {method.label}")
+            self._round(0, method, execution, prompts, vision, _Samples())
         encoding: list[float] = []
         choosing: dict[str, list[float]] = {method.label: [] for method in methods}
         samples = [_Samples() for _ in subjects]
@@ -118,19 +122,21 @@ class Bench:
             )
         return found
 
-    def _warm_up(self, method: Method, execution: str, prompts: Prompts, vision: Any) -> int | None:
-        """Ask until nothing is new, captured graphs included; returns the peak of the first call."""
-        model, peak = self.asking.model, None
-        if on_gpu := model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-            before = torch.cuda.memory_allocated(model.device)
-            torch.cuda.reset_peak_memory_stats(model.device)
+    def _peak(self, method: Method, execution: str, prompts: Prompts) -> int | None:
+        """The greatest use of memory in a first call, which on a GPU also records, above what there was before."""
+        model = self.asking.model
+        if model.device.type != "cuda":
+            return None
+        self.note(f"batch {len(prompts.ids)}: memory of {method.label}")
+        forget_programs(model)  # each pays for its own
+        gc.collect()
+        torch.cuda.synchronize(model.device)
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(model.device)
+        torch.cuda.reset_peak_memory_stats(model.device)
         with without_end(model):
             self.asking(method.pruner, prompts.from_pixels, self.tokens, execution)
-        if on_gpu:
-            peak = torch.cuda.max_memory_allocated(model.device) - before
-        self._round(0, method, execution, prompts, vision, _Samples())
-        return peak
+        return torch.cuda.max_memory_allocated(model.device) - before
 
     def _round(
         self, number: int, method: Method, execution: str, prompts: Prompts, vision: Any, sample: _Samples

@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from finepruner_lmms.errors import check_choice
 
 _PAD, _IMAGE = 0, 5
-_LIFE = 2.0  # size of a matrix product's output where its input has size 1: attention is neither flat nor one-hot
+_LIFE = 1.5  # size of a matrix product's output where its input has size 1: attention is neither flat nor one-hot
 
 
 @dataclass(frozen=True)

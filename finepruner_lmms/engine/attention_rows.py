@@ -91,12 +91,13 @@ def visual_rows(
 ) -> Tensor:
     """The attention of the last `rows` tokens but `skip` to the visual tokens, `[B, H, rows, V]`, in float32.
 
-    `inside` `[B, L, D]` is what the attention layer `attn` gets, `keys` `[B, KV heads, L, head_dim]` are rotated. The
-    softmax runs over all that a token sees.
+    `inside` `[B, L, D]` is what the attention layer `attn` gets, of which the last `rows + skip` tokens are enough;
+    `keys` `[B, KV heads, L, head_dim]` are rotated. The softmax runs over all that a token sees.
     """
-    length = inside.shape[1]
+    length, known = keys.shape[2], inside.shape[1]
     last = slice(length - skip - rows, length - skip)
-    query, (cos, sin) = split_heads(attn.q_proj(as_weights(attn.q_proj, inside[:, last])), attn), rotary
+    asking = inside[:, known - skip - rows : known - skip]
+    query, (cos, sin) = split_heads(attn.q_proj(as_weights(attn.q_proj, asking)), attn), rotary
     query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])
     # query heads of one group share their keys; folding them into the rows avoids repeating the keys
     grouped = query.float().unflatten(1, (keys.shape[1], -1)).flatten(2, 3)

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from finepruner_lmms.engine.clock import Clock
 from finepruner_lmms.engine.contract import check_reduction
 from finepruner_lmms.engine.decoder_hooks import attach
+from finepruner_lmms.engine.fixed.answer import Prompts, answer
+from finepruner_lmms.engine.fixed.decoding import Ending
+from finepruner_lmms.engine.fixed.support import EXECUTIONS, why_not
 from finepruner_lmms.engine.generation_modes import check_generation, setting
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.images import image_arguments, outputs_for
+from finepruner_lmms.engine.images import image_arguments, outputs_for, visual_tokens
 from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.engine.prompt_layout import find_padding, read_layout, shorten_prompt
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.vision_tower import encoder_outputs
-from finepruner_lmms.errors import FieldError, nearest
+from finepruner_lmms.errors import FieldError, check_choice, nearest
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.pruners import Pruner, build_pruner
 
+_log = logging.getLogger("finepruner_lmms")
 _INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_features", "vision")
 
 
 @dataclass(frozen=True)
 class Generation:
-    """`sequences` `[B, T]`: new token ids only; `logits`: T tensors `[B, V]` if asked for; `trace`: what was kept."""
+    """`sequences` `[B, T]`: new token ids only; `logits`: T tensors `[B, V]` if asked for; `trace`: what was kept.
+
+    `execution` is how it ran, `"eager"` or `"graphs"`.
+    """
 
     sequences: Tensor
     logits: tuple[Tensor, ...] | None
     trace: Trace
+    execution: str = "eager"
+    clock: Clock | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def seconds_to_first_token(self) -> float | None:
+        """From the call until the first token of all rows was there. Waits for the device where it is not done."""
+        return None if self.clock is None else self.clock.seconds
 
 
 @torch.no_grad()
@@ -42,6 +60,7 @@ def generate(
     inputs: Mapping[str, Any],
     *,
     questions: list[str] | None = None,
+    execution: str = "auto",
     **generation_kwargs: Any,
 ) -> Generation:
     """Answer a batch of prompts with `pruner` at work on an unmodified transformers LLaVA.
@@ -54,44 +73,110 @@ def generate(
     `questions`, one per row, is for methods that read the question apart from the prompt. Everything else goes to
     `model.generate`. A row gets in a batch what it gets alone.
 
+    `execution`: `"eager"` runs transformers' own loop; `"graphs"` runs prefill and decode on buffers of fixed size,
+    which a GPU records once and replays (`engine.fixed`); `"auto"` is `"graphs"` on a GPU and `"eager"` elsewhere.
+    The answers are the same. A call that cannot be recorded runs eagerly, which is logged once with the reason.
+
     Raises `FieldError` for inputs and generation modes that cannot be pruned correctly, and for a budget out of reach
     on this model.
     """
     check_model(model)
+    check_choice("execution", execution, EXECUTIONS)
     geometry = Geometry.of(model.config)
     check_call(model, inputs, questions, generation_kwargs)
+    clock = Clock(model.lm_head.weight.device)
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if mask is None:
         mask = find_padding(ids, *special_ids(model, generation_kwargs))
+    fixed = _on_fixed_buffers(model, execution, ids, generation_kwargs)
+    if fixed:  # what is known of the prompts is worked out on the host, and their images stay where they are
+        ids, mask = ids.cpu(), mask.cpu()
     layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
     pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
     before, inside = pruner.parts(geometry.num_visual_tokens)
-
     generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1])
     shown = any(layout.has_image)
-    if not shown or before is None or before.retained(geometry.num_visual_tokens) == geometry.num_visual_tokens:
-        arguments = {"input_ids": ids, "attention_mask": mask} | image_arguments(inputs, layout)
-        # what works inside was given its share of what works before leaves; without an image there is neither
-        with attach(model, inside if shown and inside is not None else build_pruner("vanilla")) as trace:
-            output = _run(model, arguments, generation_kwargs)
-        return _finish(output, ids.shape[1], trace.drop_beams(len(trace.has_image) // len(ids)))
+    # what works inside was given its share of what works before leaves; without an image there is neither
+    within: Pruner = inside if shown and inside is not None else build_pruner("vanilla")
+    reduced, vision, checks, left = None, None, Trace(), geometry.num_visual_tokens
+    if shown and before is not None and before.retained(left) != left:
+        vision = outputs_for(model, {**inputs, "input_ids": ids}, layout, before, questions)
+        with for_choosing(vision.features.device):
+            reduced = before.reduce(vision)
+        check_reduction(before, reduced, vision.projected, checks)
+        left = reduced.tokens.shape[1]
+        short_ids, mask = shorten_prompt(ids, layout, left, padding_id(model, geometry))
+        generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1], ids.shape[1] - short_ids.shape[1])
+        ids = short_ids
 
-    vision = outputs_for(model, inputs, layout, before, questions)
-    with for_choosing(vision.features.device):
-        reduced = before.reduce(vision)
-    checks = Trace()
-    check_reduction(before, reduced, vision.projected, checks)
-    left = reduced.tokens.shape[1]
-    short_ids, short_mask = shorten_prompt(ids, layout, left, padding_id(model, geometry))
-    arguments = {"input_ids": short_ids, "attention_mask": short_mask} | encoder_outputs(reduced.tokens)
-    generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1], ids.shape[1] - short_ids.shape[1])
-    with attach(model, inside or build_pruner("vanilla"), num_visual_tokens=left) as trace:
-        output = _run(model, arguments, generation_kwargs)
+    if fixed:
+        images = visual_tokens(model, inputs, layout) if reduced is None else reduced.tokens
+        short = layout if reduced is None else read_layout(ids, mask, geometry.image_token_id, left)
+        sequences, found, trace = answer(
+            model,
+            within,
+            Prompts(ids, mask.bool(), short, images, left),
+            ending_of(model, generation_kwargs),
+            setting(model, generation_kwargs, "max_new_tokens"),
+            clock,
+            bool(setting(model, generation_kwargs, "output_logits")),
+        )
+    else:
+        shown_as = image_arguments(inputs, layout) if reduced is None else encoder_outputs(reduced.tokens)
+        arguments = {"input_ids": ids, "attention_mask": mask} | shown_as
+        with attach(model, within, num_visual_tokens=left) as trace, _marked(model, clock):
+            output = model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
+        sequences, found = output.sequences[:, ids.shape[1] :], getattr(output, "logits", None)
+        trace = trace.drop_beams(len(trace.has_image) // len(ids))
+    if vision is not None and reduced is not None:
         for what, values in vision.tensors().items():
             trace.watch(what, values)
-    checks.check()  # after NaN, which may be the reason why a method chose wrongly
-    trace = trace.drop_beams(len(trace.has_image) // len(ids)).to_original_tokens(reduced)
-    return _finish(output, short_ids.shape[1], trace)
+        trace.check()
+        checks.check()  # after NaN, which may be the reason why a method chose wrongly
+        trace = trace.to_original_tokens(reduced)
+    elif fixed:
+        trace.check()
+    logits = None if found is None else tuple(found)
+    return Generation(sequences, logits, trace, "graphs" if fixed else "eager", clock)
+
+
+def _on_fixed_buffers(
+    model: LlavaForConditionalGeneration, execution: str, ids: Tensor, generation_kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether a call runs on fixed buffers. Where it was to be and is not, the reason is logged."""
+    if execution == "eager" or (execution == "auto" and not model.lm_head.weight.is_cuda):
+        return False
+    reason = why_not(model, generation_kwargs, ids.shape[1])
+    if reason is not None:
+        _say_once(reason)
+    return reason is None
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    _log.warning("execution: eager, because %s", reason)
+
+
+@contextmanager
+def _marked(model: LlavaForConditionalGeneration, clock: Clock) -> Iterator[None]:
+    """Inside, the first forward of the model stops `clock`."""
+    hook = model.register_forward_hook(lambda *_: clock.mark())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def ending_of(model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]) -> Ending:
+    """What ends an answer, and fills its row from then on, as transformers finds it."""
+
+    def named(name: str) -> Any:
+        # an argument counts for transformers also where it is None
+        return generation_kwargs[name] if name in generation_kwargs else setting(model, generation_kwargs, name)
+
+    padding, ends = named("pad_token_id"), named("eos_token_id")
+    ends = tuple(ends) if isinstance(ends, list | tuple) else () if ends is None else (int(ends),)
+    return Ending(ends[0] if padding is None and ends else padding or 0, ends)
 
 
 def _lengths(
@@ -160,12 +245,3 @@ def padding_id(model: LlavaForConditionalGeneration, geometry: Geometry) -> int:
     if isinstance(padding, int) and 0 <= padding != geometry.image_token_id:
         return padding
     return 0 if geometry.image_token_id != 0 else 1
-
-
-def _run(model: LlavaForConditionalGeneration, arguments: dict[str, Any], generation_kwargs: dict[str, Any]) -> Any:
-    return model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
-
-
-def _finish(output: Any, prompt_length: int, trace: Trace) -> Generation:
-    logits = getattr(output, "logits", None)
-    return Generation(output.sequences[:, prompt_length:], None if logits is None else tuple(logits), trace)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.engine.parts import word_embeddings
@@ -30,6 +32,17 @@ def image_arguments(inputs: Mapping[str, Any], layout: Layout) -> dict[str, Any]
     if any(layout.has_image):
         raise _no_images()
     return {}
+
+
+def visual_tokens(model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], layout: Layout) -> Tensor | None:
+    """The projected visual tokens `[images, N, D]` of the rows that show an image, in order; None without images.
+
+    Raises `FieldError` where images and placeholders do not fit each other.
+    """
+    arguments = image_arguments(inputs, layout)
+    if (pixels := arguments.get("pixel_values")) is not None:
+        return torch.stack(list(model.get_image_features(pixels, return_dict=True).pooler_output))
+    return torch.stack(arguments["mm_encoder_outputs"]["image"].pooler_output) if arguments else None
 
 
 def outputs_for(

@@ -23,7 +23,7 @@ class Layout:
     by the tokens that a method merges; visual tokens stand in the order of their numbers. `text_after` `[B]` counts
     the text after the image, `tails` too, and `tail` is the largest such count among rows with an image. `lengths`
     (the valid tokens of each row), `visual_counts` and `tails` are known on the host, so that no later step has to
-    wait for the device.
+    wait for the device. They may be upper bounds, and may name each kind of row once (`engine.fixed.shape`).
     """
 
     valid: Tensor
@@ -148,6 +148,18 @@ def left_compact(keep: Tensor, width: int, order: Tensor | None = None) -> tuple
     return index, keep.gather(1, index)
 
 
+def counts_after_drop(
+    lengths: tuple[int, ...], visual: tuple[int, ...], tails: tuple[int, ...], retained: int, merged: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens and visual tokens of each row after a drop, at most, from those before it and the text after the image."""
+    left = tuple(
+        max(min(count, retained), int(tail == 0)) + merged if count else 0
+        for count, tail in zip(visual, tails, strict=True)
+    )
+    after = tuple(length - count + now for length, count, now in zip(lengths, visual, left, strict=True))
+    return after, left
+
+
 def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) -> tuple[Tensor, Layout]:
     """Drop the visual tokens that `keep` `[B, V]` does not name, and make room for `merged` new ones after the rest.
 
@@ -161,14 +173,7 @@ def drop_visual(layout: Layout, keep: Tensor, retained: int, merged: int = 0) ->
     # adding instead of assigning: tokens that left earlier share columns with others, and must not overwrite them
     dropped.scatter_add_(1, layout.columns, (layout.present & ~keep).to(torch.int8))
     stays = layout.valid & (dropped == 0)
-    counts = tuple(
-        max(min(count, retained), int(last)) + (merged if count else 0)
-        for count, last in zip(layout.visual_counts, layout.ends_with_image, strict=True)
-    )
-    lengths = tuple(
-        length - before + after
-        for length, before, after in zip(layout.lengths, layout.visual_counts, counts, strict=True)
-    )
+    lengths, counts = counts_after_drop(layout.lengths, layout.visual_counts, layout.tails, retained, merged)
     columns, order = layout.columns, None
     if merged:
         place = torch.arange(layout.width, device=keep.device).expand_as(stays)

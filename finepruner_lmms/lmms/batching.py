@@ -12,6 +12,8 @@ from finepruner_lmms.checkpoints.images import as_rgb, whole_files
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.image_encoding import Picture
 
+_WINDOW = 8  # batches
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -35,6 +37,18 @@ class Prepared:
     def decoding_key(self) -> str:
         """The same text for requests that can share a call of `generate`."""
         return str(sorted(self.decoding.items()))
+
+
+def windows(count: int, batch_size: int) -> Iterator[slice]:
+    """The requests in runs of 1, 2, 4 and then always 8 batches.
+
+    Inside a window requests are sorted by length: little padding, and answers still come in order. Nothing can be
+    answered before the first window is read, so that one is small; each is read while the one before is answered.
+    """
+    start, size = 0, batch_size
+    while start < count:
+        yield slice(start, min(start + size, count))
+        start, size = start + size, min(2 * size, _WINDOW * batch_size)
 
 
 def batches(prepared: Sequence[Prepared], batch_size: int) -> Iterator[list[int]]:

@@ -28,7 +28,7 @@ from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms.ahead import one_ahead
-from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture
+from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture, windows
 from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import Identity, answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.image_encoding import ImageEncoder, Picture, content_key
@@ -41,8 +41,6 @@ from finepruner_lmms.lmms.response_cache import identify
 from finepruner_lmms.lmms.together import Companion, Seat
 from finepruner_lmms.pruners import Pruner
 
-# requests are sorted by length inside a window of this many batches: little padding, and answers still come in order
-_WINDOW = 8
 _DECODING = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams")
 _IGNORED = {"until"}  # lmms-eval adds "\n\n" where a task names none, which would cut answers short
 
@@ -206,10 +204,9 @@ class LlavaFinePruner(lmms):
 
     def _answers(self, requests: Sequence[Instance]) -> Generator[GenerationResult]:
         """The answers of requests that nobody has answered, in order."""
-        window = _WINDOW * self.batch_size
         self.meter.start()
         tokens, done = 0, 0
-        with closing(self._prepared_windows(requests, window)) as windows:
+        with closing(self._prepared_windows(requests)) as windows:
             for prepared in windows:
                 answers = self._answer_window(prepared)
                 tokens += sum(answer.token_counts.output_tokens for answer in answers)
@@ -238,8 +235,8 @@ class LlavaFinePruner(lmms):
 
     # -- batches ------------------------------------------------------------------------------------------------------
 
-    def _prepared_windows(self, requests: Sequence[Instance], size: int) -> Generator[list[Prepared]]:
-        """The requests in windows of `size`, each made ready while the one before it is answered."""
+    def _prepared_windows(self, requests: Sequence[Instance]) -> Generator[list[Prepared]]:
+        """The requests in windows, each made ready while the one before it is answered."""
         splits = {(task, split) for *_, task, split in (request.args for request in requests)}
         documents = {(task, split): Documents(self.task_dict[task][split]) for task, split in splits}
         self.images.begin_scan(task for task, _ in splits)
@@ -256,8 +253,8 @@ class LlavaFinePruner(lmms):
 
             return prepare_one
 
-        windows = [requests[start : start + size] for start in range(0, len(requests), size)]
-        return one_ahead(windows, prepare, self.meter.wait)
+        parts = [requests[part] for part in windows(len(requests), self.batch_size)]
+        return one_ahead(parts, prepare, self.meter.wait)
 
     def _say_how_input_kept_up(self) -> None:
         spent = self.meter.spent()

@@ -52,10 +52,10 @@ class ModelArguments:
         given = {key: _plain(value) for key, value in arguments.items() if value is not None and key not in _HOST}
         method = _take_method(given)
         own = {f.name for f in fields(cls)} - {"method", "method_arguments"}
-        known = own | known_parameters()
         for key in given:
-            if key not in known:
-                everything = sorted({*known, *_SYNONYMS, "method", "enable_dynamic_selection"})
+            # asked only where it matters, since the methods of all installed packages are loaded for it
+            if key not in own and key not in (known := known_parameters()):
+                everything = sorted({*own, *known, *_SYNONYMS, "method", "enable_dynamic_selection"})
                 hint = nearest(key, everything)
                 problem = f"unknown argument {key!r}{hint}; known: {', '.join(everything)}"
                 raise FieldError(key, problem, value=given[key])

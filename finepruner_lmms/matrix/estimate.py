@@ -6,11 +6,11 @@ Finished cells of the study say by how much that is wrong here, and correct it.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from finepruner_lmms.engine.roofline import (
     CPU,
@@ -80,7 +80,6 @@ class Parts:
     total: float
 
 
-@functools.cache
 def cell_parts(sizes: Sizes, asked: Asked, how: Launched) -> Parts:
     """How long one cell takes where questions are shared evenly between processes, and each image is encoded once."""
     work = WORKLOADS[asked.task]
@@ -164,8 +163,15 @@ def cell_seconds(
     `schedules` are those of the study's rows: the visual tokens entering each layer.
     """
 
+    kinds = {schedule: number for number, schedule in enumerate(dict.fromkeys(schedules))}
+    kind = [kinds[schedule] for schedule in schedules]  # thousands of rows have few schedules
+    known: dict[Any, float] = {}
+
     def predicted(cell: Cell, how: Launched) -> float:
-        return cell_parts(sizes, Asked(cell.task, schedules[cell.row], cell.limit), how).total
+        key = kind[cell.row], cell.task, cell.limit, how.processes, how.batch_size, how.execution.name
+        if key not in known:
+            known[key] = cell_parts(sizes, Asked(cell.task, schedules[cell.row], cell.limit), how).total
+        return known[key]
 
     taken: dict[str, float] = {}
     expected: dict[str, float] = {}

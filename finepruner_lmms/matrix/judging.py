@@ -16,29 +16,13 @@ from finepruner_lmms.judge import mmvet
 from finepruner_lmms.judge.answers import score_file
 from finepruner_lmms.judge.judgements import Judgements
 from finepruner_lmms.judge.scoring import RULES, Scorer
-from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment, judge_name
+from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment
+from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.progress import MISSING, display_for
 from finepruner_lmms.matrix.records import Result, Sample
 from finepruner_lmms.matrix.runner import Display, score_text
 from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
-
-
-def assign(study: Study, judge: Judge | None) -> Study:
-    """A study with `judge` in charge: its judged cells are done only with this one's scores."""
-    name = None if judge is None else judge_name(judge)
-    judged = [_is_judged(cell, judge) for cell in study.cells]
-    cells = [
-        cell.model_copy(update={"judged": by_judge, "judge": name if by_judge else None})
-        for cell, by_judge in zip(study.cells, judged, strict=True)
-    ]
-    return study.model_copy(update={"judge": judge, "cells": tuple(cells)})
-
-
-def _is_judged(cell: Cell, judge: Judge | None) -> bool:
-    if BENCHMARKS[cell.task].judged:
-        return True
-    return isinstance(judge, JudgeServer) and cell.task in judge.also and not cell.submission  # its server scores it
 
 
 def judge_cells(store: Store, study: Study, judge: Judge | None, display: Display) -> None:

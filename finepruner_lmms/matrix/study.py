@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from finepruner_lmms.matrix.cells import describe_row, expand
 from finepruner_lmms.matrix.config import Matrix, load_matrix
-from finepruner_lmms.matrix.judging import assign
+from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.store import State, Store
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.records import Speed
+from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line, Timed
 from finepruner_lmms.matrix.report.tables import as_latex, as_markdown, as_text, row_names, task_title
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _COUNTS = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
 _COUNTS |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
+_SAME_HITS = 0.05
 _COUNT_NOTES = (
     "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
     "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
@@ -26,6 +24,7 @@ _SPEED_NOTES = (
     "TTFT: time to the first token of a batch, from the call of `generate` on; median and 95th percentile over",
     "batches, mean over tasks. ms/token: a decode step, which gives each row of a batch a token. questions/s: over the",
     "whole time, images included. peak: the most memory on one GPU, weights included. waiting: for input.",
+    "image hits: questions whose image was encoded already.",
 )
 
 
@@ -33,19 +32,18 @@ def render_costs(board: Leaderboard, form: str) -> str:
     """What the rows cost, in one of `tables.FORMATS`, ending in a newline; CSV with full precision and units of 1."""
     frame = cost_frame(board, exact=form == "csv")
     if form == "csv":
-        return str(frame.to_csv(index=False, lineterminator="\n"))
+        return frame.csv()
     if form == "latex":
-        return as_latex(frame.astype(str)) + "".join(f"% {note}\n" for note in speed_notes(board))
+        return as_latex(frame) + "".join(f"% {note}\n" for note in speed_notes(board))
     text = as_markdown(frame) if form == "markdown" else as_text(frame, board, f"{board.name}: cost of prefill")
     return text + "\n".join(cost_notes(board)) + "\n"
 
 
-def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
+def cost_frame(board: Leaderboard, exact: bool = False) -> Frame:
     """What the rows cost, one per line of the leaderboard, for reading or exact."""
-    import pandas as pd
-
     whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
-    columns = [column for column in _COLUMNS if exact or any(column.of(board, line) for line in board.lines)]
+    shown = [column for column in _COLUMNS if any(column.of(board, line) is not None for line in board.lines)]
+    columns = [*_COLUMNS, _WITHOUT_PAUSES] if exact else shown
     rows = []
     for line in board.lines:
         row = row_names(board, line, exact) | _count_cells(line, whole, exact)
@@ -56,7 +54,7 @@ def cost_frame(board: Leaderboard, exact: bool = False) -> pd.DataFrame:
             row["measured_questions"] = sum(timed.speed.questions for timed in line.timed) or None
             row["conditions"] = "; ".join(dict.fromkeys(str(timed.speed.conditions) for timed in line.timed)) or None
         rows.append(row)
-    return pd.DataFrame(rows, dtype=object)
+    return Frame.of(rows)
 
 
 def cost_notes(board: Leaderboard) -> list[str]:
@@ -80,6 +78,12 @@ def speed_notes(board: Leaderboard) -> list[str]:
     else:
         notes.append("Not measured in the same conditions, so times compare only inside one of these:")
         notes += [f"  {conditions}: {', '.join(rows)}" for conditions, rows in found.items()]
+    hits = [
+        timed.speed.image_hits for line in board.lines for timed in line.timed if timed.speed.image_hits is not None
+    ]
+    if hits and max(hits) - min(hits) > _SAME_HITS:
+        notes.append("Rows found different shares of their images encoded already (image hits), so that questions/s is")
+        notes.append("not the methods' doing alone; TTFT and ms/token begin after images and are.")
     if any(timed.speed.conditions.together > 1 for line in board.lines for timed in line.timed):
         notes.append("Cells that were answered at once share their time, so they have none of their own here;")
         notes.append("`launch: {fan_out: off}` measures each alone.")
@@ -154,8 +158,14 @@ def _mean(name: str) -> Callable[[Sequence[Speed]], float | None]:
     return join
 
 
-def _rate(speeds: Sequence[Speed]) -> float:
-    return sum(speed.questions_per_second * speed.seconds for speed in speeds) / sum(speed.seconds for speed in speeds)
+def _rate(name: str) -> Callable[[Sequence[Speed]], float]:
+    """Of all tasks, asked one after the other."""
+
+    def join(speeds: Sequence[Speed]) -> float:
+        rows = [speed.questions_per_second * speed.seconds for speed in speeds]
+        return sum(rows) / sum(row / getattr(speed, name) for row, speed in zip(rows, speeds, strict=True))
+
+    return join
 
 
 def _peak(speeds: Sequence[Speed]) -> float | None:
@@ -176,7 +186,15 @@ _COLUMNS = (
     _Column("first_token_p50", "TTFT p50", _mean("first_token_p50"), _milliseconds),
     _Column("first_token_p95", "TTFT p95", _mean("first_token_p95"), _milliseconds),
     _Column("seconds_per_token", "ms/token", _mean("seconds_per_token"), _milliseconds),
-    _Column("questions_per_second", "questions/s", _rate, lambda value: f"{value:.2f}"),
+    _Column("questions_per_second", "questions/s", _rate("questions_per_second"), lambda value: f"{value:.2f}"),
     _Column("peak_bytes", "peak", _peak, lambda value: f"{value / 2**30:.2f} GiB", apart=False),
     _Column("waiting", "waiting", _waiting, lambda value: f"{100 * value:.1f} %", apart=False),
+    _Column("image_hits", "image hits", _mean("image_hits"), lambda value: f"{100 * value:.0f} %", apart=False),
 )
+_WITHOUT_PAUSES = _Column(
+    "model_questions_per_second",
+    "questions/s, model",
+    _rate("model_questions_per_second"),
+    lambda value: f"{value:.2f}",
+)
+"""If the model never waited for images or for answers to be stored."""

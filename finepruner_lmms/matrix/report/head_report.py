@@ -17,6 +17,7 @@ from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.report import head_plots
 from finepruner_lmms.matrix.report.compare import average_draws
+from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 from finepruner_lmms.matrix.report.tables import with_error
 from finepruner_lmms.matrix.store import Store
@@ -110,8 +111,6 @@ def _ranking(store: Store, study: Study) -> dict[str, tuple[float, float | None,
 
 
 def _best(chosen: list[Line]) -> str:
-    import pandas as pd
-
     rows = []
     for tokens in sorted({line.tokens for line in chosen}, reverse=True):
         done = [line for line in chosen if line.tokens == tokens and line.average is not None]
@@ -120,7 +119,7 @@ def _best(chosen: list[Line]) -> str:
         best = max(done, key=lambda line: line.average or 0)
         average = with_error(best.average or 0.0, best.average_error)
         rows.append({"budget": best.budget, **best.given, "average": average})
-    return pd.DataFrame(rows, dtype=object).to_html(index=False, border=0) if rows else "<p>none is complete yet</p>"
+    return Frame.of(rows).html() if rows else "<p>none is complete yet</p>"
 
 
 def heads_alone(board: Leaderboard) -> Iterator[str]:

@@ -53,11 +53,11 @@ def _leaderboard(board: Leaderboard) -> Iterator[str]:
     yield "<h2>Leaderboard</h2>"
     if any(line.average is not None for line in board.lines):
         yield picture(figure(board), "Mean score against the budget, one line per method")
-    yield reading_frame(board).to_html(index=False, border=0, escape=True)
+    yield reading_frame(board).html()
     yield f'<p class="note">{"<br>".join(html.escape(note) for note in notes(board))}</p>'
     if any(line.cost or line.timed for line in board.lines):
         yield "<h2>Cost of prefill</h2>"
-        yield cost_frame(board).to_html(index=False, border=0, escape=True)
+        yield cost_frame(board).html()
         yield f'<p class="note">{"<br>".join(html.escape(note) for note in cost_notes(board))}</p>'
 
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.matrix.progress import MISSING
+from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from finepruner_lmms.matrix.report.compare import Difference
 
 SUBMITTED = "submission written"
@@ -31,15 +30,13 @@ def render(board: Leaderboard, form: str, relative: str = "ratios") -> str:
     return FORMATS[form](board, relative)
 
 
-def reading_frame(board: Leaderboard) -> pd.DataFrame:
+def reading_frame(board: Leaderboard) -> Frame:
     """The leaderboard as texts."""
     return _for_reading(board, "ratios", " ± ", " %")
 
 
 def render_differences(found: Sequence[Difference], first: str, second: str) -> str:
     """A paired comparison as Markdown, which reads well as text, too."""
-    import pandas as pd
-
     rows = [
         {
             "task": BENCHMARKS[d.task].title if d.task in BENCHMARKS else d.task,
@@ -53,7 +50,7 @@ def render_differences(found: Sequence[Difference], first: str, second: str) -> 
     note = "Percent of the maximum, paired over images: 1000 bootstrap draws, the same for both rows."
     if any(d.error is None for d in found):
         note += f" {MISSING}: not measured, because no draw changes the difference, of a task or of one averaged."
-    return f"{as_markdown(pd.DataFrame(rows, dtype=object))}{note}\n"
+    return f"{as_markdown(Frame.of(rows))}{note}\n"
 
 
 def row_names(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
@@ -74,23 +71,21 @@ def _frame(
     average: Callable[[Line], object],
     relative: Callable[[Line], object],
     titles: bool,
-) -> pd.DataFrame:
-    import pandas as pd
-
+) -> Frame:
     rows = []
     for line in board.lines:
         row = row_names(board, line, columns=not titles)
         for task in board.tasks:
             row[task_title(board, task) if titles else task] = cell(task, line)
         rows.append(row | {"average": average(line), "relative": relative(line)})
-    return pd.DataFrame(rows, dtype=object)
+    return Frame.of(rows)
 
 
 def _relative(line: Line, how: str) -> float | None:
     return {"ratios": line.relative, "means": line.relative_of_means}[how]
 
 
-def _for_reading(board: Leaderboard, how: str, plus_minus: str, percent: str) -> pd.DataFrame:
+def _for_reading(board: Leaderboard, how: str, plus_minus: str, percent: str) -> Frame:
     def cell(task: str, line: Line) -> str:
         if (score := line.scores.get(task)) is None:
             return SUBMITTED if task in line.submitted else WAITING if task in line.waiting else MISSING
@@ -166,7 +161,7 @@ def _text(board: Leaderboard, relative: str) -> str:
     return as_text(frame, board, board.name) + "\n".join(notes(board, relative)) + "\n"
 
 
-def as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
+def as_text(frame: Frame, board: Leaderboard, title: str) -> str:
     """A frame with a row per line of the leaderboard, budgets apart."""
     from rich import box
     from rich.console import Console
@@ -176,7 +171,7 @@ def as_text(frame: pd.DataFrame, board: Leaderboard, title: str) -> str:
     for number, column in enumerate(frame.columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     previous = None
-    for line, row in zip(board.lines, frame.itertuples(index=False), strict=True):
+    for line, row in zip(board.lines, frame.rows, strict=True):
         if previous is not None and line.budget != previous:
             table.add_section()
         previous = line.budget
@@ -190,10 +185,9 @@ def _markdown(board: Leaderboard, relative: str) -> str:
     return as_markdown(_for_reading(board, relative, " ± ", " %")) + "\n".join(notes(board, relative)) + "\n"
 
 
-def as_markdown(frame: pd.DataFrame) -> str:
+def as_markdown(frame: Frame) -> str:
     """A frame of texts, with an empty line after it."""
-    align = ["left"] + ["right"] * (len(frame.columns) - 1)
-    return f"{frame.to_markdown(index=False, colalign=align, disable_numparse=True)}\n\n"
+    return f"{frame.markdown()}\n\n"
 
 
 def _csv(board: Leaderboard, relative: str) -> str:
@@ -205,19 +199,16 @@ def _csv(board: Leaderboard, relative: str) -> str:
         lambda line: _relative(line, relative),
         titles=False,
     )
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    return frame.csv()
 
 
 def _latex(board: Leaderboard, relative: str) -> str:
-    return as_latex(_for_reading(board, relative, " ± ", " %").astype(str))
+    return as_latex(_for_reading(board, relative, " ± ", " %"))
 
 
-def as_latex(frame: pd.DataFrame) -> str:
+def as_latex(frame: Frame) -> str:
     """A frame of texts for booktabs."""
-    frame = frame.map(_escape)
-    frame.columns = [_escape(column) for column in frame.columns]
-    layout = "l" + "r" * (len(frame.columns) - 1)
-    return str(frame.style.hide(axis="index").to_latex(hrules=True, column_format=layout))
+    return frame.map(_escape).latex()
 
 
 def _escape(text: str) -> str:
