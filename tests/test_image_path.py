@@ -56,9 +56,11 @@ def same(one: VisionOutputs, other: VisionOutputs) -> bool:
 # -- chunks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("execution", ["eager", "graphs"])
 @pytest.mark.parametrize("size", [1, 4, 8])
-def test_a_pictures_features_do_not_depend_on_company_or_place(size):
-    chunks, asked, others = ChunkEncoder(tiny_llava(), size), pixels(1)[0], pixels(3 * size, seed=1)
+def test_a_pictures_features_do_not_depend_on_company_or_place(size, execution):
+    chunks = ChunkEncoder(tiny_llava(), size, execution)
+    asked, others = pixels(1)[0], pixels(3 * size, seed=1)
     (alone,) = chunks.encode([asked])
     for place in range(size):
         for start in (0, size):
@@ -83,9 +85,11 @@ def test_a_chunk_is_encoded_without_waiting_for_the_device():
 
 
 def test_outputs_of_a_chunk_stay_when_the_next_is_encoded():
-    chunks = ChunkEncoder(tiny_llava(), 2)
+    """A replay writes to the memory of the one before; here it is written to by hand."""
+    chunks = ChunkEncoder(tiny_llava(), 2, "graphs")
     first = chunks.encode(pixels(2))
     before = [outputs.map(torch.clone) for outputs in first]
+    chunks._outputs.map(lambda tensor: tensor.zero_())
     chunks.encode(pixels(2, seed=5))
     assert all(same(*pair) for pair in zip(first, before, strict=True))
 

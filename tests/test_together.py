@@ -9,6 +9,7 @@ from lmms_eval.tasks import TaskManager
 from studies import cell, method
 
 from finepruner_lmms.data import task_folders
+from finepruner_lmms.lmms import model as lmms_model
 from finepruner_lmms.lmms import together
 from finepruner_lmms.lmms.identity import cell_identity
 from finepruner_lmms.lmms.journal import Answer, Journal
@@ -79,17 +80,17 @@ def calls(monkeypatch) -> list[int]:
     """How many methods each call of the engine answered with."""
     seen: list[int] = []
 
-    def counted(name, of):
-        real = getattr(together, name)
+    def counted(module, name, of):
+        real = getattr(module, name)
 
         def call(model, pruners, *arguments, **options):
             seen.append(of(pruners))
             return real(model, pruners, *arguments, **options)
 
-        monkeypatch.setattr(together, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    counted("answer_together", len)
-    counted("generate", lambda _: 1)
+    counted(together, "answer_together", len)
+    counted(lmms_model, "generate", lambda _: 1)
     return seen
 
 

@@ -110,7 +110,9 @@ def _speeds(axes: Any, record: Record, rows: list[Figures]) -> None:
     axes.set_xlim(0, 1.12 * most + 0.1)
     axes.set_yticks(places, [])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_title("speed-up over vanilla; numbers: realised ÷ promised", loc="left", fontsize=10)
+    several = len({one.execution for one in rows}) > 1
+    base = "vanilla of the same execution" if several else "vanilla"
+    axes.set_title(f"speed-up over {base}; numbers: realised ÷ promised", loc="left", fontsize=10)
     _clean(axes)
 
 

@@ -6,12 +6,13 @@ kernel, in which the rows do not see each other. And one size is one CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.parts import check_model, device_of
 from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.errors import FieldError
@@ -22,15 +23,19 @@ CHUNK = 8
 
 
 class ChunkEncoder:
-    """Encodes up to `size` prepared pictures at a time on the model's device, always as a chunk of exactly `size`."""
+    """Encodes up to `size` prepared pictures at a time on the model's device, always as a chunk of exactly `size`.
 
-    def __init__(self, model: LlavaForConditionalGeneration, size: int | None = None) -> None:
+    `execution` is that of `generate`: with `graphs`, and with `auto` on CUDA, the tower is recorded once and replayed,
+    where it can be.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, size: int | None = None, execution: str = "auto") -> None:
         check_model(model)
         self._model = model
         self.device = device_of(model.model.vision_tower, model.device)
         self.size = size or (1 if self.device.type == "cpu" else CHUNK)
         self._pixels: Tensor | None = None
-        self._run: Callable[[], VisionOutputs] = self._encode
+        self._recorded = execution == "graphs" or (execution == "auto" and self.device.type == "cuda")
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """A picture `[3, S, S]` as `encode` copies it best: in the model's type, and pinned for an accelerator."""
@@ -51,9 +56,8 @@ class ChunkEncoder:
             self._pixels[place].copy_(picture, non_blocking=True)
         if left_over := self.size - len(pictures):
             self._pixels[-left_over:] = self._pixels[len(pictures) - 1]
-        outputs = self._run()
+        outputs = self._encode(self._pixels)
         return [outputs.of_rows(slice(row, row + 1)) for row in range(len(pictures))]
 
-    def _encode(self) -> VisionOutputs:
-        assert self._pixels is not None
-        return encode_chunk(self._model, self._pixels)
+    def _encode(self, pixels: Tensor) -> VisionOutputs:
+        return vision_programs(self._model).encode(pixels) if self._recorded else encode_chunk(self._model, pixels)

@@ -314,17 +314,17 @@ class LlavaFinePruner(lmms):
         if pictures:
             inputs["vision"] = self.images.encode(pictures)
         started = time.perf_counter()
+        alone = partial(self._generate, batch, inputs)
         if self.seat is None:
-            questions = [item.question for item in batch]
-            result = generate(self.model, self.pruner, inputs, questions=questions, **batch[0].decoding)
+            result = alone()
         else:
-            tell = partial(self._tell_companion, batch)
-            result = self.seat.generate(self.model, self.pruner, batch, inputs, tell)
+            result = self.seat.generate(
+                self.model, self.pruner, batch, inputs, alone, partial(self._tell_companion, batch)
+            )
         answers = self._answers_of(batch, result)  # they are there when the device has computed them
         seconds = time.perf_counter() - started
-        # until `Generation` has them
-        first, execution = getattr(result, "seconds_to_first_token", None), getattr(result, "execution", "eager")
-        time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, execution)
+        first = result.seconds_to_first_token
+        time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, result.execution)
         self.meter.add(time_of, [(item.task, item.doc_id) for item in batch])
         for answer in answers:
             self.lengths[answer.words, answer.entering] += 1
@@ -335,6 +335,10 @@ class LlavaFinePruner(lmms):
         self._computed += len(batch)
         self._tell_progress(self._computed, self._asked)
         return [answer.result() for answer in answers]
+
+    def _generate(self, batch: list[Prepared], inputs: dict[str, Any]) -> Generation:
+        questions, execution = [item.question for item in batch], self.arguments.execution
+        return generate(self.model, self.pruner, inputs, questions=questions, execution=execution, **batch[0].decoding)
 
     def _answers_of(self, batch: list[Prepared], result: Generation) -> list[Answer]:
         texts = self.tokenizer.batch_decode(result.sequences, skip_special_tokens=True)

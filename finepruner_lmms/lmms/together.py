@@ -15,7 +15,7 @@ from loguru import logger
 
 from finepruner_lmms.engine.fan_out import answer_together, why_apart
 from finepruner_lmms.engine.fan_out.memory import free_bytes, predicted_bytes
-from finepruner_lmms.engine.generate import Generation, generate
+from finepruner_lmms.engine.generate import Generation
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import first_line
 from finepruner_lmms.lmms.batching import Prepared
@@ -76,11 +76,12 @@ class Seat:
         pruner: Pruner,
         batch: Sequence[Prepared],
         inputs: dict[str, Any],
+        alone: Callable[[], Generation],
         tell: Callable[[Companion, Generation], list[Answer]],
     ) -> Generation:
         """What `pruner` makes of a batch, which is answered for the others as well, as far as they lack it.
 
-        `tell` writes down what a companion selected, and makes answers of what it generated. A companion that raises
+        `alone` generates where no other lacks it, or where cells cannot be answered together; `tell` writes down what a companion selected, and makes answers of what it generated. A companion that raises
         is left alone from then on.
         """
         keys, decoding = [item.key for item in batch], batch[0].decoding
@@ -91,7 +92,7 @@ class Seat:
         if waiting and (reason := why_apart(model, decoding)) is not None:
             self._company.say(f"cells are answered one after the other: {reason}")
             waiting = []
-        own = None if waiting else generate(model, pruner, inputs, questions=questions, **decoding)
+        own = None if waiting else alone()
         answered = 1
         while waiting:
             lead = [pruner] if own is None else []

@@ -24,13 +24,16 @@ class Replay:
 
     def __call__(self) -> None:
         """Run the function, or what was recorded of it."""
-        if self._device.type != "cuda":
+        self.record()
+        if self._graph is None:
             self._function()
-        elif self._graph is None:
-            self._graph = self._record()
-            self._graph.replay()
         else:
             self._graph.replay()
+
+    def record(self) -> None:
+        """Record the function, if there is a GPU to do so and it was not done. The function runs a few times for it."""
+        if self._device.type == "cuda" and self._graph is None:
+            self._graph = self._record()
 
     def _record(self) -> torch.cuda.CUDAGraph:
         # libraries set themselves up at the first calls, which cannot be recorded; a stream of its own, as torch asks

@@ -12,6 +12,8 @@ from torch import Tensor
 from finepruner_lmms.engine.fixed.cache import FixedCache
 from finepruner_lmms.engine.versions import cache_keyword
 
+UNSEEN = float("-inf")
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -54,7 +56,6 @@ class Decoding:
         attention = decoder.layers[0].self_attn
         self.cache = FixedCache(storage, rows, config.num_key_value_heads, attention.head_dim, capacities)
         self._keyword = {cache_keyword(decoder.layers[0]): self.cache, "use_cache": True}
-        self._additive = config._attn_implementation == "eager"
 
         def buffer(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -66,7 +67,8 @@ class Decoding:
         self.logits = buffer(rows, model.lm_head.weight.shape[0], dtype=torch.float32)
         self.at = [buffer(1) for _ in segments]
         self.shift = [buffer(rows, 1) for _ in segments]
-        self.seen = [buffer(rows, 1, 1, segment.capacity, dtype=torch.bool) for segment in segments]
+        # added to the logits of attention: 0 where a column is seen
+        self.masks = [buffer(rows, 1, 1, segment.capacity, dtype=model.dtype) for segment in segments]
         self._padding = torch.full((rows, 1), ending.padding, device=device)
         self._ends = torch.tensor(ending.ends, dtype=torch.long, device=device)
 
@@ -82,6 +84,11 @@ class Decoding:
         starts = [segment.layer for segment in self.segments]
         return [max(k for k, start in enumerate(starts) if start <= layer) for layer in range(len(self.decoder.layers))]
 
+    def reset(self) -> None:
+        """An empty prompt and no token so far."""
+        for counter in (self.count, self.token, self.position, *self.at):
+            counter.zero_()
+
     def write_prompt(self) -> None:
         """From now on the layers' keys and values are those of a prompt."""
         self.cache.at = [None] * len(self.cache.at)
@@ -92,12 +99,11 @@ class Decoding:
         `seen` gives for each segment the valid columns of its caches (None: all), their number, and what renumbering
         takes from the positions.
         """
-        for (columns, length, shift), own, at, taken in zip(seen, self.seen, self.at, self.shift, strict=True):
-            own.zero_()
-            if columns is None:
-                own[..., :length].fill_(True)
-            else:
-                own[:, 0, 0, :length].copy_(columns)
+        for (columns, length, shift), mask, at, taken in zip(seen, self.masks, self.at, self.shift, strict=True):
+            mask.fill_(UNSEEN)
+            mask[..., :length].fill_(0)
+            if columns is not None:
+                mask[:, 0, 0, :length].masked_fill_(~columns, UNSEEN)
             at.fill_(length)
             taken.copy_(shift) if isinstance(shift, Tensor) else taken.fill_(shift)
         self.position.copy_(valid.sum(1, keepdim=True))
@@ -109,15 +115,13 @@ class Decoding:
     def step(self) -> None:
         """Take in the newest token, and choose the next."""
         of_layer, hidden = self._of_layer, self.decoder.embed_tokens(self.token)
-        masks, rotary = [], []
-        for own, at, shift in zip(self.seen, self.at, self.shift, strict=True):
-            own.index_fill_(3, at, True)
-            masks.append(self._mask(own, hidden.dtype))
-            rotary.append(self.decoder.rotary_emb(hidden, position_ids=self.position - shift))
+        for mask, at in zip(self.masks, self.at, strict=True):
+            mask.index_fill_(3, at, 0)
+        rotary = [self.decoder.rotary_emb(hidden, position_ids=self.position - shift) for shift in self.shift]
         self.cache.at = [self.at[k] for k in of_layer]
         for layer, k in zip(self.decoder.layers, of_layer, strict=True):
             hidden = layer(
-                hidden, attention_mask=masks[k], position_ids=None, position_embeddings=rotary[k], **self._keyword
+                hidden, attention_mask=self.masks[k], position_ids=None, position_embeddings=rotary[k], **self._keyword
             )
         for at in self.at:
             at.add_(1)
@@ -127,11 +131,6 @@ class Decoding:
     def prefill_arguments(self) -> dict[str, Any]:
         """The cache, under the name by which the layers take it."""
         return self._keyword
-
-    def _mask(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
-        if not self._additive:
-            return seen
-        return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
     def _emit(self, hidden: Tensor) -> None:
         """Choose the next token from what left the last layer, `[B, 1, D]`, as `generate` does."""

@@ -10,8 +10,8 @@ from transformers import LlavaForConditionalGeneration
 from transformers.masking_utils import create_causal_mask
 
 from finepruner_lmms.engine.dropping import Dropping
-from finepruner_lmms.engine.fixed.decoding import Decoding
-from finepruner_lmms.engine.fixed.shape import Shape
+from finepruner_lmms.engine.fixed.decoding import UNSEEN, Decoding
+from finepruner_lmms.engine.fixed.shape import Shape, round_up
 from finepruner_lmms.engine.prompt_state import PromptState
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.pruners.base import Pruner
@@ -85,7 +85,20 @@ class Prefill:
             self.decoder.config, hidden, valid, None, positions, allow_is_causal_skip=valid is None
         )
         return {
-            "attention_mask": mask,
+            "attention_mask": None if mask is None else _additive(mask, hidden.dtype),
             "position_ids": None,
             "position_embeddings": self.decoder.rotary_emb(hidden, position_ids=positions),
         } | self.decoding.prefill_arguments()
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask `[B, 1, L, L]` to be added to logits, with rows that begin at multiples of 16 numbers.
+
+    Attention would make each of these of a bool mask in every layer anew.
+    """
+    if mask.dtype != torch.bool:
+        return mask
+    width = mask.shape[-1]
+    whole = mask.new_full((*mask.shape[:-1], round_up(width, 16)), UNSEEN, dtype=dtype)
+    whole[..., :width].masked_fill_(mask, 0)
+    return whole[..., :width]

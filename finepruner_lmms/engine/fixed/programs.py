@@ -18,7 +18,7 @@ from finepruner_lmms.engine.fixed.capture import Replay
 from finepruner_lmms.engine.fixed.decoding import Decoding, Ending, Segment
 from finepruner_lmms.engine.fixed.prefill import Prefill
 from finepruner_lmms.engine.fixed.shape import CAPACITY_STEP, Shape, round_up
-from finepruner_lmms.engine.fixed.support import weights_at
+from finepruner_lmms.engine.fixed.snapshot import Snapshot
 from finepruner_lmms.engine.prompt_layout import counts_after_drop
 from finepruner_lmms.pruners.base import Pruner, Stage
 
@@ -48,13 +48,20 @@ class Programs:
         head = model.lm_head.weight
         self._device, self._dtype = head.device, head.dtype
         self._storage, self._images = Storage(model.dtype, head.device), Storage(model.dtype, head.device)
-        self._pool = torch.cuda.graph_pool_handle() if head.is_cuda else None
+        self._pool = self._new_pool()
         self._prefills: OrderedDict[Hashable, tuple[Prefill, Replay]] = OrderedDict()
         self._decodings: OrderedDict[Hashable, tuple[Decoding, Replay]] = OrderedDict()
-        self._weights = weights_at(model)
+        self._snapshot = _snapshot(model)
         self._lock, self._last = threading.Lock(), None
         self.made = 0
         """How many programs were made; more than a few per method and batch size means that shapes are too fine."""
+
+    def why_not(self, model: LlavaForConditionalGeneration) -> str | None:
+        """Why `model` cannot be recorded as it is now; None if it can. Forgets what was recorded before it changed."""
+        if not self._snapshot.holds():
+            self.clear()
+            self._snapshot = _snapshot(model)
+        return self._snapshot.why_not()
 
     @property
     def kept(self) -> int:
@@ -77,10 +84,6 @@ class Programs:
             if not storage.holds(elements):
                 self.clear()  # they use the memory that is about to go
                 storage.grow(elements)
-        weights = weights_at(model)
-        if weights != self._weights:
-            self.clear()
-            self._weights = weights
         key: Hashable = (shape.rows, segments, room, ending)
         if key not in self._decodings:
             decoding = Decoding(model, shape.rows, segments, room, ending, self._storage.memory)
@@ -93,7 +96,13 @@ class Programs:
             self._make(self._prefills, whole, (prefill, Replay(prefill.run, self._device, self._pool)))
         self._prefills.move_to_end(whole)
         prefill, run = self._prefills[whole]
+        # recording a step takes steps, which would go on with the prompt if it were there already
+        decoding.reset()
+        step.record()
         return Program(prefill, decoding, run, step)
+
+    def _new_pool(self) -> Any:
+        return torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
 
     @contextmanager
     def one_batch(self) -> Iterator[None]:
@@ -111,6 +120,7 @@ class Programs:
         """Forget all programs."""
         self._prefills.clear()
         self._decodings.clear()
+        self._pool = self._new_pool()  # one whose recordings are all gone cannot be used again
 
     def _make(self, programs: OrderedDict[Hashable, Any], key: Hashable, program: Any) -> None:
         programs[key] = program
@@ -127,6 +137,11 @@ def segment_widths(stages: Sequence[Stage], kinds: Kinds) -> list[tuple[int, int
         lengths, counts = counts_after_drop(lengths, counts, tails, stage.retained, stage.merged)
         found.append((stage.layer, max(lengths)))
     return found
+
+
+def _snapshot(model: LlavaForConditionalGeneration) -> Snapshot:
+    parts = (model.model.language_model, model.lm_head)
+    return Snapshot("the language model", parts, model.config.text_config, (model, model.model))
 
 
 _programs: weakref.WeakKeyDictionary[LlavaForConditionalGeneration, Programs] = weakref.WeakKeyDictionary()

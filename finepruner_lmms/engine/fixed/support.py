@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.engine.fixed.shape import LONGEST
 from finepruner_lmms.engine.generation_modes import setting
-
-EXECUTIONS = ("auto", "eager", "graphs")
 
 # read here, or of no effect on greedy decoding; whatever else is set asks for transformers' own loop
 _READ = {
@@ -49,15 +45,13 @@ _NEUTRAL: dict[str, Any] = {
     "min_length": 0,
     "min_new_tokens": 0,
 }
-_ATTENTION = ("sdpa", "eager")
 
 
 def why_not(model: LlavaForConditionalGeneration, given: Mapping[str, Any], prompt: int) -> str | None:
-    """Why a call of `generate` with the arguments `given`, for so long a prompt, runs eagerly; None if it does not."""
-    return _settings(model, given, prompt) or _modules(model)
+    """Why a call of `generate` with the arguments `given`, for so long a prompt, runs eagerly; None if it does not.
 
-
-def _settings(model: LlavaForConditionalGeneration, given: Mapping[str, Any], prompt: int) -> str | None:
+    What the model itself has against it, its `Snapshot` says.
+    """
     if setting(model, given, "do_sample"):
         return "tokens are drawn at random, which takes transformers' own loop"
     for source in (given, _values(given.get("generation_config")), vars(model.generation_config)):
@@ -75,30 +69,3 @@ def _settings(model: LlavaForConditionalGeneration, given: Mapping[str, Any], pr
 
 def _values(config: Any) -> Mapping[str, Any]:
     return {} if config is None else vars(config)
-
-
-def _modules(model: LlavaForConditionalGeneration) -> str | None:
-    decoder = model.model.language_model
-    if (attention := model.config.text_config._attn_implementation) not in _ATTENTION:
-        return f"the attention {attention!r} reads lengths back from the device"
-    devices = {parameter.device for parameter in (*decoder.parameters(), *model.lm_head.parameters())}
-    if len(devices) > 1 or next(iter(devices)).type == "meta":
-        return "the language model stands on several devices"
-    if torch.is_autocast_enabled(next(iter(devices)).type):
-        return "autocast is on"
-    for module in (model, model.model, *decoder.modules(), *model.lm_head.modules()):
-        if module._forward_hooks or module._forward_pre_hooks or getattr(module, "_hf_hook", None) is not None:
-            return f"a hook is on its {type(module).__name__}, which a recording would pass by"
-        if module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable"):
-            return f"its {type(module).__name__} is compiled"
-        if module.training:
-            return "it is in training mode"
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            return f"its layers are {type(module).__module__}.{type(module).__name__}, which were not tried"
-    return None
-
-
-def weights_at(model: LlavaForConditionalGeneration) -> int:
-    """A number for where the weights lie: recordings read them there, so it must not change."""
-    decoder = model.model.language_model
-    return hash(tuple(p.data_ptr() for part in (decoder, model.lm_head) for p in part.parameters()))
