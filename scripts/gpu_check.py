@@ -48,6 +48,7 @@ from finepruner_lmms.engine.fixed.programs import forget_programs
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.parts import decoder_layers
+from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.testing.capture import capture as capture_of
 from finepruner_lmms.testing.capture import (
@@ -535,9 +536,13 @@ def choices(run: Run, pruner: Pruner, batch: int, visual: int) -> Iterator[Calla
     before, inside = pruner.parts(visual)
     if before is not None:
         images = random_images(batch, 0, before.reads_question, str(run.device), visual=visual)
+        half = ("features", "projected", "cls_projected")  # as a model gives them; attention and keys are float32
+        images = images.replace(**{name: getattr(images, name).to(run.dtype) for name in half})
+        visual = before.retained(visual)
         yield functools.partial(reduction_of, images, before)
     for stage in inside.stages(32, visual) if inside is not None else ():
         state = random_state(batch, 0, str(run.device), visual=visual)
+        state |= {name: state[name].to(run.dtype) for name in ("hidden", "visual_embeds", "text_embeds")}
         yield functools.partial(choice_from, state, inside, stage.retained, stage.layer)
         visual = stage.retained + stage.merged
 
@@ -549,6 +554,10 @@ def vision(run: Run) -> None:
         pixels = random_prompts(run.model, count, 60).pixels
         taken = median_ms(lambda pixels=pixels: fp.encode_images(run.model, pixels), run.device, run.rounds)
         run.say(pictures=count, execution="eager", ms=round(taken, 2), ms_a_picture=round(taken / count, 3))
+        if run.on_gpu:
+            graph = capture_of(lambda pixels=pixels: (encode_chunk(run.model, pixels).projected,))
+            taken = median_ms(graph.replay, run.device, run.rounds)
+            run.say(pictures=count, execution="graph", ms=round(taken, 2), ms_a_picture=round(taken / count, 3))
     encoder = ChunkEncoder(run.model)
     pictures = [encoder.prepare(pixel.cpu()) for pixel in random_prompts(run.model, encoder.size, 60).pixels]
     encoder.encode(pictures)
