@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.lazy import torch
+from finepruner_lmms.ops.fused import kernels_for
 from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
@@ -73,9 +74,9 @@ def mean_similarity(tokens: Tensor, texts: list[Tensor]) -> Tensor:
     texts = [text.to(tokens.device) for text in texts]
     # the mean of cosines is the cosine with the mean of unit vectors
     sums = unit_vectors(torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)).to(unit.dtype).sum(1)
-    # counted on the device: copying the lengths there would wait for it
-    counts = torch.nn.utils.rnn.pad_sequence([unit.new_ones(len(text), 1) for text in texts], batch_first=True).sum(1)
-    return (unit @ (sums / counts.clamp_min(1))[..., None]).squeeze(-1)
+    # filled in on the device: copying the lengths there would wait for it
+    counts = torch.cat([unit.new_full((1, 1), max(len(text), 1)) for text in texts])
+    return (unit @ (sums / counts)[..., None]).squeeze(-1)
 
 
 def scale_relevance(relevance: Tensor) -> Tensor:
@@ -101,6 +102,9 @@ def greedy_map(kernel: Tensor, count: int) -> Tensor:
     Fast greedy MAP inference (Chen et al., NeurIPS 2018, Algorithm 1), a batch at a time, in few operations per step.
     Once no token gains anything (the rank is exhausted), the rest follow by L_jj; the lower index wins a tie.
     """
+    if (fused := kernels_for(kernel)) is not None:
+        chosen, worth = fused.greedy_map(kernel, count)
+        return _fill_exhausted(chosen, worth, kernel.diagonal(dim1=1, dim2=2))
     batch, size, _ = kernel.shape
     rows, flat = kernel.reshape(-1, 1, size), torch.arange(0, batch * size, size, device=kernel.device)
     diagonal = kernel.diagonal(dim1=1, dim2=2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.lazy import torch
+from finepruner_lmms.ops.fused import kernels_for
 from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
@@ -37,12 +38,14 @@ def farthest_points(distance: Tensor, count: int) -> Tensor:
         return torch.zeros(len(distance), count, dtype=torch.long, device=distance.device)
     itself = torch.eye(size, dtype=torch.bool, device=distance.device)
     pick = distance.masked_fill(itself, float("inf")).amin(1).argmax(1, keepdim=True)
+    rows = distance.masked_fill(itself, float("-inf"))  # so that a picked token is never the farthest again
+    if (fused := kernels_for(rows)) is not None:
+        return fused.farthest_points(rows, pick, count)
     picks, nearest = [pick], torch.full_like(distance[:, 0], float("inf"))
-    rows = distance.reshape(-1, size)
+    rows = rows.reshape(-1, size)
     offset = torch.arange(0, len(rows), size, device=distance.device)
     for _ in range(count - 1):
         nearest = torch.minimum(nearest, rows.index_select(0, pick.squeeze(1) + offset))
-        nearest.scatter_(1, pick, float("-inf"))
         pick = nearest.argmax(1, keepdim=True)
         picks.append(pick)
     return torch.cat(picks, dim=1)

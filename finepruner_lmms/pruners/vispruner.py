@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from finepruner_lmms.errors import check_share
 from finepruner_lmms.lazy import torch
+from finepruner_lmms.ops.fused import kernels_for
 from finepruner_lmms.ops.selection import index_to_mask, take, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
@@ -58,7 +59,10 @@ def diverse_tokens(features: Tensor, retained: int, step: int = _STEP) -> Tensor
     who is even then. Similarities are computed once; the released code does so in every round.
     """
     unit = unit_vectors(features.double())
-    similarity = (unit @ unit.transpose(1, 2)).flatten(1)
+    similarity = unit @ unit.transpose(1, 2)
+    if (fused := kernels_for(similarity)) is not None:
+        return fused.diverse_tokens(similarity, retained, step)
+    similarity = similarity.flatten(1)
     size = features.shape[1]
     left = torch.arange(size, device=features.device).expand(len(features), -1)
     while left.shape[1] > retained:

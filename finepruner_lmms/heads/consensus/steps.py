@@ -10,6 +10,7 @@ from finepruner_lmms.heads import ablation, consensus_registry
 from finepruner_lmms.heads.consensus.presets import Preset
 from finepruner_lmms.heads.view import EPS, HeadView, parts, unit_rows
 from finepruner_lmms.lazy import torch
+from finepruner_lmms.ops.fused import kernels_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -183,28 +184,40 @@ def add_diversity(
     member = rank < agreed[:, None]
     unlike = 1 - (cosine * member[:, None]).sum(-1) / agreed.clamp_min(1)[:, None]
     nothing = (agreed == 0)[:, None]
-    score, base = torch.where(nothing, mass, unlike), 0.6 * unlike + 0.4
-    total, near = torch.zeros_like(unlike), torch.full_like(unlike, float("-inf" if proper else "inf"))
-    extreme = torch.maximum if proper else torch.minimum
     barred = torch.zeros_like(unlike).masked_fill_(member, float("-inf"))
-    gone = torch.full_like(unlike[:, :1], float("-inf"))
-    picks = []
-    # always as many steps, so that nothing has to be asked of the device; those beyond the target do not count
+    first, base = torch.where(nothing, mass, unlike) + barred, 0.6 * unlike + 0.4
+    picks = _unlike(cosine, base, first, nothing, barred, proper)
+    number = torch.arange(MOST_DIVERSE, device=rank.device)
+    places = (agreed[:, None] + number).masked_fill(number >= (target - agreed)[:, None], heads)
+    place = torch.where(member, rank, heads)  # in the final order
+    place = place.scatter_reduce(1, picks, places, "amin")
+    order = place.argsort(dim=1, stable=True)
+    return order, (place < heads).sum(1)
+
+
+def _unlike(cosine: Tensor, base: Tensor, first: Tensor, nothing: Tensor, barred: Tensor, proper: bool) -> Tensor:
+    """`MOST_DIVERSE` picks `[B, MOST_DIVERSE]` of heads that are not `barred`: the best of `first`, then of the others.
+
+    Always as many steps, so that nothing has to be asked of the device; who asked for fewer does not count the rest.
+    """
+    if (fused := kernels_for(cosine)) is not None:
+        steps = torch.arange(MOST_DIVERSE, dtype=base.dtype, device=base.device).clamp_min_(1)
+        return fused.unlike_heads(cosine, base, first, nothing, torch.full_like(steps, 0.4) / steps, proper)
+    heads = base.shape[1]
+    total, near = torch.zeros_like(base), torch.full_like(base, float("-inf" if proper else "inf"))
+    extreme = torch.maximum if proper else torch.minimum
+    gone = torch.full_like(base[:, :1], float("-inf"))
+    score, picks = first, []
     for step in range(MOST_DIVERSE):
         if step:
-            score = torch.where(nothing, -near, torch.sub(base, total, alpha=0.4 / step))
-        pick = (score + barred).argmax(1, keepdim=True)
+            score = torch.where(nothing, -near, torch.sub(base, total, alpha=0.4 / step)) + barred
+        pick = score.argmax(1, keepdim=True)
         picks.append(pick)
         barred.scatter_(1, pick, gone)
         row = cosine.gather(1, pick[..., None].expand(-1, -1, heads)).squeeze(1)
         total.add_(row)
         extreme(near, row, out=near)
-    number = torch.arange(MOST_DIVERSE, device=rank.device)
-    places = (agreed[:, None] + number).masked_fill(number >= (target - agreed)[:, None], heads)
-    place = torch.where(member, rank, heads)  # in the final order
-    place = place.scatter_reduce(1, torch.cat(picks, 1), places, "amin")
-    order = place.argsort(dim=1, stable=True)
-    return order, (place < heads).sum(1)
+    return torch.cat(picks, 1)
 
 
 # -- step 5: fusion ---------------------------------------------------------------------------------------------------

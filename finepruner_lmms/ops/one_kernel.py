@@ -1,0 +1,182 @@
+"""Greedy loops in one kernel or two a round, in Triton, for NVIDIA GPUs; `ops.fused` says where they can run.
+
+Hundreds of small operations one after the other cost a launch each, also in a CUDA graph. Here, one program per sample
+goes through all steps. Each function chooses what the loop in plain torch beside its caller chooses, the lower index
+on a tie; sums may be added up in another order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit(do_not_specialize=["count"])
+def _greedy_map(kernel, factors, picks, values, size, count, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    kernel += sample * size * size
+    factors += sample * count * size
+    column = tl.arange(0, BLOCK)
+    inside = column < size
+    gains = tl.load(kernel + column * size + column, mask=inside, other=float("-inf"))
+    for step in range(count):
+        value, pick = tl.max(gains, axis=0, return_indices=True)
+        pick = tl.minimum(pick, size - 1)
+        tl.store(values + sample * count + step, value)
+        tl.store(picks + sample * count + step, pick.to(tl.int64))
+        row = tl.load(kernel + pick * size + column, mask=inside, other=0.0)
+        for first in range(0, step, TILE):
+            earlier = first + tl.arange(0, TILE)
+            there = earlier < step
+            share = tl.load(factors + earlier * size + pick, mask=there, other=0.0)
+            tile = factors + earlier[:, None] * size + column[None, :]
+            part = tl.load(tile, mask=there[:, None] & inside[None, :], other=0.0)
+            row -= tl.sum(share[:, None] * part, axis=0)
+        factor = row * tl.where(value > 0, 1 / tl.sqrt(tl.where(value > 0, value, 1.0)), 0.0)
+        tl.store(factors + step * size + column, factor, mask=inside)
+        tl.debug_barrier()  # the next step reads a column of what all threads wrote
+        gains = tl.where(inside, gains - factor * factor, float("-inf"))
+
+
+def greedy_map(kernel: Tensor, count: int, tile: int = 16, warps: int = 32) -> tuple[Tensor, Tensor]:
+    """Picks `[B, count]` and their gains, of `kernel` `[B, N, N]` float64."""
+    batch, size, _ = kernel.shape
+    picks = torch.empty(batch, count, dtype=torch.long, device=kernel.device)
+    values, factors = kernel.new_empty(batch, count), kernel.new_empty(batch, count, size)
+    block = max(triton.next_power_of_2(size), 32)
+    tile, warps = max(2, min(tile, 16384 // block)), min(warps, block // 32)
+    _greedy_map[(batch,)](
+        kernel.contiguous(), factors, picks, values, size, count, BLOCK=block, TILE=tile, num_warps=warps
+    )
+    return picks, values
+
+
+@triton.jit(do_not_specialize=["count"])
+def _farthest_points(distance, picks, size, count, BLOCK: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    distance += sample * size * size
+    picks += sample * count
+    column = tl.arange(0, BLOCK)
+    inside = column < size
+    nearest = tl.where(inside, float("inf"), float("-inf")).to(tl.float32)
+    pick = tl.load(picks).to(tl.int32)
+    for step in range(1, count):
+        row = tl.load(distance + pick * size + column, mask=inside, other=float("-inf"))
+        nearest = tl.where(column == pick, float("-inf"), tl.minimum(nearest, row))
+        _, best = tl.max(nearest, axis=0, return_indices=True)
+        pick = tl.minimum(best, size - 1)
+        tl.store(picks + step, pick.to(tl.int64))
+
+
+def farthest_points(distance: Tensor, first: Tensor, count: int) -> Tensor:
+    """`count` picks `[B, count]` from `first` `[B, 1]` on, by `distance` `[B, N, N]` float32."""
+    batch, size, _ = distance.shape
+    picks = torch.empty(batch, count, dtype=torch.long, device=distance.device)
+    picks[:, :1] = first
+    block = triton.next_power_of_2(size)
+    _farthest_points[(batch,)](
+        distance.contiguous(), picks, size, count, BLOCK=block, num_warps=min(8, max(1, block // 128))
+    )
+    return picks
+
+
+@triton.jit(do_not_specialize=["length"])
+def _nearest_odd(similarity, left, nearest, size, length, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    even = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    odd = tl.arange(0, BLOCK)
+    left += sample * size
+    is_even, is_odd = 2 * even < length, 2 * odd + 1 < length
+    row = tl.load(left + 2 * even, mask=is_even, other=0)
+    column = tl.load(left + 2 * odd + 1, mask=is_odd, other=0)
+    pairs = similarity + sample * size * size + row[:, None] * size + column[None, :]
+    found = tl.load(pairs, mask=is_even[:, None] & is_odd[None, :], other=float("-inf"))
+    tl.store(nearest + sample * size + even, tl.max(found, axis=1), mask=is_even)
+
+
+@triton.jit(do_not_specialize=["length", "removed"])
+def _go_on(left, nearest, after, size, length, removed, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    left, after, nearest = left + sample * size, after + sample * size, nearest + sample * size
+    place = tl.arange(0, BLOCK)
+    evens, odds = (length + 1) // 2, length // 2
+    own = tl.load(nearest + place, mask=place < evens, other=float("-inf"))
+    rank = tl.zeros((BLOCK,), dtype=tl.int32)
+    for first in range(0, evens, TILE):
+        other = first + tl.arange(0, TILE)
+        theirs = tl.load(nearest + other, mask=other < evens, other=float("-inf"))
+        ahead = (theirs[:, None] > own[None, :]) | (
+            (theirs[:, None] == own[None, :]) & (other[:, None] < place[None, :])
+        )
+        rank += tl.sum((ahead & (other < evens)[:, None]).to(tl.int32), axis=0)
+    survives = (place < evens) & (rank >= removed)
+    tl.store(after + rank - removed, tl.load(left + 2 * place, mask=survives, other=0), mask=survives)
+    token = tl.load(left + 2 * place + 1, mask=place < odds, other=0)
+    tl.store(after + evens - removed + place, token, mask=place < odds)
+
+
+def diverse_tokens(similarity: Tensor, retained: int, step: int) -> Tensor:
+    """Which tokens are left after rounds of matching by `similarity` `[B, M, M]` float64: `[B, retained]`."""
+    batch, size, _ = similarity.shape
+    left = torch.arange(size, device=similarity.device).expand(batch, -1).contiguous()
+    after, nearest = torch.empty_like(left), similarity.new_empty(batch, size)
+    similarity, block, rows = similarity.contiguous(), triton.next_power_of_2((size + 1) // 2), 8
+    length = size
+    while length > retained:
+        evens = (length + 1) // 2
+        removed = min(step, length - retained, evens)
+        grid = (batch, triton.cdiv(evens, rows))
+        _nearest_odd[grid](similarity, left, nearest, size, length, BLOCK=block, ROWS=rows, num_warps=4)
+        _go_on[(batch,)](left, nearest, after, size, length, removed, BLOCK=block, TILE=16, num_warps=16)
+        left, after, length = after, left, length - removed
+    return left[:, :retained]
+
+
+@triton.jit
+def _unlike_heads(
+    cosine, base, first, nothing, share, picks, heads, steps: tl.constexpr, PROPER: tl.constexpr, BLOCK: tl.constexpr
+):
+    sample = tl.program_id(0).to(tl.int64)
+    cosine += sample * heads * heads
+    head = tl.arange(0, BLOCK)
+    inside = head < heads
+    alone = tl.load(nothing + sample) != 0
+    score = tl.load(first + sample * heads + head, mask=inside, other=float("-inf"))
+    open_ = score > float("-inf")
+    level = tl.load(base + sample * heads + head, mask=inside, other=0.0)
+    total, near = tl.zeros_like(level), tl.zeros_like(level)
+    for step in range(steps):
+        if step:
+            score = tl.where(alone, -near, level - tl.load(share + step) * total)
+        _, best = tl.max(tl.where(open_, score, float("-inf")), axis=0, return_indices=True)
+        pick = tl.minimum(best, heads - 1)
+        tl.store(picks + sample * steps + step, pick.to(tl.int64))
+        open_ = open_ & (head != pick)
+        row = tl.load(cosine + pick * heads + head, mask=inside, other=0.0)
+        total += row
+        if step:
+            near = tl.maximum(near, row) if PROPER else tl.minimum(near, row)
+        else:
+            near = row
+
+
+def unlike_heads(cosine: Tensor, base: Tensor, first: Tensor, nothing: Tensor, share: Tensor, proper: bool) -> Tensor:
+    """The picks `[B, steps]` of `heads.consensus.steps.add_diversity`; `share` `[steps]` is 0.4 / step."""
+    batch, heads = base.shape
+    picks = torch.empty(batch, len(share), dtype=torch.long, device=base.device)
+    _unlike_heads[(batch,)](
+        cosine.contiguous(),
+        base,
+        first,
+        nothing,
+        share,
+        picks,
+        heads,
+        len(share),
+        PROPER=proper,
+        BLOCK=triton.next_power_of_2(heads),
+        num_warps=1,
+    )
+    return picks
