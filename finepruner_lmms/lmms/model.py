@@ -274,12 +274,12 @@ class LlavaFinePruner(lmms):
             inputs["vision"] = self.images.encode(pictures)
         questions = [item.question for item in batch]
         started = time.perf_counter()
-        result = generate(self.model, self.pruner, inputs, questions=questions, **batch[0].decoding)
+        how: dict[str, Any] = {"questions": questions, "execution": self.arguments.execution}
+        result = generate(self.model, self.pruner, inputs, **how, **batch[0].decoding)
         sequences = result.sequences.tolist()  # the answers are there when the device has computed them
         seconds = time.perf_counter() - started
-        # until `Generation` has them
-        first, execution = getattr(result, "seconds_to_first_token", None), getattr(result, "execution", "eager")
-        time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, execution)
+        first = result.seconds_to_first_token
+        time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, result.execution)
         self.meter.add(time_of, [(item.task, item.doc_id) for item in batch])
         for item, entering in zip(batch, result.trace.tokens_entering, strict=True):
             text = item.length - (self.num_visual_tokens if item.image is not None else 0)

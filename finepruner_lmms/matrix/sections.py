@@ -28,6 +28,7 @@ class ModelSection(_Section):
     dtype: str = "auto"
     device: str = "auto"
     attn_implementation: str = "sdpa"
+    execution: str = "auto"
     max_new_tokens: PositiveInt | None = None
     image_cache: NonNegativeInt = 1024
     image_cache_place: str = "device"
