@@ -319,6 +319,8 @@ def bench(
     from finepruner_lmms.bench.session import measure, write
 
     if redraw is not None:
+        if pretrained or like:
+            raise FieldError("--redraw", "measures nothing", value=redraw, fix="leave --pretrained and --like out")
         sys.stdout.write(write(redraw, out or redraw.parent))
         return
     asked: dict[str, Any] = {"pretrained": pretrained, "like": like, "methods": methods, "batch": batch}

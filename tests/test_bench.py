@@ -74,6 +74,8 @@ def test_a_table_can_be_written_again_without_measuring(written, tmp_path):
     wrong.write_text(json.dumps({"model": "x"}))
     done = CliRunner().invoke(app, ["bench", "--redraw", str(wrong)])
     assert done.exit_code == 2 and "wrong.json' is no result of `bench`" in done.stderr
+    done = CliRunner().invoke(app, ["bench", "--redraw", str(wrong), "--like", "tiny"])
+    assert done.exit_code == 2 and "--redraw: measures nothing; leave --pretrained" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ def markdown(record: Record) -> str:
     parts = [
         f"# {record.model}: {device.name}\n",
         f"{machine}.\n",
-        f"{weights.capitalize()}; {record.text:.0f} text and {record.visual} visual tokens; {record.rounds} rounds, in "
-        "each of which every method was asked once; medians, in brackets the 5th and 95th percentile. Times are of a "
-        "whole batch, in milliseconds.\n",
+        f"{weights.capitalize()}; {record.text:.0f} text and {record.visual} visual tokens; methods were asked "
+        f"in turn, each {record.rounds} times; medians, in brackets the 5th and 95th percentile. Times are of a whole "
+        "batch, in milliseconds.\n",
     ]
     for batch in record.batches:
         rows = record.of_batch(batch)
@@ -48,7 +48,7 @@ def _measured(record: Record, rows: Sequence[Figures]) -> str:
             f"{1e3 * one.first.median:.4g} / {1e3 * one.first.p95:.4g}",
             _ms(one.step),
             _plain(one.per_second),
-            _plain(one.natural),
+            f"{_plain(one.natural)}, {one.natural_tokens:.1f} tokens",
             "–" if one.peak is None else f"{one.peak / 2**20:.0f}",
             "–" if one.waits is None else f"{one.waits.first} + {one.waits.step:.3g}",
         )

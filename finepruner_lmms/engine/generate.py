@@ -16,20 +16,24 @@ from transformers import LlavaForConditionalGeneration
 from finepruner_lmms.engine.clock import Clock
 from finepruner_lmms.engine.contract import check_reduction
 from finepruner_lmms.engine.decoder_hooks import attach
+from finepruner_lmms.engine.execution import EXECUTIONS
 from finepruner_lmms.engine.fixed.answer import Prompts, answer
 from finepruner_lmms.engine.fixed.decoding import Ending
 from finepruner_lmms.engine.fixed.programs import programs_of
-from finepruner_lmms.engine.fixed.support import EXECUTIONS, why_not
+from finepruner_lmms.engine.fixed.support import why_not
+from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.generation_modes import check_generation, setting
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.images import image_arguments, outputs_for, visual_tokens
+from finepruner_lmms.engine.images import encoded, image_arguments, outputs_for, visual_tokens
 from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.engine.prompt_layout import find_padding, read_layout, shorten_prompt
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.vision_tower import encoder_outputs
 from finepruner_lmms.errors import FieldError, check_choice, nearest
 from finepruner_lmms.ops.precision import for_choosing
-from finepruner_lmms.pruners import Pruner, build_pruner
+from finepruner_lmms.pruners import Pruner, VisionPruner, build_pruner
+from finepruner_lmms.pruners.base import Reduction
+from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 _log = logging.getLogger("finepruner_lmms")
 _INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_features", "vision")
@@ -94,6 +98,8 @@ def generate(
         ids, mask = ids.cpu(), mask.cpu()
     layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
     pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
+    if fixed:
+        inputs = encoded(model, inputs, layout, vision_programs(model).encode)
     before, inside = pruner.parts(geometry.num_visual_tokens)
     generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1])
     shown = any(layout.has_image)
@@ -102,8 +108,7 @@ def generate(
     reduced, vision, checks, left = None, None, Trace(), geometry.num_visual_tokens
     if shown and before is not None and before.retained(left) != left:
         vision = outputs_for(model, {**inputs, "input_ids": ids}, layout, before, questions)
-        with for_choosing(vision.features.device):
-            reduced = before.reduce(vision)
+        reduced = vision_programs(model).reduce(before, vision) if fixed else _reduced(before, vision)
         check_reduction(before, reduced, vision.projected, checks)
         left = reduced.tokens.shape[1]
         short_ids, mask = shorten_prompt(ids, layout, left, padding_id(model, geometry))
@@ -117,7 +122,7 @@ def generate(
             model,
             within,
             Prompts(ids, mask.bool(), short, images, left),
-            _ending(model, generation_kwargs),
+            ending_of(model, generation_kwargs),
             setting(model, generation_kwargs, "max_new_tokens"),
             clock,
             bool(setting(model, generation_kwargs, "output_logits")),
@@ -139,6 +144,11 @@ def generate(
         trace.check()
     logits = None if found is None else tuple(found)
     return Generation(sequences, logits, trace, "graphs" if fixed else "eager", clock)
+
+
+def _reduced(pruner: VisionPruner, vision: VisionOutputs) -> Reduction:
+    with for_choosing(vision.features.device):
+        return pruner.reduce(vision)
 
 
 def _on_fixed_buffers(
@@ -168,7 +178,7 @@ def _marked(model: LlavaForConditionalGeneration, clock: Clock) -> Iterator[None
         hook.remove()
 
 
-def _ending(model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]) -> Ending:
+def ending_of(model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]) -> Ending:
     """What ends an answer, and fills its row from then on, as transformers finds it."""
 
     def named(name: str) -> Any:

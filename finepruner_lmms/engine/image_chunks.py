@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from finepruner_lmms.engine.fixed.capture import Replay
+from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.parts import check_model, device_of
 from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.errors import FieldError
@@ -20,14 +20,13 @@ from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 CHUNK = 8
 """Pictures in a chunk on an accelerator. On a CPU, where eight pictures take eight times as long as one, it is one."""
-_ATTENTION = ("sdpa", "eager")
 
 
 class ChunkEncoder:
     """Encodes up to `size` prepared pictures at a time on the model's device, always as a chunk of exactly `size`.
 
     `execution` is that of `generate`: with `graphs`, and with `auto` on CUDA, the tower is recorded once and replayed,
-    unless accelerate keeps parts of it elsewhere.
+    where it can be.
     """
 
     def __init__(self, model: LlavaForConditionalGeneration, size: int | None = None, execution: str = "auto") -> None:
@@ -36,16 +35,15 @@ class ChunkEncoder:
         self.device = device_of(model.model.vision_tower, model.device)
         self.size = size or (1 if self.device.type == "cpu" else CHUNK)
         self._pixels: Tensor | None = None
-        self._outputs: VisionOutputs | None = None
-        self._replay: Replay | None = None
-        self._weights = 0
         self._recorded = execution == "graphs" or (execution == "auto" and self.device.type == "cuda")
-        self._recorded = self._recorded and _can_be_recorded(model)
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """A picture `[3, S, S]` as `encode` copies it best: in the model's type, and pinned for an accelerator."""
         pixels = pixels.to(self._model.dtype)
-        return pixels.pin_memory() if self.device.type == "cuda" else pixels
+        if self.device.type != "cuda":
+            return pixels
+        with torch.cuda.device(self.device):  # a thread starts at the first GPU, and pinning would open a context there
+            return pixels.pin_memory()
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Tensor]) -> list[VisionOutputs]:
@@ -61,35 +59,8 @@ class ChunkEncoder:
             self._pixels[place].copy_(picture, non_blocking=True)
         if left_over := self.size - len(pictures):
             self._pixels[-left_over:] = self._pixels[len(pictures) - 1]
-        outputs = self._run()
+        outputs = self._encode(self._pixels)
         return [outputs.of_rows(slice(row, row + 1)) for row in range(len(pictures))]
 
-    def _run(self) -> VisionOutputs:
-        if not self._recorded:
-            self._encode()
-        else:
-            weights = hash(tuple(parameter.data_ptr() for parameter in _parameters(self._model)))
-            if self._replay is None or weights != self._weights:
-                self._replay, self._weights = Replay(self._encode, self.device), weights
-            self._replay()
-        assert self._outputs is not None
-        # the next replay writes to the same memory
-        return self._outputs.map(torch.clone) if self._recorded else self._outputs
-
-    def _encode(self) -> None:
-        assert self._pixels is not None
-        self._outputs = encode_chunk(self._model, self._pixels)
-
-
-def _parameters(model: LlavaForConditionalGeneration) -> list[Tensor]:
-    return [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
-
-
-def _can_be_recorded(model: LlavaForConditionalGeneration) -> bool:
-    """Whether the tower and the projector stand on one device, with an attention that asks it for nothing."""
-    modules = [*model.model.vision_tower.modules(), *model.model.multi_modal_projector.modules()]
-    return (
-        model.config.vision_config._attn_implementation in _ATTENTION
-        and len({parameter.device for parameter in _parameters(model)}) == 1
-        and not any(getattr(module, "_hf_hook", None) for module in modules)
-    )
+    def _encode(self, pixels: Tensor) -> VisionOutputs:
+        return vision_programs(self._model).encode(pixels) if self._recorded else encode_chunk(self._model, pixels)

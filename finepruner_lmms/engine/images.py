@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from finepruner_lmms.engine.parts import word_embeddings
+from finepruner_lmms.engine.parts import device_of, word_embeddings
 from finepruner_lmms.engine.prompt_layout import Layout
 from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 from finepruner_lmms.errors import FieldError
@@ -32,6 +32,21 @@ def image_arguments(inputs: Mapping[str, Any], layout: Layout) -> dict[str, Any]
     if any(layout.has_image):
         raise _no_images()
     return {}
+
+
+def encoded(
+    model: LlavaForConditionalGeneration,
+    inputs: Mapping[str, Any],
+    layout: Layout,
+    encode: Callable[[Tensor], VisionOutputs],
+) -> Mapping[str, Any]:
+    """The same inputs with `vision` in place of `pixel_values`; `encode` gets pixels as the tower takes them."""
+    if (pixels := inputs.get("pixel_values")) is None or not len(pixels):
+        return inputs
+    tower = model.model.vision_tower
+    pixels = pixels[_images_of_rows("pixel_values", len(pixels), layout)]
+    pixels = pixels.to(device_of(tower, pixels.device), model.dtype, non_blocking=True)
+    return {key: value for key, value in inputs.items() if key != "pixel_values"} | {"vision": encode(pixels)}
 
 
 def visual_tokens(model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], layout: Layout) -> Tensor | None:

@@ -40,7 +40,7 @@ class ImageEncoder:
         arguments: ModelArguments,
     ) -> None:
         self._processor, self._aspect_ratio = image_processor, arguments.image_aspect_ratio
-        self._chunks = ChunkEncoder(model, arguments.image_chunk, getattr(arguments, "execution", "auto"))
+        self._chunks = ChunkEncoder(model, arguments.image_chunk, arguments.execution)
         dtype = None if arguments.image_cache_dtype == "auto" else getattr(torch, arguments.image_cache_dtype)
         self._storage = Storage(model.device, arguments.image_cache_place, dtype)
         self._cache = ImageCache(arguments.image_cache * 2**20, self._storage)

@@ -7,6 +7,7 @@ from typing import Any
 
 from finepruner_lmms.checkpoints.images import ASPECT_RATIOS
 from finepruner_lmms.checkpoints.prompts import CONVERSATIONS
+from finepruner_lmms.engine.execution import EXECUTIONS
 from finepruner_lmms.errors import FieldError, check_choice, check_integer, nearest, show
 from finepruner_lmms.files import expand_home
 from finepruner_lmms.lazy import np
@@ -35,6 +36,8 @@ class ModelArguments:
     dtype: str = "auto"
     device: str = "auto"
     attn_implementation: str = "sdpa"
+    execution: str = "auto"
+    """How `generate` runs: `eager`, or recorded and replayed, `graphs`; `auto` is `graphs` on a GPU."""
     batch_size: int = 1
     max_new_tokens: int | None = None
     image_cache: int = 1024
@@ -94,6 +97,7 @@ class ModelArguments:
         check_choice("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         check_choice("dtype", self.dtype, _DTYPES)
         check_choice("attn_implementation", self.attn_implementation, _ATTENTION)
+        check_choice("execution", self.execution, EXECUTIONS)
         check_integer("batch_size", self.batch_size, 1)
         check_integer("image_cache", self.image_cache, 0)
         check_choice("image_cache_place", self.image_cache_place, _CACHE_PLACES)

@@ -64,8 +64,9 @@ class Cell(Record):
 
     def spec(self) -> dict[str, Any]:
         """Its settings, as `result.json` has them."""
-        # where it ran changed nothing
-        settings = {"model": self.model.model_dump(exclude={"device"}), "limit": self.limit, "task": self.task}
+        # where and how it ran changed nothing
+        how = {"device", "execution", "image_cache", "image_cache_place", "image_chunk"}
+        settings = {"model": self.model.model_dump(exclude=how), "limit": self.limit, "task": self.task}
         settings |= {"data": self.data} | ({"submission": True} if self.submission else {})
         return settings | self.method.model_dump() | {"identity": self.identity.model_dump()}
 
@@ -100,6 +101,8 @@ class Plan(Record):
     limit: int | None
     monitor: bool
     submission: bool
+    fan_out: int | None
+    """How many cells of a task are answered together at most; None for as many as memory allows."""
     cells: tuple[PlannedCell, ...]
 
 

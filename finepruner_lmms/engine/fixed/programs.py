@@ -51,7 +51,7 @@ class Programs:
         self._pool = self._new_pool()
         self._prefills: OrderedDict[Hashable, tuple[Prefill, Replay]] = OrderedDict()
         self._decodings: OrderedDict[Hashable, tuple[Decoding, Replay]] = OrderedDict()
-        self._snapshot = Snapshot(model)
+        self._snapshot = _snapshot(model)
         self._lock, self._last = threading.Lock(), None
         self.made = 0
         """How many programs were made; more than a few per method and batch size means that shapes are too fine."""
@@ -60,7 +60,7 @@ class Programs:
         """Why `model` cannot be recorded as it is now; None if it can. Forgets what was recorded before it changed."""
         if not self._snapshot.holds():
             self.clear()
-            self._snapshot = Snapshot(model)
+            self._snapshot = _snapshot(model)
         return self._snapshot.why_not()
 
     @property
@@ -137,6 +137,11 @@ def segment_widths(stages: Sequence[Stage], kinds: Kinds) -> list[tuple[int, int
         lengths, counts = counts_after_drop(lengths, counts, tails, stage.retained, stage.merged)
         found.append((stage.layer, max(lengths)))
     return found
+
+
+def _snapshot(model: LlavaForConditionalGeneration) -> Snapshot:
+    parts = (model.model.language_model, model.lm_head)
+    return Snapshot("the language model", parts, model.config.text_config, (model, model.model))
 
 
 _programs: weakref.WeakKeyDictionary[LlavaForConditionalGeneration, Programs] = weakref.WeakKeyDictionary()

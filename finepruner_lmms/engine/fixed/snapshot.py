@@ -6,24 +6,26 @@ millisecond, because a GPU may be waiting for it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration
 
 _ATTENTION = ("sdpa", "eager")
 _OWN = ("forward", "_hf_hook", "_compiled_call_impl")  # on an object itself only where somebody put it there
 
 
 class Snapshot:
-    """The language model of a LLaVA as it was."""
+    """Some parts of a model as they were, with all that is in them; of `callers` only themselves.
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        decoder, head = model.model.language_model, model.lm_head
-        modules = [model, model.model, *decoder.modules(), *head.modules()]
-        self._config = model.config.text_config
-        self._device = head.weight.device
+    `config` is the parts' own configuration, `what` their name in a sentence.
+    """
+
+    def __init__(self, what: str, parts: Sequence[nn.Module], config: Any, callers: Sequence[nn.Module] = ()) -> None:
+        modules = [*callers, *(module for part in parts for module in part.modules())]
+        self._what, self._config = what, config
+        self._device = next(parts[-1].parameters()).device
         self._modules = [(module, vars(module)) for module in modules]
         self._children = [(found, tuple(found.values())) for _, own in self._modules if (found := own["_modules"])]
         owners = [own["_parameters"] for _, own in self._modules]
@@ -52,7 +54,7 @@ class Snapshot:
 
     def _lasting_reason(self) -> str | None:
         if len({p.device for _, _, p, _ in self._weights}) > 1 or self._device.type == "meta":
-            return "the language model stands on several devices"
+            return f"{self._what} stands on several devices"
         for module, _ in self._modules:
             if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
                 return f"its layers are {type(module).__module__}.{type(module).__name__}, which were not tried"

@@ -10,8 +10,6 @@ from transformers import LlavaForConditionalGeneration
 from finepruner_lmms.engine.fixed.shape import LONGEST
 from finepruner_lmms.engine.generation_modes import setting
 
-EXECUTIONS = ("auto", "eager", "graphs")
-
 # read here, or of no effect on greedy decoding; whatever else is set asks for transformers' own loop
 _READ = {
     "max_new_tokens",
