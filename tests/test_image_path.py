@@ -18,6 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.images import preprocess, whole_files
+from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.errors import FieldError
@@ -89,7 +90,9 @@ def test_outputs_of_a_chunk_stay_when_the_next_is_encoded():
     chunks = ChunkEncoder(tiny_llava(), 2, "graphs")
     first = chunks.encode(pixels(2))
     before = [outputs.map(torch.clone) for outputs in first]
-    chunks._outputs.map(lambda tensor: tensor.zero_())
+    assert vision_programs(tiny_llava())._programs
+    for program in vision_programs(tiny_llava())._programs.values():
+        program._outputs.map(lambda tensor: tensor.zero_())
     chunks.encode(pixels(2, seed=5))
     assert all(same(*pair) for pair in zip(first, before, strict=True))
 
