@@ -348,7 +348,7 @@ def test_answers_stream_in_order(model, toy):
         evaluate(model, toy)
     finally:
         model.on_progress = None
-    assert seen == [(i, 13) for i in range(1, 14)]
+    assert seen == [(4, 13), (8, 13), (12, 13), (13, 13)]  # batch by batch
     assert hasattr(model.generate_until([]), "__next__")
 
 
