@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import copy
 import io
 import random
 import threading
@@ -83,6 +84,24 @@ def test_a_chunk_is_encoded_without_waiting_for_the_device():
     given = torch.stack(pixels(2))
     with no_host_sync():
         encode_chunk(tiny_llava(), given)
+
+
+def test_the_tower_stays_recorded_after_transformers_was_asked_for_hidden_states():
+    """Which leaves hooks on it for good; a hook of anybody else is run, so nothing is replayed then."""
+    model = copy.deepcopy(tiny_llava())
+    chunks, programs = ChunkEncoder(model, 2, "graphs"), vision_programs(model)
+    fp.encode_images(model, torch.stack(pixels(2)))
+    chunks.encode(pixels(2))
+    assert any(block._forward_hooks for block in model.model.vision_tower.modules())
+    (program,) = programs._programs.values()
+    ran: list[int] = []
+    program._replay = lambda run=program._replay: ran.append(1) or run()
+    chunks.encode(pixels(2))
+    assert ran == [1] and vision_programs(model) is programs
+    handle = model.model.vision_tower.register_forward_hook(lambda *_: None)
+    chunks.encode(pixels(2))
+    handle.remove()
+    assert ran == [1]
 
 
 def test_outputs_of_a_chunk_stay_when_the_next_is_encoded():
