@@ -1,4 +1,4 @@
-"""How long the command line takes: what computes nothing, a plan of ten thousand cells, and a run down to its first token.
+"""How long the command line takes: what computes nothing, a large plan, and a run down to its first token.
 
     python benchmarks/shell.py [--repeat 5] [--study runs/quickstart --config configs/quickstart.yaml] [--cold]
 
