@@ -139,9 +139,9 @@ def test_pictures_that_are_not_numbers_fail_the_methods_that_look_at_them():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"do_sample": True}, "do_sample=True"),
+        ({"do_sample": True}, "drawn at random"),
         ({"num_beams": 2}, "num_beams=2"),
-        ({"output_logits": True}, "output_log"),
+        ({"output_logits": True}, "logits of several"),
     ],
 )
 def test_what_is_not_plain_greedy_decoding_is_refused(options, reason):

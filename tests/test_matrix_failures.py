@@ -196,9 +196,9 @@ def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
     planned = PlannedCell(**dict(failing), path=folder)
     plan = Plan(
         launch="1", model=failing.model, batch_size=1, data="demo", limit=None, monitor=False, submission=False,
-        cells=(planned,),
+        fan_out=1, cells=(planned,),
     )  # fmt: skip
-    assert worker._attempt(lm, None, planned, plan, events, first) is goes_on
+    assert worker._attempt(lm, None, planned, plan, events, first, None) is goes_on
     state = store.state(failing, live=True)
     assert state.name == "failed" and state.reason == f"{type(error).__name__}: {error}"
     assert sent == ["start", "failed"]

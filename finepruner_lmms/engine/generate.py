@@ -122,7 +122,7 @@ def generate(
             model,
             within,
             Prompts(ids, mask.bool(), short, images, left),
-            _ending(model, generation_kwargs),
+            ending_of(model, generation_kwargs),
             setting(model, generation_kwargs, "max_new_tokens"),
             clock,
             bool(setting(model, generation_kwargs, "output_logits")),
@@ -178,7 +178,7 @@ def _marked(model: LlavaForConditionalGeneration, clock: Clock) -> Iterator[None
         hook.remove()
 
 
-def _ending(model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]) -> Ending:
+def ending_of(model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]) -> Ending:
     """What ends an answer, and fills its row from then on, as transformers finds it."""
 
     def named(name: str) -> Any:

@@ -40,7 +40,10 @@ class ChunkEncoder:
     def prepare(self, pixels: Tensor) -> Tensor:
         """A picture `[3, S, S]` as `encode` copies it best: in the model's type, and pinned for an accelerator."""
         pixels = pixels.to(self._model.dtype)
-        return pixels.pin_memory() if self.device.type == "cuda" else pixels
+        if self.device.type != "cuda":
+            return pixels
+        with torch.cuda.device(self.device):  # a thread starts at the first GPU, and pinning would open a context there
+            return pixels.pin_memory()
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Tensor]) -> list[VisionOutputs]:

@@ -25,6 +25,8 @@ class Prepared:
     ids: list[int]
     image: Picture | None
     decoding: dict[str, Any]
+    key: str
+    """Tells it from every other question of the evaluation."""
 
     @property
     def length(self) -> int:

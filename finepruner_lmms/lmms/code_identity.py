@@ -36,6 +36,7 @@ SILENT = {
     "lmms.code_identity": "names answers",
     "lmms.identity": "names answers",
     "lmms.response_cache": "stores answers",
+    "lmms.journal": "stores answers",
     "lmms.meter": "measures time and memory",
     "lmms.monitor": "writes down what was selected",
     "pruners.plugins": "finds plug-ins, which count by themselves",

@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from loguru import logger
@@ -31,11 +32,13 @@ from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_
 from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import Identity, answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.image_encoding import ImageEncoder, Picture, content_key
+from finepruner_lmms.lmms.journal import Answer, question_key
 from finepruner_lmms.lmms.meter import BatchTime, Meter, lmms_eval_metrics
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.monitor import Monitor, describe
 from finepruner_lmms.lmms.ranks import all_or_none
 from finepruner_lmms.lmms.response_cache import identify
+from finepruner_lmms.lmms.together import Companion, Seat
 from finepruner_lmms.pruners import Pruner
 
 _DECODING = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams")
@@ -79,6 +82,9 @@ class LlavaFinePruner(lmms):
         self.lengths: Counter[tuple[int, tuple[int, ...]]] = Counter()
         """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers."""
         self.meter = Meter(self._device)
+        self.seat: Seat | None = None
+        """Of the cell under evaluation, where cells of a study are answered together."""
+        self._asked, self._computed = 0, 0
         self._warned: set[str] = set()
         identify(self)
 
@@ -86,10 +92,14 @@ class LlavaFinePruner(lmms):
 
     def configure(self, **method_arguments: Any) -> None:
         """Change the method and its parameters; weights and encoded images stay. `ValueError` as for `model_args`."""
+        self.arguments, self.pruner = self.method(**method_arguments)
+
+    def method(self, **method_arguments: Any) -> tuple[ModelArguments, Pruner]:
+        """What `configure` would change to. `ValueError` as for `model_args`."""
         arguments = self.arguments.with_method(method_arguments)
         pruner = arguments.build_pruner()
         check_pruner(pruner, self.model.config)
-        self.arguments, self.pruner = arguments, pruner
+        return arguments, pruner
 
     @property
     def num_decoder_layers(self) -> int:
@@ -105,12 +115,16 @@ class LlavaFinePruner(lmms):
         """What the prefills since `lengths` was cleared took; None if none had an image."""
         return PrefillCost.of(DecoderSizes.of(self.model.config.text_config), self.lengths)
 
-    def answer_identity(self) -> Identity:
-        """What the answers depend on, besides what is asked. Reads the checkpoint's files where they are new to it."""
+    def answer_identity(self, pruner: Pruner | None = None) -> Identity:
+        """What the answers depend on, besides what is asked. Reads the checkpoint's files where they are new to it.
+
+        With `pruner`: those that it would give in place of the model's own.
+        """
+        pruner = self.pruner if pruner is None else pruner
         pretrained, tokens = resolve(self.arguments.pretrained), self.num_visual_tokens
-        checkpoint = checkpoint_identity(pretrained, self.pruner, tokens)
+        checkpoint = checkpoint_identity(pretrained, pruner, tokens)
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return answer_identity(self.pruner, answer_settings(self.arguments), dtype, checkpoint, tokens)
+        return answer_identity(pruner, answer_settings(self.arguments), dtype, checkpoint, tokens)
 
     @property
     def identity(self) -> str:
@@ -163,25 +177,51 @@ class LlavaFinePruner(lmms):
 
     def generate_until(self, requests: list[Instance]) -> Iterator[GenerationResult]:
         """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
+        known = self._answered_ahead(requests)
+        missing = [request for place, request in enumerate(requests) if place not in known]
+        self._asked, self._computed = len(missing), 0
+        if not missing:
+            self._tell_progress(len(requests), len(requests))
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
+        with self.monitor, progress, closing(self._answers(missing)) as answers:
+            for place in range(len(requests)):
+                if place in known:
+                    self.lengths[known[place].words, known[place].entering] += 1
+                answer = known[place].result() if place in known else next(answers)
+                progress.update()
+                yield answer
+
+    def _answered_ahead(self, requests: Sequence[Instance]) -> dict[int, Answer]:
+        """The answers that another cell's evaluation has left for this one, by the place of their request."""
+        if self.seat is None or not (written := self.seat.journal.known):
+            return {}
+        keys = map(self._key, requests)
+        return {place: written[key] for place, key in enumerate(keys) if key in written}
+
+    def _key(self, request: Instance) -> str:
+        question, gen_kwargs, _, doc_id, task, split = request.args
+        return question_key(str(task), split, doc_id, question, self._decoding(gen_kwargs, task))
+
+    def _answers(self, requests: Sequence[Instance]) -> Generator[GenerationResult]:
+        """The answers of requests that nobody has answered, in order."""
         self.meter.start()
         tokens, done = 0, 0
-        with self.monitor, progress, closing(self._prepared_windows(requests)) as ready:
-            for prepared in ready:
+        with closing(self._prepared_windows(requests)) as windows:
+            for prepared in windows:
                 answers = self._answer_window(prepared)
                 tokens += sum(answer.token_counts.output_tokens for answer in answers)
+                done += len(answers)
                 self.meter.saw(self.images.use)
                 elapsed = self.meter.lap()
                 # now: lmms-eval's cache takes the last answer and does not return
-                if done + len(answers) == len(requests):
+                if done == len(requests):
                     self._log_metrics(elapsed, tokens)
                     self._say_how_input_kept_up()
-                for answer in answers:
-                    done += 1
-                    progress.update()
-                    if self.on_progress is not None:
-                        self.on_progress(done, len(requests))
-                    yield answer
+                yield from answers
+
+    def _tell_progress(self, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(done, total)
 
     def _log_metrics(self, elapsed: float, tokens: int) -> None:
         """For lmms-eval's throughput summary, which covers this process alone."""
@@ -199,7 +239,8 @@ class LlavaFinePruner(lmms):
         """The requests in windows, each made ready while the one before it is answered."""
         splits = {(task, split) for *_, task, split in (request.args for request in requests)}
         documents = {(task, split): Documents(self.task_dict[task][split]) for task, split in splits}
-        self.images.begin_scan(task for task, _ in splits)
+        if requests:  # a cell whose answers are all there asks no images, which says nothing about them
+            self.images.begin_scan(task for task, _ in splits)
         text = threading.Lock()  # tokenizers and templates are not made for several threads
 
         def prepare(window: Sequence[Instance]) -> Callable[[Instance], Prepared]:
@@ -243,7 +284,8 @@ class LlavaFinePruner(lmms):
         text = prompt(self.arguments.conv, self.processor, question, picture is not None)
         ids = prompt_ids(self.tokenizer, text, self.geometry.image_token_id, self.num_visual_tokens)
         decoding = self._decoding(gen_kwargs, task)
-        return Prepared(str(task), documents.number(int(doc_id)), question, ids, picture, decoding)
+        number = documents.number(int(doc_id))
+        return Prepared(str(task), number, question, ids, picture, decoding, self._key(request))
 
     def _answer_window(self, prepared: list[Prepared]) -> list[GenerationResult]:
         answers: dict[int, GenerationResult] = {}
@@ -272,25 +314,54 @@ class LlavaFinePruner(lmms):
         pictures = [item.image for item in batch if item.image is not None]
         if pictures:
             inputs["vision"] = self.images.encode(pictures)
-        questions = [item.question for item in batch]
         started = time.perf_counter()
-        how: dict[str, Any] = {"questions": questions, "execution": self.arguments.execution}
-        result = generate(self.model, self.pruner, inputs, **how, **batch[0].decoding)
-        sequences = result.sequences.tolist()  # the answers are there when the device has computed them
+        alone = partial(self._generate, batch, inputs)
+        if self.seat is None:
+            result = alone()
+        else:
+            result = self.seat.generate(
+                self.model, self.pruner, batch, inputs, alone, partial(self._tell_companion, batch)
+            )
+        answers = self._answers_of(batch, result)  # they are there when the device has computed them
         seconds = time.perf_counter() - started
         first = result.seconds_to_first_token
         time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, result.execution)
         self.meter.add(time_of, [(item.task, item.doc_id) for item in batch])
-        for item, entering in zip(batch, result.trace.tokens_entering, strict=True):
-            text = item.length - (self.num_visual_tokens if item.image is not None else 0)
-            self.lengths[text, tuple(entering)] += 1
-        self._report(batch, result)
+        for answer in answers:
+            self.lengths[answer.words, answer.entering] += 1
+        self._report(batch, result, self.pruner, self.monitor)
+        # a window may take long, and would be lost in a kill
+        if self.seat is not None and not batch[0].decoding["do_sample"]:
+            self.seat.journal.add([item.key for item in batch], answers)
+        self._computed += len(batch)
+        self._tell_progress(self._computed, self._asked)
+        return [answer.result() for answer in answers]
+
+    def _generate(self, batch: list[Prepared], inputs: dict[str, Any]) -> Generation:
+        questions, execution = [item.question for item in batch], self.arguments.execution
+        return generate(self.model, self.pruner, inputs, questions=questions, execution=execution, **batch[0].decoding)
+
+    def _answers_of(self, batch: list[Prepared], result: Generation) -> list[Answer]:
         texts = self.tokenizer.batch_decode(result.sequences, skip_special_tokens=True)
         ends = self._end_ids()
         return [
-            GenerationResult(text.strip(), TokenCounts(input_tokens=item.length, output_tokens=count_output(row, ends)))
-            for text, item, row in zip(texts, batch, sequences, strict=True)
+            Answer(
+                text.strip(),
+                item.length,
+                count_output(row, ends),
+                item.length - (self.num_visual_tokens if item.image is not None else 0),
+                tuple(entering),
+            )
+            for text, item, row, entering in zip(
+                texts, batch, result.sequences.tolist(), result.trace.tokens_entering, strict=True
+            )
         ]
+
+    def _tell_companion(self, batch: list[Prepared], companion: Companion, result: Generation) -> list[Answer]:
+        """What was answered for another cell; what was selected is written to its own monitor."""
+        with companion.monitor:
+            self._report(batch, result, companion.pruner, companion.monitor)
+        return self._answers_of(batch, result)
 
     def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
@@ -300,13 +371,13 @@ class LlavaFinePruner(lmms):
         ends = self.model.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
 
-    def _report(self, batch: list[Prepared], result: Generation) -> None:
-        if not (self.arguments.debug or self.monitor.active):
+    def _report(self, batch: list[Prepared], result: Generation, pruner: Pruner, monitor: Monitor) -> None:
+        if not (self.arguments.debug or monitor.active):
             return
         for row, item in enumerate(batch):
-            records = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=self.pruner)
+            records = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=pruner)
             for record in records:
-                self.monitor.write(record)
+                monitor.write(record)
             if self.arguments.debug:
                 for record in records:
                     found = result.trace.details.get(record["layer"])
@@ -315,4 +386,8 @@ class LlavaFinePruner(lmms):
 
     def monitor_to(self, folder: Path | None) -> None:
         """Write the selections of the coming evaluations to `folder`, or nowhere."""
-        self.monitor = Monitor(None if folder is None else folder / f"selections-rank{self.rank}.jsonl")
+        self.monitor = self.monitor_in(folder)
+
+    def monitor_in(self, folder: Path | None) -> Monitor:
+        """This process's monitor in `folder`, or one that writes nowhere."""
+        return Monitor(None if folder is None else folder / f"selections-rank{self.rank}.jsonl")

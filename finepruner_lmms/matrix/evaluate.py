@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,19 +16,24 @@ from typing import Any
 
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from loguru import logger
 
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
 from finepruner_lmms.benchmarks.limits import document_numbers
 from finepruner_lmms.benchmarks.record import Sample as Logged
+from finepruner_lmms.errors import first_line
 from finepruner_lmms.lmms.identity import cell_identity
+from finepruner_lmms.lmms.journal import Journal
 from finepruner_lmms.lmms.meter import device_name
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.ranks import every_rank
 from finepruner_lmms.lmms.response_cache import share_answers
+from finepruner_lmms.lmms.together import Companion, Company
 from finepruner_lmms.matrix.launch import RUN_ID
-from finepruner_lmms.matrix.plan import Cell
+from finepruner_lmms.matrix.plan import Cell, PlannedCell
 from finepruner_lmms.matrix.records import Outcome, Sample, Scores
 from finepruner_lmms.matrix.speed import measured
+from finepruner_lmms.pruners import Pruner
 
 
 class InvalidResult(RuntimeError):
@@ -36,16 +41,17 @@ class InvalidResult(RuntimeError):
 
 
 def evaluate_cell(
-    lm: LlavaFinePruner, manager: TaskManager, cell: Cell, attempt: Path, cache: Path
+    lm: LlavaFinePruner, manager: TaskManager, cell: Cell, attempt: Path, cache: Path, company: Company | None = None
 ) -> tuple[Outcome, list[Sample]] | None:
     """Result and samples of one cell; None in all processes but the first.
 
     Answers go to `cache` as they come, and are found again by a later attempt, so that one that is cut off costs only
-    the questions it had not answered.
+    the questions it had not answered. What is asked is answered for the other cells of the `company` as well.
     """
     benchmark = BENCHMARKS[cell.task]
-    lm.configure(method=cell.method.method, budget=cell.method.budget, **cell.method.parameters)
-    _check_identity(lm, cell)
+    lm.configure(**_method(cell))
+    _check_identity(lm, lm.pruner, cell)
+    lm.seat = (company or Company({})).seat(cell.id, Journal(cache, lm.rank))
     share_answers(cache, RUN_ID, lm.rank)
     lm.lengths.clear()
     lm.meter.start()
@@ -84,16 +90,36 @@ def evaluate_cell(
     elif not benchmark.judged:
         scores = _scores(benchmark, out["results"][benchmark.task], logged, images)
     cost = None if (prefill := lm.prefill_cost()) is None else asdict(prefill)
-    speed = measured(spent, device_name(lm.device), cell.identity.dtype, lm.batch_size)
+    speed = measured(spent, device_name(lm.device), cell.identity.dtype, lm.batch_size, lm.seat.answered)
     outcome = Outcome(
         answered=len(logged), expected=expected, cost=cost, speed=speed, scores=scores, submission=submitted
     )
     return outcome, [_line(sample, metric, images) for sample in logged]
 
 
-def _check_identity(lm: LlavaFinePruner, cell: Cell) -> None:
+def gather(lm: LlavaFinePruner, cells: Sequence[PlannedCell], monitor: bool) -> Company:
+    """The cells of a task as a company, but for those that cannot be computed: each says why when it is evaluated."""
+    members: dict[str, Companion] = {}
+    for cell in cells if len(cells) > 1 else ():
+        try:
+            _, pruner = lm.method(**_method(cell))
+            _check_identity(lm, pruner, cell)
+        except (ValueError, TypeError, InvalidResult) as error:
+            logger.warning(f"{cell.label} goes on alone: {first_line(error)}")
+            continue
+        journal = Journal(cell.path / "cache", lm.rank)
+        members[cell.id] = Companion(cell.label, pruner, journal, lm.monitor_in(cell.path if monitor else None))
+    return Company(members)
+
+
+def _method(cell: Cell) -> dict[str, Any]:
+    """A cell's method as the arguments of `LlavaFinePruner.configure`."""
+    return {"method": cell.method.method, "budget": cell.method.budget, **cell.method.parameters}
+
+
+def _check_identity(lm: LlavaFinePruner, pruner: Pruner, cell: Cell) -> None:
     """`InvalidResult` if this process would compute something else than was planned."""
-    now = cell_identity(lm.answer_identity(), cell.task, cell.limit, cell.submission, cell.identity.data)
+    now = cell_identity(lm.answer_identity(pruner), cell.task, cell.limit, cell.submission, cell.identity.data)
     if changes := now.changes_since(cell.identity):
         raise InvalidResult(f"since this was planned, {'; '.join(changes)}; `run` again")
 

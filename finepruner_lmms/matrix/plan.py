@@ -101,6 +101,8 @@ class Plan(Record):
     limit: int | None
     monitor: bool
     submission: bool
+    fan_out: int | None
+    """How many cells of a task are answered together at most; None for as many as memory allows."""
     cells: tuple[PlannedCell, ...]
 
 

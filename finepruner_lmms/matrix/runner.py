@@ -55,6 +55,7 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Cell], display: Di
             limit=file.limit,
             monitor=file.monitor,
             submission=file.submission,
+            fan_out=file.launch.at_once(len(left), deaths.total()),
             cells=tuple(planned),
         )
         with Launch(folder, plan, file.launch) as launch:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from finepruner_lmms.errors import FieldError, explain_problem, nearest, show
 from finepruner_lmms.files import expand_home
@@ -36,6 +45,11 @@ class ModelSection(_Section):
     image_chunk: PositiveInt | None = None
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads `off` and `on` as false and true."""
+    return {False: "off", True: "auto"}[value] if isinstance(value, bool) else value
+
+
 class LaunchSection(_Section):
     """How the worker is started. `processes: auto` is one per GPU, or one without GPUs."""
 
@@ -43,6 +57,13 @@ class LaunchSection(_Section):
     batch_size: PositiveInt = 1
     timeout_minutes: float = Field(default=30, gt=0)
     """A worker that reports no progress for so long is stopped."""
+    fan_out: Annotated[PositiveInt | Literal["auto", "off"], BeforeValidator(_switch)] = "auto"
+    """How many cells of a task are answered together at most: `auto` is as many as memory allows."""
+
+    def at_once(self, cells: int, deaths: int) -> int | None:
+        """`fan_out` as a number, None for no bound; half of it, of so many cells, after each death of a worker."""
+        most = {"auto": None, "off": 1}[self.fan_out] if isinstance(self.fan_out, str) else self.fan_out
+        return most if not deaths else max(1, min(cells, most or cells) >> deaths)
 
 
 class MatrixFile(_Section):

@@ -7,12 +7,14 @@ says to it are lines in the events file.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data.task_folders import folder as task_folder
 from finepruner_lmms.files import load_object
 from finepruner_lmms.lmms.model import LlavaFinePruner
-from finepruner_lmms.matrix.evaluate import evaluate_cell
+from finepruner_lmms.lmms.together import Company
+from finepruner_lmms.matrix.evaluate import evaluate_cell, gather
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
 from finepruner_lmms.matrix.records import parse
 from finepruner_lmms.matrix.store import (
@@ -77,15 +80,31 @@ def main() -> None:
         model_name="llava_finepruner",
     )
     events.send(Event(event="ready", processes=lm.world_size))
-    for cell in plan.cells:
-        if not _attempt(lm, manager, cell, plan, events, first):
-            # peers wait inside a collective for a process that failed: only a fresh launch can go on
-            os._exit(LEFT)
+    for cells in at_once(plan.cells, plan.fan_out):
+        company = gather(lm, cells, plan.monitor)
+        for cell in cells:
+            if not _attempt(lm, manager, cell, plan, events, first, company):
+                # peers wait inside a collective for a process that failed: only a fresh launch can go on
+                os._exit(LEFT)
     events.send(Event(event="end"))
 
 
+def at_once(cells: Sequence[PlannedCell], most: int | None) -> Iterator[list[PlannedCell]]:
+    """The cells in groups of one task, of at most so many each, to be answered together."""
+    for _, those in itertools.groupby(cells, key=lambda cell: cell.task):
+        group = list(those)
+        size = len(group) if most is None else most
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
 def _attempt(
-    lm: LlavaFinePruner, manager: TaskManager, cell: PlannedCell, plan: Plan, events: Events, first: bool
+    lm: LlavaFinePruner,
+    manager: TaskManager,
+    cell: PlannedCell,
+    plan: Plan,
+    events: Events,
+    first: bool,
+    company: Company | None,
 ) -> bool:
     """Run one cell and write what came of it; False if this worker must not go on."""
     folder = cell.path
@@ -94,7 +113,7 @@ def _attempt(
     started = time.monotonic()
     lm.monitor_to(folder if plan.monitor else None)
     try:
-        outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache")
+        outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache", company)
         if outcome is not None:
             found, samples = outcome
             result = found.model_dump(include={"answered", "expected", "cost", "speed"})

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finepruner_lmms.engine.fan_out.greedy import Greedy
 from finepruner_lmms.engine.fan_out.layers import (
     after_attention,
     attend,
@@ -22,8 +21,9 @@ from finepruner_lmms.engine.fan_out.layers import (
     rotate,
 )
 from finepruner_lmms.engine.fan_out.stream import Kept, Stream
+from finepruner_lmms.engine.fixed.decoding import Ending
 
-_ROOM = 8
+ROOM = 8
 """By so many tokens a cache grows when it is full."""
 _SHRINK = 0.75
 """When fewer than this share of the rows are unfinished, the others leave the batch."""
@@ -59,7 +59,7 @@ class Buffer:
     def append(self, keys: Tensor, values: Tensor) -> None:
         """One token more in each row."""
         if self.length == self.keys.shape[2]:
-            self.resize(None, _ROOM)
+            self.resize(None, ROOM)
         self.keys[:, :, self.length : self.length + 1] = keys
         self.values[:, :, self.length : self.length + 1] = values
         self.length += 1
@@ -103,31 +103,31 @@ class Group:
         self.rows, self.position = self.rows[places], self.position[places]
         self.segments = [segment.of_rows(places) for segment in self.segments]
         for buffer in self.buffers:
-            buffer.resize(places, _ROOM)
+            buffer.resize(places, ROOM)
 
 
 @torch.no_grad()
-def decode(model: Any, streams: list[Stream], greedy: Greedy) -> list[list[int]]:
+def decode(model: Any, streams: list[Stream], ending: Ending, max_new_tokens: int) -> list[list[int]]:
     """The answers of all rows, stream after stream: token ids up to and including the one that ends a text."""
     decoder = model.model.language_model
     hidden = torch.cat([stream.hidden for stream in streams])
-    room = min(_ROOM, greedy.max_new_tokens)
+    room = min(ROOM, max_new_tokens)
     starts = torch.arange(len(hidden), device=hidden.device).split([len(stream) for stream in streams])
     groups = [Group(stream, rows, room) for stream, rows in zip(streams, starts, strict=True)]
     answers: list[list[int]] = [[] for _ in range(len(hidden))]
     going = list(range(len(hidden)))  # the rows in `hidden`, in order
     tokens = _best(model, hidden)
-    for step in range(greedy.max_new_tokens):
+    for step in range(max_new_tokens):
         found = tokens.tolist()
         left = []
         for place, row in enumerate(going):
             answer = answers[row]
-            if answer and answer[-1] in greedy.end_ids:
+            if answer and answer[-1] in ending.ends:
                 continue  # it ended earlier, and has not left yet
             answer.append(found[place])
-            if found[place] not in greedy.end_ids:
+            if found[place] not in ending.ends:
                 left.append(place)
-        if not left or step == greedy.max_new_tokens - 1:
+        if not left or step == max_new_tokens - 1:
             break
         if len(left) < _SHRINK * len(going):
             chosen = torch.tensor(left, device=tokens.device)

@@ -16,6 +16,8 @@ from finepruner_lmms.engine.attention_rows import split_heads
 from finepruner_lmms.engine.versions import cache_keyword
 
 Rotary = tuple[Tensor, Tensor]
+CHUNK = 8192
+"""So many tokens go through the layers at a time: enough to fill the device, few enough for what they need in them."""
 
 
 def rotary_of(decoder: Any, like: Tensor, positions: Tensor) -> Rotary:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,9 +44,3 @@ class Prompt:
         embeds = self.words.clone()
         embeds[rows[:, None], self.layout.columns[rows]] = visual.to(device, embeds.dtype)
         return embeds
-
-
-def visual_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
-    """The visual tokens `[images, N, D]` among the arguments of `generate`; None where no image is shown."""
-    encoded = arguments.get("mm_encoder_outputs")
-    return None if encoded is None else torch.stack(list(encoded["image"].pooler_output))

@@ -12,22 +12,22 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.engine.fan_out.decoding import decode
-from finepruner_lmms.engine.fan_out.greedy import Greedy, why_apart
+from finepruner_lmms.engine.fan_out.greedy import why_apart
+from finepruner_lmms.engine.fan_out.layers import CHUNK
 from finepruner_lmms.engine.fan_out.member import Member, shared_vision
-from finepruner_lmms.engine.fan_out.prompts import Prompt, visual_tokens
+from finepruner_lmms.engine.fan_out.prompts import Prompt
 from finepruner_lmms.engine.fan_out.stream import Segment, Sprout, Stream
-from finepruner_lmms.engine.generate import Generation, check_call, padding_id, special_ids
+from finepruner_lmms.engine.fixed.decoding import Ending
+from finepruner_lmms.engine.generate import Generation, check_call, ending_of, padding_id, special_ids
+from finepruner_lmms.engine.generation_modes import setting
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.images import image_arguments, outputs_for
+from finepruner_lmms.engine.images import outputs_for, visual_tokens
 from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.engine.prompt_layout import find_padding, shorten_prompt
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
-
-CHUNK = 8192
-"""So many tokens go through the layers at a time: enough to fill the device, few enough for what they need in them."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def answer_together(
     check_call(model, inputs, questions, generation_kwargs)
     if (reason := why_apart(model, generation_kwargs)) is not None:
         raise FieldError("generation_kwargs", f"methods cannot answer together: {reason}", fix="call generate for each")
-    greedy = Greedy.of(model, generation_kwargs)
+    ending = ending_of(model, generation_kwargs)
     batch = _Batch(model, inputs, questions, generation_kwargs)
     members = [Member(number, pruner) for number, pruner in enumerate(pruners)]
     streams = _prefill(batch, members)
-    answers = decode(model, streams, greedy) if streams else []
-    return _outcomes(members, streams, answers, greedy, len(batch.ids))
+    answers = decode(model, streams, ending, setting(model, generation_kwargs, "max_new_tokens")) if streams else []
+    return _outcomes(members, streams, answers, ending, len(batch.ids))
 
 
 class _Batch:
@@ -88,7 +88,7 @@ class _Batch:
         self.layout = whole.layout
         self.prompts = {whole.left: whole}
         self.inputs = shared_vision(model, inputs)
-        self.visual = visual_tokens(image_arguments(self.inputs, self.layout))
+        self.visual = visual_tokens(model, self.inputs, self.layout)
         self._seen: dict[Any, VisionOutputs] = {}
 
     @property
@@ -204,7 +204,7 @@ def _start(batch: _Batch, left: int, members: list[Member]) -> Stream | None:
 
 
 def _outcomes(
-    members: list[Member], streams: list[Stream], answers: list[list[int]], greedy: Greedy, questions: int
+    members: list[Member], streams: list[Stream], answers: list[list[int]], ending: Ending, questions: int
 ) -> Together:
     """The answers sorted by method."""
     own: dict[int, list[list[int]]] = {}
@@ -222,7 +222,7 @@ def _outcomes(
         assert trace is not None
         texts = own[member.number]
         width = max(map(len, texts))
-        padded = [text + [greedy.padding_id] * (width - len(text)) for text in texts]
+        padded = [text + [ending.padding] * (width - len(text)) for text in texts]
         outcomes.append(Generation(torch.tensor(padded, device=trace_device(streams)), None, trace))
     return Together(outcomes, start, sum(member.error is None for member in members) * questions)
 
