@@ -70,8 +70,8 @@ def generate(
 ) -> Generation:
     """Answer a batch of prompts with `pruner` at work on an unmodified transformers LLaVA.
 
-    `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded; best on the host), `attention_mask` `[B, L]` (found by the
-    model's padding id where it is not given and can be told), and one of
+    `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded; best on the host), `attention_mask`
+    `[B, L]` (found by the model's padding id where it is not given and can be told), and one of
     `pixel_values` `[images, 3, S, S]`, `image_features` `[images, N, D]` (projected visual tokens; not for
     vision-side methods) or `vision` (what `encode_images` returned, to encode an image once for several methods).
     Images belong to the rows that hold placeholders, in order; one for each of the B rows is accepted as well.
