@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -263,6 +265,16 @@ def test_images_of_a_recording_are_in_memory_of_their_own() -> None:
     programs.encode(other)
     for name, value in fp.encode_images(model, one).tensors().items():
         assert torch.equal(first.tensors()[name], value), name
+
+
+def test_a_model_that_nobody_uses_any_more_is_not_held() -> None:
+    model = tiny_llava.__wrapped__(layers=3)
+    for method in ("fastv", "divprune"):
+        fp.generate(model, fp.build_pruner(method, budget=12), prompts("one"), execution="graphs", **STEPS)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_auto_is_eager_without_a_gpu_and_other_words_are_refused() -> None:

@@ -27,7 +27,7 @@ class Encoding:
     """Up to so many images as `pixels` `[B, 3, S, S]` has rows, through the vision tower and the projector."""
 
     def __init__(self, model: LlavaForConditionalGeneration, pixels: Tensor, replay: Callable[[Any], Replay]) -> None:
-        self._model, self._pixels = model, torch.empty_like(pixels)
+        self._model, self._pixels = weakref.ref(model), torch.empty_like(pixels)
         self._outputs: VisionOutputs | None = None
         self._replay = replay(self._run)
 
@@ -39,7 +39,9 @@ class Encoding:
         return self._outputs.map(torch.clone)
 
     def _run(self) -> None:
-        self._outputs = encode_chunk(self._model, self._pixels)
+        model = self._model()
+        assert model is not None
+        self._outputs = encode_chunk(model, self._pixels)
 
 
 class Reducing:
