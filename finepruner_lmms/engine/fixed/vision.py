@@ -78,7 +78,7 @@ class VisionPrograms:
         """`encode_chunk` of `pixels` `[B, 3, S, S]`, of whatever B, which are on the tower's device and of its type."""
         model = self._model()
         assert model is not None
-        if not self._usable():
+        if not self.usable():
             return encode_chunk(model, pixels)
         key = ("encode", pixels.shape, pixels.dtype)
         with self._lock:
@@ -87,14 +87,15 @@ class VisionPrograms:
     def reduce(self, pruner: VisionPruner, vision: VisionOutputs) -> Reduction:
         """`pruner.reduce(vision)`. A question of several words has a length of its own, and is not recorded."""
         words = vision.text_embeds or ()
-        if any(len(text) != 1 for text in words) or not self._usable():
+        if any(len(text) != 1 for text in words) or not self.usable():
             with for_choosing(vision.features.device):
                 return pruner.reduce(vision)
         key = ("reduce", pruner, _shapes(vision))
         with self._lock:
             return self._find(key, lambda: Reducing(pruner, vision, self._replay))(vision)
 
-    def _usable(self) -> bool:
+    def usable(self) -> bool:
+        """Whether there is nothing against recordings now."""
         return self._snapshot.holds() and self._snapshot.why_not() is None
 
     def _find(self, key: Hashable, make: Callable[[], Any]) -> Any:
