@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import finepruner_lmms as fp
 from finepruner_lmms.engine.fixed.capture import Replay
 from finepruner_lmms.engine.fixed.programs import MOST, Programs, programs_of
 from finepruner_lmms.engine.fixed.shape import LENGTH_STEP, LONGEST, rows_for
+from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.generate import _say_once
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import known_methods
@@ -239,6 +242,39 @@ def test_hooks_and_autocast_run_eagerly() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fp.generate(model, pruner, inputs, execution="graphs", **STEPS).execution == "eager"
     assert fp.generate(model, pruner, inputs, execution="graphs", **STEPS).execution == "graphs"
+
+
+def test_hooks_that_transformers_leaves_behind_are_no_reason() -> None:
+    model = tiny_llava(layers=3)
+    pixels = prompts("one")["pixel_values"]
+    fp.encode_images(model, pixels)  # asks the tower for hidden states
+    assert any(module._forward_hooks for module in model.model.vision_tower.modules())
+    programs = vision_programs(model)
+    assert programs.usable()
+    hook = model.model.vision_tower.register_forward_hook(lambda *_: None)
+    try:
+        assert not programs.usable()
+    finally:
+        hook.remove()
+
+
+def test_images_of_a_recording_are_in_memory_of_their_own() -> None:
+    model, programs = tiny_llava(), vision_programs(tiny_llava())
+    one, other = (torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    first = programs.encode(one)
+    programs.encode(other)
+    for name, value in fp.encode_images(model, one).tensors().items():
+        assert torch.equal(first.tensors()[name], value), name
+
+
+def test_a_model_that_nobody_uses_any_more_is_not_held() -> None:
+    model = tiny_llava.__wrapped__(layers=3)
+    for method in ("fastv", "divprune"):
+        fp.generate(model, fp.build_pruner(method, budget=12), prompts("one"), execution="graphs", **STEPS)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_auto_is_eager_without_a_gpu_and_other_words_are_refused() -> None:

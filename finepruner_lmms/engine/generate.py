@@ -25,7 +25,7 @@ from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.generation_modes import check_generation, setting
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.images import encoded, image_arguments, outputs_for, visual_tokens
-from finepruner_lmms.engine.parts import check_model
+from finepruner_lmms.engine.parts import check_model, device_of
 from finepruner_lmms.engine.prompt_layout import find_padding, read_layout, shorten_prompt
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.vision_tower import encoder_outputs
@@ -70,8 +70,8 @@ def generate(
 ) -> Generation:
     """Answer a batch of prompts with `pruner` at work on an unmodified transformers LLaVA.
 
-    `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded), `attention_mask` `[B, L]` (found by the
-    model's padding id where it is not given and can be told), and one of
+    `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded; best on the host), `attention_mask`
+    `[B, L]` (found by the model's padding id where it is not given and can be told), and one of
     `pixel_values` `[images, 3, S, S]`, `image_features` `[images, N, D]` (projected visual tokens; not for
     vision-side methods) or `vision` (what `encode_images` returned, to encode an image once for several methods).
     Images belong to the rows that hold placeholders, in order; one for each of the B rows is accepted as well.
@@ -99,7 +99,7 @@ def generate(
     layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
     pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
     if fixed:
-        inputs = encoded(model, inputs, layout, vision_programs(model).encode)
+        inputs = encoded(model, inputs, layout, lambda pixels: vision_programs(model).encode(pixels))
     before, inside = pruner.parts(geometry.num_visual_tokens)
     generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1])
     shown = any(layout.has_image)
@@ -129,7 +129,8 @@ def generate(
         )
     else:
         shown_as = image_arguments(inputs, layout) if reduced is None else encoder_outputs(reduced.tokens)
-        arguments = {"input_ids": ids, "attention_mask": mask} | shown_as
+        where = device_of(model.get_input_embeddings(), ids.device)
+        arguments = {"input_ids": ids.to(where), "attention_mask": mask.to(where)} | shown_as
         with attach(model, within, num_visual_tokens=left) as trace, _marked(model, clock):
             output = model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
         sequences, found = output.sequences[:, ids.shape[1] :], getattr(output, "logits", None)

@@ -239,7 +239,8 @@ class LlavaFinePruner(lmms):
         """The requests in windows, each made ready while the one before it is answered."""
         splits = {(task, split) for *_, task, split in (request.args for request in requests)}
         documents = {(task, split): Documents(self.task_dict[task][split]) for task, split in splits}
-        self.images.begin_scan(task for task, _ in splits)
+        if requests:  # a cell whose answers are all there asks no images, which says nothing about them
+            self.images.begin_scan(task for task, _ in splits)
         text = threading.Lock()  # tokenizers and templates are not made for several threads
 
         def prepare(window: Sequence[Instance]) -> Callable[[Instance], Prepared]:
@@ -364,7 +365,7 @@ class LlavaFinePruner(lmms):
 
     def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
-        return {key: padded[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        return {key: padded[key] for key in ("input_ids", "attention_mask")}
 
     def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id

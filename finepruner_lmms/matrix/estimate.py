@@ -137,7 +137,7 @@ def estimate_study(
         return None
     devices = int(NODE.value) if elsewhere and not finished else here
     processes = num_processes(file.launch, devices)
-    eager = not devices or getattr(file.model, "execution", "auto") == "eager"
+    eager = not devices or file.model.execution == "eager"
     machine = machine or (H100 if devices else CPU)
     how = Launched(processes, file.launch.batch_size, machine, EAGER if eager else GRAPHS)
     layers, tokens = study.num_layers, study.num_visual_tokens

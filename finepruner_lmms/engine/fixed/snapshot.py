@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 _ATTENTION = ("sdpa", "eager")
+_CAPTURING = "transformers.utils.output_capturing"
 _OWN = ("forward", "_hf_hook", "_compiled_call_impl")  # on an object itself only where somebody put it there
 
 
@@ -26,7 +27,8 @@ class Snapshot:
         modules = [*callers, *(module for part in parts for module in part.modules())]
         self._what, self._config = what, config
         self._device = next(parts[-1].parameters()).device
-        self._modules = [(module, vars(module)) for module in modules]
+        # not the modules themselves: who is done with a model must not find it held here
+        self._modules = [(type(module), vars(module)) for module in modules]
         self._children = [(found, tuple(found.values())) for _, own in self._modules if (found := own["_modules"])]
         owners = [own["_parameters"] for _, own in self._modules]
         self._weights = [(own, name, p, p.data_ptr()) for own in owners for name, p in own.items() if p is not None]
@@ -47,25 +49,33 @@ class Snapshot:
             return f"the attention {attention!r} reads lengths back from the device"
         if torch.is_autocast_enabled(self._device.type):
             return "autocast is on"
-        for module, own in self._modules:
-            if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["training"] or any(n in own for n in _OWN):
-                return _reason(module, own)
+        for kind, own in self._modules:
+            if _hooked(own) or own["training"] or any(n in own for n in _OWN):
+                return _reason(kind.__name__, own)
         return None
 
     def _lasting_reason(self) -> str | None:
         if len({p.device for _, _, p, _ in self._weights}) > 1 or self._device.type == "meta":
             return f"{self._what} stands on several devices"
-        for module, _ in self._modules:
-            if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-                return f"its layers are {type(module).__module__}.{type(module).__name__}, which were not tried"
+        for kind, _ in self._modules:
+            if issubclass(kind, nn.Linear) and kind is not nn.Linear:
+                return f"its layers are {kind.__module__}.{kind.__name__}, which were not tried"
         return None
 
 
-def _reason(module: nn.Module, own: dict[str, Any]) -> str | None:
-    name = type(module).__name__
+def _hooked(own: dict[str, Any]) -> bool:
+    """Whether a hook is on a module, other than those by which transformers hands out hidden states.
+
+    It leaves these on for good once it was asked; what they hand out inside a recording is recorded.
+    """
+    hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
+    return any(getattr(hook, "__module__", None) != _CAPTURING for hook in hooks)
+
+
+def _reason(name: str, own: dict[str, Any]) -> str | None:
     if own["training"]:
         return "it is in training mode"
-    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "_hf_hook" in own:
+    if _hooked(own) or "_hf_hook" in own:
         return f"a hook is on its {name}, which a recording would pass by"
     if own.get("_compiled_call_impl") is not None:
         return f"its {name} is compiled"
