@@ -366,7 +366,7 @@ class LlavaFinePruner(lmms):
 
     def _pad(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
         padded = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
-        return {key: padded[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        return {key: padded[key] for key in ("input_ids", "attention_mask")}
 
     def _end_ids(self) -> set[int]:
         ends = self.model.generation_config.eos_token_id
