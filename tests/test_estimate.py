@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import time_model  # noqa: E402
 from time_model import LLAVA_7B, ROWS, lengths, schedule  # noqa: E402
 
-POINTS = {point.what: point for point in time_model.points()}
+POINTS = {point.what: point for point in (*time_model.points(), *time_model.fast_points())}
 
 
 @pytest.mark.parametrize("what", [what for what, point in POINTS.items() if point.within is not None])
