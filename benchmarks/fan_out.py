@@ -1,7 +1,7 @@
 """What a study costs when its cells are answered together, next to the sum of its cells one after the other.
 
     python benchmarks/fan_out.py study [--task pope] [--limit 16] [--batch 8]   # configs/heads.yaml, on the demo model
-    python benchmarks/fan_out.py wide [--questions 2]                           # width 1024, 8 layers, 576 visual tokens
+    python benchmarks/fan_out.py wide [--questions 2]                           # random, width 1024, 8 layers
     python benchmarks/fan_out.py flops [--study RESULT.json]                    # LLaVA-1.5-7B, exact operations
 
 Each prints JSON. Seconds are of this process's processor time (`cpu`) and of the clock; both ways run in one process
@@ -140,12 +140,11 @@ def equal_rows(seen: Sequence[tuple[list[Pruner], Any]]) -> dict[str, Any]:
     agrees: dict[str, list[bool]] = defaultdict(list)
     for pruners, result in seen:
         kept: dict[Any, dict[int, list[bytes]]] = defaultdict(lambda: defaultdict(list))
-        for place, (pruner, outcome) in enumerate(zip(pruners, result.outcomes, strict=True)):
+        for pruner, outcome in zip(pruners, result.outcomes, strict=True):
             if pruner.name == "finepruner":
                 mask = next(iter(outcome.trace.keep_masks.values())).numpy()
                 for row, tokens in enumerate(mask):
                     kept[pruner.budget][row].append(tokens.tobytes())
-                del place
         for budget, rows in kept.items():
             cells = [pruner for pruner in pruners if pruner.name == "finepruner" and pruner.budget == budget]
             for tokens in rows.values():
