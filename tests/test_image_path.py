@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import copy
 import io
 import random
 import threading
@@ -18,6 +19,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.images import preprocess, whole_files
+from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.errors import FieldError
@@ -84,12 +86,32 @@ def test_a_chunk_is_encoded_without_waiting_for_the_device():
         encode_chunk(tiny_llava(), given)
 
 
+def test_the_tower_stays_recorded_after_transformers_was_asked_for_hidden_states():
+    """Which leaves hooks on it for good; a hook of anybody else is run, so nothing is replayed then."""
+    model = copy.deepcopy(tiny_llava())
+    chunks, programs = ChunkEncoder(model, 2, "graphs"), vision_programs(model)
+    fp.encode_images(model, torch.stack(pixels(2)))
+    chunks.encode(pixels(2))
+    assert any(block._forward_hooks for block in model.model.vision_tower.modules())
+    (program,) = programs._programs.values()
+    ran: list[int] = []
+    program._replay = lambda run=program._replay: ran.append(1) or run()
+    chunks.encode(pixels(2))
+    assert ran == [1] and vision_programs(model) is programs
+    handle = model.model.vision_tower.register_forward_hook(lambda *_: None)
+    chunks.encode(pixels(2))
+    handle.remove()
+    assert ran == [1]
+
+
 def test_outputs_of_a_chunk_stay_when_the_next_is_encoded():
     """A replay writes to the memory of the one before; here it is written to by hand."""
     chunks = ChunkEncoder(tiny_llava(), 2, "graphs")
     first = chunks.encode(pixels(2))
     before = [outputs.map(torch.clone) for outputs in first]
-    chunks._outputs.map(lambda tensor: tensor.zero_())
+    assert vision_programs(tiny_llava())._programs
+    for program in vision_programs(tiny_llava())._programs.values():
+        program._outputs.map(lambda tensor: tensor.zero_())
     chunks.encode(pixels(2, seed=5))
     assert all(same(*pair) for pair in zip(first, before, strict=True))
 

@@ -320,6 +320,14 @@ def test_answers_depend_neither_on_the_cache_nor_on_chunks_nor_on_repeated_pictu
     assert changed.images.encoded == 2 + 4 + 4  # once in each window
 
 
+def test_a_cell_that_asks_nothing_ages_no_image(model):
+    """A study that answers cells together evaluates most of them without a question left."""
+    model.images.begin_scan(["t"])
+    before = model.images._cache._scan
+    assert list(ask(model, [], 0, lambda picture: [picture])) == []
+    assert model.images._cache._scan == before
+
+
 def test_errors_are_raised_not_answered(model, toy, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no memory")

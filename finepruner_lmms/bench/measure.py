@@ -87,40 +87,48 @@ class Bench:
         for method, execution in subjects:  # until nothing is new, recordings included
             self.note(f"batch {batch}: warm-up of {method.label}")
             self._round(0, method, execution, prompts, vision, _Samples())
+            self._choosing(method, prompts, vision)
         encoding: list[float] = []
         choosing: dict[str, list[float]] = {method.label: [] for method in methods}
         samples = [_Samples() for _ in subjects]
         for number in range(self.rounds):
             encoding.append(seconds(lambda: encode_images(model, prompts.pixels), model.device))
             for method in methods:
-                if method.pruner.side != "none":
-                    choosing[method.label].append(selection_seconds(self.asking, method.pruner, prompts, vision))
+                choosing[method.label] += self._choosing(method, prompts, vision)
             for (method, execution), sample in zip(subjects, samples, strict=True):
                 self.note(f"batch {batch}: round {number + 1} of {self.rounds}: {method.label}")
                 self._round(number, method, execution, prompts, vision, sample)
         found = []
         for (method, execution), sample, peak in zip(subjects, samples, peaks, strict=True):
             self.note(f"batch {batch}: waits of {method.label}")
+            answers, natural = sample.answers, sample.natural
             found.append(
                 Figures(
-                    method.label,
-                    batch,
-                    sample.answers[-1].execution,
-                    Spread.of(encoding),
-                    Spread.of(choosing[method.label]) if choosing[method.label] else None,
-                    Spread.of(sample.prefill),
-                    Spread.of([answer.first for answer in sample.answers]),
-                    Spread.of([answer.per_token for answer in sample.answers]),
-                    Spread.of([answer.seconds for answer in sample.answers]),
-                    Spread.of([batch / answer.seconds for answer in sample.answers]),
-                    Spread.of([batch / taken for taken, _ in sample.natural]),
-                    sum(tokens for _, tokens in sample.natural) / len(sample.natural),
-                    peak,
-                    self._waits(method, execution, prompts),
-                    promise(model, method.pruner, batch, prompts.text, self.tokens),
+                    method=method.label,
+                    batch=batch,
+                    execution=answers[-1].execution,
+                    vision=Spread.of(encoding),
+                    selection=Spread.of(choosing[method.label]) if choosing[method.label] else None,
+                    prefill=Spread.of(sample.prefill),
+                    first=Spread.of([answer.first for answer in answers]),
+                    step=Spread.of([answer.per_token for answer in answers]),
+                    total=Spread.of([answer.seconds for answer in answers]),
+                    per_second=Spread.of([batch / answer.seconds for answer in answers]),
+                    natural=Spread.of([batch / taken for taken, _ in natural]),
+                    natural_tokens=sum(tokens for _, tokens in natural) / len(natural),
+                    peak=peak,
+                    waits=self._waits(method, execution, prompts),
+                    promise=promise(model, method.pruner, batch, prompts.text, self.tokens),
                 )
             )
         return found
+
+    def _choosing(self, method: Method, prompts: Prompts, vision: Any) -> list[float]:
+        """What the choice of one prefill takes; nothing for a method that chooses nothing."""
+        if method.pruner.side == "none":
+            return []
+        with without_end(self.asking.model):
+            return [selection_seconds(self.asking, method.pruner, prompts, vision)]
 
     def _peak(self, method: Method, execution: str, prompts: Prompts) -> int | None:
         """The greatest use of memory in a first call, which on a GPU also records, above what there was before."""

@@ -44,12 +44,9 @@ class Record:
         return [one for one in self.figures if one.batch == batch]
 
     def unpruned(self, one: Figures) -> Figures:
-        """The same batch and execution without pruning."""
-        return next(
-            other
-            for other in self.of_batch(one.batch)
-            if other.method == "vanilla" and other.execution == one.execution
-        )
+        """The same batch without pruning; in the same execution, if it was measured so."""
+        found = [other for other in self.of_batch(one.batch) if other.method == "vanilla"]
+        return next((other for other in found if other.execution == one.execution), found[0])
 
 
 def save(record: Record, path: Path) -> None:

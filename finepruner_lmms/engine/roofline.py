@@ -182,7 +182,7 @@ GRAPHS = Execution(
     EAGER.layer,
     Figure(0.0, "s", "the host issuing a decoder layer", "captured: one launch for all layers"),
     Figure(60e-6, "s", "a tower layer's kernels, besides arithmetic", "as a decoder layer's; assumption"),
-    Figure(8, "images", "encoded together", "the package's chunks; assumption"),
+    Figure(8, "images", "encoded together", "the package's chunks"),
     Figure(8e-3 / 4, "s", "reading an image and making its prompt, per question",
            "as eager, by four workers beside the model; assumption"),
     overlapped=True,

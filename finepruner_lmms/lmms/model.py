@@ -239,7 +239,8 @@ class LlavaFinePruner(lmms):
         """The requests in windows, each made ready while the one before it is answered."""
         splits = {(task, split) for *_, task, split in (request.args for request in requests)}
         documents = {(task, split): Documents(self.task_dict[task][split]) for task, split in splits}
-        self.images.begin_scan(task for task, _ in splits)
+        if requests:  # a cell whose answers are all there asks no images, which says nothing about them
+            self.images.begin_scan(task for task, _ in splits)
         text = threading.Lock()  # tokenizers and templates are not made for several threads
 
         def prepare(window: Sequence[Instance]) -> Callable[[Instance], Prepared]:

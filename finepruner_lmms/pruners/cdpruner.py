@@ -92,8 +92,12 @@ def conditional_kernel(projected: Tensor, relevance: Tensor) -> Tensor:
     In float64: a residual of the greedy steps below is a small difference of large numbers, and in float32 it turns
     negative, and then NaN, as soon as more tokens are kept than the features have numerical rank.
     """
-    weighted = unit_vectors(projected.double()) * relevance.double()[..., None]
-    return weighted @ weighted.transpose(1, 2)
+    tokens = projected.double()
+    products = tokens @ tokens.transpose(1, 2)
+    length = products.diagonal(dim1=1, dim2=2).sqrt()
+    # the lengths divide, and the relevances weigh, the products: these are far fewer numbers than the tokens
+    weight = relevance.double() / length.masked_fill(length == 0, 1)
+    return products.mul_(weight[:, :, None]).mul_(weight[:, None])
 
 
 def greedy_map(kernel: Tensor, count: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 _ATTENTION = ("sdpa", "eager")
+_CAPTURING = "transformers.utils.output_capturing"
 _OWN = ("forward", "_hf_hook", "_compiled_call_impl")  # on an object itself only where somebody put it there
 
 
@@ -48,7 +49,7 @@ class Snapshot:
         if torch.is_autocast_enabled(self._device.type):
             return "autocast is on"
         for module, own in self._modules:
-            if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["training"] or any(n in own for n in _OWN):
+            if _hooked(own) or own["training"] or any(n in own for n in _OWN):
                 return _reason(module, own)
         return None
 
@@ -61,11 +62,20 @@ class Snapshot:
         return None
 
 
+def _hooked(own: dict[str, Any]) -> bool:
+    """Whether a hook is on a module, other than those by which transformers hands out hidden states.
+
+    It leaves these on for good once it was asked; what they hand out inside a recording is recorded.
+    """
+    hooks = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
+    return any(getattr(hook, "__module__", None) != _CAPTURING for hook in hooks)
+
+
 def _reason(module: nn.Module, own: dict[str, Any]) -> str | None:
     name = type(module).__name__
     if own["training"]:
         return "it is in training mode"
-    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "_hf_hook" in own:
+    if _hooked(own) or "_hf_hook" in own:
         return f"a hook is on its {name}, which a recording would pass by"
     if own.get("_compiled_call_impl") is not None:
         return f"its {name} is compiled"
