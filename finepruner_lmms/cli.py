@@ -114,7 +114,7 @@ def plan(
 @app.command()
 def status(output: Output) -> None:
     """List done, running, waiting, failed and missing cells, with each failure's reason."""
-    from finepruner_lmms.matrix.overview import status_text
+    from finepruner_lmms.matrix.status import status_text
     from finepruner_lmms.matrix.store import Store
 
     store = Store(output)

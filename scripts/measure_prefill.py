@@ -1,10 +1,13 @@
-"""Measure what pruning saves in prefill, next to the ratio of exact FLOPs.
+"""Measure what pruning saves in prefill on a CPU, next to the ratio of exact FLOPs.
 
     python scripts/measure_prefill.py --model demo --method fastv --budget 64
     python scripts/measure_prefill.py --model random --hidden 1024 --layers 8 --method fastv --budget 192
+    python scripts/measure_prefill.py --model demo --method all --budget 280 --pixels --tokens 8
 
-`vanilla` and the method alternate, so that whatever else the machine does hits both. Given is the CPU time of one
-prompt's prefill (one token generated, image features given), on one thread: the minimum and the median of `--repeats`.
+`vanilla` and the methods take turns, so that whatever else the machine does hits all. Given is the CPU time of one
+call on one thread, the minimum and the median of `--repeats`; the speed-up is the median of those turn by turn. A call
+generates `--tokens` from image features, or with `--pixels` from images, through the vision tower. `all` are the
+methods that reach the budget.
 """
 
 from __future__ import annotations
@@ -12,14 +15,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import finepruner_lmms as fp
 from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
+from finepruner_lmms.errors import FieldError
 
 VISUAL = 576
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in fp.METHODS if name not in ("vanilla", "cdpruner")},
+    "cdpruner": {"relevance": "embedding"},
+    "finepruner:consensus": {"head_strategy": "consensus"},
+    "finepruner:sparsevlm-consensus": {"guide": "sparsevlm", "head_strategy": "consensus"},
+}
 
 
 def main() -> None:
@@ -28,20 +39,32 @@ def main() -> None:
     parser.add_argument("--model", choices=("demo", "random"), default="demo")
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--method", default="fastv", choices=fp.METHODS)
+    parser.add_argument("--method", default="fastv", choices=(*fp.METHODS, "all"))
     parser.add_argument("--budget", default="64")
     parser.add_argument("--text", type=int, default=64, help="text tokens around the image")
+    parser.add_argument("--tokens", type=int, default=1, help="how many are generated")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--pixels", action="store_true", help="start from images")
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = fp.load_model("demo")[0] if arguments.model == "demo" else random_llava(arguments.hidden, arguments.layers)
-    pruners = [fp.build_pruner("vanilla"), fp.build_pruner(arguments.method, budget=arguments.budget)]
-    inputs = prompt(model, arguments.text)
-    seconds: list[list[float]] = [[], []]
+    methods = METHODS if arguments.method == "all" else {arguments.method: {}}
+    pruners = [fp.build_pruner("vanilla")]
+    for method, parameters in methods.items():
+        pruner = fp.build_pruner(method.split(":")[0], budget=arguments.budget, **parameters)
+        try:
+            pruner.schedule(model.config.text_config.num_hidden_layers, VISUAL)
+        except FieldError as error:
+            print(f"{method}: {error}")
+        else:
+            pruners.append(pruner)
+    inputs = prompt(model, arguments.text, arguments.batch, arguments.pixels)
+    seconds: list[list[float]] = [[] for _ in pruners]
     for repeat in range(arguments.repeats + 2):
         for pruner, times in zip(pruners, seconds, strict=True):
             started = time.process_time()
-            fp.generate(model, pruner, inputs, max_new_tokens=1, do_sample=False)
+            fp.generate(model, pruner, inputs, max_new_tokens=arguments.tokens, do_sample=False)
             if repeat >= 2:  # the first ones warm up
                 times.append(time.process_time() - started)
     report(model, pruners, seconds, arguments.text)
@@ -52,30 +75,35 @@ def report(model: LlavaForConditionalGeneration, pruners: list, seconds: list[li
     config = model.config.text_config
     sizes, layers = DecoderSizes.of(config), config.num_hidden_layers
     print(f"{layers} layers, hidden {config.hidden_size}, {VISUAL} visual and {text} text tokens, one thread")
-    flops = []
+    dense = 0.0
     for pruner, times in zip(pruners, seconds, strict=True):
         schedule = pruner.schedule(layers, VISUAL)
         scored = [layer for layer in range(layers - 1) if schedule[layer + 1] < schedule[layer]]
-        flops.append(prefill_flops(sizes, [text + visual for visual in schedule], scored))
-        name = f"{pruner.name} {pruner.budget or VISUAL} (last layer sees {schedule[-1]})"
+        flops = prefill_flops(sizes, [text + visual for visual in schedule], scored)
+        dense = dense or flops
+        turns = [before / after for before, after in zip(seconds[0], times, strict=True)]
+        shown = " ".join(str(value) for value in (pruner.name, pruner.budget or VISUAL, *pruner.parameters().values()))
         print(
-            f"{name:36} CPU min {1e3 * min(times):8.1f} ms, median {1e3 * statistics.median(times):8.1f} ms, "
-            f"decoder {flops[-1] / 1e9:8.2f} GFLOP"
+            f"{shown[:60]:60} CPU min {1e3 * min(times):8.1f} ms, median {1e3 * statistics.median(times):8.1f} ms; "
+            f"{statistics.median(turns):5.2f}x of vanilla ({min(turns):.2f} to {max(turns):.2f}), "
+            f"FLOPs of the decoder {dense / flops:5.2f}x"
         )
-    fast = min(seconds[0]) / min(seconds[1])
-    print(f"measured speed-up {fast:.2f}x; ratio of exact FLOPs {flops[0] / flops[1]:.2f}x")
 
 
-def prompt(model: LlavaForConditionalGeneration, text: int) -> dict[str, torch.Tensor]:
-    """One prompt with random words and random image features."""
+def prompt(model: LlavaForConditionalGeneration, text: int, batch: int, pixels: bool) -> dict[str, torch.Tensor]:
+    """Equal prompts with random words, and random images or image features."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
     words = torch.randint(10, min(100, config.text_config.vocab_size - 5), (text,), generator=generator)
     words[words == config.image_token_id] = 9
     image = torch.full((VISUAL,), config.image_token_id)
-    ids = torch.cat([words[: text // 2], image, words[text // 2 :]])[None]
-    features = torch.randn(1, VISUAL, config.text_config.hidden_size, generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_features": features}
+    ids = torch.cat([words[: text // 2], image, words[text // 2 :]]).repeat(batch, 1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if pixels:
+        side = config.vision_config.image_size
+        return inputs | {"pixel_values": torch.randn(batch, 3, side, side, generator=generator)}
+    features = torch.randn(batch, VISUAL, config.text_config.hidden_size, generator=generator)
+    return inputs | {"image_features": features}
 
 
 def random_llava(hidden: int, layers: int) -> LlavaForConditionalGeneration:

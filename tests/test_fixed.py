@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ import finepruner_lmms as fp
 from finepruner_lmms.engine.fixed.capture import Replay
 from finepruner_lmms.engine.fixed.programs import MOST, Programs, programs_of
 from finepruner_lmms.engine.fixed.shape import LENGTH_STEP, LONGEST, rows_for
-from finepruner_lmms.engine.generate import _say_once
+from finepruner_lmms.engine.fixed.vision import vision_programs
+from finepruner_lmms.engine.generate import say_once
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import known_methods
 from finepruner_lmms.testing import IMAGE, PAD, VISUAL, rounding, tiny_llava
@@ -206,7 +209,7 @@ def test_threads_take_turns() -> None:
 def test_what_cannot_run_on_fixed_buffers_runs_eagerly_and_says_why_once(
     options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _say_once.cache_clear()
+    say_once.cache_clear()
     model, inputs = tiny_llava(layers=3), prompts("ragged")
     inputs["attention_mask"][:] = inputs["attention_mask"]  # the caller's own, which must stay as it is
     settings = {"max_new_tokens": 4, "eos_token_id": 1, "pad_token_id": PAD} | options
@@ -241,6 +244,39 @@ def test_hooks_and_autocast_run_eagerly() -> None:
     assert fp.generate(model, pruner, inputs, execution="graphs", **STEPS).execution == "graphs"
 
 
+def test_hooks_that_transformers_leaves_behind_are_no_reason() -> None:
+    model = tiny_llava(layers=3)
+    pixels = prompts("one")["pixel_values"]
+    fp.encode_images(model, pixels)  # asks the tower for hidden states
+    assert any(module._forward_hooks for module in model.model.vision_tower.modules())
+    programs = vision_programs(model)
+    assert programs.usable()
+    hook = model.model.vision_tower.register_forward_hook(lambda *_: None)
+    try:
+        assert not programs.usable()
+    finally:
+        hook.remove()
+
+
+def test_images_of_a_recording_are_in_memory_of_their_own() -> None:
+    model, programs = tiny_llava(), vision_programs(tiny_llava())
+    one, other = (torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    first = programs.encode(one)
+    programs.encode(other)
+    for name, value in fp.encode_images(model, one).tensors().items():
+        assert torch.equal(first.tensors()[name], value), name
+
+
+def test_a_model_that_nobody_uses_any_more_is_not_held() -> None:
+    model = tiny_llava.__wrapped__(layers=3)
+    for method in ("fastv", "divprune"):
+        fp.generate(model, fp.build_pruner(method, budget=12), prompts("one"), execution="graphs", **STEPS)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
 def test_auto_is_eager_without_a_gpu_and_other_words_are_refused() -> None:
     pruner, inputs = fp.build_pruner("vanilla"), prompts("one")
     assert fp.generate(tiny_llava(), pruner, inputs, **STEPS).execution == "eager"
@@ -263,3 +299,21 @@ def test_a_replay_without_a_gpu_is_the_function() -> None:
     replay()
     replay()
     assert calls == [1, 1]
+
+
+def test_buffers_that_do_not_fit_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    model, pruner, inputs = tiny_llava(layers=3), fp.build_pruner("divprune", budget=12), prompts("ragged")
+    eager = fp.generate(model, pruner, inputs, execution="eager", **STEPS)
+    monkeypatch.setattr("finepruner_lmms.engine.fixed.programs.Storage.grow", full)
+    programs_of(model).clear()
+    monkeypatch.setattr("finepruner_lmms.engine.fixed.programs.Storage.holds", lambda *_: False)
+    with caplog.at_level(logging.WARNING, logger="finepruner_lmms"):
+        given_up = fp.generate(model, pruner, inputs, execution="graphs", **STEPS)
+    assert given_up.execution == "eager"
+    assert torch.equal(given_up.sequences, eager.sequences)
+    assert "do not fit into the memory" in caplog.text

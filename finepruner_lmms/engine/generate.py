@@ -25,7 +25,7 @@ from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.generation_modes import check_generation, setting
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.images import encoded, image_arguments, outputs_for, visual_tokens
-from finepruner_lmms.engine.parts import check_model
+from finepruner_lmms.engine.parts import check_model, device_of
 from finepruner_lmms.engine.prompt_layout import find_padding, read_layout, shorten_prompt
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.vision_tower import encoder_outputs
@@ -70,8 +70,8 @@ def generate(
 ) -> Generation:
     """Answer a batch of prompts with `pruner` at work on an unmodified transformers LLaVA.
 
-    `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded), `attention_mask` `[B, L]` (found by the
-    model's padding id where it is not given and can be told), and one of
+    `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded; best on the host), `attention_mask`
+    `[B, L]` (found by the model's padding id where it is not given and can be told), and one of
     `pixel_values` `[images, 3, S, S]`, `image_features` `[images, N, D]` (projected visual tokens; not for
     vision-side methods) or `vision` (what `encode_images` returned, to encode an image once for several methods).
     Images belong to the rows that hold placeholders, in order; one for each of the B rows is accepted as well.
@@ -99,7 +99,7 @@ def generate(
     layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
     pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
     if fixed:
-        inputs = encoded(model, inputs, layout, vision_programs(model).encode)
+        inputs = encoded(model, inputs, layout, lambda pixels: vision_programs(model).encode(pixels))
     before, inside = pruner.parts(geometry.num_visual_tokens)
     generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1])
     shown = any(layout.has_image)
@@ -118,18 +118,20 @@ def generate(
     if fixed:
         images = visual_tokens(model, inputs, layout) if reduced is None else reduced.tokens
         short = layout if reduced is None else read_layout(ids, mask, geometry.image_token_id, left)
-        sequences, found, trace = answer(
-            model,
-            within,
-            Prompts(ids, mask.bool(), short, images, left),
-            ending_of(model, generation_kwargs),
-            setting(model, generation_kwargs, "max_new_tokens"),
-            clock,
-            bool(setting(model, generation_kwargs, "output_logits")),
-        )
-    else:
+        prompts = Prompts(ids, mask.bool(), short, images, left)
+        most, ending = setting(model, generation_kwargs, "max_new_tokens"), ending_of(model, generation_kwargs)
+        want_logits = bool(setting(model, generation_kwargs, "output_logits"))
+        try:
+            sequences, found, trace = answer(model, within, prompts, ending, most, clock, want_logits)
+        except torch.OutOfMemoryError:
+            # buffers are made for the longest answer, which transformers' own loop may never need
+            programs_of(model).clear()
+            say_once(f"the buffers for {len(ids)} rows of {ids.shape[1]} + {most} tokens do not fit into the memory")
+            fixed = False
+    if not fixed:
         shown_as = image_arguments(inputs, layout) if reduced is None else encoder_outputs(reduced.tokens)
-        arguments = {"input_ids": ids, "attention_mask": mask} | shown_as
+        where = device_of(model.get_input_embeddings(), ids.device)
+        arguments = {"input_ids": ids.to(where), "attention_mask": mask.to(where)} | shown_as
         with attach(model, within, num_visual_tokens=left) as trace, _marked(model, clock):
             output = model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
         sequences, found = output.sequences[:, ids.shape[1] :], getattr(output, "logits", None)
@@ -159,12 +161,13 @@ def _on_fixed_buffers(
         return False
     reason = why_not(model, generation_kwargs, ids.shape[1]) or programs_of(model).why_not(model)
     if reason is not None:
-        _say_once(reason)
+        say_once(reason)
     return reason is None
 
 
 @functools.cache
-def _say_once(reason: str) -> None:
+def say_once(reason: str) -> None:
+    """Log, once per reason, that a call runs eagerly which was to run on fixed buffers."""
     _log.warning("execution: eager, because %s", reason)
 
 

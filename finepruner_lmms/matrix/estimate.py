@@ -137,7 +137,7 @@ def estimate_study(
         return None
     devices = int(NODE.value) if elsewhere and not finished else here
     processes = num_processes(file.launch, devices)
-    eager = not devices or getattr(file.model, "execution", "auto") == "eager"
+    eager = not devices or file.model.execution == "eager"
     machine = machine or (H100 if devices else CPU)
     how = Launched(processes, file.launch.batch_size, machine, EAGER if eager else GRAPHS)
     layers, tokens = study.num_layers, study.num_visual_tokens
@@ -148,7 +148,8 @@ def estimate_study(
         count = f"{len(finished)} finished cell{'s' * (len(finished) > 1)} of this study"
         return Estimate(seconds, used, f"by the {count}")
     basis = "docs/performance.md" if machine is H100 else machine.flops.source
-    return Estimate(seconds, used, f"an estimate for {machine.name}, by {basis}", START.value if large else 0.0)
+    alone = "" if file.launch.fan_out in ("off", 1) or len(left) == 1 else "; each cell answered alone"
+    return Estimate(seconds, used, f"an estimate for {machine.name}, by {basis}{alone}", START.value if large else 0.0)
 
 
 def cell_seconds(

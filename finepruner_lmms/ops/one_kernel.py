@@ -47,9 +47,10 @@ def greedy_map(kernel: Tensor, count: int, tile: int = 16, warps: int = 32) -> t
     values, factors = kernel.new_empty(batch, count), kernel.new_empty(batch, count, size)
     block = max(triton.next_power_of_2(size), 32)
     tile, warps = max(2, min(tile, 16384 // block)), min(warps, block // 32)
-    _greedy_map[(batch,)](
-        kernel.contiguous(), factors, picks, values, size, count, BLOCK=block, TILE=tile, num_warps=warps
-    )
+    with torch.cuda.device_of(kernel):
+        _greedy_map[(batch,)](
+            kernel.contiguous(), factors, picks, values, size, count, BLOCK=block, TILE=tile, num_warps=warps
+        )
     return picks, values
 
 
@@ -76,9 +77,9 @@ def farthest_points(distance: Tensor, first: Tensor, count: int) -> Tensor:
     picks = torch.empty(batch, count, dtype=torch.long, device=distance.device)
     picks[:, :1] = first
     block = triton.next_power_of_2(size)
-    _farthest_points[(batch,)](
-        distance.contiguous(), picks, size, count, BLOCK=block, num_warps=min(8, max(1, block // 128))
-    )
+    warps = min(8, max(1, block // 128))
+    with torch.cuda.device_of(distance):
+        _farthest_points[(batch,)](distance.contiguous(), picks, size, count, BLOCK=block, num_warps=warps)
     return picks
 
 
@@ -123,13 +124,14 @@ def diverse_tokens(similarity: Tensor, retained: int, step: int) -> Tensor:
     left = torch.arange(size, device=similarity.device).expand(batch, -1).contiguous()
     after, nearest = torch.empty_like(left), similarity.new_empty(batch, size)
     similarity, block, rows = similarity.contiguous(), triton.next_power_of_2((size + 1) // 2), 8
-    length = size
+    length, warps = size, max(4, min(16, block // 64))
     while length > retained:
         evens = (length + 1) // 2
         removed = min(step, length - retained, evens)
         grid = (batch, triton.cdiv(evens, rows))
-        _nearest_odd[grid](similarity, left, nearest, size, length, BLOCK=block, ROWS=rows, num_warps=4)
-        _go_on[(batch,)](left, nearest, after, size, length, removed, BLOCK=block, TILE=16, num_warps=16)
+        with torch.cuda.device_of(similarity):
+            _nearest_odd[grid](similarity, left, nearest, size, length, BLOCK=block, ROWS=rows, num_warps=warps)
+            _go_on[(batch,)](left, nearest, after, size, length, removed, BLOCK=block, TILE=16, num_warps=16)
         left, after, length = after, left, length - removed
     return left[:, :retained]
 
@@ -166,17 +168,19 @@ def unlike_heads(cosine: Tensor, base: Tensor, first: Tensor, nothing: Tensor, s
     """The picks `[B, steps]` of `heads.consensus.steps.add_diversity`; `share` `[steps]` is 0.4 / step."""
     batch, heads = base.shape
     picks = torch.empty(batch, len(share), dtype=torch.long, device=base.device)
-    _unlike_heads[(batch,)](
-        cosine.contiguous(),
-        base,
-        first,
-        nothing,
-        share,
-        picks,
-        heads,
-        len(share),
-        PROPER=proper,
-        BLOCK=triton.next_power_of_2(heads),
-        num_warps=1,
-    )
+    block, steps = triton.next_power_of_2(heads), len(share)
+    with torch.cuda.device_of(base):
+        _unlike_heads[(batch,)](
+            cosine.contiguous(),
+            base,
+            first,
+            nothing,
+            share,
+            picks,
+            heads,
+            steps,
+            PROPER=proper,
+            BLOCK=block,
+            num_warps=1,
+        )
     return picks

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finepruner_lmms.engine.fixed.cache import FixedCache
+from finepruner_lmms.engine.fixed.layers import normed, through
 from finepruner_lmms.engine.versions import cache_keyword
 
 UNSEEN = float("-inf")
@@ -120,9 +121,8 @@ class Decoding:
         rotary = [self.decoder.rotary_emb(hidden, position_ids=self.position - shift) for shift in self.shift]
         self.cache.at = [self.at[k] for k in of_layer]
         for layer, k in zip(self.decoder.layers, of_layer, strict=True):
-            hidden = layer(
-                hidden, attention_mask=self.masks[k], position_ids=None, position_embeddings=rotary[k], **self._keyword
-            )
+            rest = {"attention_mask": self.masks[k], "position_embeddings": rotary[k]} | self._keyword
+            hidden = through(layer, hidden, rest)
         for at in self.at:
             at.add_(1)
         self.position.add_(1)
@@ -134,7 +134,7 @@ class Decoding:
 
     def _emit(self, hidden: Tensor) -> None:
         """Choose the next token from what left the last layer, `[B, 1, D]`, as `generate` does."""
-        self.logits.copy_(self.head(self.decoder.norm(hidden))[:, -1])
+        self.logits.copy_(self.head(normed(self.decoder.norm, hidden))[:, -1])
         chosen = torch.where(self.finished[:, None], self._padding, self.logits.argmax(-1, keepdim=True))
         self.token.copy_(chosen)
         self.tokens.index_copy_(1, self.count, chosen)

@@ -11,6 +11,7 @@ from transformers.masking_utils import create_causal_mask
 
 from finepruner_lmms.engine.dropping import Dropping
 from finepruner_lmms.engine.fixed.decoding import UNSEEN, Decoding
+from finepruner_lmms.engine.fixed.layers import normed, through
 from finepruner_lmms.engine.fixed.shape import Shape, round_up
 from finepruner_lmms.engine.prompt_state import PromptState
 from finepruner_lmms.engine.trace import Trace
@@ -74,9 +75,9 @@ class Prefill:
                 arguments = self._arguments(hidden, valid, here)
             if index + 1 in stages:
                 # of the layer before a drop, what its attention gets: the rows that methods may ask for
-                asking = layer.input_layernorm(hidden[:, -max(self.shape.tail, 1) :])
+                asking = normed(layer.input_layernorm, hidden[:, -max(self.shape.tail, 1) :])
                 state.inputs[index + 1] = (asking, layer.self_attn, arguments["position_embeddings"])
-            hidden = layer(hidden, **arguments)
+            hidden = through(layer, hidden, arguments)
         self.decoding.begin(hidden[:, -1:], self.valid, seen)
 
     def _arguments(self, hidden: Tensor, valid: Tensor | None, positions: Tensor) -> dict[str, Any]:
@@ -86,7 +87,6 @@ class Prefill:
         )
         return {
             "attention_mask": None if mask is None else _additive(mask, hidden.dtype),
-            "position_ids": None,
             "position_embeddings": self.decoder.rotary_emb(hidden, position_ids=positions),
         } | self.decoding.prefill_arguments()
 

@@ -27,7 +27,8 @@ class Snapshot:
         modules = [*callers, *(module for part in parts for module in part.modules())]
         self._what, self._config = what, config
         self._device = next(parts[-1].parameters()).device
-        self._modules = [(module, vars(module)) for module in modules]
+        # not the modules themselves: who is done with a model must not find it held here
+        self._modules = [(type(module), vars(module)) for module in modules]
         self._children = [(found, tuple(found.values())) for _, own in self._modules if (found := own["_modules"])]
         owners = [own["_parameters"] for _, own in self._modules]
         self._weights = [(own, name, p, p.data_ptr()) for own in owners for name, p in own.items() if p is not None]
@@ -48,17 +49,17 @@ class Snapshot:
             return f"the attention {attention!r} reads lengths back from the device"
         if torch.is_autocast_enabled(self._device.type):
             return "autocast is on"
-        for module, own in self._modules:
+        for kind, own in self._modules:
             if _hooked(own) or own["training"] or any(n in own for n in _OWN):
-                return _reason(module, own)
+                return _reason(kind.__name__, own)
         return None
 
     def _lasting_reason(self) -> str | None:
         if len({p.device for _, _, p, _ in self._weights}) > 1 or self._device.type == "meta":
             return f"{self._what} stands on several devices"
-        for module, _ in self._modules:
-            if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-                return f"its layers are {type(module).__module__}.{type(module).__name__}, which were not tried"
+        for kind, _ in self._modules:
+            if issubclass(kind, nn.Linear) and kind is not nn.Linear:
+                return f"its layers are {kind.__module__}.{kind.__name__}, which were not tried"
         return None
 
 
@@ -71,8 +72,7 @@ def _hooked(own: dict[str, Any]) -> bool:
     return any(getattr(hook, "__module__", None) != _CAPTURING for hook in hooks)
 
 
-def _reason(module: nn.Module, own: dict[str, Any]) -> str | None:
-    name = type(module).__name__
+def _reason(name: str, own: dict[str, Any]) -> str | None:
     if own["training"]:
         return "it is in training mode"
     if _hooked(own) or "_hf_hook" in own:

@@ -27,7 +27,7 @@ class Encoding:
     """Up to so many images as `pixels` `[B, 3, S, S]` has rows, through the vision tower and the projector."""
 
     def __init__(self, model: LlavaForConditionalGeneration, pixels: Tensor, replay: Callable[[Any], Replay]) -> None:
-        self._model, self._pixels = model, torch.empty_like(pixels)
+        self._model, self._pixels = weakref.ref(model), torch.empty_like(pixels)
         self._outputs: VisionOutputs | None = None
         self._replay = replay(self._run)
 
@@ -39,7 +39,9 @@ class Encoding:
         return self._outputs.map(torch.clone)
 
     def _run(self) -> None:
-        self._outputs = encode_chunk(self._model, self._pixels)
+        model = self._model()
+        assert model is not None
+        self._outputs = encode_chunk(model, self._pixels)
 
 
 class Reducing:
@@ -78,7 +80,7 @@ class VisionPrograms:
         """`encode_chunk` of `pixels` `[B, 3, S, S]`, of whatever B, which are on the tower's device and of its type."""
         model = self._model()
         assert model is not None
-        if not self._usable():
+        if not self.usable():
             return encode_chunk(model, pixels)
         key = ("encode", pixels.shape, pixels.dtype)
         with self._lock:
@@ -87,14 +89,15 @@ class VisionPrograms:
     def reduce(self, pruner: VisionPruner, vision: VisionOutputs) -> Reduction:
         """`pruner.reduce(vision)`. A question of several words has a length of its own, and is not recorded."""
         words = vision.text_embeds or ()
-        if any(len(text) != 1 for text in words) or not self._usable():
+        if any(len(text) != 1 for text in words) or not self.usable():
             with for_choosing(vision.features.device):
                 return pruner.reduce(vision)
         key = ("reduce", pruner, _shapes(vision))
         with self._lock:
             return self._find(key, lambda: Reducing(pruner, vision, self._replay))(vision)
 
-    def _usable(self) -> bool:
+    def usable(self) -> bool:
+        """Whether there is nothing against recordings now."""
         return self._snapshot.holds() and self._snapshot.why_not() is None
 
     def _find(self, key: Hashable, make: Callable[[], Any]) -> Any:
