@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import time_model  # noqa: E402
 from time_model import LLAVA_7B, ROWS, lengths, schedule  # noqa: E402
 
-POINTS = {point.what: point for point in time_model.points()}
+POINTS = {point.what: point for point in (*time_model.points(), *time_model.fast_points())}
 
 
 @pytest.mark.parametrize("what", [what for what, point in POINTS.items() if point.within is not None])
@@ -108,7 +108,7 @@ def test_plan_says_hours_before_anything_runs(tmp_path):
     assert shown.exit_code == 0, shown.output
     last = shown.output.splitlines()[-1]
     assert last.startswith("time for what is left: about ")
-    assert "GPU-hours (an estimate for NVIDIA H100, by docs/performance.md)" in last
+    assert "GPU-hours (an estimate for NVIDIA H100, by docs/performance.md; each cell answered alone)" in last
     lines = CliRunner().invoke(app, ["plan", str(file), "--output", str(tmp_path / "run"), "--format", "jsonl"])
     seconds = [json.loads(line)["seconds"] for line in lines.output.splitlines()]
     assert seconds[0] > seconds[1] > seconds[2] > 0
@@ -129,7 +129,10 @@ def test_a_bench_of_this_machine_is_what_the_estimate_rests_on(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text(STUDY.format(model="demo", data="demo"))
     shown = CliRunner().invoke(app, ["plan", str(file), "--output", str(tmp_path / "run")])
-    assert f"(an estimate for Some CPU, by {folder / 'bench.json'})" in shown.output.splitlines()[-1]
+    assert (
+        f"(an estimate for Some CPU, by {folder / 'bench.json'}; each cell answered alone)"
+        in shown.output.splitlines()[-1]
+    )
     (folder / "bench.json").write_text("{}")  # of another version
     assert measured_machine(tmp_path, "cpu") is None
 

@@ -18,7 +18,7 @@ from finepruner_lmms.engine.fixed.capture import Replay
 from finepruner_lmms.engine.fixed.programs import MOST, Programs, programs_of
 from finepruner_lmms.engine.fixed.shape import LENGTH_STEP, LONGEST, rows_for
 from finepruner_lmms.engine.fixed.vision import vision_programs
-from finepruner_lmms.engine.generate import _say_once
+from finepruner_lmms.engine.generate import say_once
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import known_methods
 from finepruner_lmms.testing import IMAGE, PAD, VISUAL, rounding, tiny_llava
@@ -209,7 +209,7 @@ def test_threads_take_turns() -> None:
 def test_what_cannot_run_on_fixed_buffers_runs_eagerly_and_says_why_once(
     options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _say_once.cache_clear()
+    say_once.cache_clear()
     model, inputs = tiny_llava(layers=3), prompts("ragged")
     inputs["attention_mask"][:] = inputs["attention_mask"]  # the caller's own, which must stay as it is
     settings = {"max_new_tokens": 4, "eos_token_id": 1, "pad_token_id": PAD} | options
@@ -299,3 +299,21 @@ def test_a_replay_without_a_gpu_is_the_function() -> None:
     replay()
     replay()
     assert calls == [1, 1]
+
+
+def test_buffers_that_do_not_fit_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    model, pruner, inputs = tiny_llava(layers=3), fp.build_pruner("divprune", budget=12), prompts("ragged")
+    eager = fp.generate(model, pruner, inputs, execution="eager", **STEPS)
+    monkeypatch.setattr("finepruner_lmms.engine.fixed.programs.Storage.grow", full)
+    programs_of(model).clear()
+    monkeypatch.setattr("finepruner_lmms.engine.fixed.programs.Storage.holds", lambda *_: False)
+    with caplog.at_level(logging.WARNING, logger="finepruner_lmms"):
+        given_up = fp.generate(model, pruner, inputs, execution="graphs", **STEPS)
+    assert given_up.execution == "eager"
+    assert torch.equal(given_up.sequences, eager.sequences)
+    assert "do not fit into the memory" in caplog.text

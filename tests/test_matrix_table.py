@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from studies import cell, method, study
 
+from finepruner_lmms.matrix.progress import score_text
 from finepruner_lmms.matrix.report.leaderboard import Line, leaderboard
 from finepruner_lmms.matrix.report.plots import draw, figure
 from finepruner_lmms.matrix.report.tables import FORMATS, render
-from finepruner_lmms.matrix.runner import score_text
 from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
 
 ROWS = [

@@ -55,6 +55,7 @@ def test_what_a_plan_and_a_report_are_made_of_loads_no_tensors():
         "finepruner_lmms.checkpoints.configuration",
         "finepruner_lmms.lmms.identity", "finepruner_lmms.lmms.model_args", "finepruner_lmms.data.ready",
         "finepruner_lmms.judge.client", "finepruner_lmms.matrix.study", "finepruner_lmms.matrix.overview",
+        "finepruner_lmms.matrix.status",
         "finepruner_lmms.matrix.runner", "finepruner_lmms.matrix.judging", "finepruner_lmms.matrix.report.leaderboard",
         "finepruner_lmms.matrix.report.tables", "finepruner_lmms.matrix.report.costs",
     )  # fmt: skip

@@ -118,16 +118,17 @@ def generate(
     if fixed:
         images = visual_tokens(model, inputs, layout) if reduced is None else reduced.tokens
         short = layout if reduced is None else read_layout(ids, mask, geometry.image_token_id, left)
-        sequences, found, trace = answer(
-            model,
-            within,
-            Prompts(ids, mask.bool(), short, images, left),
-            ending_of(model, generation_kwargs),
-            setting(model, generation_kwargs, "max_new_tokens"),
-            clock,
-            bool(setting(model, generation_kwargs, "output_logits")),
-        )
-    else:
+        prompts = Prompts(ids, mask.bool(), short, images, left)
+        most, ending = setting(model, generation_kwargs, "max_new_tokens"), ending_of(model, generation_kwargs)
+        want_logits = bool(setting(model, generation_kwargs, "output_logits"))
+        try:
+            sequences, found, trace = answer(model, within, prompts, ending, most, clock, want_logits)
+        except torch.OutOfMemoryError:
+            # buffers are made for the longest answer, which transformers' own loop may never need
+            programs_of(model).clear()
+            say_once(f"the buffers for {len(ids)} rows of {ids.shape[1]} + {most} tokens do not fit into the memory")
+            fixed = False
+    if not fixed:
         shown_as = image_arguments(inputs, layout) if reduced is None else encoder_outputs(reduced.tokens)
         where = device_of(model.get_input_embeddings(), ids.device)
         arguments = {"input_ids": ids.to(where), "attention_mask": mask.to(where)} | shown_as
@@ -160,12 +161,13 @@ def _on_fixed_buffers(
         return False
     reason = why_not(model, generation_kwargs, ids.shape[1]) or programs_of(model).why_not(model)
     if reason is not None:
-        _say_once(reason)
+        say_once(reason)
     return reason is None
 
 
 @functools.cache
-def _say_once(reason: str) -> None:
+def say_once(reason: str) -> None:
+    """Log, once per reason, that a call runs eagerly which was to run on fixed buffers."""
     _log.warning("execution: eager, because %s", reason)
 
 

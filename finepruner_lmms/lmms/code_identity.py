@@ -35,6 +35,7 @@ SILENT = {
     "matrix": "plans, launches and stores",
     "lmms.code_identity": "names answers",
     "lmms.identity": "names answers",
+    "lmms.identity_record": "names answers",
     "lmms.response_cache": "stores answers",
     "lmms.journal": "stores answers",
     "lmms.meter": "measures time and memory",

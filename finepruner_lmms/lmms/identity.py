@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict
 
 from finepruner_lmms.data.hub import commit_of
 from finepruner_lmms.data.identity import UNKNOWN_COMMIT
 from finepruner_lmms.data.manifest import MANIFEST, identity_of
 from finepruner_lmms.files import content_hash, read_object
 from finepruner_lmms.lmms.code_identity import engine_code, method_code, task_code
+from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.sources import Sources, own_sources, short_hash
 
 if TYPE_CHECKING:
@@ -36,73 +36,6 @@ LIBRARIES = {
 }
 """Whose versions count, and why. `datasets`, `accelerate` and the like hand on what they are given."""
 _SAYS_NOTHING = (".md", ".lock")
-
-
-class Identity(BaseModel):
-    """What an answer, or with `task` and `data` a cell's result, depends on. Equal identities, equal results."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    settings: str
-    """A fingerprint of the method's parameters and the model's, and of what is asked."""
-    dtype: str
-    """`float16`, `bfloat16` or `float32`: never `auto`."""
-    checkpoint: str
-    """A fingerprint of its content; for a hub repository its name and commit."""
-    libraries: dict[str, str]
-    """Version by name."""
-    engine: dict[str, str]
-    """Fingerprints of the code that every cell runs, by room."""
-    method: dict[str, str]
-    """Fingerprints of the code that the method needs besides, by method (a composition has two)."""
-    task: str = ""
-    """A fingerprint of the task's definition and its functions."""
-    data: str = ""
-    """A fingerprint of the data's content; for a hub data set its name and commit."""
-
-    @property
-    def id(self) -> str:
-        """All of it as 12 hexadecimal digits."""
-        return short_hash(self.text())
-
-    def text(self) -> str:
-        """All of it in one line."""
-        return json.dumps(self.model_dump(), sort_keys=True)
-
-    def changes_since(self, earlier: Identity) -> list[str]:
-        """What is different from `earlier`, in words: `fastv's code changed`, `torch 2.11.0 → 2.12.0`."""
-        found = []
-        if self.settings != earlier.settings:
-            found.append("the settings changed")
-        if self.dtype != earlier.dtype:
-            found.append(f"dtype {earlier.dtype} → {self.dtype}")
-        if self.checkpoint != earlier.checkpoint:
-            found.append(_changed("the checkpoint", earlier.checkpoint, self.checkpoint))
-        if self.data != earlier.data:
-            found.append(_changed("the data", earlier.data, self.data))
-        for name in _different(earlier.libraries, self.libraries):
-            found.append(f"{name} {earlier.libraries.get(name, 'none')} → {self.libraries.get(name, 'none')}")
-        if rooms := _different(earlier.engine, self.engine):
-            found.append(f"the code of {', '.join(rooms)} changed, which every cell runs")
-        found += [f"{name}'s code changed" for name in _different(earlier.method, self.method)]
-        if self.task != earlier.task:
-            found.append("the task's definition or scoring changed")
-        return found
-
-    @property
-    def unknown(self) -> list[str]:
-        """The hub repositories whose commit is not known, so that a change of them would not be noticed."""
-        parts = [part for text in (self.checkpoint, self.data) for part in text.split()]
-        return [part.rpartition("@")[0] for part in parts if part.endswith(f"@{UNKNOWN_COMMIT}")]
-
-
-def _different(earlier: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    return sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
-
-
-def _changed(what: str, earlier: str, now: str) -> str:
-    """With both values where these are names."""
-    return f"{what} changed" if "@" not in earlier + now else f"{what} changed: {earlier} → {now}"
 
 
 def answer_identity(
@@ -158,7 +91,7 @@ def canonical_parameters(pruner: Pruner, num_visual_tokens: int) -> dict[str, An
 
     A budget is the number of tokens that it means, so that `64`, `"64"` and a share of that size are one.
     """
-    from finepruner_lmms.pruners.budget import parse_budget
+    from finepruner_lmms.budget import parse_budget
 
     parameters = pruner.parameters()
     if "first" in parameters and parameters["first"] is not None:
@@ -235,4 +168,11 @@ def reads_clip(pruner: Pruner, num_visual_tokens: int) -> bool:
 @functools.cache
 def library_versions() -> dict[str, str]:
     """The versions of `LIBRARIES`."""
-    return {name: metadata.version(name) for name in LIBRARIES}
+    return {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    """As `metadata.version`, which parses all that a library says of itself, its README included."""
+    text = metadata.distribution(name).read_text("METADATA") or ""
+    found = re.search(r"^Version: *(\S+)$", text.partition("\n\n")[0], re.MULTILINE)
+    return metadata.version(name) if found is None else found[1]

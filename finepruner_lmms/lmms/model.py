@@ -30,7 +30,8 @@ from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms.ahead import one_ahead
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture, windows
 from finepruner_lmms.lmms.documents import Documents, Once
-from finepruner_lmms.lmms.identity import Identity, answer_identity, answer_settings, checkpoint_identity
+from finepruner_lmms.lmms.identity import answer_identity, answer_settings, checkpoint_identity
+from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.lmms.image_encoding import ImageEncoder, Picture, content_key
 from finepruner_lmms.lmms.journal import Answer, question_key
 from finepruner_lmms.lmms.meter import BatchTime, Meter, lmms_eval_metrics

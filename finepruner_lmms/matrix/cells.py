@@ -12,7 +12,7 @@ from finepruner_lmms.matrix.plan import Cell, Method
 from finepruner_lmms.matrix.rows import Row
 
 if TYPE_CHECKING:
-    from finepruner_lmms.lmms.identity import Identity
+    from finepruner_lmms.lmms.identity_record import Identity
 
 
 def describe_row(row: Row) -> Method:

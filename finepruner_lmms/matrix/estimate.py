@@ -148,7 +148,8 @@ def estimate_study(
         count = f"{len(finished)} finished cell{'s' * (len(finished) > 1)} of this study"
         return Estimate(seconds, used, f"by the {count}")
     basis = "docs/performance.md" if machine is H100 else machine.flops.source
-    return Estimate(seconds, used, f"an estimate for {machine.name}, by {basis}", START.value if large else 0.0)
+    alone = "" if file.launch.fan_out in ("off", 1) or len(left) == 1 else "; each cell answered alone"
+    return Estimate(seconds, used, f"an estimate for {machine.name}, by {basis}{alone}", START.value if large else 0.0)
 
 
 def cell_seconds(

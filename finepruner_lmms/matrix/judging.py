@@ -19,9 +19,9 @@ from finepruner_lmms.judge.scoring import RULES, Scorer
 from finepruner_lmms.judge.settings import VARIABLE, Judge, JudgeServer, choose, from_environment
 from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.plan import Cell, Study
-from finepruner_lmms.matrix.progress import MISSING, display_for
+from finepruner_lmms.matrix.progress import MISSING, display_for, score_text
 from finepruner_lmms.matrix.records import Result, Sample
-from finepruner_lmms.matrix.runner import Display, score_text
+from finepruner_lmms.matrix.runner import Display
 from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
 
 

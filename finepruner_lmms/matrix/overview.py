@@ -1,4 +1,4 @@
-"""What `plan` and `status` print: the cells of a study and how far each is."""
+"""What `plan` prints: the cells of a study, how far each is, and what is left to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from finepruner_lmms.matrix.cells import unknown_commits
 from finepruner_lmms.matrix.config import Matrix
 from finepruner_lmms.matrix.estimate import Estimate, estimate_study
 from finepruner_lmms.matrix.plan import Study
-from finepruner_lmms.matrix.runner import score_text
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.matrix.study import to_run
 
@@ -49,23 +48,6 @@ def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
         facts["seconds"] = None if time is None else time.seconds.get(cell.id)  # None too where nothing is to do
         lines.append(json.dumps(facts | {"directory": str(folder)}, ensure_ascii=False) + "\n")
     return "".join(lines)
-
-
-def status_text(store: Store, study: Study) -> str:
-    """Done, running, waiting, failed and missing cells, with each failure's reason."""
-    states = store.states(study.cells)
-    counts = {name: sum(state.name == name for state in states) for name in ("done", "running", "failed", "missing")}
-    if waiting := sum(state.name == "waiting" for state in states):
-        counts["waiting for the judge"] = waiting
-    lines = [f"{study.name}: " + ", ".join(f"{count} {name}" for name, count in counts.items())]
-    for cell, state in zip(study.cells, states, strict=True):
-        text = score_text(state.result) if state.result else state.reason
-        lines.append(f"  {state.name:8} {cell.label}{': ' + text if text else ''}")
-    if others := store.others(study.cells):
-        lines.append(
-            f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def _time(found: Estimate | None) -> str:

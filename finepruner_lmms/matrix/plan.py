@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finepruner_lmms.judge.settings import Judge
-from finepruner_lmms.lmms.identity import Identity
+from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.records import Record
 from finepruner_lmms.matrix.sections import ModelSection
 

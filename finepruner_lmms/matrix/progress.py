@@ -6,13 +6,26 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.matrix.plan import Cell
+from finepruner_lmms.matrix.records import Result
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MISSING = "–"
 """What a table shows where there is no value."""
+
+
+def score_text(result: Result) -> str:
+    """`86.3 ± 1.2 % of the maximum, 240 questions, 4.1 s`, or `submission.json written, 8000 questions, 90.1 s`."""
+    if result.submission is not None:
+        what = f"{result.submission.file} written"
+    else:
+        error = measured(result.standard_error)
+        shown = MISSING if error is None else f"{error:.1f}"
+        what = f"{result.percent:.1f} ± {shown} % of the maximum"
+    return f"{what}, {result.answered} questions, {result.seconds:.1f} s"
 
 
 class PlainDisplay:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from finepruner_lmms.errors import show
 from finepruner_lmms.files import read_object
-from finepruner_lmms.lmms.identity import Identity
+from finepruner_lmms.lmms.identity_record import Identity
 
 R = TypeVar("R", bound=BaseModel)
 

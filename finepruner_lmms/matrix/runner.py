@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.matrix.launch import Launch, WorkerTimeout
 from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
-from finepruner_lmms.matrix.progress import MISSING
-from finepruner_lmms.matrix.records import Result
+from finepruner_lmms.matrix.progress import score_text
 from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.store import State, Store, write_error
 
@@ -107,14 +105,3 @@ def _listen(launch: Launch, left: dict[str, Cell], store: Store, display: Displa
 
 def _ending(state: State) -> str:
     return score_text(state.result) if state.result else state.reason
-
-
-def score_text(result: Result) -> str:
-    """`86.3 ± 1.2 % of the maximum, 240 questions, 4.1 s`, or `submission.json written, 8000 questions, 90.1 s`."""
-    if result.submission is not None:
-        what = f"{result.submission.file} written"
-    else:
-        error = measured(result.standard_error)
-        shown = MISSING if error is None else f"{error:.1f}"
-        what = f"{result.percent:.1f} ± {shown} % of the maximum"
-    return f"{what}, {result.answered} questions, {result.seconds:.1f} s"

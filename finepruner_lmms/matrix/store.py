@@ -41,7 +41,7 @@ from finepruner_lmms.files import (
     write_json,
     write_json_lines,
 )
-from finepruner_lmms.lmms.identity import Identity
+from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import CellError, Damage, Result, Sample, Status, Submission, load, parse
 

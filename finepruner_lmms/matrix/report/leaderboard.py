@@ -130,7 +130,7 @@ def _judges(study: Study, results: Sequence[Result | None]) -> tuple[dict[str, t
 
 
 def _lines(study: Study, states: Sequence[State]) -> list[Line]:
-    from finepruner_lmms.pruners.budget import parse_budget
+    from finepruner_lmms.budget import parse_budget
 
     everything = study.num_visual_tokens
     named = {name for row in study.rows for name in row.given}

@@ -1,0 +1,86 @@
+"""Budgets: how many visual tokens enter a decoder layer, averaged over the layers.
+
+The average is the convention under which methods that prune at different depths are compared (SparseVLM's authors,
+PDrop, V2Drop). All arithmetic is exact (`Fraction`), so a schedule never depends on floating point.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from finepruner_lmms.errors import FieldError
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+
+BudgetValue = int | str | Fraction | None
+"""What a budget may be written as: a count, a share of N such as `"22%"`, or None for every token."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An average number of visual tokens per layer: a count, a share of N, or (both None) all of them."""
+
+    count: int | Fraction | None = None
+    share: Fraction | None = None
+
+    def tokens(self, num_visual_tokens: int) -> Fraction:
+        """The average number of visual tokens for a model with `num_visual_tokens` per image."""
+        if self.share is not None:
+            return self.share * num_visual_tokens
+        return Fraction(num_visual_tokens if self.count is None else self.count)
+
+
+def parse_budget(value: BudgetValue, field: str = "budget") -> Budget:
+    """`128`, `"128"` or `"22%"`; `None` keeps every token. A method that works for another may get a `Fraction`.
+
+    Anything else is a `FieldError` of `field`.
+    """
+    if value is None:
+        return Budget()
+    if isinstance(value, str):
+        if share := _SHARE.fullmatch(value.strip()):
+            fraction = Fraction(share[1]) / 100
+            if 0 < fraction <= 1:
+                return Budget(share=fraction)
+        elif value.strip().isdecimal() and int(value) > 0:
+            return Budget(count=int(value))
+    elif isinstance(value, numbers.Rational) and not isinstance(value, bool) and value > 0:
+        exact = Fraction(int(value.numerator), int(value.denominator))
+        return Budget(count=int(exact) if exact.denominator == 1 else exact)
+    raise FieldError(
+        field,
+        f"got {value!r}; expected a positive number of visual tokens, such as 128, "
+        "or a share of them, such as '22%' (above 0%, at most 100%)",
+        value=value,
+    )
+
+
+def plain_budget(value: BudgetValue, field: str = "budget") -> BudgetValue:
+    """The one way to write a budget: `64` for `"64"` and NumPy's 64, `"22.5%"` for `" 22.50 %"`. Errors as above."""
+    budget = parse_budget(value, field)
+    if budget.share is None:
+        return budget.count
+    percent = budget.share * 100  # was written as a decimal, so its decimals end
+    decimals = 0
+    while (percent * 10**decimals).denominator > 1:
+        decimals += 1
+    digits = str(int(percent * 10**decimals)).rjust(decimals + 1, "0")
+    return f"{digits[: len(digits) - decimals]}{'.' if decimals else ''}{digits[len(digits) - decimals :]}%"
+
+
+def round_half_up(value: Fraction) -> int:
+    """The nearest integer, halves up (Python's `round` would send halves to the even neighbour)."""
+    return math.floor(value + Fraction(1, 2))
+
+
+def show_tokens(value: Fraction) -> str:
+    """`36`, `57.6`: a token count for messages and tables, at most two decimals."""
+    return f"{float(value):.2f}".rstrip("0").rstrip(".")
+
+
+__all__ = ["Budget", "BudgetValue", "parse_budget", "plain_budget", "round_half_up", "show_tokens"]
