@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,13 @@ from finepruner_lmms.data import hub
 from finepruner_lmms.data.identity import data_identity
 from finepruner_lmms.data.task_folders import overrides_dir
 from finepruner_lmms.lmms.identity import (
+    LIBRARIES,
     Identity,
     answer_identity,
     canonical_parameters,
     cell_identity,
     checkpoint_identity,
+    library_versions,
     resolved_dtype,
 )
 from finepruner_lmms.matrix.cells import expand
@@ -376,3 +379,7 @@ def test_plan_says_why_a_finished_cell_does_not_count(tmp_path):
     assert f"  missing  {random.label}\n" in said.output
     lines = [json.loads(line) for line in CliRunner().invoke(app, [*command, "--format", "jsonl"]).output.splitlines()]
     assert [line["reason"] for line in lines] == [f"vanilla's code changed (since {folder.name})", ""]
+
+
+def test_versions_are_those_that_the_libraries_state():
+    assert library_versions() == {name: metadata.version(name) for name in LIBRARIES}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -167,4 +168,11 @@ def reads_clip(pruner: Pruner, num_visual_tokens: int) -> bool:
 @functools.cache
 def library_versions() -> dict[str, str]:
     """The versions of `LIBRARIES`."""
-    return {name: metadata.version(name) for name in LIBRARIES}
+    return {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    """As `metadata.version`, which parses all that a library says of itself, its README included."""
+    text = metadata.distribution(name).read_text("METADATA") or ""
+    found = re.search(r"^Version: *(\S+)$", text.partition("\n\n")[0], re.MULTILINE)
+    return metadata.version(name) if found is None else found[1]
