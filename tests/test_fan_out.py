@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import finepruner_lmms as fp
 from finepruner_lmms.engine.fan_out import answer_together
+from finepruner_lmms.engine.fan_out.memory import predicted_bytes
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import METHODS
 from finepruner_lmms.pruners.fastv import FastV
@@ -147,3 +151,64 @@ def test_pictures_that_are_not_numbers_fail_the_methods_that_look_at_them():
 def test_what_is_not_plain_greedy_decoding_is_refused(options, reason):
     with pytest.raises(FieldError, match=reason):
         answer_together(tiny_llava(), [fp.build_pruner("vanilla")], prompts((5, 7)), max_new_tokens=2, **options)
+
+
+@functools.cache
+def wide_llava():
+    """A random LLaVA in which keys and values weigh as in a real one: 144 visual tokens, 8 layers of width 256."""
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=500, hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=8,
+        pad_token_id=0, bos_token_id=1, eos_token_id=None,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=48, patch_size=4
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=499, image_seq_length=144)
+    return LlavaForConditionalGeneration(config).eval()
+
+
+def most_bytes(call) -> int:
+    """The most that PyTorch held at a time of what `call` allocated."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        call()
+    held = most = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+def _build(name: str, **parameters):
+    return fp.build_pruner(name, **parameters)
+
+
+MEMORY = {
+    "vision": [_build("random", budget=budget, seed=seed) for budget in (48, 24) for seed in range(8)],
+    "mixed": [_build("vanilla"), *(_build("random", budget=48, seed=seed) for seed in range(6))]
+    + [_build("fastv", budget=budget) for budget in (64, 72, 80)]
+    + [_build("pdrop", budget=budget) for budget in (72, 64)],
+    "heads": [
+        _build("finepruner", budget=budget, heads=heads, head_strategy=strategy)
+        for budget in (72, 60)
+        for heads in (1, 2, 4)
+        for strategy in ("sum", "variance", "max_attention")
+    ],
+}
+
+
+@pytest.mark.parametrize("new", [8, 20])
+@pytest.mark.parametrize("which", MEMORY)
+def test_memory_is_predicted_within_15_percent(which, new):
+    model, pruners = wide_llava(), MEMORY[which]
+    words = torch.randint(2, 90, (4, 24), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([words[:, :5], torch.full((4, 144), 499), words[:, 5:]], dim=1)
+    vision = fp.encode_images(model, torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0)))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "vision": vision}
+    found = []
+    measured = most_bytes(lambda: found.append(answer_together(model, pruners, inputs, max_new_tokens=new)))
+    share = found[0].rows / found[0].asked
+    asked = {"questions": 4, "words": 24, "max_new_tokens": new, "element_bytes": 4}
+    assert 0.85 <= predicted_bytes(model.config, pruners, distinct=share, **asked) / measured <= 1.15
+    assert predicted_bytes(model.config, pruners, **asked) >= 0.85 * measured  # when nothing is known of equal rows

@@ -81,8 +81,8 @@ class Seat:
     ) -> Generation:
         """What `pruner` makes of a batch, which is answered for the others as well, as far as they lack it.
 
-        `alone` generates where no other lacks it, or where cells cannot be answered together; `tell` writes down what a companion selected, and makes answers of what it generated. A companion that raises
-        is left alone from then on.
+        `alone` generates where no other lacks it, or where cells cannot be answered together; `tell` writes down what a
+        companion selected, and makes answers of what it generated. A companion that raises is left alone from then on.
         """
         keys, decoding = [item.key for item in batch], batch[0].decoding
         questions = [item.question for item in batch]

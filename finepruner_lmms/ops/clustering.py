@@ -21,7 +21,7 @@ def merge_by_density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tenso
     other's. Equal candidates are ordered by the distance to their next neighbour, then by their place.
     """
     x = at_least_float32(tokens)
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[-1] ** 0.5
+    distance = (_distances(x) / x.shape[-1] ** 0.5).to(x.dtype)
     sorted_distance = distance.sort(dim=-1).values
     density = (-sorted_distance[..., :clusters].square().mean(-1)).exp()
     denser = density[:, None] > density[..., None]
@@ -38,3 +38,16 @@ def merge_by_density_peaks(tokens: Tensor, clusters: int) -> tuple[Tensor, Tenso
     member = member.scatter(1, centres[..., None].expand(-1, -1, clusters), own)
     means = member.transpose(1, 2) @ x / member.sum(1)[..., None]
     return means, centres
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Euclidean distances `[B, M, M]` of `x` `[B, M, D]` by one product, in float64.
+
+    Sums of squared differences would read M times as much. As those are, it is symmetric, and 0 between equal tokens.
+    """
+    values = x.double()
+    products = values @ values.transpose(1, 2)
+    square = products.diagonal(dim1=1, dim2=2)
+    apart = square[:, :, None] + square[:, None] - products - products.transpose(1, 2)
+    # of equal tokens, rounding may leave a little
+    return apart.masked_fill(apart < 1e-14 * (square[:, :, None] + square[:, None]), 0).sqrt()

@@ -13,44 +13,66 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit(do_not_specialize=["count"])
-def _greedy_map(kernel, factors, picks, values, size, count, BLOCK: tl.constexpr, TILE: tl.constexpr):
+@triton.jit(do_not_specialize=["count", "done", "most"])
+def _greedy_map(left, gains, factors, picks, values, size, count, done, most, BLOCK: tl.constexpr, TILE: tl.constexpr):
     sample = tl.program_id(0).to(tl.int64)
-    kernel += sample * size * size
+    left, gains = left + sample * size * size, gains + sample * size
     factors += sample * count * size
+    picks, values = picks + sample * most + done, values + sample * most + done
     column = tl.arange(0, BLOCK)
     inside = column < size
-    gains = tl.load(kernel + column * size + column, mask=inside, other=float("-inf"))
+    gain = tl.load(gains + column, mask=inside, other=float("-inf"))
     for step in range(count):
-        value, pick = tl.max(gains, axis=0, return_indices=True)
+        value, pick = tl.max(gain, axis=0, return_indices=True)
         pick = tl.minimum(pick, size - 1)
-        tl.store(values + sample * count + step, value)
-        tl.store(picks + sample * count + step, pick.to(tl.int64))
-        row = tl.load(kernel + pick * size + column, mask=inside, other=0.0)
+        tl.store(values + step, value)
+        tl.store(picks + step, pick.to(tl.int64))
+        row = tl.load(left + pick * size + column, mask=inside, other=0.0)
+        parts = tl.zeros((TILE, BLOCK), dtype=tl.float64)
         for first in range(0, step, TILE):
             earlier = first + tl.arange(0, TILE)
             there = earlier < step
             share = tl.load(factors + earlier * size + pick, mask=there, other=0.0)
             tile = factors + earlier[:, None] * size + column[None, :]
-            part = tl.load(tile, mask=there[:, None] & inside[None, :], other=0.0)
-            row -= tl.sum(share[:, None] * part, axis=0)
+            parts += share[:, None] * tl.load(tile, mask=there[:, None] & inside[None, :], other=0.0)
+        row -= tl.sum(parts, axis=0)
         factor = row * tl.where(value > 0, 1 / tl.sqrt(tl.where(value > 0, value, 1.0)), 0.0)
         tl.store(factors + step * size + column, factor, mask=inside)
         tl.debug_barrier()  # the next step reads a column of what all threads wrote
-        gains = tl.where(inside, gains - factor * factor, float("-inf"))
+        gain = tl.where(inside, gain - factor * factor, float("-inf"))
+    tl.store(gains + column, gain, mask=inside)
 
 
-def greedy_map(kernel: Tensor, count: int, tile: int = 16, warps: int = 32) -> tuple[Tensor, Tensor]:
-    """Picks `[B, count]` and their gains, of `kernel` `[B, N, N]` float64."""
+def greedy_map(kernel: Tensor, count: int, together: int = 32, tile: int = 16) -> tuple[Tensor, Tensor]:
+    """Picks `[B, count]` and their gains, of `kernel` `[B, N, N]` float64.
+
+    After `together` picks, their parts are taken away from all rows by one product, so that a step has few to add up.
+    """
     batch, size, _ = kernel.shape
     picks = torch.empty(batch, count, dtype=torch.long, device=kernel.device)
-    values, factors = kernel.new_empty(batch, count), kernel.new_empty(batch, count, size)
-    block = max(triton.next_power_of_2(size), 32)
-    tile, warps = max(2, min(tile, 16384 // block)), min(warps, block // 32)
-    with torch.cuda.device_of(kernel):
-        _greedy_map[(batch,)](
-            kernel.contiguous(), factors, picks, values, size, count, BLOCK=block, TILE=tile, num_warps=warps
-        )
+    values, left = kernel.new_empty(batch, count), kernel.contiguous()
+    gains = kernel.diagonal(dim1=1, dim2=2).contiguous()
+    block = max(triton.next_power_of_2(size), 64)
+    tile, warps = max(2, min(tile, 16384 // block)), min(16, block // 64)
+    for done in range(0, count, together):
+        factors = kernel.new_empty(batch, min(together, count - done), size)
+        with torch.cuda.device_of(kernel):
+            _greedy_map[(batch,)](
+                left,
+                gains,
+                factors,
+                picks,
+                values,
+                size,
+                factors.shape[1],
+                done,
+                count,
+                BLOCK=block,
+                TILE=tile,
+                num_warps=warps,
+            )
+        if done + together < count:
+            left = torch.baddbmm(left, factors.mT, factors, alpha=-1)
     return picks, values
 
 
@@ -123,15 +145,15 @@ def diverse_tokens(similarity: Tensor, retained: int, step: int) -> Tensor:
     batch, size, _ = similarity.shape
     left = torch.arange(size, device=similarity.device).expand(batch, -1).contiguous()
     after, nearest = torch.empty_like(left), similarity.new_empty(batch, size)
-    similarity, block, rows = similarity.contiguous(), triton.next_power_of_2((size + 1) // 2), 8
-    length, warps = size, max(4, min(16, block // 64))
+    similarity, length, rows = similarity.contiguous(), size, 8
     while length > retained:
         evens = (length + 1) // 2
         removed = min(step, length - retained, evens)
-        grid = (batch, triton.cdiv(evens, rows))
+        grid, block = (batch, triton.cdiv(evens, rows)), max(32, triton.next_power_of_2(evens))
+        warps = max(1, min(16, block // 64))
         with torch.cuda.device_of(similarity):
             _nearest_odd[grid](similarity, left, nearest, size, length, BLOCK=block, ROWS=rows, num_warps=warps)
-            _go_on[(batch,)](left, nearest, after, size, length, removed, BLOCK=block, TILE=16, num_warps=16)
+            _go_on[(batch,)](left, nearest, after, size, length, removed, BLOCK=block, TILE=16, num_warps=warps)
         left, after, length = after, left, length - removed
     return left[:, :retained]
 

@@ -60,8 +60,9 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 def unit_vectors(tokens: Tensor) -> Tensor:
     """Tokens `[..., D]` of length 1, in float32 or better; a token without a direction stays zero."""
-    tokens = at_least_float32(tokens)
-    length = tokens.norm(dim=-1, keepdim=True)
+    precision = torch.float64 if tokens.dtype == torch.float64 else torch.float32
+    # half precision is read as it is: a copy in float32 would take more time than all the rest
+    length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True, dtype=precision)
     return tokens / length.masked_fill(length == 0, 1)
 
 

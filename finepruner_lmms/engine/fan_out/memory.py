@@ -91,7 +91,8 @@ def _peak(
         own += count * (layers - start) * width * token
         entering += count * width * sizes.hidden * element
     logits = rows_in_all * text.vocab_size * (element + 4)
-    walking = CHUNK * (8 * sizes.hidden + 3 * sizes.feed_forward) * element
+    walking = max(min(CHUNK, rows * width) for branch in branches for _, width, rows in branch.segments)
+    walking *= (6 * sizes.hidden + 3 * sizes.feed_forward) * element
     return int(max(decode + shared + largest + logits, own + shared + entering + walking))
 
 
