@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 import finepruner_lmms as fp
 from finepruner_lmms.bench import record
-from finepruner_lmms.bench.asking import Asking, without_end
+from finepruner_lmms.bench.asking import Asking, counted_waits, without_end
 from finepruner_lmms.bench.clock import Spread
 from finepruner_lmms.bench.gains import prefill_gain, total_gain
 from finepruner_lmms.bench.measure import NATURAL_MEAN, NATURAL_MOST, Bench, natural_lengths
@@ -192,6 +193,27 @@ def test_timing_a_choice_leaves_the_method_as_it_was(tiny):
         chain = fp.build_pruner("divprune+fastv", budget=24, first=32)
         assert selection_seconds(Asking(tiny), chain, asked, vision) > 0
     assert before == (FastV.select, "select" in vars(FastV))
+
+
+def test_waits_are_counted_and_other_warnings_pass(monkeypatch):
+    """As torch words them on a GPU: once that the mode is a prototype, then each wait."""
+    modes = []
+
+    def set_mode(mode):
+        modes.append(mode)
+        warnings.warn("Synchronization debug mode is a prototype feature and does not yet detect all", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with pytest.warns(UserWarning) as others:
+        with counted_waits() as places:
+            for _ in range(2):
+                warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+            warnings.warn("something else", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    assert len(places) == 2 and places[0].startswith("test_bench.py:")
+    assert modes == ["warn", 0]
+    assert "something else" in [str(one.message) for one in others]
 
 
 def test_an_end_token_is_given_back_after_answers_of_fixed_length():

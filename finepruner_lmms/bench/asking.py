@@ -81,10 +81,13 @@ def counted_waits() -> Iterator[list[str]]:
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
+        show = warnings.showwarning
 
-        def note(message: Any, _category: Any, filename: str, line: int, *_: Any) -> None:
-            if "synchroniz" in str(message):
+        def note(message: Any, category: Any, filename: str, line: int, *more: Any) -> None:
+            if "called a synchronizing" in str(message):
                 places.append(f"{filename.rpartition('/')[2]}:{line}")
+            elif "Synchronization debug mode" not in str(message):  # torch says once that the mode is a prototype
+                show(message, category, filename, line, *more)
 
         warnings.showwarning = note  # type: ignore[assignment]  # catch_warnings puts it back
         torch.cuda.set_sync_debug_mode("warn")
