@@ -43,7 +43,7 @@ def _greedy_map(left, gains, factors, picks, values, size, count, done, most, BL
     tl.store(gains + column, gain, mask=inside)
 
 
-def greedy_map(kernel: Tensor, count: int, together: int = 32, tile: int = 16) -> tuple[Tensor, Tensor]:
+def greedy_map(kernel: Tensor, count: int, together: int = 32, tile: int = 8) -> tuple[Tensor, Tensor]:
     """Picks `[B, count]` and their gains, of `kernel` `[B, N, N]` float64.
 
     After `together` picks, their parts are taken away from all rows by one product, so that a step has few to add up.
@@ -53,7 +53,8 @@ def greedy_map(kernel: Tensor, count: int, together: int = 32, tile: int = 16) -
     values, left = kernel.new_empty(batch, count), kernel.contiguous()
     gains = kernel.diagonal(dim1=1, dim2=2).contiguous()
     block = max(triton.next_power_of_2(size), 64)
-    tile, warps = max(2, min(tile, 16384 // block)), min(16, block // 64)
+    warps = min(16, block // 64)
+    tile = max(1, min(tile, 512 * warps // block))  # 16 numbers a thread: more would not stay in registers
     for done in range(0, count, together):
         factors = kernel.new_empty(batch, min(together, count - done), size)
         with torch.cuda.device_of(kernel):

@@ -82,9 +82,8 @@ class Prefill:
 
     def _arguments(self, hidden: Tensor, valid: Tensor | None, positions: Tensor) -> dict[str, Any]:
         """The arguments of the layers from one drop to the next."""
-        mask = create_causal_mask(
-            self.decoder.config, hidden, valid, None, positions, allow_is_causal_skip=valid is None
-        )
+        # without positions: where a drop has left gaps in them, they would be taken for several prompts in one row
+        mask = create_causal_mask(self.decoder.config, hidden, valid, None, None, allow_is_causal_skip=valid is None)
         return {
             "attention_mask": None if mask is None else _additive(mask, hidden.dtype),
             "position_embeddings": self.decoder.rotary_emb(hidden, position_ids=positions),
