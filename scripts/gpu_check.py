@@ -358,19 +358,16 @@ def compare_tokens(plain: Any, sequences: torch.Tensor) -> tuple[bool, bool]:
 
 @section(25)
 def drift(run: Run) -> None:
-    """In half precision, how far graphs and eager part, next to how far vanilla parts from itself by its batch size."""
+    """In half precision, how far graphs and eager part, next to how far a method parts from itself by its batch size."""
     asking, batch, steps = Asking(run.model), 2 if run.quick else 8, 4 if run.quick else STEPS
     prompts = random_prompts(run.model, batch, 60)
     with without_end(run.model):
-        whole = asking(run.pruner("vanilla"), prompts.from_pixels, steps, "eager").sequences
-        alone = [
-            asking(run.pruner("vanilla"), one_row(prompts, row), steps, "eager").sequences
-            for row in run.within(range(min(batch, 4)))
-        ]
-        run.say(what="vanilla, in a batch against alone", **agreement(whole[: len(alone)], torch.cat(alone)))
-        for name, budget in run.within([("vanilla", None), ("fastv", 64), ("pdrop", 64)]):
+        for name, budget in run.within([("vanilla", None), ("fastv", 64)]):
             pruner = run.pruner(name, budget)
             eager = asking(pruner, prompts.from_pixels, steps, "eager").sequences
+            rows = range(min(batch, 4))
+            alone = torch.cat([asking(pruner, one_row(prompts, row), steps, "eager").sequences for row in rows])
+            run.say(what=f"{name}, eager, in a batch against alone", **agreement(eager[: len(rows)], alone))
             graphs = asking(pruner, prompts.from_pixels, steps, "graphs")
             facts = agreement(eager, graphs.sequences)
             run.say(what=f"{name}, graphs against eager", execution=graphs.execution, **facts)

@@ -30,9 +30,14 @@ class Replay:
         else:
             self._graph.replay()
 
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a recording, or none to be made."""
+        return self._graph is not None or self._device.type != "cuda"
+
     def record(self) -> None:
         """Record the function, if there is a GPU to do so and it was not done. The function runs a few times for it."""
-        if self._device.type == "cuda" and self._graph is None:
+        if not self.recorded:
             self._graph = self._record()
 
     def _record(self) -> torch.cuda.CUDAGraph:

@@ -97,8 +97,9 @@ class Programs:
         self._prefills.move_to_end(whole)
         prefill, run = self._prefills[whole]
         # recording a step takes steps, which would go on with the prompt if it were there already
-        decoding.reset()
-        step.record()
+        if not step.recorded:
+            decoding.reset()
+            step.record()
         return Program(prefill, decoding, run, step)
 
     def _new_pool(self) -> Any:

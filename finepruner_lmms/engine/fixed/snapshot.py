@@ -14,7 +14,7 @@ from torch import nn
 
 _ATTENTION = ("sdpa", "eager")
 _CAPTURING = "transformers.utils.output_capturing"
-_OWN = ("forward", "_hf_hook", "_compiled_call_impl")  # on an object itself only where somebody put it there
+_OWN = frozenset(("forward", "_hf_hook", "_compiled_call_impl"))  # on an object itself only where somebody put it there
 
 
 class Snapshot:
@@ -50,8 +50,10 @@ class Snapshot:
         if torch.is_autocast_enabled(self._device.type):
             return "autocast is on"
         for kind, own in self._modules:
-            if _hooked(own) or own["training"] or any(n in own for n in _OWN):
-                return _reason(kind.__name__, own)
+            # hundreds of modules, asked before each batch: what is seldom there is looked for in the fastest way
+            unusual = own["training"] or own["_forward_hooks"] or own["_forward_pre_hooks"] or not _OWN.isdisjoint(own)
+            if unusual and (reason := _reason(kind.__name__, own)) is not None:
+                return reason
         return None
 
     def _lasting_reason(self) -> str | None:
