@@ -358,7 +358,7 @@ def compare_tokens(plain: Any, sequences: torch.Tensor) -> tuple[bool, bool]:
 
 @section(25)
 def drift(run: Run) -> None:
-    """In half precision, how far graphs and eager part, next to how far a method parts from itself by its batch size."""
+    """In half precision, how far graphs and eager part, next to how far a method parts from itself by batch size."""
     asking, batch, steps = Asking(run.model), 2 if run.quick else 8, 4 if run.quick else STEPS
     prompts = random_prompts(run.model, batch, 60)
     with without_end(run.model):
