@@ -230,3 +230,10 @@ def test_fan_out_says_how_many_cells_at_once_and_fewer_after_a_death(written, ce
 def test_fan_out_that_is_no_number_of_cells_is_refused(written):
     with pytest.raises(ValueError, match="fan_out"):
         LaunchSection.model_validate({"fan_out": written})
+
+
+def test_a_few_cells_on_a_gpu_are_left_to_their_recordings():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert "fewer than 4" in together.too_few(gpu, 3)
+    assert together.too_few(gpu, 4) is None
+    assert together.too_few(cpu, 2) is None

@@ -17,6 +17,7 @@ from finepruner_lmms.bench.promise import Promise, promise
 from finepruner_lmms.bench.prompts import Prompts
 from finepruner_lmms.bench.selection import selection_seconds
 from finepruner_lmms.engine.fixed.programs import forget_programs
+from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.vision_tower import encode_images
 
 NATURAL_MEAN, NATURAL_MOST = 4, 16
@@ -88,11 +89,14 @@ class Bench:
             self.note(f"batch {batch}: warm-up of {method.label}")
             self._round(0, method, execution, prompts, vision, _Samples())
             self._choosing(method, prompts, vision)
-        encoding: list[float] = []
+        encoding: dict[str, list[float]] = {execution: [] for execution in executions}
         choosing: dict[str, list[float]] = {method.label: [] for method in methods}
         samples = [_Samples() for _ in subjects]
         for number in range(self.rounds):
-            encoding.append(seconds(lambda: encode_images(model, prompts.pixels), model.device))
+            for execution, taken in encoding.items():
+                encode = self._encoder(execution, prompts)
+                encode()  # once for its recording
+                taken.append(seconds(encode, model.device))
             for method in methods:
                 choosing[method.label] += self._choosing(method, prompts, vision)
             for (method, execution), sample in zip(subjects, samples, strict=True):
@@ -107,7 +111,7 @@ class Bench:
                     method=method.label,
                     batch=batch,
                     execution=answers[-1].execution,
-                    vision=Spread.of(encoding),
+                    vision=Spread.of(encoding[execution]),
                     selection=Spread.of(choosing[method.label]) if choosing[method.label] else None,
                     prefill=Spread.of(sample.prefill),
                     first=Spread.of([answer.first for answer in answers]),
@@ -122,6 +126,14 @@ class Bench:
                 )
             )
         return found
+
+    def _encoder(self, execution: str, prompts: Prompts) -> Callable[[], Any]:
+        """How `generate` encodes the images in this execution."""
+        model = self.asking.model
+        if execution == "eager" or (execution == "auto" and model.device.type != "cuda"):
+            return lambda: encode_images(model, prompts.pixels)
+        pixels = prompts.pixels.to(model.device, model.dtype)
+        return lambda: vision_programs(model).encode(pixels)
 
     def _choosing(self, method: Method, prompts: Prompts, vision: Any) -> list[float]:
         """What the choice of one prefill takes; nothing for a method that chooses nothing."""

@@ -27,6 +27,18 @@ _SHARE = 0.7
 """Of the free memory, so much may be planned for; the rest is for what a prediction does not know."""
 
 
+_WORTH = 4
+"""So many cells are answered together on a GPU, or none: together they share the 27 ms that the host needs for an eager
+step, alone each has recorded ones of 8 ms (docs/performance.md, LLaVA-1.5-7B on an H100)."""
+
+
+def too_few(device: torch.device, cells: int) -> str | None:
+    """Why so many cells are faster one after the other; None if they are not."""
+    if device.type != "cuda" or cells >= _WORTH:
+        return None
+    return f"fewer than {_WORTH} are faster as recordings of their own"
+
+
 @dataclass
 class Companion:
     """A cell that is answered along with others: its method, and where its answers and selections are written.
@@ -89,7 +101,8 @@ class Seat:
         waiting = [
             member for member in self._company.members.values() if not member.failed and member.journal.lacks(keys)
         ]
-        if waiting and (reason := why_apart(model, decoding)) is not None:
+        reason = why_apart(model, decoding) or too_few(model.device, 1 + len(waiting))
+        if waiting and reason is not None:
             self._company.say(f"cells are answered one after the other: {reason}")
             waiting = []
         own = None if waiting else alone()
