@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from lmms_eval.tasks import TaskManager
 from studies import cell, method
 
@@ -111,7 +112,6 @@ def test_little_memory_makes_small_groups(lm, manager, tmp_path, apart, calls, m
 
 
 def test_memory_that_runs_out_halves_the_group(lm, manager, tmp_path, apart, calls, monkeypatch):
-    import torch
 
     real = together.answer_together
 
