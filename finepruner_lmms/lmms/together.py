@@ -29,7 +29,7 @@ _SHARE = 0.7
 
 _WORTH = 4
 """So many cells are answered together on a GPU, or none: together they share the 27 ms that the host needs for an eager
-step, alone each has recorded ones of 8 ms (docs/performance.md, LLaVA-1.5-7B on an H100)."""
+step, alone each has recorded ones of 8 ms (docs/performance.md, LLaVA-1.5-7B on an H100). Not measured as a whole."""
 
 
 def too_few(device: torch.device, cells: int) -> str | None:

@@ -2,7 +2,7 @@
 
 Hundreds of small operations one after the other cost a launch each, also in a CUDA graph. Here, one program per sample
 goes through all steps. Each function chooses what the loop in plain torch beside its caller chooses, the lower index
-on a tie; sums may be added up in another order.
+on a tie; sums may be added up in another order, so values that differ by rounding alone may change places.
 """
 
 from __future__ import annotations
