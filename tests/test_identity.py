@@ -32,9 +32,11 @@ from finepruner_lmms.lmms.identity import (
     library_versions,
     resolved_dtype,
 )
+from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.cells import expand
 from finepruner_lmms.matrix.config import load_matrix
-from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
+from finepruner_lmms.matrix.results import write_result
+from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.sources import Sources
 
 PACKAGE = Path(fp.__file__).parent

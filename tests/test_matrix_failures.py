@@ -25,7 +25,8 @@ from finepruner_lmms.matrix.store import Store, StoreError
 WORKER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from finepruner_lmms.matrix.store import begin_attempt, write_error, write_result
+from finepruner_lmms.matrix.attempts import begin_attempt, write_error
+from finepruner_lmms.matrix.results import write_result
 
 plan = json.loads(Path(sys.argv[1]).read_text())
 events = Path(sys.argv[1]).with_name("events.jsonl").open("a", buffering=1)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from finepruner_lmms.cli import app
 from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.judge.settings import JudgeServer
+from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.judging import judge_cells
 from finepruner_lmms.matrix.plan import Study
@@ -20,15 +21,8 @@ from finepruner_lmms.matrix.progress import display_for
 from finepruner_lmms.matrix.report.compare import differences
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.report.tables import render
-from finepruner_lmms.matrix.store import (
-    Store,
-    StoreError,
-    begin_attempt,
-    keep_answers,
-    read_lines,
-    write_answered,
-    write_result,
-)
+from finepruner_lmms.matrix.results import keep_answers, read_lines, write_answered, write_result
+from finepruner_lmms.matrix.store import Store, StoreError
 
 METRIC = "gpt_eval_score,none"
 ROWS = [method("vanilla"), method("a", 64)]

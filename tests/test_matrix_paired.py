@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from finepruner_lmms.cli import app
 from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost, cache_bytes, published_macs
+from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.report.compare import differences, find_row
 from finepruner_lmms.matrix.report.costs import render_costs
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.report.tables import render_differences
-from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, write_result
+from finepruner_lmms.matrix.results import write_result
+from finepruner_lmms.matrix.store import Store, StoreError
 
 ROWS = [
     method("vanilla"),

@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from finepruner_lmms.cli import app
 from finepruner_lmms.files import holder_of
 from finepruner_lmms.judge.settings import JudgeServer
+from finepruner_lmms.matrix.attempts import begin_attempt, write_error
 from finepruner_lmms.matrix.plan import Cell
-from finepruner_lmms.matrix.store import Store, StoreError, begin_attempt, check_result, write_error, write_result
+from finepruner_lmms.matrix.results import check_result, write_result
+from finepruner_lmms.matrix.store import Store, StoreError
 
 CELL = cell("abc", "pope")
 RESULT = {

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from studies import cell, method, study
 
+from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.progress import score_text
 from finepruner_lmms.matrix.report.leaderboard import Line, leaderboard
 from finepruner_lmms.matrix.report.plots import draw, figure
 from finepruner_lmms.matrix.report.tables import FORMATS, render
-from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
+from finepruner_lmms.matrix.results import write_result
+from finepruner_lmms.matrix.store import Store
 
 ROWS = [
     method("vanilla"),

@@ -15,10 +15,12 @@ from studies import study as planned
 from typer.testing import CliRunner
 
 from finepruner_lmms.cli import app
+from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.plan import Method
 from finepruner_lmms.matrix.report.head_report import agreement, chosen_by_task, selections
 from finepruner_lmms.matrix.report.html import build_report
-from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
+from finepruner_lmms.matrix.results import write_result
+from finepruner_lmms.matrix.store import Store
 
 STRATEGIES, IMAGES = {"sparsity": 0.9, "sum": 0.5, "graph_based": 0.7}, 60
 

@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from finepruner_lmms.cli import app
 from finepruner_lmms.lmms.meter import BatchTime, ImageUse, Meter, Spent, lmms_eval_metrics
+from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.records import Conditions, Damage, Result, Speed, parse
 from finepruner_lmms.matrix.report.costs import render_costs
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.speed import measured
-from finepruner_lmms.matrix.store import Store, begin_attempt, write_result
+from finepruner_lmms.matrix.store import Store
 
 H100 = Conditions(device="NVIDIA H100", dtype="bfloat16", processes=1, batch_size=16, execution="graphs")
 ROWS = [VANILLA, method("fastv", 64)]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.matrix.store import begin_attempt, write_result
+from finepruner_lmms.matrix.attempts import begin_attempt
+from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.study import open_study
 
 PACKAGE = Path(__file__).parents[1] / "finepruner_lmms"

@@ -21,8 +21,9 @@ from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.progress import MISSING, display_for, score_text
 from finepruner_lmms.matrix.records import Result, Sample
+from finepruner_lmms.matrix.results import Json, keep_answers, write_result
 from finepruner_lmms.matrix.runner import Display
-from finepruner_lmms.matrix.store import Json, Store, keep_answers, write_result
+from finepruner_lmms.matrix.store import Store
 
 
 def judge_cells(store: Store, study: Study, judge: Judge | None, display: Display) -> None:

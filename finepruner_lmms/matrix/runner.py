@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from finepruner_lmms.errors import Failure
+from finepruner_lmms.matrix.attempts import write_error
 from finepruner_lmms.matrix.launch import Launch, WorkerTimeout
 from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
 from finepruner_lmms.matrix.progress import score_text
 from finepruner_lmms.matrix.sections import MatrixFile
-from finepruner_lmms.matrix.store import State, Store, write_error
+from finepruner_lmms.matrix.store import State, Store
 
 MAX_DEATHS = 2
 """A cell during which the worker died so often is given up."""

@@ -27,16 +27,11 @@ from finepruner_lmms.data.task_folders import folder as task_folder
 from finepruner_lmms.files import load_object
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.together import Company
+from finepruner_lmms.matrix.attempts import begin_attempt, write_error
 from finepruner_lmms.matrix.evaluate import evaluate_cell, gather
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
 from finepruner_lmms.matrix.records import parse
-from finepruner_lmms.matrix.store import (
-    begin_attempt,
-    publish_submission,
-    write_answered,
-    write_error,
-    write_result,
-)
+from finepruner_lmms.matrix.results import publish_submission, write_answered, write_result
 
 # after these a process may no longer compute correctly
 _POISONED = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))

@@ -10,7 +10,8 @@ from finepruner_lmms.benchmarks.record import Sample as Logged
 from finepruner_lmms.benchmarks.statistics import spread
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Cell, Study
-from finepruner_lmms.matrix.store import Store, StoreError, read_lines
+from finepruner_lmms.matrix.results import read_lines
+from finepruner_lmms.matrix.store import Store, StoreError
 
 
 @dataclass(frozen=True)
