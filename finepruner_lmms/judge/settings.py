@@ -101,9 +101,15 @@ def completions_url(url: str) -> str:
 
     `http://host` and `http://host/v1` become `http://host/v1/chat/completions`, which stays as it is.
     """
-    parts = urlsplit(url.strip())
-    if "@" in parts.netloc or parts.query or parts.fragment:  # not quoted: a secret may stand there
+    if "@" in url or "?" in url or "#" in url:  # not quoted: a secret may stand there
         raise ValueError("holds a user, a password, a query or a fragment; the key belongs in an environment variable")
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:  # brackets that do not close, a port that is a word or beyond 65535
+        port = 0
+    if port == 0:
+        raise ValueError(f"got {show(url)}; expected an address such as http://localhost:8000/v1, its port up to 65535")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"got {show(url)}; expected an address such as http://localhost:8000/v1")
     path = parts.path.rstrip("/")
