@@ -46,3 +46,15 @@ def test_a_wrong_matrix_is_one_line_with_its_place_and_field(name, tmp_path):
     assert said.startswith(f"{field}: ") if field else True, done.stderr
     assert words in said, done.stderr
     assert said.isprintable() or said.rstrip("\n").isprintable()
+
+
+def test_several_mistakes_are_a_line_each_and_very_many_are_counted(tmp_path):
+    file = write(tmp_path, "- vanilla", "- vanila")
+    file.write_text(file.read_text().replace("mme]", "mne]").replace("limit: 8", "limit: 1"))
+    done = CliRunner().invoke(app, ["plan", str(file)])
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [
+        f"{file}:{place}" for place in ("4:15", "7:5")
+    ]
+    done = CliRunner().invoke(app, ["plan", str(write(tmp_path, "[192, 64]", str(list(range(-500, 0)))))])
+    lines = done.stderr.splitlines()
+    assert len(lines) == 51 and lines[-1] == f"{file}: and 450 more mistakes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,6 +20,7 @@ from finepruner_lmms.errors import FieldError, explain_problem, nearest, show
 from finepruner_lmms.files import expand_home
 from finepruner_lmms.judge.settings import Judge, JudgeServer
 from finepruner_lmms.lmms.model_args import MOST_BATCH
+from finepruner_lmms.matrix.cluster_fields import LOCAL, Gpus, Name, Nodes, Options, Time
 from finepruner_lmms.matrix.yaml_places import Document, Place, dotted
 
 MOST_ROWS = 10_000
@@ -69,6 +71,20 @@ class LaunchSection(_Section):
     )
     """How many cells of a task are answered together at most: `auto` is as many as memory allows."""
 
+    executor: Name = LOCAL
+    """Who does the work: `local` is this machine; others submit jobs (docs/cluster.md), with what follows."""
+    nodes: Nodes | None = None
+    """How many jobs, of one node each, work at once at most; 1 where nothing is said."""
+    gpus_per_node: Gpus | None = None
+    partition: Name | None = None
+    account: Name | None = None
+    time: Time | None = None
+    """How long a job may run."""
+    extra: Options = Field(default_factory=dict)
+    """More options of the scheduler, by their long names."""
+    setup: tuple[str, ...] = ()
+    """Shell commands before a job's own."""
+
     def at_once(self, cells: int, deaths: int) -> int | None:
         """`fan_out` as a number, None for no bound; half of it, of so many cells, after each death of a worker."""
         most = {"auto": None, "off": 1}[self.fan_out] if isinstance(self.fan_out, str) else self.fan_out
@@ -100,7 +116,8 @@ def check_shape(document: Document) -> MatrixFile:
     Nothing is taken for what it is not: `yes` is no number, and `8` in quotes neither.
     """
     try:
-        found = MatrixFile.model_validate(document.data, strict=True)
+        # as JSON, in which a list is a tuple, too
+        found = MatrixFile.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
         problems: dict[Place, list[Any]] = {}
         for problem in error.errors():

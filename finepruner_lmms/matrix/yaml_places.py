@@ -48,9 +48,13 @@ class ConfigError(Failure, ValueError):
 
     def __init__(self, path: Path, mistakes: Iterable[Mistake]) -> None:
         self.path, self.mistakes = path, sorted(set(mistakes))
-        lines = [mistake.at(path) for mistake in self.mistakes[:_SHOWN]]
-        more = len(self.mistakes) - len(lines)
-        super().__init__("\n".join([*lines, *([f"{plain(path)}: and {more:,} more mistakes"] if more else [])]))
+        super().__init__("\n".join(self.lines()))
+
+    def lines(self) -> list[str]:
+        """One for each mistake; of very many the first."""
+        shown = [mistake.at(self.path) for mistake in self.mistakes[:_SHOWN]]
+        more = len(self.mistakes) - len(shown)
+        return [*shown, *([f"{plain(self.path)}: and {more:,} more mistakes"] if more else [])]
 
     def __reduce__(self) -> Any:
         return type(self), (self.path, self.mistakes)

@@ -25,7 +25,7 @@ _ODD = {
     re.compile(r"[-+]?0o?[0-7_]+"): "octal",
     re.compile(r"[-+]?0x[0-9a-fA-F_]*"): "hexadecimal",
     re.compile(r"[-+]?0b[01_]*"): "binary",
-    re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"): "base 60",
+    re.compile(r"[-+]?([1-9][0-9_]*(:[0-5]?[0-9])+|[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*)"): "base 60",
 }
 _ENDLESS = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _DIGITS = 18
