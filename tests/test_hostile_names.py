@@ -1,4 +1,4 @@
-"""A method, a parameter, a model, a judge, an answer and an error with everything in their names that some output acts on.
+"""Names with everything in them that some output acts on: of methods, parameters, models, judges, answers and errors.
 
 Each command is run; what it prints and writes must show the names, and nothing of them may act.
 """
