@@ -78,7 +78,8 @@ class Secret:
     def _cover(self, text: str) -> str:
         lower = text.translate(_LOWER)
         spans = sorted(span for piece in self._plain for span in _places(lower, piece))
-        parts, at = [], 0
+        parts: list[str] = []
+        at = 0
         for start, end in spans:
             if start > at or not parts:
                 parts += [text[at:start], KEY]

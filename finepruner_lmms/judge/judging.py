@@ -119,7 +119,7 @@ def judge_one(case: Case, client: ChatClient, memory: Judgements) -> Judgement:
 
 
 def _known(case: Case, client: ChatClient, memory: Judgements) -> Judgement | None:
-    """What is remembered of a case. A file can be edited: what its reply does not mean, or is of another case, is refused."""
+    """What is remembered of a case. `JudgementsError` if its reply does not mean it, or it is of another case."""
     known = memory.get(_key(case, client))
     if known is None:
         return None

@@ -113,7 +113,9 @@ class JudgeServer(BaseModel):
 
 def _word(judge: Any) -> Any:
     if judge not in ("later", "exact"):
-        raise ValueError(f"got {show_unless_key(judge)}; expected 'later', 'exact', or a server: {{url: ..., model: ...}}")
+        raise ValueError(
+            f"got {show_unless_key(judge)}; expected 'later', 'exact', or a server: {{url: ..., model: ...}}"
+        )
     return judge
 
 
@@ -178,8 +180,8 @@ def parse_server(
         problem = error.errors()[0]
         field = str(problem["loc"][0])
         raise FieldError(names.get(field, field), explain_problem(problem)) from None
-    if problem := server.key_problem(must_have and server.key_env != _DEFAULT_VARIABLE):
-        raise FieldError(names.get("key_env", "key_env"), problem)
+    if wrong := server.key_problem(must_have and server.key_env != _DEFAULT_VARIABLE):
+        raise FieldError(names.get("key_env", "key_env"), wrong)
     return server
 
 
