@@ -24,6 +24,7 @@ from finepruner_lmms.matrix.records import Result, Sample
 from finepruner_lmms.matrix.results import Json, find_answers, keep_answers, read_lines, write_result
 from finepruner_lmms.matrix.runner import Display
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.output import console, markdown
 
 Scored = tuple[Json, list[Sample]]
 """A result, and the samples that it is made of."""
@@ -140,8 +141,6 @@ def _score(store: Store, cell: Cell, scorer: Scorer, on_progress: Callable[[int,
 
 def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge what waits in the directory of a run, by the judge that `options` or the run names; scores, as a table."""
-    from rich.console import Console
-
     store = Store(root)
     study = store.study()
     judge = choose(options, exact, _known(study.judge))
@@ -149,7 +148,7 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
         raise FieldError("--mmbench", f"the run has neither of {', '.join(sorted(judge.also))}", fix="leave it out")
     with store.lock():
         study = assign(study, judge)
-        with display_for(Console(stderr=True), len(study.cells), 0) as display:
+        with display_for(console(stderr=True), len(study.cells), 0) as display:
             judge_cells(store, study, judge, display)
     rows = _capability_rows(store, store.study())
     return _table(rows) if rows else "no answers are there to be judged\n"
@@ -157,12 +156,10 @@ def judge_run(root: Path, options: Mapping[str, Any], exact: bool) -> str:
 
 def judge_file(file: Path, options: Mapping[str, Any], exact: bool) -> str:
     """Judge a file of answers; its scores, as a table."""
-    from rich.console import Console
-
     if options.get("mmbench") is not None:
         raise FieldError("--mmbench", "is for the directory of a run; a file holds answers to MM-Vet")
     judge = choose(options, exact, _known(None))
-    with display_for(Console(stderr=True), 1, 0) as display:
+    with display_for(console(stderr=True), 1, 0) as display:
         display.cell_started(file.name)
         outcome, _ = score_file(file, judge, display.cell_progress)
     return _table([{"answers": file.name} | _shown(outcome["scores"])])
@@ -189,6 +186,7 @@ def _shown(scores: Json) -> dict[str, str]:
 def _table(rows: list[dict[str, str]]) -> str:
     import pandas as pd
 
-    frame = pd.DataFrame(rows, dtype=object).fillna(MISSING)
+    shown = [{markdown(name): markdown(value) for name, value in row.items()} for row in rows]
+    frame = pd.DataFrame(shown, dtype=object).fillna(MISSING)
     align = ["left"] + ["right"] * (len(frame.columns) - 1)
     return f"{frame.to_markdown(index=False, colalign=align, disable_numparse=True)}\n"
