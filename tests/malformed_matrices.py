@@ -378,9 +378,24 @@ MALFORMED: dict[str, tuple[str, str | bytes, str, str, str]] = {
         "got 3; expected 'later', 'exact', or a server",
     ),
     "a judge without a model": (_judge()[0], "[mmvet]\njudge: {url: 'http://h'}", "5:1", "judge.model", "is missing"),
-    "a port beyond ports": (*_judge("http://h:99999"), "6:9", "judge.url", "its port up to 65535"),
-    "a port that is a word": (*_judge("http://h:port"), "6:9", "judge.url", "its port up to 65535"),
-    "an address in brackets": (*_judge("http://[::1"), "6:9", "judge.url", "expected"),
+    "a port beyond ports": (
+        *_judge("http://h:99999"),
+        "6:9",
+        "judge.url",
+        "expected an address such as http://localhost:8000/v1",
+    ),
+    "a port that is a word": (
+        *_judge("http://h:port"),
+        "6:9",
+        "judge.url",
+        "expected an address such as http://localhost:8000/v1",
+    ),
+    "an address in brackets": (
+        *_judge("http://[::1"),
+        "6:9",
+        "judge.url",
+        "expected one such as http://localhost:8000/v1",
+    ),
     "tries that are a truth": (*_judge(more=", retries: yes"), "6:36", "judge.retries", "expected a whole number"),
     "a thousand tries": (*_judge(more=", retries: 1000"), "6:36", "judge.retries", "expected at most 50"),
     # -- rows ---------------------------------------------------------------------------------------------------------

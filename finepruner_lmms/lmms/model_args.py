@@ -66,8 +66,8 @@ class ModelArguments:
             if key not in own and key not in (known := known_parameters()):
                 everything = sorted({*own, *known, *_SYNONYMS, "method", "enable_dynamic_selection"})
                 hint = nearest(key, everything)
-                problem = f"unknown argument {key!r}{hint}; known: {', '.join(everything)}"
-                raise FieldError(key, problem, value=given[key])
+                problem = f"unknown argument {show(key)}{hint}; known: {', '.join(everything)}"
+                raise FieldError(key or "model_args", problem, value=given[key])
         settings = {key: given.pop(key) for key in own & set(given)}
         for name in ("batch_size", "max_new_tokens", "image_cache", "image_chunk"):
             if name in settings:
@@ -115,6 +115,12 @@ class ModelArguments:
             check_integer("image_chunk", self.image_chunk, 1, MOST_BATCH)
         if self.max_new_tokens is not None:
             check_integer("max_new_tokens", self.max_new_tokens, 1, _MOST_NEW_TOKENS)
+        if not self.pretrained.strip() or "\0" in self.pretrained:
+            problem = f"got {show(self.pretrained)}; expected a hub id (owner/name), a folder, or demo"
+            raise FieldError("pretrained", problem, value=self.pretrained)
+        if not isinstance(self.monitor, bool) and not (isinstance(self.monitor, str) and self.monitor.strip()):
+            problem = f"got {show(self.monitor)}; expected true, false, or the folder to write to"
+            raise FieldError("monitor", problem, value=self.monitor)
         if not isinstance(self.debug, bool):
             raise FieldError("debug", f"got {show(self.debug)}; expected true or false", value=self.debug)
         self.build_pruner()
@@ -141,6 +147,8 @@ def _take_method(given: dict[str, Any]) -> str:
     for name in ("heads", "layer", "seed"):
         if name in given and name in parameter_names(method):
             given[name] = _integer(name, given[name])
+    if "clip" in given and type(given["clip"]) in (int, float):  # as with pretrained
+        given["clip"] = str(given["clip"])
     if isinstance(given.get("budget"), float):
         given["budget"] = _integer("budget", given["budget"])
     return canonical_name(method)
