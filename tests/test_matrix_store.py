@@ -11,8 +11,8 @@ import pytest
 from studies import IDENTITY, cell, method, study
 from typer.testing import CliRunner
 
+from finepruner_lmms.claims import holder_of
 from finepruner_lmms.cli import app
-from finepruner_lmms.files import holder_of
 from finepruner_lmms.judge.settings import JudgeServer
 from finepruner_lmms.matrix.attempts import begin_attempt, write_error
 from finepruner_lmms.matrix.plan import Cell
