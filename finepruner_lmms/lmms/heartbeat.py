@@ -30,7 +30,14 @@ class Heartbeat:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._state: dict[str, Any] = {"pid": os.getpid(), "phase": "start", "moves": 0, "where": "", "done": 0, "total": 0}
+        self._state: dict[str, Any] = {
+            "pid": os.getpid(),
+            "phase": "start",
+            "moves": 0,
+            "where": "",
+            "done": 0,
+            "total": 0,
+        }
         self._seen: Any = None
         self._lock = threading.Lock()
         self._written = 0.0
@@ -71,7 +78,9 @@ class Heartbeat:
             self._written = time.monotonic()
             try:
                 partial = self._file.with_name(f".{self._file.name}.{os.getpid()}")
-                partial.write_text(json.dumps(self._state), encoding="utf-8")  # not synced: it is worth nothing tomorrow
+                partial.write_text(
+                    json.dumps(self._state), encoding="utf-8"
+                )  # not synced: it is worth nothing tomorrow
                 partial.replace(self._file)
             except FileNotFoundError:
                 if not self._file.parent.is_dir():  # the output was removed: nothing that is computed could be kept

@@ -50,7 +50,7 @@ def take(folder: Path, attempts: int) -> Claim | None:
 
 
 def begin(claim: Claim, launch: str) -> Path:
-    """Write down that an attempt begins, and put what an earlier one left beside that one; returns the claim's folder."""
+    """Write down that an attempt begins, and put away what an earlier one left; returns its folder."""
     folder = claim.folder.parent
     earlier = folder / f"{PREFIX}-{claim.number - 1}"
     for name in _OF_AN_ATTEMPT:

@@ -52,9 +52,10 @@ class WorkerTimeout(RuntimeError):
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one worker: its number, how many processes it has, and its devices as `CUDA_VISIBLE_DEVICES` has them.
+    """A place for one worker: its number, and how many processes it has.
 
-    `devices` None are all; `cpu` says that none is used, whatever the machine has. `cores` are its share of them.
+    `devices` are as `CUDA_VISIBLE_DEVICES` has them, None for all; `cpu` says that none is used, whatever the machine
+    has. `cores` are its share of the processor's.
     """
 
     number: int = 0
@@ -97,7 +98,7 @@ class Launch:
         self.stop()
 
     def read(self) -> tuple[list[Event], bool]:
-        """What the worker said since it was last asked, and whether that was all. `WorkerTimeout` if it stands still."""
+        """What the worker said since it was last asked, and whether that was all. `WorkerTimeout` if it is stuck."""
         ended = self._process.poll() is not None  # asked before reading, so that the last words are read
         self._rest += self._events.read()
         *lines, self._rest = self._rest.split("\n")

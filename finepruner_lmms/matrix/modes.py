@@ -26,7 +26,9 @@ def num_processes(settings: LaunchSection, gpus: int) -> int:
     return max(1, gpus) if settings.processes == "auto" else settings.processes
 
 
-def choose_mode(settings: LaunchSection, processes: int, cells: int, seconds: Mapping[str, float] | None = None) -> Mode:
+def choose_mode(
+    settings: LaunchSection, processes: int, cells: int, seconds: Mapping[str, float] | None = None
+) -> Mode:
     """`launch.mode`, or for `auto` the faster one by `seconds`, which says how long the study takes in each mode.
 
     Without an estimate cells are packed where each process gets two at least. Only `resident` and `packed` are chosen:

@@ -85,7 +85,7 @@ class Study(Record):
 
 
 class PlannedCell(Cell):
-    """A cell and its directory, and how many attempts at it were made before: the next is the worker's if it is first."""
+    """A cell and its directory, and how many attempts at it were made before: the next is for who comes first."""
 
     path: Path
     attempts: int = 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
+from finepruner_lmms.files import write_json
 from finepruner_lmms.matrix.records import Damage, Number, Record, load
 from finepruner_lmms.matrix.sections import MatrixFile
-from finepruner_lmms.files import write_json
 
 NAME = "run.json"
 
@@ -15,7 +17,7 @@ class RunSettings(Record):
     """The checked matrix file, and how long each cell is expected to take in one process, by its id."""
 
     file: MatrixFile
-    seconds: dict[str, Number] = {}
+    seconds: dict[str, Number] = Field(default_factory=dict)
 
 
 def save_settings(root: Path, settings: RunSettings) -> None:

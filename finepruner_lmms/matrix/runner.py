@@ -116,6 +116,7 @@ class Crew:
     ) -> None:
         self._store, self._file, self._display, self._mode = store, file, display, mode
         self._seconds = seconds
+        store.root.mkdir(parents=True, exist_ok=True)
         self._left = {cell.id: cell for cell in cells}
         self._folders = dict(zip(self._left, store.cell_dirs(cells), strict=True))
         self._workers = [Worker(slot) for slot in slots]
@@ -131,7 +132,7 @@ class Crew:
         """Start what can be started and hear what was said; False once nothing is left to do here."""
         if self._store.root.exists():
             self._start()
-        elif any(worker.launch for worker in self._workers):
+        else:
             raise OutputGone(
                 f"output: {str(self._store.root)!r} was removed while the run worked in it; `run` begins anew"
             )
@@ -179,7 +180,9 @@ class Crew:
     def _launch(self, worker: Worker, cells: Sequence[Cell], most: int | None) -> None:
         folder, file = self._store.new_launch(), self._file
         planned = [
-            PlannedCell(**dict(cell), path=self._folders[cell.id].resolve(), attempts=last_attempt(self._folders[cell.id]))
+            PlannedCell(
+                **dict(cell), path=self._folders[cell.id].resolve(), attempts=last_attempt(self._folders[cell.id])
+            )
             for cell in cells
         ]
         plan = Plan(
@@ -195,7 +198,11 @@ class Crew:
             processes=worker.slot.processes,
             cells=tuple(planned),
         )
-        worker.launch, worker.current, worker.started = Launch(folder, plan, worker.slot, file.launch.timeouts), None, False
+        worker.launch, worker.current, worker.started = (
+            Launch(folder, plan, worker.slot, file.launch.timeouts),
+            None,
+            False,
+        )
 
     # -- what workers say ---------------------------------------------------------------------------------------------
 
@@ -219,7 +226,9 @@ class Crew:
         number = worker.slot.number
         match event.event:
             case "loading":
-                self._display.note("loading the model" if len(self._workers) == 1 else f"{worker.name}: loading the model")
+                self._display.note(
+                    "loading the model" if len(self._workers) == 1 else f"{worker.name}: loading the model"
+                )
             case "start":
                 worker.started, worker.current = True, event.cell
                 self._display.cell_started(self._left[event.cell].label, number)
@@ -282,7 +291,10 @@ class Crew:
         """Cells that another runner or job has ended meanwhile."""
         mine = {worker.current for worker in self._workers}
         for name in [name for name in self._left if name not in mine]:
-            if self._folders[name].is_dir() and (state := self._store.state(self._left[name])).name in ("done", "waiting"):
+            if self._folders[name].is_dir() and (state := self._store.state(self._left[name])).name in (
+                "done",
+                "waiting",
+            ):
                 self._display.cell_ended(self._left.pop(name), state.name, _ending(state))
 
 

@@ -118,9 +118,7 @@ def at_once(cells: Sequence[PlannedCell], most: int | None) -> Iterator[list[Pla
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _claimed(
-    lm: LlavaFinePruner, cells: Sequence[PlannedCell], first: bool
-) -> list[tuple[PlannedCell, Claim | None]]:
+def _claimed(lm: LlavaFinePruner, cells: Sequence[PlannedCell], first: bool) -> list[tuple[PlannedCell, Claim | None]]:
     """Those of the cells that nobody else has taken, each with the claim of the first process."""
     from accelerate.utils import broadcast_object_list
 
