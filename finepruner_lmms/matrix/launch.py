@@ -27,9 +27,6 @@ _POLL = 0.1  # seconds
 _GRACE = 5.0  # seconds between asking a worker to end and ending it
 MARK = "FINEPRUNER_LAUNCH"
 """In the environment of every process of a launch, with the launch's directory: by it all of them are found."""
-RUN_ID = "cell"
-"""What lmms-eval is to call the run in a cell's cache: the same in every attempt, so that one goes on with another's
-answers. Each cell has a cache of its own."""
 # what an outer launcher or scheduler leaves behind would make the worker look for peers that are not there
 _FOREIGN = re.compile(
     r"(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|NODE_RANK|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_.*|MASTER_ADDR|MASTER_PORT"
@@ -253,7 +250,7 @@ def _environment(folder: Path, slot: Slot) -> dict[str, str]:
     environment = own_environment(os.environ)
     environment |= {"FINEPRUNER_PARENT": "stdin", "PYTHONUNBUFFERED": "1", MARK: str(folder.resolve())}
     # the parent sees to judging
-    environment |= {JUDGE: "later", "LMMS_CACHE_RUN_ID": RUN_ID, HEARTBEAT: str(folder.resolve())}
+    environment |= {JUDGE: "later", HEARTBEAT: str(folder.resolve())}
     defaults = {"TOKENIZERS_PARALLELISM": "false"}
     if slot.devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.devices

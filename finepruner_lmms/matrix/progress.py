@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.records import Result
-from finepruner_lmms.output import plain
+from finepruner_lmms.output import plain, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,8 +61,7 @@ class PlainDisplay:
         self.note(f"[{self._done:{width}}/{self._total}] {state:6} {cell.label}: {text}")
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        self._console.file.flush()
+        say(self._console, text)
 
 
 class BarDisplay(PlainDisplay):
