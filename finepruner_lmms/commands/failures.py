@@ -72,7 +72,10 @@ def report(error: Exception, command: str | None = None) -> int | None:
     if isinstance(error, BrokenPipeError):
         return unread(command)
     if isinstance(error, Failure):
-        _say("; ".join([str(error), *([_GO_ON[command]] if error.exit_status == 1 and command in _GO_ON else [])]))
+        *lines, last = error.lines()
+        more = [_GO_ON[command]] if error.exit_status == 1 and command in _GO_ON else []
+        for line in [*lines, "; ".join([last, *more])]:
+            _say(line)
         return error.exit_status
     if not isinstance(error, OSError):
         return None

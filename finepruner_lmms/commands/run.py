@@ -18,7 +18,7 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.data.ready import require_data
     from finepruner_lmms.judge.client import JudgeError
     from finepruner_lmms.judge.judgements import JudgementsError
-    from finepruner_lmms.matrix.judging import judge_cells
+    from finepruner_lmms.matrix.judging import judge_cells, keep_scores
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
     from finepruner_lmms.matrix.report.tables import render
@@ -32,7 +32,7 @@ def run(config: Config, output: OutputOption = None) -> None:
     check_folder("--output", store.root, ROOM)
     with ExitStack() as held:
         held.enter_context(store.lock())
-        store.save_study(study)
+        store.save_study(keep_scores(store, study))
         states = store.states(study.cells)
         left = to_run(study, states)
         total, finished = len(states), len(states) - len(left)
