@@ -205,56 +205,6 @@ def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
     assert sent == ["start", "failed"]
 
 
-class Doubled:
-    """A model that answers with what it was asked, and keeps what that was."""
-
-    def __init__(self, rank: int = 0) -> None:
-        self.rank, self.asked = rank, []
-
-    def generate_until(self, requests):
-        self.asked += [request.doc_id for request in requests]
-        return [f"answer {request.doc_id}" for request in requests]
-
-
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (3, 2)])
-def test_an_attempt_with_another_number_of_processes_goes_on_with_all_answers(tmp_path, monkeypatch, before, after):
-    from lmms_eval.api.instance import Instance
-    from lmms_eval.caching.response_cache import ResponseCache
-
-    from finepruner_lmms.lmms.response_cache import share_answers
-
-    monkeypatch.setenv("LMMS_CACHE_RUN_ID", launch.RUN_ID)
-
-    def attempt(world_size: int, documents: range) -> list[int]:
-        """Answer them, in as many processes; the questions that the model was asked."""
-        asked = []
-        for rank in range(world_size):
-            share_answers(tmp_path, launch.RUN_ID, rank)
-            cache = ResponseCache.create(
-                str(tmp_path), model="m", model_args="", world_size=world_size, global_rank=rank
-            )
-            requests = [
-                Instance(
-                    request_type="generate_until",
-                    arguments=(f"question {number}", {"max_new_tokens": 4}, None, number, "t", "test"),
-                    idx=0,
-                    metadata={"task": "t", "doc_id": number, "repeats": 1},
-                )
-                for number in list(documents)[rank::world_size]
-            ]
-            model = Doubled(rank)
-            assert cache.execute(model, "generate_until", requests) == [f"answer {r.doc_id}" for r in requests]
-            cache.close()
-            asked += model.asked
-        return asked
-
-    assert sorted(attempt(before, range(8))) == list(range(8))
-    for log in tmp_path.glob("runs/*/rank_*.audit.jsonl"):
-        with log.open("a") as file:
-            file.write('{"cache_key": "cut o')  # as a kill leaves it
-    assert attempt(after, range(12)) and sorted(attempt(after, range(12))) == []
-
-
 # -- locks ------------------------------------------------------------------------------------------------------------
 
 

@@ -28,11 +28,6 @@ _FOREIGN = re.compile(
 )
 
 
-RUN_ID = "cell"
-"""What lmms-eval is to call the run in a cell's cache: the same in every attempt, so that one goes on with another's
-answers. Each cell has a cache of its own."""
-
-
 class WorkerTimeout(RuntimeError):
     """The worker said nothing for longer than `launch.timeout_minutes`."""
 
@@ -146,8 +141,7 @@ def _command(folder: Path, processes: int, plan_file: Path) -> list[str]:
 def _environment(processes: int, gpus: int) -> dict[str, str]:
     environment = {key: value for key, value in os.environ.items() if not _FOREIGN.fullmatch(key)}
     environment |= {"FINEPRUNER_PARENT": "stdin", "PYTHONUNBUFFERED": "1"}
-    # the parent sees to judging; an attempt finds the answers of the one before
-    environment |= {VARIABLE: "later", "LMMS_CACHE_RUN_ID": RUN_ID}
+    environment |= {VARIABLE: "later"}  # the parent sees to judging
     defaults = {"TOKENIZERS_PARALLELISM": "false"}
     if gpus == 0:
         environment["ACCELERATE_USE_CPU"] = "true"
