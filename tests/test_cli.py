@@ -34,7 +34,7 @@ def invoke(*arguments: object):
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x"),
             1,
-            "runs/x: No space left on device; make room there\n",
+            "runs/x: No space left on device; make room\n",
         ),
         (OSError(errno.EIO, "Input/output error"), 1, "Input/output error\n"),
     ],
