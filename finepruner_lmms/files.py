@@ -60,13 +60,17 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def _no_number(name: str) -> float:
+    raise ValueError(f"it holds {name}")
+
+
 def load_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; `FieldError` naming the file if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise FieldError(path.name, f"cannot read {str(path)!r}: {error.strerror}", value=str(path)) from error
-    except ValueError as error:  # not JSON, not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, too deep
         problem = f"{str(path)!r} is not valid JSON ({error})"
         raise FieldError(path.name, problem, value=str(path), fix="fetch it again") from error
     if not isinstance(value, dict):
