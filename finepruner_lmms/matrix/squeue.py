@@ -121,5 +121,6 @@ def ask(*command: str) -> str | None:
 
 def last_words(text: str) -> str:
     """The last line of what one of SLURM's commands complains, without the command's name."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n")]
+    lines = [line for line in lines if line and not line.startswith("Try ")]
     return lines[-1].removeprefix("sbatch: ").removeprefix("error: ") if lines else ""
