@@ -109,6 +109,6 @@ class RawServer:
 
 
 def reply(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
-    """An HTTP reply with its length."""
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    """An HTTP reply with its length, the last on its connection."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
