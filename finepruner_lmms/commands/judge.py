@@ -23,12 +23,10 @@ def judge(
 
     Without options the judge is the one that the run, or else FINEPRUNER_JUDGE, names.
     """
-    from finepruner_lmms.judge.client import JudgeError
+    from finepruner_lmms.commands.preflight import check_folder
     from finepruner_lmms.matrix.judging import judge_file, judge_run
 
     options = {"url": url, "model": model, "key_env": key_env, "mmbench": mmbench}
-    try:
-        sys.stdout.write((judge_file if target.is_file() else judge_run)(target, options, exact))
-    except JudgeError as error:
-        sys.stderr.write(f"{error}\nwhat is judged is kept; the same command goes on from here\n")
-        raise typer.Exit(error.exit_status) from None
+    if target.exists():  # judgements are paid for: they must not be lost
+        check_folder("OUTPUT", target.parent if target.is_file() else target)
+    sys.stdout.write((judge_file if target.is_file() else judge_run)(target, options, exact))

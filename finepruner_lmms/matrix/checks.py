@@ -103,12 +103,11 @@ def _check_judge(file: MatrixFile) -> Iterator[FieldError]:
 
 def _check_key(judge: JudgeServer) -> Iterator[FieldError]:
     try:
-        key = judge.key()
+        problem = judge.key_problem("key_env" in judge.model_fields_set)
     except FieldError as error:
-        yield FieldError("judge.key_env", str(error))
-        return
-    if key is None and "key_env" in judge.model_fields_set:
-        yield FieldError("judge.key_env", f"{judge.key_env} is not set; export it, or leave key_env out")
+        problem = str(error)
+    if problem:
+        yield FieldError("judge.key_env", problem)
 
 
 def _check_model(file: MatrixFile) -> Iterator[FieldError]:

@@ -23,5 +23,5 @@ def status_text(store: Store, study: Study) -> str:
         lines.append(
             f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown"
         )
-    lines += map(plain, describe(store.root))
-    return "\n".join(lines) + "\n"
+    lines += describe(store.root)
+    return "\n".join(map(plain, lines)) + "\n"

@@ -12,6 +12,7 @@ from finepruner_lmms.matrix.config import Matrix, load_matrix
 from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.store import State, Store
+from finepruner_lmms.output import one_line, plain
 
 if TYPE_CHECKING:
     from finepruner_lmms.doctor.report import Request
@@ -34,8 +35,9 @@ def open_study(config: Path, output: Path | None) -> tuple[Matrix, Store, Study]
 
 
 def to_run(study: Study, states: Sequence[State]) -> list[Cell]:
-    """The cells without answers."""
-    return [cell for cell, state in zip(study.cells, states, strict=True) if state.name not in ("done", "waiting")]
+    """The cells without answers on which nobody works."""
+    settled = ("done", "waiting", "running")
+    return [cell for cell, state in zip(study.cells, states, strict=True) if state.name not in settled]
 
 
 def report_unfinished(store: Store, study: Study) -> int:
@@ -44,9 +46,9 @@ def report_unfinished(store: Store, study: Study) -> int:
     enough = ("done", "waiting") if study.judge == "later" else ("done",)
     unfinished = [(cell, state) for cell, state in zip(study.cells, states, strict=True) if state.name not in enough]
     if study.judge == "later" and any(state.name == "waiting" for state in states):
-        sys.stdout.write(f"waiting for the judge: `judge {store.root} --url URL --model NAME`\n")
+        sys.stdout.write(plain(f"waiting for the judge: `judge {store.root} --url URL --model NAME`") + "\n")
     for cell, state in unfinished:
-        sys.stderr.write(f"{state.name}: {cell.label}{': ' + state.reason if state.reason else ''}\n")
+        sys.stderr.write(one_line(f"{state.name}: {cell.label}{': ' + state.reason if state.reason else ''}") + "\n")
     return len(unfinished)
 
 
