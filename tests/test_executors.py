@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from finepruner_lmms.claims import this_job
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.matrix import squeue
 from finepruner_lmms.matrix.cluster import slurm
@@ -34,6 +35,7 @@ TOY = '''
 import os, signal, subprocess
 from pathlib import Path
 
+from finepruner_lmms.claims import this_job
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.matrix.executors import Job
 
@@ -114,9 +116,9 @@ def test_what_slurm_needs_is_asked_for_in_one_line(monkeypatch, tmp_path):
 
 def test_a_claim_says_which_start_of_which_job_made_it():
     array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1", "SLURM_CLUSTER_NAME": "c"}
-    assert squeue.this_job({}) is None
-    assert squeue.this_job({"SLURM_JOB_ID": "9"}) == "slurm::9:0"
-    assert squeue.this_job(array | {"SLURM_RESTART_COUNT": "2"}) == "slurm:c:8_1:2"
+    assert this_job({}) is None
+    assert this_job({"SLURM_JOB_ID": "9"}) == "slurm::9:0"
+    assert this_job(array | {"SLURM_RESTART_COUNT": "2"}) == "slurm:c:8_1:2"
 
 
 def test_nothing_is_known_about_jobs_where_nobody_can_be_asked(monkeypatch, tmp_path):

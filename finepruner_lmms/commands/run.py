@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -18,6 +19,9 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.data.ready import require_data
     from finepruner_lmms.judge.client import JudgeError
     from finepruner_lmms.judge.judgements import JudgementsError
+    from finepruner_lmms.matrix.cluster.follow import follow
+    from finepruner_lmms.matrix.cluster_fields import LOCAL
+    from finepruner_lmms.matrix.executors import find_executor
     from finepruner_lmms.matrix.judging import judge_cells, keep_scores
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
@@ -31,18 +35,27 @@ def run(config: Config, output: OutputOption = None) -> None:
     require_data(matrix.file.data, matrix.file.tasks, matrix.file.submission)
     check_machine(matrix.file)
     check_folder("--output", store.root, ROOM)
+    launch, began = matrix.file.launch, time.time()
+    here = launch.executor == LOCAL
+    if not here:
+        find_executor(launch.executor).check(launch)
     with ExitStack() as held:
-        held.enter_context(store.lock())
-        clean_up(store)
+        if here:  # several may look on while jobs work: each cell is one job's, and `jobs/` names these
+            held.enter_context(store.lock())
+            clean_up(store)
         store.save_study(keep_scores(store, study))
-        save_settings(store.root, RunSettings(file=matrix.file))
+        save_settings(store.root, RunSettings(file=matrix.file, began=began))
         states = store.states(study.cells)
         left = to_run(study, states)
         total, finished = len(states), len(states) - len(left)
         with display_for(console(), total, finished) as display:
             display.note(f"{total} cells, {finished} done before, {len(left)} to do; results in {store.root}")
             try:
-                run_cells(store, matrix.file, left, display)
+                if here:
+                    run_cells(store, matrix.file, left, display)
+                else:
+                    follow(store, study, launch, display, began)
+                    held.enter_context(store.lock())
                 judge_cells(store, study, matrix.file.judge, display)
             except LaunchError as error:
                 display.note(str(error))

@@ -17,6 +17,8 @@ class RunSettings(Record):
     """The checked matrix file, and how long each cell is expected to take in one process, by its id."""
 
     file: MatrixFile
+    began: Number = 0.0
+    """When that was, in seconds since 1970: what failed later is not tried again before the next `run`."""
     seconds: dict[str, Number] = Field(default_factory=dict)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
 from studies import VANILLA, cell, study
 
 from finepruner_lmms.matrix import squeue
 from finepruner_lmms.matrix.cluster import submissions
+from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
 from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.store import Store
 
@@ -41,7 +41,7 @@ class Bench:
         self.store = Store(self.root)
         self.study = study([VANILLA], [cell(f"cell{number}", "gqa") for number in range(cells)])
         self.store.save_study(self.study)
-        save_settings(self.root, RunSettings(file=self.file))
+        save_settings(self.root, RunSettings(file=self.file, began=time.time()))
 
     def start(self, **environment: str) -> subprocess.Popen[str]:
         """A process that follows the study, as `run` does."""
@@ -68,6 +68,19 @@ class Bench:
         assert states == ["done"] * len(states), self.said()
         done = Counter(entry["cell"] for entry in self.entries("done"))
         assert done == {one.id: 1 for one in self.study.cells}, done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bench_of_a_minute(slurm_conf, tmp_path_factory):
+    """A job of one minute; it runs beside the other tests, which leave it a core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(slurm_conf))
+        made = Bench(tmp_path_factory.mktemp("minute"), 7, 8.0, time=1, extra={"nodelist": "n2"})
+        run = made.start()
+        yield made, run
+        run.kill()
+        run.wait()
+        submissions.cancel(made.root)
 
 
 @pytest.fixture
@@ -136,17 +149,6 @@ def test_jobs_that_are_lost_hand_their_cells_on_and_a_new_run_finds_the_others(b
     assert f"job {warned} " in study.said().partition("2 jobs submitted")[2] or f"job {warned} waiting" in study.said()
 
 
-def test_a_job_whose_time_is_over_goes_on_later(bench_of_a_minute):
-    """SLURM itself warns the job: what it was at is interrupted, and it is put back and ends the rest."""
-    study, run = bench_of_a_minute
-    assert run.wait(150) == 0, study.said()
-    study.assert_each_cell_was_done_once()
-    no_two_at_once(study)
-    assert {entry["SLURM_RESTART_COUNT"] for entry in study.entries("start")} >= {None, "1"}
-    assert len({entry["job"] for entry in study.entries("start")}) == 1
-    assert len(list(study.root.glob("jobs/*"))) == 1
-
-
 def process_of(job: str) -> psutil.Process:
     """The process that submitit started in a job."""
     array, _, task = job.partition("_")
@@ -170,19 +172,6 @@ def no_two_at_once(bench: Bench) -> None:
             ended = json.loads((folder / f"attempt-{number}" / "ended.json").read_text())
             began = (folder / f"attempt-{number + 1}" / "owner.json").stat().st_mtime
             assert ended["at"] <= began or ended["how"] == "died", (one.id, ended, began)
-
-
-@pytest.fixture(scope="module")
-def bench_of_a_minute(slurm_conf, tmp_path_factory):
-    """Runs beside the other tests, on a core that they leave alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(slurm_conf))
-        made = Bench(tmp_path_factory.mktemp("minute"), 9, 7.0, time=1, extra={"nodelist": "n2"})
-        run = made.start()
-        yield made, run
-        run.kill()
-        run.wait()
-        submissions.cancel(made.root)
 
 
 def test_a_job_that_makes_room_for_an_urgent_one_goes_on_afterwards(bench):
@@ -259,6 +248,17 @@ def test_jobs_that_end_before_they_begin_are_not_submitted_for_ever(bench):
     assert run.wait(60) == 1
     assert "JobsFailed: jobs end before they begin any cell: ModuleNotFoundError: No module named 'enc" in study.said()
     assert len(list(study.root.glob("jobs/*"))) == 3
+
+
+def test_a_job_whose_time_is_over_goes_on_later(bench_of_a_minute):
+    """SLURM itself warns the job: what it was at is interrupted, and it is put back and ends the rest."""
+    study, run = bench_of_a_minute
+    assert run.wait(150) == 0, study.said()
+    study.assert_each_cell_was_done_once()
+    no_two_at_once(study)
+    assert {entry["SLURM_RESTART_COUNT"] for entry in study.entries("start")} >= {None, "1"}
+    assert len({entry["job"] for entry in study.entries("start")}) == 1
+    assert len(list(study.root.glob("jobs/*"))) == 1
 
 
 def command(*arguments) -> subprocess.CompletedProcess:

@@ -9,43 +9,51 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from finepruner_lmms.errors import Failure
+from finepruner_lmms.matrix.attempts import failed_since, lost_since, write_error
 from finepruner_lmms.matrix.cluster.submissions import Live, Submitted, cancel, live, submit, why
 from finepruner_lmms.matrix.executors import Job, find_executor
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.progress import score_text
-from finepruner_lmms.matrix.runner import Display
+from finepruner_lmms.matrix.runner import Display, LaunchError
 from finepruner_lmms.matrix.sections import LaunchSection
 from finepruner_lmms.matrix.store import State, Store
 
 _POLL = 2.0  # seconds between two looks, where looking takes little
 _SHARE = 0.1  # of the time, at most, goes into looking
+_LOST = 3
+"""A cell in the middle of which so many jobs died is given up."""
 _BARREN = 2
 """So many submissions in a row between which nobody began a cell are enough."""
 
 
-class JobsFailed(Failure, RuntimeError):
+class JobsFailed(LaunchError):
     """Jobs end before they begin any cell, so that submitting more would change nothing."""
 
-    exit_status = 1
 
-
-class JobsCancelled(Failure, RuntimeError):
+class JobsCancelled(LaunchError):
     """Somebody ended the jobs with `cancel`."""
 
-    exit_status = 1
 
+def follow(store: Store, study: Study, launch: LaunchSection, display: Display, began: float) -> None:
+    """See to it that jobs work through the cells of the study; returns when none is left to take.
 
-def follow(store: Store, study: Study, launch: LaunchSection, display: Display) -> None:
-    """See to it that jobs work through the cells of the study; returns when none is left to take."""
+    What failed before the time `began` is tried again, once. On Ctrl-C the jobs go on. `JobsFailed` or `JobsCancelled`.
+    """
     find_executor(launch.executor).check(launch)
-    _Following(store, study, launch, display).until_done()
+    try:
+        _Following(store, study, launch, display, began).until_done()
+    except KeyboardInterrupt:
+        display.note(f"the jobs go on: `run` looks on again, `cancel {store.root}` ends them")
+        raise
 
 
 class _Following:
-    def __init__(self, store: Store, study: Study, launch: LaunchSection, display: Display) -> None:
+    def __init__(self, store: Store, study: Study, launch: LaunchSection, display: Display, began: float) -> None:
         self._store, self._study, self._launch, self._display = store, study, launch, display
-        self._left = {cell.id: cell for cell in study.cells}
+        self._began = began
+        settled = ("done", "waiting")
+        states = store.states(study.cells)
+        self._left = {cell.id: cell for cell, now in zip(study.cells, states, strict=True) if now.name not in settled}
         self._seen: dict[str, Job] = {}
         self._owners: dict[str, tuple[Path, Submitted]] = {}
         self._attempts = -1  # when we submitted last
@@ -72,8 +80,12 @@ class _Following:
         """Take what is finished out of `_left`; returns how many of the others no job has taken."""
         cells = list(self._left.values())
         free = 0
-        for cell, state in zip(cells, self._store.states(cells), strict=True):
-            if state.name in ("done", "waiting", "failed"):
+        folders = self._store.cell_dirs(cells)
+        for cell, state, folder in zip(cells, self._store.states(cells), folders, strict=True):
+            if state.name in ("missing", "failed") and lost_since(folder, self._began) >= _LOST:
+                write_error(folder, "JobDied", f"{_LOST} jobs ended in the middle of the cell, without a word")
+                state = self._store.state(cell)
+            if state.name in ("done", "waiting") or (state.name == "failed" and failed_since(folder, self._began)):
                 del self._left[cell.id]
                 self._display.cell_ended(cell, state.name, _ending(state))
             else:

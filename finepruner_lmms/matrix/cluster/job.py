@@ -6,7 +6,6 @@ A job that is told to end (SIGTERM) stops its workers, so that another job may g
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -15,16 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from finepruner_lmms.claims import this_job
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.matrix.squeue import SlurmError, queue, this_job
+from finepruner_lmms.matrix.launch import own_environment
+from finepruner_lmms.matrix.squeue import SlurmError, queue
 
 _PATIENCE = 60.0  # seconds that workers may take to end
 TOLD_TO_END = 128 + signal.SIGTERM
-# of the job's own start: what it runs has other ranks, or none
-_FOREIGN = re.compile(
-    r"RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|NODE_RANK|GROUP_RANK|MASTER_ADDR|MASTER_PORT|PMI_.*|PMIX_.*|OMPI_.*"
-    r"|SLURM_(PROCID|LOCALID|NODEID|NTASKS.*|NPROCS|STEP_.*|STEPID|TASK_PID|GTIDS|SRUN_.*|CPU_BIND.*|MEM_BIND.*)"
-)
 
 
 class StudyJob:
@@ -42,8 +38,8 @@ class StudyJob:
 
     def __call__(self) -> None:
         """Work; returns when nothing is left to take. Ends the process with `TOLD_TO_END` on SIGTERM."""
-        for key in [key for key in os.environ if _FOREIGN.fullmatch(key)]:
-            del os.environ[key]
+        for key in os.environ.keys() - own_environment(os.environ).keys():
+            del os.environ[key]  # of the step that started this process: what runs here has ranks of its own, or none
         self._stop = threading.Event()
         signal.signal(signal.SIGTERM, self._told_to_end)
         # in a thread of its own, because a signal interrupts the main one wherever that is
