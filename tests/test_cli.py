@@ -8,10 +8,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from finepruner_lmms.claims import Locked
 from finepruner_lmms.cli import app
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.files import Locked
 from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.matrix.store import StoreError
 

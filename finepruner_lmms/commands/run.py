@@ -22,7 +22,8 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
     from finepruner_lmms.matrix.report.tables import render
-    from finepruner_lmms.matrix.runner import LaunchError, run_cells
+    from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
+    from finepruner_lmms.matrix.runner import LaunchError, clean_up, run_cells
     from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run
     from finepruner_lmms.output import console
 
@@ -32,7 +33,9 @@ def run(config: Config, output: OutputOption = None) -> None:
     check_folder("--output", store.root, ROOM)
     with ExitStack() as held:
         held.enter_context(store.lock())
+        clean_up(store)
         store.save_study(keep_scores(store, study))
+        save_settings(store.root, RunSettings(file=matrix.file))
         states = store.states(study.cells)
         left = to_run(study, states)
         total, finished = len(states), len(states) - len(left)

@@ -27,8 +27,8 @@ from finepruner_lmms.engine.roofline import (
 )
 from finepruner_lmms.matrix.config import Matrix
 from finepruner_lmms.matrix.gpus import count_gpus
-from finepruner_lmms.matrix.launch import num_processes
 from finepruner_lmms.matrix.machine import measured_machine
+from finepruner_lmms.matrix.modes import num_processes
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.store import State
