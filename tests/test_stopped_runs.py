@@ -1,4 +1,4 @@
-"""What happens to a run whose terminal, reader, disk or folder goes away: real processes, with a worker that only waits."""
+"""What happens to a run whose terminal, reader, disk or folder goes away: real processes, and a worker that waits."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def started(tmp_path) -> Callable[..., subprocess.Popen]:
         (folder / "__init__.py").write_text("")
     (tmp_path / "x.yaml").write_text(MATRIX)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "fake"), "FAKE": str(tmp_path)}
-    command = [sys.executable, "-m", "finepruner_lmms.cli", "run", "x.yaml", "--output", "out"]
+    arguments = ["run", "x.yaml", "--output", "out"]
     processes = []
 
-    def start(**how) -> subprocess.Popen:
+    def start(command=(sys.executable, "-m", "finepruner_lmms.cli"), **how) -> subprocess.Popen:
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True} | how
-        processes.append(subprocess.Popen(command, cwd=tmp_path, env=environment, **how))
+        processes.append(subprocess.Popen([*command, *arguments], cwd=tmp_path, env=environment, **how))
         wait_for((tmp_path / "pids").exists, 90)
         return processes[-1]
 
@@ -117,3 +117,36 @@ def test_a_run_whose_folder_is_removed_ends_with_its_children(started, tmp_path)
     assert process.wait(60) == 1
     nothing_is_left(tmp_path)
     assert b"out" in process.stderr.read()
+
+
+FILLS = """
+import sys
+from pathlib import Path
+
+folder = Path(sys.argv[-1]).parent
+try:
+    with (folder / "big").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+except OSError as error:
+    sys.exit(f"OSError: {error}")
+"""
+
+
+def test_a_full_disk_ends_a_run_and_says_so(started, tmp_path, monkeypatch):
+    disk = tmp_path / "out"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.getuid() or subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("needs to mount a file system")
+    try:
+        (tmp_path / "fake" / "accelerate" / "commands" / "launch.py").write_text(FILLS)
+        (tmp_path / "pids").touch()
+        code = "from finepruner_lmms.commands import preflight\npreflight.ROOM = 0\n"
+        code += "from finepruner_lmms.cli import main\nmain()"
+        process = started(command=[sys.executable, "-c", code])
+        said = process.communicate(timeout=90)[1]
+        assert process.returncode == 1 and said.endswith(b": No space left on device; make room; " + GO_ON)
+        assert said.startswith(b"out") and said.count(b"\n") == 1
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
