@@ -11,7 +11,6 @@ import shlex
 import subprocess
 import time
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,14 +120,19 @@ def _launch(plan: Plan, cell: PlannedCell, attempt: Path, folder: Path, events: 
             tethered(typed), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
         )
         try:
-            while process.poll() is None:
-                sign = heartbeat_of(signs)
-                with suppress(KeyError, TypeError):
-                    if sign["total"]:
-                        events.progress(int(sign["done"]), int(sign["total"]))
-                time.sleep(_POLL)
+            with heartbeat.aside():
+                while process.poll() is None:
+                    _pass_on(signs, events)
+                    time.sleep(_POLL)
         finally:
             process.kill()
     if process.returncode or not list(attempt.glob("lmms/**/*_results.json")):
         how = f"lmms-eval ended with status {process.returncode} and no results"
         raise LaunchFailed(f"{how}: {last_error(log)}; log: {log}")
+
+
+def _pass_on(signs: Path, events: Events) -> None:
+    sign = heartbeat_of(signs)
+    done, total = sign.get("done"), sign.get("total")
+    if isinstance(done, int) and isinstance(total, int) and total:
+        events.progress(done, total)

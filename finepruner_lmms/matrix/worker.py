@@ -54,7 +54,6 @@ class Events:
 
     def progress(self, done: int, total: int) -> None:
         """Say how many questions are answered, now and then."""
-        heartbeat.progress(done, total)
         now = time.monotonic()
         if now - self._last >= _EVERY or done == total:
             self._last = now
@@ -86,7 +85,7 @@ def _run(plan: Plan, events: Events, first: bool) -> None:
     from finepruner_lmms.matrix.evaluate import gather
 
     lm = LlavaFinePruner(**plan.model.model_dump(exclude_none=True), batch_size=plan.batch_size)
-    lm.on_progress = events.progress if first else heartbeat.progress
+    lm.on_progress = events.progress if first else None
     heartbeat.phase("index")
     manager = task_manager(plan)
     events.send(Event(event="ready", processes=lm.world_size))
