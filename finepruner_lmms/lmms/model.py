@@ -35,6 +35,7 @@ from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.lmms.ahead import one_ahead
 from finepruner_lmms.lmms.batch_sizes import BatchSizes, out_of_memory
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture, windows
+from finepruner_lmms.lmms.command_line import read_arguments, told_in_one_line
 from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.identity_record import Identity
@@ -100,6 +101,14 @@ class LlavaFinePruner(lmms):
         self._asked, self._computed, self._rows = 0, 0, self.arguments.batch_size
         self._warned: set[str] = set()
         identify(self)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> LlavaFinePruner:
+        """What lmms-eval calls with `--model_args` and its own options: see `command_line`."""
+        with told_in_one_line():
+            return cls(**read_arguments(arg_string, additional_config or {}))
 
     # -- settings -----------------------------------------------------------------------------------------------------
 
