@@ -29,10 +29,10 @@ def run(
     from finepruner_lmms.judge.judgements import JudgementsError
     from finepruner_lmms.matrix.estimate import estimate_study
     from finepruner_lmms.matrix.judging import judge_cells, keep_scores
+    from finepruner_lmms.matrix.modes import mode_here
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
     from finepruner_lmms.matrix.report.tables import render
-    from finepruner_lmms.matrix.modes import mode_here
     from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
     from finepruner_lmms.matrix.runner import LaunchError, clean_up, run_cells
     from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run, worth_trying

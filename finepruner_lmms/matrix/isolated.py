@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lmms_eval.tasks import TaskManager
 
     from finepruner_lmms.claims import Claim
-    from finepruner_lmms.matrix.worker import Events
+    from finepruner_lmms.matrix.events import Events
 
 _POLL = 0.2  # seconds
 
@@ -36,7 +36,7 @@ class LaunchFailed(RuntimeError):
 def run_isolated(plan: Plan, events: Events, folder: Path) -> None:
     """Work through the cells of a plan that nobody else has taken."""
     from finepruner_lmms.matrix.attempts import take
-    from finepruner_lmms.matrix.worker import task_manager
+    from finepruner_lmms.matrix.evaluate import task_manager
 
     heartbeat.phase("index")
     manager = task_manager(plan)
@@ -76,7 +76,7 @@ def _attempt(manager: TaskManager, cell: PlannedCell, claim: Claim, plan: Plan, 
 
     from finepruner_lmms.matrix.attempts import begin, write_error
     from finepruner_lmms.matrix.evaluate import collect_cell
-    from finepruner_lmms.matrix.worker import Superseded, publish
+    from finepruner_lmms.matrix.publish import Superseded, publish
 
     attempt = begin(claim, plan.launch)
     events.send(Event(event="start", cell=cell.id))

@@ -32,8 +32,8 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     lines += unknown_commits(cells)
     if left:
         found = estimate_study(matrix, study, states, left, store.root.parent)
-        lines.append(f"time for what is left: {_time(found)}")
         lines += _modes(found)
+        lines.append(f"time for what is left: {_time(found)}")
     return "\n".join(map(plain, lines)) + "\n"
 
 
@@ -63,7 +63,7 @@ def _time(found: Estimate | None) -> str:
 
 
 def _modes(found: Estimate | None) -> list[str]:
-    """How the cells are spread over processes, and what the other ways would take; nothing where there is one process."""
+    """How the cells are spread over processes, and what other ways would take; nothing where there is one process."""
     if found is None or (found.processes == 1 and found.mode == "resident"):
         return []
     others = [f"{name} {_duration(seconds)}" for name, seconds in found.modes.items() if name != found.mode]
