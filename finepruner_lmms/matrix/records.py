@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -82,6 +82,8 @@ class Sample(TypedDict):
     target: Any
     answer: Any
     score: Any
+    question: NotRequired[str]
+    """Its text, in samples that were imported with it."""
 
 
 class Scores(Record):
@@ -164,7 +166,8 @@ class Result(Record):
     spec: Asked
     answered: int
     expected: int
-    seconds: Number
+    seconds: Number | None = None
+    """None in results that were imported."""
     metrics: dict[str, Number] = {}
     percent: Number | None = None
     standard_error: Number | None = None
