@@ -31,7 +31,11 @@ def invoke(*arguments: object):
         (Locked("x", "process 1 on a"), 2, "x: held by process 1 on a\n"),
         (JudgeError("no answer"), 1, "no answer\n"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), 2, "runs/x: Permission denied\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 1, "runs/x: No space left on device\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            1,
+            "runs/x: No space left on device; make room there\n",
+        ),
         (OSError(errno.EIO, "Input/output error"), 1, "Input/output error\n"),
     ],
 )
@@ -57,7 +61,14 @@ def test_ctrl_c_is_130(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("finepruner_lmms.data.task_folders.folder", stop)
-    assert invoke("tasks").exit_code == 130
+    done = invoke("tasks")
+    assert (done.exit_code, done.stderr) == (130, "stopped\n")
+
+
+@pytest.mark.parametrize("arguments", [["tabel"], ["table"], ["table", "x", "--no"], ["prepare"], ["compare", "x"]])
+def test_a_mistyped_command_line_is_one_line_too(arguments):
+    done = invoke(*arguments)
+    assert done.exit_code == 2 and ONE_LINE.fullmatch(done.stderr) and "--help` says more" in done.stderr
 
 
 def test_wrong_requests_are_refused_in_one_line(tmp_path):

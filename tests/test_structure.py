@@ -51,7 +51,7 @@ def _loaded(code: str, *arguments: str) -> list[str]:
 
 def test_what_a_plan_and_a_report_are_made_of_loads_no_tensors():
     modules = (
-        "finepruner_lmms", "finepruner_lmms.cli", "finepruner_lmms.pruners", "finepruner_lmms.heads",
+        "finepruner_lmms", "finepruner_lmms.commands.app", "finepruner_lmms.pruners", "finepruner_lmms.heads",
         "finepruner_lmms.ops.selection", "finepruner_lmms.benchmarks.table",
         "finepruner_lmms.checkpoints.configuration",
         "finepruner_lmms.lmms.identity", "finepruner_lmms.lmms.model_args", "finepruner_lmms.data.ready",

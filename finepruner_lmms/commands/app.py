@@ -1,0 +1,27 @@
+"""All commands together. What a command needs it imports itself, so that `--help` is immediate."""
+
+from __future__ import annotations
+
+import typer
+
+from finepruner_lmms.commands import bench, data, doctor, judge, run, show
+from finepruner_lmms.commands.failures import Commands
+
+app = typer.Typer(
+    cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Sweep visual token pruning methods over benchmarks with lmms-eval.",
+)  # fmt: skip
+for command in (
+    run.run,
+    run.plan,
+    run.status,
+    show.table,
+    show.report,
+    show.compare,
+    judge.judge,
+    data.tasks,
+    data.prepare,
+    doctor.doctor,
+    bench.bench,
+):
+    app.command()(command)

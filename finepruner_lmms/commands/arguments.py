@@ -1,0 +1,14 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The matrix file (YAML).", show_default=False)]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="The directory of a run.", show_default=False)]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Where results go.", show_default="runs/<name of the matrix>")
+]

@@ -1,0 +1,84 @@
+"""Planning a study, working through it, and how far it is."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import ExitStack
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from finepruner_lmms.commands.arguments import Config, Output, OutputOption
+from finepruner_lmms.errors import check_choice
+
+
+def run(config: Config, output: OutputOption = None) -> None:
+    """Run the cells of a matrix that are not done yet; then print the leaderboard."""
+    from rich.console import Console
+
+    from finepruner_lmms.data.ready import require_data
+    from finepruner_lmms.judge.client import JudgeError
+    from finepruner_lmms.judge.judgements import JudgementsError
+    from finepruner_lmms.matrix.judging import judge_cells
+    from finepruner_lmms.matrix.progress import display_for
+    from finepruner_lmms.matrix.report.leaderboard import leaderboard
+    from finepruner_lmms.matrix.report.tables import render
+    from finepruner_lmms.matrix.runner import LaunchError, run_cells
+    from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run
+
+    matrix, store, study = open_study(config, output)
+    require_data(matrix.file.data, matrix.file.tasks, matrix.file.submission)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    with ExitStack() as held:
+        held.enter_context(store.lock())
+        store.save_study(study)
+        states = store.states(study.cells)
+        left = to_run(study, states)
+        total, finished = len(states), len(states) - len(left)
+        with display_for(Console(), total, finished) as display:
+            display.note(f"{total} cells, {finished} done before, {len(left)} to do; results in {store.root}")
+            try:
+                run_cells(store, matrix.file, left, display)
+                judge_cells(store, study, matrix.file.judge, display)
+            except LaunchError as error:
+                display.note(str(error))
+            except (JudgeError, JudgementsError) as error:
+                display.note(f"{error}\nthe answers are kept; `run`, or `judge {store.root}`, goes on from here")
+            except KeyboardInterrupt:
+                display.note("stopped; what is done is kept, `run` goes on from here")
+                raise typer.Exit(130) from None
+    sys.stdout.write(f"\n{render(leaderboard(store), 'text')}")
+    raise typer.Exit(1 if report_unfinished(store, study) else 0)
+
+
+def plan(
+    config: Config,
+    output: OutputOption = None,
+    form: Annotated[str, typer.Option("--format", help="text, or jsonl: one JSON object per cell")] = "text",
+) -> None:
+    """Show what would run and what is done, with an estimate of the time, without running."""
+    from finepruner_lmms.matrix.overview import plan_lines, plan_text
+    from finepruner_lmms.matrix.study import open_study
+
+    check_choice("--format", form, ("text", "jsonl"))
+    sys.stdout.write((plan_lines if form == "jsonl" else plan_text)(*open_study(config, output)))
+
+
+def status(output: Output) -> None:
+    """List done, running, waiting, failed and missing cells, with each failure's reason."""
+    from finepruner_lmms.matrix.status import status_text
+    from finepruner_lmms.matrix.store import Store
+
+    store = Store(output)
+    sys.stdout.write(status_text(store, store.study()))
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, treated as Ctrl-C."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stopped(number)

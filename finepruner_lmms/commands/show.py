@@ -1,0 +1,73 @@
+"""Showing what a study found: the leaderboard, the report, two rows compared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finepruner_lmms.commands.arguments import Output
+from finepruner_lmms.errors import check_choice
+
+
+def table(
+    output: Output,
+    form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex")] = "text",
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="One row per seed, instead of their mean (always so in CSV).")
+    ] = False,
+    picture: Annotated[Path | None, typer.Option(help="Also draw it: a .png, .pdf or .svg file.")] = None,
+    costs: Annotated[bool, typer.Option("--costs", help="What each row cost, instead of scores.")] = False,
+    relative: Annotated[
+        str, typer.Option(help="ratios: mean of the ratios to vanilla; means: ratio of the averages.")
+    ] = "ratios",
+) -> None:
+    """Print the leaderboard."""
+    from finepruner_lmms.matrix.report.costs import render_costs
+    from finepruner_lmms.matrix.report.leaderboard import leaderboard
+    from finepruner_lmms.matrix.report.tables import FORMATS, RELATIVE, render
+    from finepruner_lmms.matrix.store import Store
+
+    check_choice("--format", form, FORMATS)
+    check_choice("--relative", relative, RELATIVE)
+    store = Store(output)
+    store.study()
+    board = leaderboard(store, merge_seeds=not seeds and form != "csv")
+    sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
+    if picture is not None:
+        from finepruner_lmms.matrix.report.plots import draw
+
+        draw(leaderboard(store), picture)
+
+
+def report(
+    output: Output,
+    to: Annotated[Path | None, typer.Option("--to", help="The file.", show_default="OUTPUT/report.html")] = None,
+) -> None:
+    """Write a self-contained HTML report: tables, pictures, and the head study where rows differ in their heads."""
+    from finepruner_lmms.matrix.report.html import write_report
+    from finepruner_lmms.matrix.store import Store
+
+    store = Store(output)
+    store.study()
+    target = output / "report.html" if to is None else to
+    write_report(store, target)
+    sys.stdout.write(f"{target}\n")
+
+
+def compare(
+    output: Output,
+    first: Annotated[str, typer.Argument(metavar="A", help="A row, such as 'finepruner 64 heads=4'.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another, such as 'fastv 64'.")],
+) -> None:
+    """Compare two rows question by question: A minus B, with standard errors and 95 % intervals."""
+    from finepruner_lmms.matrix.report.compare import differences, find_row
+    from finepruner_lmms.matrix.report.tables import render_differences
+    from finepruner_lmms.matrix.store import Store
+
+    store = Store(output)
+    study = store.study()
+    found = differences(store, study, find_row(study, first), find_row(study, second))
+    sys.stdout.write(render_differences(found, first, second))
