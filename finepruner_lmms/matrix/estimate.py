@@ -195,6 +195,7 @@ def _as_run(how: Launched, result: Result) -> Launched:
 def seconds_of(result: Result) -> float:
     """The time that all of a finished cell's questions take, also where an earlier attempt had answered some."""
     speed = result.speed
+    assert result.seconds is not None, "imported results are no cell of a plan"
     if speed is None or speed.questions >= result.answered:
         return result.seconds
     return result.seconds + (result.answered - speed.questions) / speed.questions_per_second

@@ -164,10 +164,16 @@ def read_samples(file: Path) -> list[dict[str, Any]]:
                 f"{file}:{number}: doc_id {identity} is there twice; lmms-eval appends where two runs end in the same "
                 "second, and repeats where --repeats says so: give one run's samples"
             )
-        found[identity] = sample | {"line": number}
+        found[identity] = _encodable(sample) | {"line": number}
     if not found:
         raise ForeignError(f"{file}: holds no samples")
     return [found[identity] for identity in sorted(found)]
+
+
+def _encodable(sample: dict[str, Any]) -> dict[str, Any]:
+    """The same where it can be written as UTF-8; halves of surrogate pairs, which JSON may have, become `?`."""
+    text = json.dumps(sample, ensure_ascii=False)
+    return sample if text.isascii() else dict(json.loads(text.encode("utf-8", "replace")))
 
 
 def answer_of(sample: dict[str, Any], file: Path) -> str:

@@ -150,6 +150,37 @@ class Outcome(Record):
     submission: Path | None = None
 
 
+class Provenance(Record):
+    """Where a result comes from; no part of what it is. What is not known is absent. Times are in seconds."""
+
+    versions: dict[str, str] = {}
+    git_revision: str | None = None
+    """Of this package's checkout."""
+    python: str | None = None
+    system: str | None = None
+    host: str | None = None
+    device: str | None = None
+    devices: int | None = None
+    """How many processes computed, each on a device of its own."""
+    driver: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    seeds: dict[str, int] = {}
+    command: str | None = None
+    inputs: dict[str, str] = {}
+    """Hashes, or name and commit, of what was read: checkpoint, data, task, a file of heads."""
+    started: str | None = None
+    finished: str | None = None
+    wall_seconds: Number | None = None
+    device_seconds: Number | None = None
+    """How long the model computed, of the slowest process."""
+    peak_bytes: int | None = None
+    joules: Number | None = None
+    """What the GPUs took from start to end, idle power and what else ran on them included."""
+    together: int = 1
+    """How many cells were answered as one: time, memory and energy are of all of them."""
+
+
 class Asked(Record):
     """What of a result's `spec` others read."""
 
@@ -176,6 +207,8 @@ class Result(Record):
     """None where an earlier attempt had answered everything, and in results of versions that did not measure."""
     submission: Submission | None = None
     judge: Verdict | None = None
+    provenance: Provenance | None = None
+    """None in results of versions that did not write it down."""
     samples_bytes: int
 
 

@@ -25,11 +25,13 @@ from loguru import logger
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data.task_folders import folder as task_folder
 from finepruner_lmms.files import load_object
+from finepruner_lmms.lmms.meter import device_name
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.together import Company
 from finepruner_lmms.matrix.attempts import begin_attempt, write_error
 from finepruner_lmms.matrix.evaluate import evaluate_cell, gather
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
+from finepruner_lmms.matrix.provenance import Watch, devices_of
 from finepruner_lmms.matrix.records import parse
 from finepruner_lmms.matrix.results import publish_submission, write_answered, write_result
 
@@ -105,7 +107,7 @@ def _attempt(
     folder = cell.path
     attempt = begin_attempt(folder, plan.launch) if first else folder
     events.send(Event(event="start", cell=cell.id))
-    started = time.monotonic()
+    started, watch = time.monotonic(), Watch(devices_of(lm.device, lm.world_size))
     lm.monitor_to(folder if plan.monitor else None)
     try:
         outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache", company)
@@ -120,6 +122,14 @@ def _attempt(
             finished = datetime.now(UTC).isoformat(timespec="seconds")
             about = {"id": cell.id, "spec": cell.spec(), "seconds": round(seconds, 3), "finished": finished}
             run = {"batch_size": plan.batch_size, "processes": lm.world_size, "device": str(lm.device)}
+            came = watch.provenance(
+                cell,
+                device=device_name(lm.device),
+                processes=lm.world_size,
+                batch_size=plan.batch_size,
+                speed=found.speed,
+            )
+            run["provenance"] = came.model_dump(exclude_none=True)
             write = write_answered if BENCHMARKS[cell.task].judged else write_result
             write(folder, about | run | result, samples)
             shutil.rmtree(folder / "cache", ignore_errors=True)

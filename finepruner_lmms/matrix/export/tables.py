@@ -66,6 +66,7 @@ SAMPLE_COLUMNS = {
     "target": "string",  # JSON where it is no text
     "answer": "string",
     "score": "double",  # null where a question alone has none (MMBench asks in several orders)
+    "question": "string",  # of imported samples, which carry it
     "details": "string",  # JSON: what the benchmark's scorer read, where that is more than a number
 }
 """Of the table of samples as they are stored, by `doc_id` within a cell."""
@@ -179,6 +180,7 @@ def _of_sample(cell: str, sample: Sample) -> Values:
         "target": as_text(sample.get("target")),
         "answer": as_text(sample.get("answer")),
         "score": number_of(score),
+        "question": sample.get("question"),
         "details": json.dumps(score, ensure_ascii=False, sort_keys=True) if structured else None,
     }
 
@@ -193,6 +195,13 @@ def number_of(score: Any) -> float | None:
 def as_text(value: Any) -> str | None:
     """A text as it is, anything else as JSON."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def arrow_table(rows: list[Values], columns: dict[str, str]) -> pa.Table:
+    """Rows as an Arrow table."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(rows, schema(columns))
 
 
 def schema(columns: dict[str, str]) -> pa.Schema:
