@@ -20,7 +20,7 @@ from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.files import lock, write_json
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.foreign import ForeignError, ForeignRun, ForeignTask, answer_of, read_run
-from finepruner_lmms.matrix.imports import FILE, Import, Imports, Reported, row_of
+from finepruner_lmms.matrix.imports import FILE, Import, Imports, Reported, alone, row_of
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.questions import NoQuestions, Questions, open_questions
 from finepruner_lmms.matrix.records import Sample
@@ -111,6 +111,8 @@ class _Made:
 
 def _make(store: Store, study: Study | None, task: ForeignTask, data: str | None) -> _Made:
     made = _Made(task.benchmark, [])
+    if study is not None and study.num_layers and task.benchmark not in study.tasks:
+        made.notes.append("it is no task of the matrix, so it is kept but not shown")
     known = _Known.of_rows(store, study, task, made.notes)
     if known is None and data is not None:
         known = _Known.of_data(data, task, made.notes)
@@ -118,8 +120,7 @@ def _make(store: Store, study: Study | None, task: ForeignTask, data: str | None
         made.samples.append(_line(task, sample, known))
     _check_reported(task, made)
     if known is None:
-        alone = sum(image_of(task.benchmark, sample) is None for sample in task.samples)
-        if alone:
+        if any(image_of(task.benchmark, sample) is None for sample in task.samples):
             made.notes.append(
                 "which questions share a picture is not known, so each stands alone: its standard error is that of "
                 "independent questions, and `compare` does not pair it with rows that were run here"
@@ -247,11 +248,7 @@ def _same(ours: Any, theirs: Any) -> bool:
 
 
 def _stands_alone(line: Sample) -> bool:
-    return line["image"] == _alone(line["doc_id"])
-
-
-def _alone(doc_id: int) -> str:
-    return f"question {doc_id}"
+    return line["image"] == alone(line["doc_id"])
 
 
 def _line(task: ForeignTask, sample: dict[str, Any], known: _Known | None) -> Sample:
@@ -265,7 +262,7 @@ def _line(task: ForeignTask, sample: dict[str, Any], known: _Known | None) -> Sa
     image = None if known is None else known.images.get(number)
     line: Sample = {
         "doc_id": number,
-        "image": image or image_of(task.benchmark, sample) or _alone(number),
+        "image": image or image_of(task.benchmark, sample) or alone(number),
         "target": sample.get("target") if known is None else known.targets.get(number, sample.get("target")),
         "answer": answer,
         "score": score,

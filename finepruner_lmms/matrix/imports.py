@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.matrix.plan import Cell, Method, Study
 from finepruner_lmms.matrix.records import Record, load
 
@@ -56,23 +57,33 @@ def row_of(label: str, model: str) -> Method:
     return Method(method=label, budget=None, parameters={}, given={}, imported=model)
 
 
+def alone(doc_id: int) -> str:
+    """What stands for the picture of an imported question of which nobody knows which it is about."""
+    return f"question {doc_id}"
+
+
 def read_imports(root: Path) -> Imports:
     """What was imported into an output directory. `Damage` where the file holds something else."""
     return load(Imports, root / FILE) or Imports()
 
 
 def with_imports(study: Study | None, imports: Imports, name: str) -> Study | None:
-    """A study with the imported rows after its own; where nothing was run, of them alone, under `name`."""
+    """A study with the imported rows after its own; where nothing was run, of them alone, under `name`.
+
+    Beside rows that were run, only tasks of the matrix are shown, lest one that these lack takes them their average.
+    """
     if not imports.imports:
         return study
     if study is None:
         nothing: dict[str, Any] = {"num_layers": 0, "num_visual_tokens": 0, "tasks": (), "rows": (), "cells": ()}
         study = Study(name=name, model="imported results", **nothing)
     rows, cells = list(study.rows), list(study.cells)
+    shown = set(study.tasks) or {cell.task for one in imports.imports for cell in one.cells}
     for one in imports.imports:
-        cells += [cell.model_copy(update={"row": len(rows), "method": one.method}) for cell in one.cells]
+        mine = [cell for cell in one.cells if cell.task in shown]
+        cells += [cell.model_copy(update={"row": len(rows), "method": one.method}) for cell in mine]
         rows.append(one.method)
-    tasks = dict.fromkeys([*study.tasks, *(cell.task for cell in cells)])
+    tasks = dict.fromkeys([*study.tasks, *(task for task in BENCHMARKS if task in shown)])
     return study.model_copy(update={"rows": tuple(rows), "cells": tuple(cells), "tasks": tuple(tasks)})
 
 

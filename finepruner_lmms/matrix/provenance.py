@@ -60,7 +60,6 @@ class Watch:
         after, joules = _energies(self._handles), None
         if after and self._energy and len(after) == len(self._energy):
             joules = round(sum(after) - sum(self._energy), 3)
-        together = 1 if speed is None else speed.conditions.together
         return Provenance(
             versions=versions(),
             git_revision=git_revision(),
@@ -83,7 +82,7 @@ class Watch:
             device_seconds=_device_seconds(speed),
             peak_bytes=None if speed is None else speed.peak_bytes,
             joules=joules,
-            together=together,
+            together=None if speed is None else speed.conditions.together,
         )
 
 
@@ -139,6 +138,8 @@ def command() -> str:
         told = json.loads(os.environ[COMMAND])
         if isinstance(told, list) and all(isinstance(word, str) for word in told):
             words = told
+    if len(words) > 1 and Path(words[0]).name.startswith("python") and Path(words[1]).name == "finepruner":
+        words = ["finepruner", *words[2:]]  # the interpreter of a console script, which nobody typed
     shown, secret = [], False
     for word in words:
         name, given, _ = word.partition("=")

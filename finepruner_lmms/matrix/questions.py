@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS, image_names
 from finepruner_lmms.benchmarks.limits import document_numbers
 from finepruner_lmms.errors import Failure, first_line
+from finepruner_lmms.judge.settings import VARIABLE
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +65,7 @@ def open_questions(data: str, name: str, submission: bool = False) -> Questions:
 
     benchmark = BENCHMARKS[name]
     try:
-        with redirect_stdout(sys.stderr):  # lmms-eval logs to the standard output
+        with redirect_stdout(sys.stderr), _judged_later():  # lmms-eval logs to the standard output
             manager = TaskManager(
                 include_path=str(folder(data, submission)), include_defaults=False, model_name="llava_finepruner"
             )
@@ -72,6 +74,20 @@ def open_questions(data: str, name: str, submission: bool = False) -> Questions:
     except (OSError, ValueError, KeyError) as error:  # not prepared, not in the local cache, no network
         raise NoQuestions(f"{name}: its data {data!r} is not at hand: {first_line(error)}") from error
     return Questions(task, documents, benchmark.image_column)
+
+
+@contextmanager
+def _judged_later() -> Iterator[None]:
+    """MM-Vet's task asks at once who judges, which matters to nobody who only reads its questions."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "later"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def _without_pictures(documents: Any) -> Any:

@@ -177,8 +177,9 @@ class Provenance(Record):
     peak_bytes: int | None = None
     joules: Number | None = None
     """What the GPUs took from start to end, idle power and what else ran on them included."""
-    together: int = 1
-    """How many cells were answered as one: time, memory and energy are of all of them."""
+    together: int | None = None
+    """How many cells were answered as one: time, memory and energy are of all of them. None where nothing was asked,
+    because another of them had answered it."""
 
 
 class Asked(Record):

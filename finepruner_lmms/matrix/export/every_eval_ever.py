@@ -173,7 +173,7 @@ def _data(one: Finished) -> Json:
 
 def _instances(source: Exported, one: Finished, about: Json) -> Any:
     """A record per question that counts by itself."""
-    questions, kept = source.questions(one), selections(source.store.root / one.folder)
+    kept = selections(source.store.root / one.folder)
     result = about["evaluation_results"][0]
     common = {
         "schema_version": SCHEMA,
@@ -187,7 +187,7 @@ def _instances(source: Exported, one: Finished, about: Json) -> Any:
         if (score := correctness(one.cell.task, sample["score"])) is None:
             source.note(f"{one.cell.label}: questions that count nothing by themselves are left out of its records")
             continue
-        text, references = question_text(sample, questions), references_of(sample["target"])
+        text, references = question_text(sample, source.asked(one, sample)), references_of(sample["target"])
         answer = str(as_text(sample["answer"]))
         metadata = {"image": str(sample["image"])}
         if layers := kept.get(sample["doc_id"]):
@@ -215,7 +215,7 @@ def _instances(source: Exported, one: Finished, about: Json) -> Any:
 
 def question_text(sample: Sample, questions: Questions | None) -> str | None:
     """What was asked, from the data or from an imported sample; None where neither has it."""
-    if questions is not None and sample["doc_id"] in questions:
+    if questions is not None:
         return questions.text(sample["doc_id"])
     return sample.get("question")
 

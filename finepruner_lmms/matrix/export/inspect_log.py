@@ -87,10 +87,11 @@ def _log(log: Any, source: Exported, one: Finished, begun: datetime) -> Any:
 def _samples(log: Any, source: Exported, one: Finished) -> list[Any]:
     """A sample per question, in the order of the data."""
     model, scorer = need("inspect_ai.model", "inspect", "--format"), need("inspect_ai.scorer", "inspect", "--format")
-    questions, kept = source.questions(one), selections(source.store.root / one.folder)
+    kept = selections(source.store.root / one.folder)
     metric = BENCHMARKS[one.cell.task].metric.partition(",")[0]
     found = []
     for place, sample in enumerate(source.samples(one)):
+        questions = source.asked(one, sample)
         pictures = _pictures(source, one, sample, questions, place)
         text = question_text(sample, questions)
         if text is None:
@@ -128,9 +129,9 @@ def _pictures(
     source: Exported, one: Finished, sample: Sample, questions: Questions | None, place: int
 ) -> list[str]:
     """What the model was shown, as data addresses."""
-    if questions is None or sample["doc_id"] not in questions:
+    if questions is None:
         if one.cell.method.imported is not None:
-            source.note(f"{one.cell.label}: the pictures of imported samples are not at hand, and are left out")
+            source.note(f"{one.cell.label}: which pictures imported samples are about is not known; they are left out")
         return []
     if place >= source.pictures:
         source.note(f"pictures of the first {source.pictures} questions of each cell are in the logs (--pictures)")

@@ -11,6 +11,7 @@ from typing import Any
 
 from finepruner_lmms.files import split_lines
 from finepruner_lmms.matrix.export.tables import Finished, finished
+from finepruner_lmms.matrix.imports import alone
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.questions import NoQuestions, Questions, open_questions
 from finepruner_lmms.matrix.records import Sample
@@ -50,10 +51,16 @@ class Exported:
         self.notes[text] = None
 
     def questions(self, one: Finished) -> Questions | None:
-        """The questions of a cell's task as the data has them; None, with a note, where they are not at hand."""
+        """The questions of a cell's task as the data has them; None, with a note, where they are not at hand.
+
+        Those of an imported row are the ones that a row of the matrix was asked.
+        """
         cell = one.cell
         if cell.method.imported is not None:
-            return None
+            own = (c for c in self.study.cells if c.task == cell.task and c.method.imported is None)
+            if (alike := next(own, None)) is None:
+                return None
+            cell = alike
         key = (cell.data, cell.task, cell.submission)
         if key not in self._opened:
             try:
@@ -62,6 +69,17 @@ class Exported:
                 self.note(f"{error}; its questions and images are left out")
                 self._opened[key] = None
         return self._opened[key]
+
+    def asked(self, one: Finished, sample: Sample) -> Questions | None:
+        """The same, if the question of this sample is certainly among them."""
+        questions, number = self.questions(one), sample["doc_id"]
+        if questions is None or number not in questions:
+            return None
+        if one.cell.method.imported is not None and (
+            sample["image"] == alone(number) or str(questions.target(number)) != str(sample["target"])
+        ):
+            return None
+        return questions
 
     @cached_property
     def _opened(self) -> dict[tuple[str, str, bool], Questions | None]:
@@ -79,7 +97,7 @@ def selections(folder: Path) -> dict[int, list[dict[str, Any]]]:
 
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:
-    for file in sorted(folder.glob("finepruner-selections-rank*.jsonl")):
+    for file in sorted(folder.glob("selections-rank*.jsonl")):
         for line in split_lines(file.read_text(encoding="utf-8", errors="replace")):
             try:
                 record = json.loads(line)

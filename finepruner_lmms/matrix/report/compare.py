@@ -81,6 +81,8 @@ def _by_task(
         if any(result is None or result.submission for result in results):
             continue
         judges = [result.judge and result.judge.name for result in results if result is not None]
+        if len(set(judges)) > 1 and any(cell.method.imported is not None for cell in cells):
+            continue  # whoever judged an imported row, it was somebody else
         if len(set(judges)) > 1:
             one_judge, other_judge = ("nobody" if name is None else repr(name) for name in judges)
             raise StoreError(f"compare: the two rows of {task} were judged by {one_judge} and {other_judge}")
