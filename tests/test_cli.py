@@ -73,9 +73,9 @@ def test_a_mistyped_command_line_is_one_line_too(arguments):
 
 def test_wrong_requests_are_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("x\n")
-    (tmp_path / "m.yaml").write_text("name: x\nlimit: 0x_\n")
+    (tmp_path / "m.yaml").write_text("name: x\ntasks: [pope]\nmethods: [vanilla]\nlimit: 0x_\n")
     for arguments, wanted in [
-        (("plan", tmp_path / "m.yaml"), f"{tmp_path}/m.yaml:2:8: got '0x_', which cannot be read as YAML's 'int'"),
+        (("plan", tmp_path / "m.yaml"), f"{tmp_path}/m.yaml:4:8: limit: got '0x_', which may be read as"),
         (("run", tmp_path), f"{tmp_path}: cannot be read: Is a directory"),
         (("plan", tmp_path / "m.yaml", "--format", "xml"), "--format: got 'xml'; known: text, jsonl"),
         (("status", tmp_path / "none"), "none"),
