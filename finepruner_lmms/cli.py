@@ -27,7 +27,9 @@ def main() -> None:
         from finepruner_lmms.output import make_streams_robust
 
         make_streams_robust()
-        os.environ.setdefault("FINEPRUNER_COMMAND", json.dumps(sys.orig_argv))  # for `matrix.provenance`, in workers too
+        os.environ.setdefault(
+            "FINEPRUNER_COMMAND", json.dumps(sys.orig_argv)
+        )  # for `matrix.provenance`, in workers too
         app()
     except KeyboardInterrupt:  # before or after a command, which say more themselves
         sys.stderr.write("stopped\n")

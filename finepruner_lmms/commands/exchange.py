@@ -18,9 +18,7 @@ def export(
         str,
         typer.Option("--format", help="csv, parquet, eee, hf or inspect; several with commas.", show_default=False),
     ],
-    to: Annotated[
-        Path | None, typer.Option("--to", help="A folder.", show_default="OUTPUT/export/<format>")
-    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="A folder.", show_default="OUTPUT/export/<format>")] = None,
     pictures: Annotated[
         int, typer.Option(min=0, help="Inspect: the pictures of so many questions of each cell; 1000 are some 100 MB.")
     ] = 200,
@@ -52,7 +50,8 @@ def import_(
     results: Annotated[
         Path,
         typer.Argument(
-            metavar="RESULTS", help="A folder that lmms-eval wrote with --log_samples, or its *_results.json.",
+            metavar="RESULTS",
+            help="A folder that lmms-eval wrote with --log_samples, or its *_results.json.",
             show_default=False,
         ),
     ],

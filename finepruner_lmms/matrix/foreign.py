@@ -14,6 +14,7 @@ from typing import Any
 
 from finepruner_lmms.errors import Failure, first_line, list_names, show
 from finepruner_lmms.files import content_hash, split_lines
+from finepruner_lmms.redaction import has_shape_of_key
 
 TASKS = {
     "vqav2_val": "vqav2",
@@ -64,7 +65,7 @@ class ForeignRun:
 
 
 def read_run(path: Path) -> ForeignRun:
-    """What is in a folder (or, where it has several runs, of one `*_results.json`). `ForeignError` if not one whole run."""
+    """What is in a folder, or of one `*_results.json` where it has several runs. `ForeignError` if no whole run."""
     found: ForeignRun | None = None
     for file in _results_files(path):
         run = _read_one(file)
@@ -78,9 +79,8 @@ def read_run(path: Path) -> ForeignRun:
             )
         if twice := sorted({task.benchmark for task in found.tasks} & {task.benchmark for task in run.tasks}):
             files = [task.file.name for task in [*found.tasks, *run.tasks] if task.benchmark == twice[0]]
-            raise ForeignError(
-                f"{path}: holds several runs of {list_names(twice)} ({list_names(files)}); give the *_results.json of one"
-            )
+            several = f"{list_names(twice)} ({list_names(files)})"
+            raise ForeignError(f"{path}: holds several runs of {several}; give the *_results.json of one")
         found.tasks += run.tasks
         found.files |= run.files
         found.notes += run.notes
@@ -120,7 +120,7 @@ def _read_one(file: Path) -> ForeignRun:
         files={file.name: content_hash(file)},
     )
     if (limit := config.get("limit")) is not None:
-        run.notes.append(f"lmms-eval's own limit was {limit}: its first questions, which are of one kind where data is ordered")
+        run.notes.append(f"lmms-eval's own limit was {limit}: the first questions, of one kind where data is ordered")
     counts, configs = _part(results, "n-samples", file), _part(results, "configs", file)
     for name, scores in _part(results, "results", file).items():
         if (benchmark := _benchmark(name)) is None:
@@ -132,13 +132,15 @@ def _read_one(file: Path) -> ForeignRun:
             continue
         lines = read_samples(samples)
         _check_whole(lines, counts.get(name), samples)
-        about = configs.get(name) if isinstance(configs.get(name), dict) else {}
-        limited = name.startswith("fp_") and "chooser" in str(about.get("process_docs"))
+        about = configs.get(name)
+        chosen = isinstance(about, dict) and "chooser" in str(about.get("process_docs"))
+        limited = chosen and name.startswith("fp_")
         run.tasks.append(ForeignTask(name, benchmark, lines, _numbers(scores), limited, samples))
         run.files[samples.name] = content_hash(samples)
     for one in {task.benchmark for task in run.tasks}:
         if len(several := [task.name for task in run.tasks if task.benchmark == one]) > 1:
-            raise ForeignError(f"{file}: {list_names(several)} are the same benchmark, {one}; import runs with one of them")
+            names = list_names(several)
+            raise ForeignError(f"{file}: {names} are the same benchmark, {one}; import a run with one of them")
     return run
 
 
@@ -196,9 +198,8 @@ def _benchmark(task: str) -> str | None:
 def _check_whole(samples: list[dict[str, Any]], count: Any, file: Path) -> None:
     expected = count.get("effective") if isinstance(count, dict) else None
     if isinstance(expected, int) and expected != len(samples):
-        raise ForeignError(
-            f"{file}: holds {len(samples)} samples, but {expected} questions were asked; it is not whole, or of another run"
-        )
+        problem = f"holds {len(samples)} samples, but {expected} questions were asked"
+        raise ForeignError(f"{file}: {problem}; it is not whole, or of another run")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -223,7 +224,8 @@ def _arguments(results: dict[str, Any], config: dict[str, Any]) -> str:
     if isinstance(arguments, dict):
         arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
     source = results.get("model_source") or config.get("model") or ""
-    told = ",".join(part for part in str(arguments).split(",") if not _SECRET.search(part.partition("=")[0]))
+    parts = [part for part in str(arguments).split(",") if not _SECRET.search(part.partition("=")[0])]
+    told = ",".join("[key]" if has_shape_of_key(part) else part for part in parts)
     return f"{source}({told})" if source else told
 
 

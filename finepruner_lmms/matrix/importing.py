@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.errors import FieldError, show
+from finepruner_lmms.errors import FieldError, list_names, show
 from finepruner_lmms.files import lock, write_json
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.foreign import ForeignError, ForeignRun, ForeignTask, answer_of, read_run
@@ -50,7 +50,8 @@ def import_results(root: Path, label: str, results: Path, data: str | None = Non
         problem = f"{label!r} was imported already, from {earlier.source}"
         raise FieldError("--label", problem, value=label, fix="give another, or --replace")
     if study is not None and earlier is None and label in (labels := [row.label for row in study.rows]):
-        raise FieldError("--label", f"{label!r} is a row of the matrix", value=label, fix=f"not one of {', '.join(labels)}")
+        fix = f"give another than {list_names(labels)}"
+        raise FieldError("--label", f"{label!r} is a row of the matrix", value=label, fix=fix)
     if earlier is not None and study is not None:  # what is replaced says nothing about itself
         kept = tuple(cell for cell in study.cells if cell.method.label != label)
         study = study.model_copy(update={"cells": kept})
@@ -167,7 +168,8 @@ class _Known:
             places = None
             if task.limited:
                 if len(numbers) != len(task.samples):
-                    notes.append(f"{cell.method.label} was asked {len(numbers)} questions, not these {len(task.samples)}")
+                    these = len(task.samples)
+                    notes.append(f"{cell.method.label} was asked {len(numbers)} questions, not these {these}")
                     continue
                 places = numbers
             pairs = [(s, places[s["doc_id"]] if places else s["doc_id"]) for s in task.samples]
@@ -297,7 +299,8 @@ def _check_reported(task: ForeignTask, made: _Made) -> None:
         raise ForeignError(f"{task.file}: {task.benchmark} cannot be scored: {error}") from None
     if reported is None:
         others = ", ".join(sorted(name.partition(",")[0] for name in task.metrics if "stderr" not in name)) or "none"
-        made.notes.append(f"{benchmark.metric.partition(',')[0]} is computed from the samples; its results report {others}")
+        ours = benchmark.metric.partition(",")[0]
+        made.notes.append(f"{ours} is computed from the samples; its results report {others}")
         return
     if math.isclose(reported, value, rel_tol=1e-6, abs_tol=1e-9):
         return
@@ -321,7 +324,8 @@ def _judged(task: ForeignTask, made: _Made) -> None:
         return
     models = sorted({str(sample["score"].get("eval_model", "unknown")) for sample in made.samples})
     made.judge = f"{', '.join(models)} (imported)"
-    made.notes.append(f"its scores are those of its own judge, {', '.join(models)}; scores of other judges do not compare")
+    judge = ", ".join(models)
+    made.notes.append(f"its scores are those of its own judge, {judge}; scores of other judges do not compare")
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------

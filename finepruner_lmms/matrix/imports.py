@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.matrix.plan import Cell, Method, Study
 from finepruner_lmms.matrix.records import Record, load
@@ -18,7 +20,7 @@ class Reported(Record):
     task: str
     """Its name there."""
     questions: int
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.records import Provenance, Speed
+from finepruner_lmms.redaction import has_shape_of_key
 
 COMMAND = "FINEPRUNER_COMMAND"
 """The environment variable in which a command hands on to its workers how it was typed, as a JSON list."""
@@ -144,7 +145,7 @@ def command() -> str:
     for word in words:
         name, given, _ = word.partition("=")
         hidden = name in _SECRETS
-        shown.append("..." if secret else f"{name}=..." if hidden and given else word)
+        shown.append("[key]" if secret or has_shape_of_key(word) else f"{name}=[key]" if hidden and given else word)
         secret = hidden and not given
     return shlex.join(shown)
 

@@ -150,7 +150,10 @@ def _result(source: Exported, one: Finished) -> Json:
         command = None if result.provenance is None else result.provenance.command
         arguments = {"temperature": 0.0} | ({"execution_command": command} if command else {})
         limit = {} if cell.limit is None else {"limit": f"at most {cell.limit} questions, chosen in whole groups"}
-        found["generation_config"] = {"generation_args": arguments, "additional_details": {"decoding": "greedy"} | limit}
+        found["generation_config"] = {
+            "generation_args": arguments,
+            "additional_details": {"decoding": "greedy"} | limit,
+        }
     return found
 
 
@@ -191,7 +194,9 @@ def _instances(source: Exported, one: Finished, about: Json) -> Any:
         answer = str(as_text(sample["answer"]))
         metadata = {"image": str(sample["image"])}
         if layers := kept.get(sample["doc_id"]):
-            metadata["kept_tokens"] = ", ".join(f"{layer['kept_tokens']} from layer {layer['layer']}" for layer in layers)
+            metadata["kept_tokens"] = ", ".join(
+                f"{layer['kept_tokens']} from layer {layer['layer']}" for layer in layers
+            )
         if text is None:
             metadata["input"] = "the text of the question is not at hand"
         yield common | {

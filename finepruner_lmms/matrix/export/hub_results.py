@@ -18,7 +18,7 @@ from finepruner_lmms.matrix.export.tables import Finished
 
 
 def write_entries(source: Exported, folder: Path) -> list[Path]:
-    """`<model>/.eval_results/<task>.yaml`, to be uploaded into the model's repository. `FieldError` if there is none."""
+    """`<model>/.eval_results/<task>.yaml`, for the model's repository. `FieldError` if there is none."""
     import yaml
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -67,7 +67,10 @@ def _no_result(one: Finished) -> str:
 
 def _notes(one: Finished) -> str:
     cell, result, benchmark = one.cell, one.result, BENCHMARKS[one.cell.task]
-    parts = [cell.method.label, f"{benchmark.metric.partition(',')[0]}, {'points' if cell.task == 'mme' else 'percent'}"]
+    parts = [
+        cell.method.label,
+        f"{benchmark.metric.partition(',')[0]}, {'points' if cell.task == 'mme' else 'percent'}",
+    ]
     if (error := measured(result.standard_error)) is not None and result.percent:
         shown = benchmark.shown(result.metrics[benchmark.metric])
         parts.append(f"standard error over images {error * shown / result.percent:.2f}")

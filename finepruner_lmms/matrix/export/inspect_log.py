@@ -32,7 +32,9 @@ def write_logs(source: Exported, folder: Path) -> list[Path]:
     written = []
     for one in source.finished:
         begun = _begun(source, one)
-        named = f"{begun.isoformat(timespec='seconds').replace(':', '-')}_{one.cell.task.replace('_', '-')}_{one.cell.id}"
+        named = (
+            f"{begun.isoformat(timespec='seconds').replace(':', '-')}_{one.cell.task.replace('_', '-')}_{one.cell.id}"
+        )
         target, partial = folder / f"{named}.eval", folder / f".{named}.partial.eval"
         try:
             log.write_eval_log(_log(log, source, one, begun), str(partial))
@@ -125,9 +127,7 @@ def _samples(log: Any, source: Exported, one: Finished) -> list[Any]:
     return found
 
 
-def _pictures(
-    source: Exported, one: Finished, sample: Sample, questions: Questions | None, place: int
-) -> list[str]:
+def _pictures(source: Exported, one: Finished, sample: Sample, questions: Questions | None, place: int) -> list[str]:
     """What the model was shown, as data addresses."""
     if questions is None:
         if one.cell.method.imported is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,5 +87,3 @@ def _whole(target: Path, write: Callable[[IO[bytes]], None]) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
-
-

@@ -97,7 +97,7 @@ def _by_task(
 
 
 def _check_same(task: str, cells: Sequence[Cell], one: Sequence[Logged], other: Sequence[Logged]) -> None:
-    """`StoreError` where an imported row has questions that may be others than the other row's, by target or picture."""
+    """`StoreError` where an imported row's questions may be others than the other row's, by target or picture."""
     if (imported := next((cell.method for cell in cells if cell.method.imported is not None), None)) is None:
         return
     for mine, theirs in zip(one, other, strict=True):
