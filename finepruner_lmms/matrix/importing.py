@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.claims import lock
 from finepruner_lmms.errors import FieldError, list_names, show
-from finepruner_lmms.files import lock, write_json
+from finepruner_lmms.files import write_json
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.foreign import ForeignError, ForeignRun, ForeignTask, answer_of, read_run
 from finepruner_lmms.matrix.imports import FILE, Import, Imports, Reported, alone, row_of

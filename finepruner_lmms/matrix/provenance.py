@@ -51,7 +51,7 @@ class Watch:
         self,
         cell: Cell,
         *,
-        device: str,
+        device: str | None,
         processes: int,
         batch_size: int,
         speed: Speed | None = None,

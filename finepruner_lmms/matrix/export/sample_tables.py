@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.files import lock, read_object, write_json
+from finepruner_lmms.claims import lock
+from finepruner_lmms.files import read_object, write_json
 from finepruner_lmms.matrix.export.study import Exported
 from finepruner_lmms.matrix.export.tables import SAMPLE_COLUMNS, Finished, arrow_table, sample_rows, schema
 
