@@ -8,18 +8,19 @@ from pathlib import Path
 
 from finepruner_lmms.matrix.attempts import failed_since
 from finepruner_lmms.matrix.plan import Cell
-from finepruner_lmms.matrix.run_settings import read_settings
+from finepruner_lmms.matrix.run_settings import RunSettings, read_settings
 from finepruner_lmms.matrix.runner import Display, run_cells
 from finepruner_lmms.matrix.store import State, Store
 
 
-def still_to_do(store: Store, cells: Sequence[Cell], states: Sequence[State], began: float) -> list[Cell]:
-    """The cells without answers on which nobody works, and which did not fail since the time `began`."""
+def still_to_do(store: Store, cells: Sequence[Cell], states: Sequence[State], settings: RunSettings) -> list[Cell]:
+    """The cells without answers on which nobody works, but for those that failed in this `run` or are passed over."""
     found = zip(cells, states, store.cell_dirs(cells), strict=True)
     return [
         cell
         for cell, state, folder in found
-        if state.name == "missing" or (state.name == "failed" and not failed_since(folder, began))
+        if state.name == "missing"
+        or (state.name == "failed" and cell.id not in settings.passed_over and not failed_since(folder, settings.began))
     ]
 
 
@@ -32,5 +33,5 @@ def work(root: Path, display: Display, stop: threading.Event | None = None) -> N
     """
     store, settings = Store(root), read_settings(root)
     study = store.study()
-    left = still_to_do(store, study.cells, store.states(study.cells), settings.began)
+    left = still_to_do(store, study.cells, store.states(study.cells), settings)
     run_cells(store, settings.file, left, display, seconds=settings.seconds, stop=stop)

@@ -14,9 +14,10 @@ from finepruner_lmms.matrix.cluster.submissions import Live, Submitted, cancel, 
 from finepruner_lmms.matrix.executors import Job, find_executor
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.progress import score_text
+from finepruner_lmms.matrix.run_settings import RunSettings
 from finepruner_lmms.matrix.runner import Display, LaunchError
-from finepruner_lmms.matrix.sections import LaunchSection
 from finepruner_lmms.matrix.store import State, Store
+from finepruner_lmms.matrix.work import still_to_do
 
 _POLL = 2.0  # seconds between two looks, where looking takes little
 _SHARE = 0.1  # of the time, at most, goes into looking
@@ -34,26 +35,27 @@ class JobsCancelled(LaunchError):
     """Somebody ended the jobs with `cancel`."""
 
 
-def follow(store: Store, study: Study, launch: LaunchSection, display: Display, began: float) -> None:
+def follow(store: Store, study: Study, settings: RunSettings, display: Display) -> None:
     """See to it that jobs work through the cells of the study; returns when none is left to take.
 
-    What failed before the time `began` is tried again, once. On Ctrl-C the jobs go on. `JobsFailed` or `JobsCancelled`.
+    On Ctrl-C the jobs go on. `JobsFailed` or `JobsCancelled`.
     """
-    find_executor(launch.executor).check(launch)
     try:
-        _Following(store, study, launch, display, began).until_done()
+        _Following(store, study, settings, display).until_done()
     except KeyboardInterrupt:
         display.note(f"the jobs go on: `run` looks on again, `cancel {store.root}` ends them")
         raise
 
 
 class _Following:
-    def __init__(self, store: Store, study: Study, launch: LaunchSection, display: Display, began: float) -> None:
-        self._store, self._study, self._launch, self._display = store, study, launch, display
-        self._began = began
-        settled = ("done", "waiting")
+    def __init__(self, store: Store, study: Study, settings: RunSettings, display: Display) -> None:
+        self._store, self._study, self._display = store, study, display
+        self._launch, self._began = settings.file.launch, settings.began
+        find_executor(self._launch.executor).check(self._launch)
         states = store.states(study.cells)
-        self._left = {cell.id: cell for cell, now in zip(study.cells, states, strict=True) if now.name not in settled}
+        at_work = {cell.id for cell, state in zip(study.cells, states, strict=True) if state.name == "running"}
+        chosen = at_work | {cell.id for cell in still_to_do(store, study.cells, states, settings)}
+        self._left = {cell.id: cell for cell in study.cells if cell.id in chosen}
         self._seen: dict[str, Job] = {}
         self._owners: dict[str, tuple[Path, Submitted]] = {}
         self._attempts = -1  # when we submitted last

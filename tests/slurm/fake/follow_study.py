@@ -16,6 +16,6 @@ study = store.study()
 settings = read_settings(store.root)
 display = PlainDisplay(Console(soft_wrap=True), len(study.cells), 0)
 try:
-    follow(store, study, settings.file.launch, display, settings.began)
+    follow(store, study, settings, display)
 except Failure as failure:
     sys.exit(f"{type(failure).__name__}: {failure}")
