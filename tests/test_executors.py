@@ -86,7 +86,7 @@ def test_times_are_read_as_slurm_writes_them(given, expected):
         ("  executor: slurm\n  time: soon", "study.yaml:9:3: launch.time: got 'soon'; expected minutes, or a time"),
         ("  executor: slurm\n  time: 0", "launch.time: got 0, which is 0 minutes; expected a minute to a year"),
         ("  executor: slurm\n  time: true", "launch.time: got 'True'; expected minutes"),
-        ("  executor: slurm\n  time: 5\n  nodes: 0", "launch.nodes: got 0; expected greater than or equal to 1"),
+        ("  executor: slurm\n  time: 5\n  nodes: 0", "launch.nodes: got 0; expected more than 0"),
         ("  executor: slurm\n  time: 5\n  extra: {array: 1-9}", "launch.extra: array is not to be given here; use"),
         ("  executor: slurm\n  time: 5\n  extra: {'mem per': 3}", "launch.extra: got 'mem per'; expected long options"),
         ("  executor: slurm\n  time: 5\n  extra: {mem: [1]}", "launch.extra.mem: got [1]; expected"),
