@@ -8,10 +8,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from finepruner_lmms.claims import Locked
 from finepruner_lmms.cli import app
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.files import Locked
 from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.matrix.store import StoreError
 
@@ -34,7 +34,7 @@ def invoke(*arguments: object):
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x"),
             1,
-            "runs/x: No space left on device; make room there\n",
+            "runs/x: No space left on device; make room\n",
         ),
         (OSError(errno.EIO, "Input/output error"), 1, "Input/output error\n"),
     ],

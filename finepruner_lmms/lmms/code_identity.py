@@ -26,14 +26,18 @@ if TYPE_CHECKING:
     from finepruner_lmms.pruners import Pruner
 
 SILENT = {
+    "claims": "says who works on what",
     "errors": "words errors",
     "files": "writes and locks files",
     "lazy": "loads libraries, whose versions count by themselves",
+    "output": "shows text",
     "sources": "reads this code",
+    "tether": "ends a process with its parent",
     "judge": "scores answers that are there",
     "data": "fetches data, whose content counts by itself",
     "matrix": "plans, launches and stores",
     "lmms.code_identity": "names answers",
+    "lmms.heartbeat": "says that a process lives",
     "lmms.identity": "names answers",
     "lmms.identity_record": "names answers",
     "lmms.response_cache": "stores answers",

@@ -59,13 +59,35 @@ def _switch(value: Any) -> Any:
     return {False: "off", True: "auto"}[value] if isinstance(value, bool) else value
 
 
-class LaunchSection(_Section):
-    """How the worker is started. `processes: auto` is one per GPU, or one without GPUs."""
+Minutes = Annotated[float, Field(gt=0, le=MOST_MINUTES)]
 
+
+class Timeouts(_Section):
+    """Minutes in which a worker may stand still in a phase; one that moves, however slowly, is never stopped."""
+
+    start: Minutes = 30
+    download: Minutes = 30
+    load: Minutes = 30
+    index: Minutes = 30
+    answer: Minutes = 30
+    score: Minutes = 30
+
+
+Mode = Literal["auto", "resident", "packed", "isolated"]
+
+
+class LaunchSection(_Section):
+    """How workers are started. `processes: auto` is one per GPU, or one without GPUs.
+
+    `mode`: `resident` is one `accelerate launch`, whose processes share the questions of each cell; `packed` is one
+    process per GPU, each with cells of its own; `isolated` is an `accelerate launch -m lmms_eval` for each cell.
+    """
+
+    mode: Mode = "auto"
     processes: Annotated[int, Field(ge=1, le=MOST_PROCESSES)] | Literal["auto"] = "auto"
     batch_size: int = Field(default=1, ge=1, le=MOST_BATCH)
-    timeout_minutes: float = Field(default=30, gt=0, le=MOST_MINUTES)
-    """A worker that reports no progress for so long is stopped."""
+    timeout_minutes: Minutes | Timeouts = 30.0
+    """One number for all phases, or one for each."""
     fan_out: Annotated[Annotated[int, Field(ge=1, le=MOST_ROWS)] | Literal["auto", "off"], BeforeValidator(_switch)] = (
         "auto"
     )
@@ -84,6 +106,12 @@ class LaunchSection(_Section):
     """More options of the scheduler, by their long names."""
     setup: tuple[str, ...] = ()
     """Shell commands before a job's own."""
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """`timeout_minutes` by phase."""
+        given = self.timeout_minutes
+        return given if isinstance(given, Timeouts) else Timeouts(**dict.fromkeys(Timeouts.model_fields, given))
 
     def at_once(self, cells: int, deaths: int) -> int | None:
         """`fan_out` as a number, None for no bound; half of it, of so many cells, after each death of a worker."""
@@ -108,6 +136,7 @@ class MatrixFile(_Section):
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"model": ModelSection, "launch": LaunchSection, "judge": JudgeServer}
+_INNER: dict[str, type[BaseModel]] = {"timeout_minutes": Timeouts}
 
 
 def check_shape(document: Document) -> MatrixFile:
@@ -146,6 +175,7 @@ def _in_words(problems: list[Any], place: Place, document: Document) -> str:
     first = problems[0]
     if first["type"] == "extra_forbidden":
         section = _SECTIONS[str(place[0])] if len(place) > 1 else MatrixFile
+        section = _INNER.get(str(place[-2]), section) if len(place) > 2 else section
         known = list(section.model_fields)
         return f"unknown field{nearest(place[-1], known)}; known: {', '.join(known)}"
     if first["type"] in ("value_error", "missing"):
