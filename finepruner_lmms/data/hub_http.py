@@ -63,7 +63,10 @@ def get(url: str, offset: int = 0, silence: float = SILENCE) -> Iterator[httpx2.
     import httpx2
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import OfflineModeIsEnabled
-    from huggingface_hub.utils import build_hf_headers, get_session
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, but not listed in its module
+        build_hf_headers,
+        get_session,
+    )
 
     secret, client, home = Secret(get_token()), get_session(), httpx2.URL(constants.ENDPOINT)
     headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})

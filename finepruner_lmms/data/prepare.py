@@ -51,7 +51,8 @@ def _carry_out(root: Path, plan: Plan, options: Options, display: Display) -> Ma
             _obtain(plan, item, target, display)
         except DataError as error:  # the other files are fetched all the same
             problems.append(error)
-            display.note(f"{plan.job.name}/{item.path}: failed: {error.problem}")
+            if len(plan.items) > 1:
+                display.note(f"{plan.job.name}/{item.path}: failed: {error.problem}")
             continue
         compared = bool(item.remote.sha256 or item.remote.git)
         digest = item.remote.sha256 or sha256_of(target)
