@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -82,6 +82,8 @@ class Sample(TypedDict):
     target: Any
     answer: Any
     score: Any
+    question: NotRequired[str]
+    """Its text, in samples that were imported with it."""
 
 
 class Scores(Record):
@@ -152,6 +154,38 @@ class Outcome(Record):
     submission: Path | None = None
 
 
+class Provenance(Record):
+    """Where a result comes from; no part of what it is. What is not known is absent. Times are in seconds."""
+
+    versions: dict[str, str] = {}
+    git_revision: str | None = None
+    """Of this package's checkout."""
+    python: str | None = None
+    system: str | None = None
+    host: str | None = None
+    device: str | None = None
+    devices: int | None = None
+    """How many processes computed, each on a device of its own."""
+    driver: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    seeds: dict[str, int] = {}
+    command: str | None = None
+    inputs: dict[str, str] = {}
+    """Hashes, or name and commit, of what was read: checkpoint, data, task, a file of heads."""
+    started: str | None = None
+    finished: str | None = None
+    wall_seconds: Number | None = None
+    device_seconds: Number | None = None
+    """How long the model computed, of the slowest process."""
+    peak_bytes: int | None = None
+    joules: Number | None = None
+    """What the GPUs took from start to end, idle power and what else ran on them included."""
+    together: int | None = None
+    """How many cells were answered as one: time, memory and energy are of all of them. None where nothing was asked,
+    because another of them had answered it."""
+
+
 class Asked(Record):
     """What of a result's `spec` others read."""
 
@@ -168,7 +202,8 @@ class Result(Record):
     spec: Asked
     answered: int
     expected: int
-    seconds: Number
+    seconds: Number | None = None
+    """None in results that were imported."""
     metrics: dict[str, Number] = {}
     percent: Number | None = None
     standard_error: Number | None = None
@@ -177,6 +212,8 @@ class Result(Record):
     """None in results of versions that did not measure; these measured only what no earlier attempt had answered."""
     submission: Submission | None = None
     judge: Verdict | None = None
+    provenance: Provenance | None = None
+    """None in results of versions that did not write it down."""
     samples_bytes: int
 
 

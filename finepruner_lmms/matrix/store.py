@@ -2,6 +2,7 @@
 
     runs/<name>/
       matrix.json                   rows and cells of the latest `run`
+      imports.json                  rows that `import` made of results of other runs; their cells are among the others
       launches/<n>/                 plan.json, events.jsonl and log.txt of one worker
       cells/<slug>-<id>/
         status.json                 the attempt that is running or ran last: host, pid, start, launch
@@ -30,6 +31,7 @@ from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import write_json
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.attempts import holder
+from finepruner_lmms.matrix.imports import Imports, read_imports, with_imports, without_imports
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import CellError, Damage, Result, Status, load
 from finepruner_lmms.matrix.results import check_result, find_answers
@@ -59,14 +61,15 @@ class Store:
     def save_study(self, study: Study) -> None:
         """Remember what `status` and `table` are to show."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_json(self.root / "matrix.json", study.model_dump(mode="json"))
+        write_json(self.root / "matrix.json", without_imports(study).model_dump(mode="json"))
 
     def study(self) -> Study:
-        """What `save_study` was given; `StoreError` where nothing was run or the file holds something else."""
+        """What `save_study` was given, and the rows that were imported; `StoreError` where there is neither."""
         if not self.root.is_dir():
             raise StoreError(f"output: {str(self.root)!r} is not a folder; `run` makes one under runs/<name>")
         try:
             study = load(Study, self.root / "matrix.json")
+            study = with_imports(study, self.imports(), self.root.resolve().name)
         except Damage as damage:
             raise StoreError(
                 f"output: {str(self.root)!r}: {damage}; the file is damaged or of another version: `run` with the same "
@@ -75,6 +78,15 @@ class Store:
         if study is None:
             raise StoreError(f"output: {str(self.root)!r} holds no matrix.json, so nothing was run into it")
         return study
+
+    def imports(self) -> Imports:
+        """The rows that were imported. `StoreError` where `imports.json` holds something else."""
+        try:
+            return read_imports(self.root)
+        except Damage as damage:
+            raise StoreError(
+                f"output: {str(self.root)!r}: {damage}; move the file away, and import its rows again"
+            ) from None
 
     # -- cells ----------------------------------------------------------------------------------------------------
 
