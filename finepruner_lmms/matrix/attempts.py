@@ -7,18 +7,17 @@ import socket
 from pathlib import Path
 
 from finepruner_lmms.files import read_object, write_json
+from finepruner_lmms.matrix.aside import make_way, put_away
 
 
 def begin_attempt(folder: Path, launch: str) -> Path:
     """Claim a cell for an attempt: writes its status, puts an earlier failure away, returns `attempt-<n>`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_way(folder)
     number = 1 + max((int(d.name[8:]) for d in folder.glob("attempt-*") if d.name[8:].isdecimal()), default=0)
     attempt = folder / f"attempt-{number}"
     attempt.mkdir()
-    written = ("result.json", "samples.jsonl", "submission.json", "submission.xlsx", "answered.json", "answers.jsonl")
-    for name in ("error.json", *written):
-        if (folder / name).exists():  # of the attempt before; kept as evidence
-            (folder / name).replace(attempt.with_name(f"attempt-{max(number - 1, 1)}") / name)
+    before = attempt.with_name(f"attempt-{number - 1}")
+    put_away(folder, before if before.is_dir() else attempt)
     status = {"state": "running", "attempt": number, "host": socket.gethostname(), "pid": os.getpid(), "launch": launch}
     write_json(folder / "status.json", status)
     return attempt
@@ -32,6 +31,6 @@ def end_attempt(folder: Path, state: str) -> None:
 
 def write_error(folder: Path, error: str, message: str, details: str = "") -> None:
     """Say why an attempt failed."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_way(folder)
     write_json(folder / "error.json", {"error": error, "message": message, "details": details})
     end_attempt(folder, "failed")
