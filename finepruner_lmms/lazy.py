@@ -23,12 +23,14 @@ class Library(ModuleType):
 
 
 if TYPE_CHECKING:
+    import anyio
+    import anyio.from_thread
     import httpx
     import numpy as np
     import tenacity
     import torch
 else:
     np, torch = Library("numpy"), Library("torch")
-    httpx, tenacity = Library("httpx"), Library("tenacity")
+    anyio, httpx, tenacity = Library("anyio"), Library("httpx"), Library("tenacity")
 
-__all__ = ["Library", "httpx", "np", "tenacity", "torch"]
+__all__ = ["Library", "anyio", "httpx", "np", "tenacity", "torch"]

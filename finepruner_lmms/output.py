@@ -6,7 +6,7 @@ matplotlib. There is one function per kind of output, and whoever writes there u
 
 | written to | function |
 |---|---|
-| a terminal, a log, one line of anything | `plain` |
+| a terminal, a log, one line of anything | `plain`; `one_line` where the text may have several |
 | a Markdown document | `markdown` |
 | a LaTeX document | `latex` |
 | a CSV file or a cell of a spreadsheet | `csv_cell` |
@@ -83,6 +83,11 @@ def mathtext(text: object) -> str:
     return f" {line}" if line.startswith("_") else line
 
 
+def one_line(text: object) -> str:
+    """`plain` of a text that may stand in several lines, such as the message of an error: the lines are joined."""
+    return plain("; ".join(filter(None, map(str.strip, str(text).splitlines()))))
+
+
 def rich_text(text: object) -> Text:
     """For rich, which would read `[bold]` and `:smile:` in a string."""
     from rich.text import Text
@@ -92,11 +97,11 @@ def rich_text(text: object) -> Text:
 
 def say(console: Console, text: object) -> None:
     """One line on a console, at once, unbroken however long it is."""
-    console.print(rich_text(text), soft_wrap=True)
+    console.print(rich_text(one_line(text)), soft_wrap=True)
     console.file.flush()
 
 
-def console(file: TextIO | None = None, *, stderr: bool = False) -> Console:
+def console(file: TextIO | None = None, **more: Any) -> Console:
     """A console that reads no markup in what it is given, and whose reader may go away (`BrokenPipeError`)."""
     from rich.console import Console
 
@@ -104,7 +109,7 @@ def console(file: TextIO | None = None, *, stderr: bool = False) -> Console:
         def on_broken_pipe(self) -> None:  # rich's own ends the process
             raise BrokenPipeError
 
-    return _Console(file=file, stderr=stderr, markup=False, emoji=False, highlight=False)
+    return _Console(file=file, markup=False, emoji=False, highlight=False, **more)
 
 
 # -- terminals that cannot show everything ----------------------------------------------------------------------------

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 
 import pytest
+from click.testing import Result
 from judge_server import JudgeServer as Server
 from judge_server import fails, knows, says
+from rich.console import Console
 from studies import cell, method, study
 from typer.testing import CliRunner
 
@@ -15,7 +22,7 @@ from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.judge.settings import JudgeServer
 from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.judged import assign
-from finepruner_lmms.matrix.judging import judge_cells
+from finepruner_lmms.matrix.judging import judge_cells, keep_scores
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.progress import display_for
 from finepruner_lmms.matrix.report.compare import differences
@@ -55,8 +62,6 @@ def names(store: Store, judge) -> list[str]:
 
 
 def score(store: Store, judge) -> Study:
-    from rich.console import Console
-
     current = planned(judge)
     store.save_study(current)
     with display_for(Console(quiet=True), 2, 0) as display:
@@ -123,6 +128,97 @@ def test_answers_that_were_changed_do_not_wait(store):
     assert names(store, "later") == ["missing", "waiting"]
 
 
+# -- a judge that fails replaces nothing ------------------------------------------------------------------------------
+
+
+def valid(store: Store) -> dict[str, bytes]:
+    """What a table is made of."""
+    files = [
+        store.root / "matrix.json",
+        *store.root.glob("cells/*/result.json"),
+        *store.root.glob("cells/*/samples.jsonl"),
+    ]
+    return {str(file.relative_to(store.root)): file.read_bytes() for file in files}
+
+
+def command(store: Store, *options: str) -> Result:
+    return CliRunner().invoke(app, ["judge", str(store.root), *options])
+
+
+def test_a_failed_judge_command_leaves_the_scores_of_before_and_a_whole_one_replaces_them(store):
+    score(store, "exact")
+    before, table = valid(store), render(leaderboard(store), "text")
+    with Server(lambda number, prompt: knows(number, prompt) if number <= 5 else fails(400, "no")) as server:
+        failed = command(store, "--url", server.url, "--model", "judge-1")
+    assert failed.exit_code == 1 and "could not be judged" in failed.stderr
+    assert valid(store) == before and render(leaderboard(store), "text") == table
+    assert store.study().judge == "exact" and names(store, "exact") == ["done", "done"]
+    with Server(knows) as server:
+        done = command(store, "--url", server.url, "--model", "judge-1")
+        assert (
+            done.exit_code == 0 and len(server.requests) == 1
+        )  # the five judgements of before are not asked for again
+    assert store.study().judge.model == "judge-1" and valid(store).keys() == before.keys()
+    assert all(valid(store)[name] != content for name, content in before.items() if name.endswith("t.json"))
+    assert valid(store)["matrix.json"] != before["matrix.json"]
+    assert leaderboard(store).judges == {"mmvet": ("judge-1-served",)}
+
+
+def test_a_run_under_another_judge_shows_the_scores_of_before_until_it_has_its_own(store):
+    score(store, "exact")
+    with Server(lambda *_: fails(503)) as server:
+        judge = JudgeServer(url=server.url, model="judge-1", retries=0)
+        asked = planned(judge)
+        store.save_study(keep_scores(store, asked))
+        with pytest.raises(JudgeError, match="503"), display_for(Console(quiet=True), 2, 0) as display:
+            judge_cells(store, asked, judge, display)
+    assert [line.scores["mmvet"].shown for line in leaderboard(store).lines] == [75, 50]
+    assert leaderboard(store).judges == {"mmvet": ("exact",)}
+    assert store.study().judge == judge  # so that `judge` without options goes on with it
+    assert names(store, judge) == ["waiting", "waiting"]
+
+
+@pytest.mark.parametrize("value", [7, -0.1, 0.55, float("nan"), "0.5", True, None])
+def test_a_judgement_outside_the_rubric_is_refused_and_replaces_nothing(store, value):
+    with Server(knows) as server:
+        options = ["--url", server.url, "--model", "judge-1"]
+        assert command(store, *options).exit_code == 2  # nothing was run here
+        store.save_study(planned("later"))
+        assert command(store, *options).exit_code == 0
+        score(store, "exact")
+        before, file = valid(store), store.root / "judgements.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines[2]["value"] = value
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        refused = command(store, *options)
+        assert refused.exit_code == 2 and f"judgements.jsonl:3: the value {value!r} is not what" in refused.stderr
+        assert "delete the line to have it judged again" in refused.stderr and valid(store) == before
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines if line is not lines[2]))
+        assert command(store, *options).exit_code == 0 and len(server.requests) == 7
+
+
+def test_ctrl_c_ends_a_judge_that_waits_for_answers_and_replaces_nothing(store):
+    score(store, "exact")
+    before = valid(store)
+    with Server(lambda number, prompt: knows(number, prompt), delay=60) as server:
+        command = [sys.executable, "-m", "finepruner_lmms.cli", "judge", str(store.root), "--url", server.url]
+        run = subprocess.Popen([*command, "--model", "judge-1"], stderr=subprocess.PIPE, text=True)
+        until(lambda: len(server.requests) == 4)
+        started = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        said = run.communicate(timeout=30)[1]
+    assert time.monotonic() - started < 2 and run.returncode == 130
+    assert "stopped; what is judged is kept; the same command goes on from here" in said and "Traceback" not in said
+    assert valid(store) == before and names(store, "exact") == ["done", "done"]
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 # -- MMBench: scored without a judge, and by one where no letter can be read ------------------------------------------
 
 TWO = [cell(f"b{row}", "mmbench", row, ROWS[row]) for row in (0, 1)]
@@ -162,8 +258,6 @@ def bench_study(judge) -> Study:
 
 def judge_bench(store: Store, judge) -> list[float]:
     """Judge what waits; the scores of both rows."""
-    from rich.console import Console
-
     current = bench_study(judge)
     store.save_study(current)
     with display_for(Console(quiet=True), 2, 0) as display:
@@ -226,15 +320,12 @@ def test_answers_scored_without_a_judge_are_judged_and_back_without_a_new_answer
         assert judge_bench(bench, judge) == [pytest.approx(200 / 3)] * 2 and len(server.requests) == 4
 
 
-def test_a_judge_of_mmbench_that_dies_leaves_the_cell_waiting(bench):
+def test_a_judge_of_mmbench_that_dies_leaves_the_scores_of_before(bench):
     with Server(lambda number, prompt: reads(number, prompt) if number <= 3 else fails(503)) as server:
         judge = JudgeServer(url=server.url, model="judge-1", retries=0, workers=1, mmbench=True)
         with pytest.raises(JudgeError, match="503"):
             judge_bench(bench, judge)
-    assert bench_names(bench, judge) == ["done", "waiting"] and bench_names(bench, None) == ["waiting", "done"]
-    first, second = leaderboard(bench).lines
-    assert first.scores["mmbench"].percent == pytest.approx(200 / 3)
-    assert "mmbench" not in second.scores and second.waiting == {"mmbench"}
+    assert bench_names(bench, judge) == ["waiting", "waiting"] and bench_names(bench, None) == ["done", "done"]
     with Server(reads) as server:
         judge = judge.model_copy(update={"url": f"{server.url}/v1/chat/completions"})
         assert judge_bench(bench, judge) == [pytest.approx(200 / 3)] * 2

@@ -18,6 +18,7 @@ HOSTILE = "=[red]x[/red]\x1b[31m\x9b2J\u202e<script>&lt;\\input{/etc/passwd}$_a_
 def test_a_line_has_nothing_that_moves_a_terminal_or_forges_another_line():
     shown = output.plain(HOSTILE)
     assert shown.isprintable() and "\\x1b[31m\\x9b2J\\u202e" in shown and "\\r\\n## forged\\u2028\\x00" in shown
+    assert output.one_line("a:\n  log: x\n\u2028") == "a:; log: x"
     assert output.plain("né ± 1 – 你好") == "né ± 1 – 你好"
     assert output.plain("\udc80") == "\\udc80"
     assert len(output.plain("x" * 10**6)) < 2100 and output.plain("x" * 10**6).endswith("(1000000 characters)")
@@ -81,7 +82,7 @@ def test_matplotlib_shows_dollars_and_leading_underscores():
 def test_rich_reads_neither_markup_nor_smileys():
     file = io.StringIO()
     output.say(output.console(file), HOSTILE)
-    assert file.getvalue() == f"{output.plain(HOSTILE)}\n"
+    assert file.getvalue() == f"{output.one_line(HOSTILE)}\n"
 
 
 def test_a_reader_that_goes_away_is_an_error_and_not_the_end_of_the_process():

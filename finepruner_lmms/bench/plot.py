@@ -8,6 +8,7 @@ from typing import Any
 from finepruner_lmms.bench.gains import prefill_gain, total_gain
 from finepruner_lmms.bench.measure import Figures
 from finepruner_lmms.bench.record import Record
+from finepruner_lmms.output import mathtext
 
 _VISION, _PREFILL, _DECODE = "#56B4E9", "#0072B2", "#E69F00"
 _FIRST, _WHOLE = "#0072B2", "#D55E00"
@@ -39,8 +40,10 @@ def draw(record: Record, target: Path) -> None:
     figure.legend(handles, labels, loc="outside lower left", ncols=4, frameon=False, fontsize=9)
     figure.legend(*more, loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(
-        f"{record.model} on {record.device.name}, {record.device.dtype}: {record.text:.0f} text + {record.visual} "
-        f"visual tokens, {record.tokens} new tokens",
+        mathtext(
+            f"{record.model} on {record.device.name}, {record.device.dtype}: {record.text:.0f} text + {record.visual} "
+            f"visual tokens, {record.tokens} new tokens"
+        ),
         x=0.01,
         ha="left",
         fontsize=11,
@@ -51,7 +54,8 @@ def draw(record: Record, target: Path) -> None:
 
 
 def _label(one: Figures, rows: list[Figures]) -> str:
-    return one.method if len({other.execution for other in rows}) == 1 else f"{one.method}, {one.execution}"
+    several = len({other.execution for other in rows}) > 1
+    return mathtext(f"{one.method}, {one.execution}" if several else one.method)
 
 
 def _times(axes: Any, record: Record, rows: list[Figures], batch: int) -> None:

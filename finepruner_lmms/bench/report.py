@@ -8,6 +8,7 @@ from finepruner_lmms.bench.clock import Spread
 from finepruner_lmms.bench.gains import Gain, first_gain, prefill_gain, roofline_share, total_gain
 from finepruner_lmms.bench.measure import Figures
 from finepruner_lmms.bench.record import Record
+from finepruner_lmms.output import markdown as escaped
 
 
 def markdown(record: Record) -> str:
@@ -20,8 +21,8 @@ def markdown(record: Record) -> str:
     )
     weights = "random weights of this shape" if record.random_weights else "its own weights"
     parts = [
-        f"# {record.model}: {device.name}\n",
-        f"{machine}.\n",
+        f"# {escaped(record.model)}: {escaped(device.name)}\n",
+        f"{escaped(machine)}.\n",
         f"{weights.capitalize()}; {record.text:.0f} text and {record.visual} visual tokens; methods were asked "
         f"in turn, each {record.rounds} times; medians, in brackets the 5th and 95th percentile. Times are of a whole "
         "batch, in milliseconds.\n",
@@ -77,7 +78,8 @@ def _words(record: Record) -> str:
     return (
         "*vision*: tower and projector. *selection*: the method's choice alone, run eagerly. *prefill*: from encoded "
         "images to the first token. *first token*, *questions/s*: from pixels. *natural*: "
-        f"{record.natural}. *peak*: above what was allocated before the first call, of the first call. *promised*: "
+        f"{escaped(record.natural)}. *peak*: above what was allocated before the first call, of the first call. "
+        "*promised*: "
         "speed-up over vanilla by the exact operations of prefill (and tower), and for whole answers by the roofline: "
         "each part takes operations ÷ the measured product rate, or bytes of weights and cache ÷ the measured copy "
         "rate, whichever is longer. *share*: realised ÷ promised. *reached*: roofline time ÷ measured time.\n"
@@ -98,4 +100,4 @@ def _gain(gain: Gain) -> tuple[str, str, str]:
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *body]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(escaped, line)) + " |\n" for line in lines)

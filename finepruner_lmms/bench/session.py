@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from finepruner_lmms.bench import record
 from finepruner_lmms.bench.plot import draw
@@ -13,6 +12,7 @@ from finepruner_lmms.bench.report import markdown
 from finepruner_lmms.bench.request import check_request
 from finepruner_lmms.bench.run import run
 from finepruner_lmms.files import write_text
+from finepruner_lmms.output import console, rich_text, say
 
 
 def measure(asked: dict[str, Any], out: Path | None) -> Path:
@@ -20,9 +20,10 @@ def measure(asked: dict[str, Any], out: Path | None) -> Path:
     request = check_request(**asked)
     folder = Path("runs") / f"bench-{request.name}" if out is None else out
     folder.mkdir(parents=True, exist_ok=True)  # before minutes of measuring: it may be refused
-    console = Console(stderr=True)
-    with console.status("") as status:
-        found = run(request, note=(lambda text: status.update(text)) if console.is_terminal else console.print)
+    shown = console(stderr=True)
+    with shown.status("") as status:
+        note = (lambda text: status.update(rich_text(text))) if shown.is_terminal else partial(say, shown)
+        found = run(request, note=note)
     result = folder / "bench.json"
     record.save(found, result)
     return result

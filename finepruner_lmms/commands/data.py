@@ -45,12 +45,11 @@ def prepare(
     ] = False,
 ) -> None:
     """Fetch benchmark data and checkpoints into a data root, and check them; then nothing needs the network."""
-    from rich.console import Console
-
     from finepruner_lmms.benchmarks import BENCHMARKS
     from finepruner_lmms.data.jobs import checkpoint_job, task_jobs
     from finepruner_lmms.data.plan import Options
     from finepruner_lmms.data.session import prepare_all
+    from finepruner_lmms.output import console
 
     names = [name.strip() for name in tasks.split(",")] if tasks else [] if checkpoint else list(BENCHMARKS)
     if source is not None and not source.is_dir():
@@ -59,5 +58,5 @@ def prepare(
     if wrong := [task for task, wanted in revisions.items() if not wanted]:
         raise FieldError("--revision", f"got {wrong[0]!r}; expected task=revision", value=wrong[0])
     jobs = task_jobs(names, revisions) + [checkpoint_job(text) for text in checkpoint or []]
-    failed = prepare_all(data, jobs, Options(source, accept_rows, verify), dry_run, Console())
+    failed = prepare_all(data, jobs, Options(source, accept_rows, verify), dry_run, console())
     raise typer.Exit(1 if failed else 0)

@@ -20,11 +20,10 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Say what is ready on this machine and what is missing. Exit status 1 if something would stop a run."""
-    from rich.console import Console
-
     from finepruner_lmms.doctor import report as doctors
     from finepruner_lmms.doctor.request import request
     from finepruner_lmms.matrix.study import what_it_needs
+    from finepruner_lmms.output import console
 
     if config is not None and (data or pretrained or tasks):
         raise FieldError("doctor", "give a matrix file, or --data, --pretrained and --tasks, not both")
@@ -34,5 +33,5 @@ def doctor(
     if as_json:
         sys.stdout.write(f"{doctors.as_json(checks)}\n")
     else:
-        doctors.show(checks, Console())
+        doctors.show(checks, console())
     raise typer.Exit(0 if doctors.ready(checks) else 1)

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from finepruner_lmms.errors import Failure, first_line
-from finepruner_lmms.output import plain
+from finepruner_lmms.output import one_line
 
 STOPPED = 130
 """As shells say it of Ctrl-C; SIGTERM and SIGHUP end a run in the same way."""
@@ -70,7 +70,7 @@ def report(error: Exception, command: str | None = None) -> int | None:
     if isinstance(error, BrokenPipeError):
         return unread(command)
     if isinstance(error, Failure):
-        _say(plain_line(error))
+        _say("; ".join([str(error), *([_GO_ON[command]] if error.exit_status == 1 and command in _GO_ON else [])]))
         return error.exit_status
     if not isinstance(error, OSError):
         return None
@@ -99,14 +99,9 @@ def unread(command: str | None = None) -> int:
     return UNREAD
 
 
-def plain_line(error: BaseException) -> str:
-    """An error's text in one line: continuations are joined, and what cannot be printed is written out."""
-    return plain("; ".join(filter(None, map(str.strip, str(error).split("\n")))))
-
-
 def _say(line: str) -> None:
     with suppress(OSError, ValueError):  # nobody may be there to read it, or the stream be closed
-        sys.stderr.write(f"{plain(line)}\n")
+        sys.stderr.write(f"{one_line(line)}\n")
         sys.stderr.flush()
 
 

@@ -23,12 +23,7 @@ def judge(
 
     Without options the judge is the one that the run, or else FINEPRUNER_JUDGE, names.
     """
-    from finepruner_lmms.judge.client import JudgeError
     from finepruner_lmms.matrix.judging import judge_file, judge_run
 
     options = {"url": url, "model": model, "key_env": key_env, "mmbench": mmbench}
-    try:
-        sys.stdout.write((judge_file if target.is_file() else judge_run)(target, options, exact))
-    except JudgeError as error:
-        sys.stderr.write(f"{error}\nwhat is judged is kept; the same command goes on from here\n")
-        raise typer.Exit(error.exit_status) from None
+    sys.stdout.write((judge_file if target.is_file() else judge_run)(target, options, exact))

@@ -16,17 +16,16 @@ from finepruner_lmms.errors import check_choice
 
 def run(config: Config, output: OutputOption = None) -> None:
     """Run the cells of a matrix that are not done yet; then print the leaderboard."""
-    from rich.console import Console
-
     from finepruner_lmms.data.ready import require_data
     from finepruner_lmms.judge.client import JudgeError
     from finepruner_lmms.judge.judgements import JudgementsError
-    from finepruner_lmms.matrix.judging import judge_cells
+    from finepruner_lmms.matrix.judging import judge_cells, keep_scores
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
     from finepruner_lmms.matrix.report.tables import render
     from finepruner_lmms.matrix.runner import LaunchError, run_cells
     from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run
+    from finepruner_lmms.output import console
 
     matrix, store, study = open_study(config, output)
     require_data(matrix.file.data, matrix.file.tasks, matrix.file.submission)
@@ -34,11 +33,11 @@ def run(config: Config, output: OutputOption = None) -> None:
         signal.signal(number, _stop)
     with ExitStack() as held:
         held.enter_context(store.lock())
-        store.save_study(study)
+        store.save_study(keep_scores(store, study))
         states = store.states(study.cells)
         left = to_run(study, states)
         total, finished = len(states), len(states) - len(left)
-        with display_for(Console(), total, finished) as display:
+        with display_for(console(), total, finished) as display:
             display.note(f"{total} cells, {finished} done before, {len(left)} to do; results in {store.root}")
             try:
                 run_cells(store, matrix.file, left, display)
@@ -46,7 +45,7 @@ def run(config: Config, output: OutputOption = None) -> None:
             except LaunchError as error:
                 display.note(str(error))
             except (JudgeError, JudgementsError) as error:
-                display.note(f"{error}\nthe answers are kept; `run`, or `judge {store.root}`, goes on from here")
+                display.note(f"{error}; the answers are kept; `run`, or `judge {store.root}`, goes on from here")
             except KeyboardInterrupt:
                 display.note("stopped; what is done is kept, `run` goes on from here")
                 raise typer.Exit(130) from None

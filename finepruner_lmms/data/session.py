@@ -23,6 +23,7 @@ from tabulate import tabulate
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.plan import Options, Plan, make_plan
 from finepruner_lmms.data.prepare import carry_out
+from finepruner_lmms.output import plain, say
 
 if TYPE_CHECKING:
     from finepruner_lmms.data.jobs import Job
@@ -40,7 +41,7 @@ class _Lines:
         self._name, self._size, self._have, self._said = "", 0, 0, 0.0
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, text)
 
     def start(self, name: str, size: int) -> None:
         self._name, self._size, self._have, self._said = name, size, 0, time.monotonic()
@@ -61,10 +62,10 @@ class _Bars:
         self._bar: TaskID | None = None
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self._progress.console, text)
 
     def start(self, name: str, size: int) -> None:
-        self._bar = self._progress.add_task(name, total=size)
+        self._bar = self._progress.add_task(plain(name), total=size)
 
     def advance(self, size: int) -> None:
         if self._bar is not None:
@@ -76,7 +77,7 @@ def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool
     summary: list[Row] = []
     failures: list[str] = []
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -97,12 +98,14 @@ def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool
                 failures.append(str(error))
                 display.note(f"{job.name}: failed: {error}")
                 summary.append((job.name, "", "", "", "", "failed"))
-    table = tabulate(summary, ("", "files", "size", "rows", "revision", ""), "plain", disable_numparse=True)
-    console.print(table, markup=False, highlight=False, soft_wrap=True)
+    shown = [tuple(map(plain, row)) for row in summary]
+    console.print(
+        tabulate(shown, ("", "files", "size", "rows", "revision", ""), "plain", disable_numparse=True), soft_wrap=True
+    )
     if dry_run:
-        console.print("nothing was written", highlight=False)
+        say(console, "nothing was written")
     elif not failures:
-        console.print(f"ready: data: {root.resolve()}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"ready: data: {root.resolve()}")
     return len(failures)
 
 

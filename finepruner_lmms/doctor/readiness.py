@@ -68,7 +68,7 @@ def _table_check(topic: str, found: Examined, source: str) -> Check:
 
 def judge_check(judge: Judge | None) -> Check:
     """Who will judge MM-Vet: as the matrix file says, or the environment of a plain lmms-eval run. Nobody is asked."""
-    from finepruner_lmms.judge.settings import JudgeServer, from_environment
+    from finepruner_lmms.judge.settings import JudgeServer, from_environment, show_variable
 
     topic = "mmvet judge"
     try:
@@ -79,7 +79,9 @@ def judge_check(judge: Judge | None) -> Check:
         return Check(topic, "warning", f"{error.field}: {error.problem}", "; ".join(fixes))
     if not isinstance(judge, JudgeServer):
         return Check(topic, "ok", "answers are judged later" if judge == "later" else "string match")
-    about = f"{judge.model} at {judge.url}" + ("" if key else f", without a key ({judge.key_env} is not set)")
+    about = f"{judge.model} at {judge.url}" + (
+        "" if key else f", without a key ({show_variable(judge.key_env)} is not set)"
+    )
     url = urlsplit(judge.url)
     try:
         with socket.create_connection((url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]), _PATIENCE):

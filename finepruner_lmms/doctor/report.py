@@ -13,6 +13,7 @@ from rich.text import Text
 from finepruner_lmms.doctor.check import Check
 from finepruner_lmms.doctor.machine import machine_checks
 from finepruner_lmms.doctor.readiness import checkpoint_checks, clip_checks, judge_check, task_checks
+from finepruner_lmms.output import plain, rich_text
 
 if TYPE_CHECKING:
     from finepruner_lmms.judge.settings import Judge
@@ -57,9 +58,7 @@ def ready(checks: Iterable[Check]) -> bool:
 
 def as_json(checks: Sequence[Check]) -> str:
     """For programs: `ready`, and the checks with topic, status, text and fix."""
-    return json.dumps(
-        {"ready": ready(checks), "checks": [asdict(check) for check in checks]}, ensure_ascii=False, indent=1
-    )
+    return json.dumps({"ready": ready(checks), "checks": [asdict(check) for check in checks]}, indent=1)
 
 
 def show(checks: Sequence[Check], console: Console) -> None:
@@ -67,11 +66,11 @@ def show(checks: Sequence[Check], console: Console) -> None:
     states, topics = (max(map(len, column)) for column in zip(*((c.status, c.topic) for c in checks), strict=True))
     for check in checks:
         line = Text.assemble(
-            (f"{check.status:{states}}", _COLOURS[check.status]), f"  {check.topic:{topics}}  {check.text}"
+            (f"{check.status:{states}}", _COLOURS[check.status]), f"  {check.topic:{topics}}  {plain(check.text)}"
         )
         console.print(line, soft_wrap=True)
         if check.fix:
-            console.print(Text(f"{'':{states + topics + 4}}→ {check.fix}"), soft_wrap=True)
+            console.print(rich_text(f"{'':{states + topics + 4}}→ {check.fix}"), soft_wrap=True)
     counts = {status: sum(check.status == status for check in checks) for status in _COLOURS}
     verdict = "ready" if ready(checks) else "not ready"
     console.print(f"{verdict}: " + ", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)

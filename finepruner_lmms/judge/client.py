@@ -1,25 +1,24 @@
-"""One request to a judge: what is tried again, what is not, and what an error may say."""
+"""Asking a judge: what is tried again, what is not, and what an error may say."""
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, NoReturn
 
-from finepruner_lmms.errors import Failure, first_line
-from finepruner_lmms.judge.settings import JudgeServer
-from finepruner_lmms.lazy import httpx, tenacity
+from finepruner_lmms.errors import Failure
+from finepruner_lmms.judge.exchange import Exchange, NoReply, Said, Stopped
+from finepruner_lmms.judge.settings import JudgeServer, show_variable
+from finepruner_lmms.lazy import tenacity
 
 _PASSING = {408, 429, 500, 502, 503, 504}
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds, doubled from try to try
 _LONGEST_REQUESTED = 600.0  # seconds that a server may ask us to wait
-_QUOTED = 300  # characters of a reply in an error
 _MAX_TOKENS = 128
+_LONGEST_TEXT, _LONGEST_NAME = 20_000, 200  # characters of a reply and of a model's name that are believed
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 class JudgeError(Failure, RuntimeError):
@@ -50,17 +49,16 @@ class Reply:
 
     text: str
     model: str
-    usage: dict[str, Any]
+    usage: dict[str, int]
 
 
 class ChatClient:
-    """Asks one server. Safe to use from several threads; a context manager. After `stop`, waiting threads give up."""
+    """Asks one server. Safe to use from several threads; a context manager. After `stop`, every thread gives up."""
 
     def __init__(self, server: JudgeServer) -> None:
         self.server = server
-        self._key = server.key()
-        headers = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
-        self._http = httpx.Client(timeout=server.timeout, headers=headers)
+        self._has_key = server.key() is not None
+        self._exchange = Exchange(server)
         self._stopped = threading.Event()
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Passing),
@@ -71,16 +69,18 @@ class ChatClient:
         )
 
     def __enter__(self) -> ChatClient:
+        self._exchange.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        self._exchange.__exit__(kind, error, trace)
 
     def stop(self) -> None:
-        """Let every thread that waits for its next try give up."""
+        """Let every thread that waits, for an answer or for its next try, give up at once."""
         self._stopped.set()
+        self._exchange.stop()
 
     def ask(self, prompt: str, temperature: float = 0.0) -> Reply:
         """The judge's reply. `GarbledReply`, `JudgeUnavailable`, or `JudgeError` if this very prompt is refused."""
@@ -94,62 +94,66 @@ class ChatClient:
 
     def _post(self, body: dict[str, Any]) -> Reply:
         """One try."""
-        if self._stopped.is_set():
-            raise JudgeUnavailable(self._about("stopped"))
         try:
-            response = self._http.post(self.server.url, json=body)
-        except httpx.TimeoutException:
-            raise _Passing(self._about(f"no answer within {self.server.timeout:g} seconds")) from None
-        except httpx.RequestError as error:
-            raise _Passing(self._about(f"cannot be reached: {self._safe(first_line(error))}")) from None
-        if not response.is_success:
-            raise self._problem(response)
-        return self._read(response)
+            said = self._exchange.post(body)
+        except Stopped:
+            raise JudgeUnavailable(self._about("stopped")) from None
+        except NoReply as error:
+            raise _Passing(self._about(str(error))) from None
+        if not 200 <= said.status < 300:
+            raise self._problem(said)
+        return self._read(said)
 
-    def _problem(self, response: httpx.Response) -> JudgeError:
+    def _problem(self, said: Said) -> JudgeError:
         """What a refusal means: whether another try, or another question, could be answered."""
-        status, problem = response.status_code, self._describe(response)
+        status, problem = said.status, f"{said.name}: {said.quote}"
         if status in (401, 403):
-            where = self.server.key_env
-            hint = f"the key in {where} is not accepted" if self._key else f"no key was sent, as {where} is not set"
+            where = show_variable(self.server.key_env)
+            hint = f"the key in {where} is not accepted" if self._has_key else f"no key was sent, as {where} is not set"
             return JudgeUnavailable(self._about(f"{problem}; {hint}"))
+        if 300 <= status < 400:
+            where = f" to {said.location!r}" if said.location else ""
+            hint = "it is not followed, since the key would go there; give that address as url if it is right"
+            return JudgeUnavailable(self._about(f"{said.name}: it sends us elsewhere{where}; {hint}"))
         if status == 404:
             return JudgeUnavailable(self._about(f"{problem}; check url and model ({self.server.model!r})"))
-        if status == 429 and "insufficient_quota" in response.text:
+        if status == 429 and "insufficient_quota" in said.quote:
             return JudgeUnavailable(self._about(problem))
         if status not in _PASSING:
             return JudgeError(self._about(problem))
-        wait = _retry_after(response)
-        if wait is not None and wait > _LONGEST_REQUESTED:
-            return JudgeUnavailable(self._about(f"{problem}; it asks us to wait {wait:.0f} seconds"))
-        return _Passing(self._about(problem), wait)
+        if said.wait is not None and said.wait > _LONGEST_REQUESTED:
+            return JudgeUnavailable(self._about(f"{problem}; it asks us to wait {said.wait:.0f} seconds"))
+        return _Passing(self._about(problem), said.wait)
 
-    def _read(self, response: httpx.Response) -> Reply:
+    def _read(self, said: Said) -> Reply:
+        content = said.content
         try:
-            content = json.loads(self._safe(response.text))
             text = content["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
-            raise GarbledReply(self._about(f"not a chat completion: {self._quote(response.text)}")) from None
+        except (KeyError, IndexError, TypeError):
+            why = f" ({said.problem})" if said.problem else ""
+            kind = f" but {said.kind!r}" if said.kind not in ("", "application/json") else ""
+            raise GarbledReply(self._about(f"not a chat completion{kind}{why}: {said.quote}")) from None
         if not isinstance(text, str) or not text.strip():
-            raise GarbledReply(self._about(f"an empty message: {self._quote(response.text)}"))
-        usage, model = content.get("usage"), content.get("model")
+            raise GarbledReply(self._about(f"an empty message: {said.quote}"))
+        if len(text) > _LONGEST_TEXT:
+            raise GarbledReply(self._about(f"a message of {len(text):,} characters: {said.quote}"))
         text = text.encode(errors="replace").decode()  # JSON may hold half a character, which no file takes
-        return Reply(text, str(model or self.server.model), usage if isinstance(usage, dict) else {})
-
-    def _describe(self, response: httpx.Response) -> str:
-        reason = f" {response.reason_phrase}" if response.reason_phrase else ""
-        return f"{response.status_code}{reason}: {self._quote(response.text)}"
+        return Reply(text, _name(content.get("model")) or self.server.model, _counts(content.get("usage")))
 
     def _about(self, problem: str) -> str:
         return f"judge {self.server.url}: {problem}"
 
-    def _quote(self, text: str) -> str:
-        shown = self._safe(" ".join(text.split()))
-        return repr(shown[:_QUOTED] + ("…" if len(shown) > _QUOTED else ""))
 
-    def _safe(self, text: str) -> str:
-        """Without the key, should a server repeat it to us."""
-        return text if self._key is None else text.replace(self._key, "[key]")
+def _name(model: Any) -> str:
+    """What a server calls its model, or "" where that is no name."""
+    whole = isinstance(model, str) and len(model) <= _LONGEST_NAME and model.isprintable()
+    return model.strip() if whole else ""
+
+
+def _counts(usage: Any) -> dict[str, int]:
+    """The tokens that a server counted; whatever else it says there is left out."""
+    given = usage if isinstance(usage, dict) else {}
+    return {name: given[name] for name in _COUNTS if type(given.get(name)) is int and 0 <= given[name] < 1 << 53}
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
@@ -168,18 +172,3 @@ def _passing(state: tenacity.RetryCallState) -> _Passing:
     error = state.outcome and state.outcome.exception()
     assert isinstance(error, _Passing)
     return error
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the server asks us to wait, given as seconds or as a date."""
-    value = response.headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    if value.replace(".", "", 1).isdecimal():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    date = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (date - datetime.now(UTC)).total_seconds())

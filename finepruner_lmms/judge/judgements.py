@@ -55,6 +55,8 @@ class Judgements:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[str, Judgement] = {}
+        self._lines: dict[str, int] = {}
+        self._count = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> Judgements:
@@ -78,6 +80,10 @@ class Judgements:
         """The judgement of that key, if there is one."""
         return self._known.get(key)
 
+    def place(self, judgement: Judgement) -> str:
+        """Where a judgement stands, as `file:line`."""
+        return f"{self.path}:{self._lines[judgement.key]}"
+
     def add(self, judgement: Judgement) -> None:
         """Store a judgement. It is on disk when this returns."""
         line = json.dumps(judgement.model_dump(), ensure_ascii=False).encode() + b"\n"
@@ -85,16 +91,21 @@ class Judgements:
             self._file.write(line)
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._known[judgement.key] = judgement
+            self._remember(judgement)
 
     def _load(self) -> None:
         self._file.seek(0)
         whole, newline, torn = self._file.read().rpartition(b"\n")
         if torn:  # cut off while it was written: that one is judged again
             self._file.truncate(len(whole) + len(newline))
-        for number, line in enumerate(split_lines((whole + newline).decode(errors="replace")), 1):
+        for line in split_lines((whole + newline).decode(errors="replace")):
             try:
                 judgement = Judgement.model_validate_json(line)
             except ValidationError:
-                raise JudgementsError(f"{self.path}:{number}: not a judgement; mend or delete the line") from None
-            self._known[judgement.key] = judgement
+                place = f"{self.path}:{self._count + 1}"
+                raise JudgementsError(f"{place}: not a judgement; mend or delete the line") from None
+            self._remember(judgement)
+
+    def _remember(self, judgement: Judgement) -> None:
+        self._count += 1
+        self._known[judgement.key], self._lines[judgement.key] = judgement, self._count

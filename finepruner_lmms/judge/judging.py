@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.judge.client import ChatClient, GarbledReply, JudgeError, JudgeUnavailable
-from finepruner_lmms.judge.judgements import Judgement, Judgements, judgement_key
+from finepruner_lmms.judge.judgements import Judgement, Judgements, JudgementsError, judgement_key
 
 # a reply that cannot be read is asked for again, warmer, since the same question has the same answer at temperature 0
 _TEMPERATURES = (0.0, 0.5, 1.0)
@@ -46,9 +46,9 @@ def judge_all(
     """A judgement of each case, from `memory` where it is known; its `value` is what `read` made of the reply.
 
     `JudgeError` if some could not be judged: at once if the server is out of reach, else after the others. All that
-    were judged are in `memory`.
+    were judged are in `memory`. `JudgementsError`, before anything is asked, if what is there was not judged so.
     """
-    left = [case for case in cases if memory.get(_key(case, client)) is None]
+    left = [case for case in cases if _known(case, client, memory) is None]
     with ThreadPoolExecutor(client.server.workers, thread_name_prefix="judge") as pool:
         futures = {pool.submit(judge_one, case, client, memory): case for case in left}
         try:
@@ -59,7 +59,7 @@ def judge_all(
             raise
     if failures:
         raise JudgeError(_summary(failures, len(cases)))
-    return [found for case in cases if (found := memory.get(_key(case, client))) is not None]
+    return [found for case in cases if (found := _known(case, client, memory)) is not None]
 
 
 def _collect(futures: dict[Future[Judgement], Case], total: int, report: Callable[[int, int], None]) -> list[str]:
@@ -89,8 +89,7 @@ def _summary(failures: Sequence[str], total: int) -> str:
 
 def judge_one(case: Case, client: ChatClient, memory: Judgements) -> Judgement:
     """The judgement of one case, from `memory` or the server."""
-    key = _key(case, client)
-    if (known := memory.get(key)) is not None:
+    if (known := _known(case, client, memory)) is not None:
         return known
     for number, temperature in enumerate(_TEMPERATURES, 1):
         try:
@@ -102,7 +101,7 @@ def judge_one(case: Case, client: ChatClient, memory: Judgements) -> Judgement:
             continue
         break
     judgement = Judgement(
-        key=key,
+        key=_key(case, client),
         document=case.document,
         answer=case.answer,
         value=value,
@@ -117,6 +116,25 @@ def judge_one(case: Case, client: ChatClient, memory: Judgements) -> Judgement:
     )
     memory.add(judgement)
     return judgement
+
+
+def _known(case: Case, client: ChatClient, memory: Judgements) -> Judgement | None:
+    """What is remembered of a case. `JudgementsError` if its reply does not mean it, or it is of another case."""
+    known = memory.get(_key(case, client))
+    if known is None:
+        return None
+    try:
+        meant = case.read(known.reply)
+    except ValueError as error:
+        problem = f"the reply {show(known.reply)} is no judgement: {error}"
+    else:
+        same = type(known.value) in (type(meant), int) and known.value == meant
+        problem = "" if same else f"the value {show(known.value)} is not what the reply {show(known.reply)} means"
+    if (known.document, known.answer, known.judge) != (case.document, case.answer, client.server.name):
+        problem = f"it is not about the answer to {case.document} that its key says"
+    if problem:
+        raise JudgementsError(f"{memory.place(known)}: {problem}; delete the line to have it judged again")
+    return known
 
 
 def _key(case: Case, client: ChatClient) -> str:

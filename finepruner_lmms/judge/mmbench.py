@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finepruner_lmms.benchmarks.mmbench import LETTERS, aggregate, options_of, static_letter
+from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.judge.judging import Case, require_fields
 
 _FIELDS = ("index", "question", "answer", "prediction", *LETTERS)
@@ -49,5 +50,9 @@ def check_entries(entries: Sequence[Entry]) -> None:
 
 
 def totals(entries: Sequence[Entry]) -> dict[str, float]:
-    """The circular score in percent, with the letters that were judged."""
+    """The circular score in percent, with the letters that were judged; `FieldError` for one that is no option."""
+    for entry in entries:
+        if "letter" in entry and entry["letter"] not in (known := [*options_of(entry), _NONE]):
+            problem = f"the letter of {entry['index']} is {show(entry['letter'])}; expected one of {', '.join(known)}"
+            raise FieldError("mmbench", problem, value=entry)
     return {"total": aggregate(entries)}

@@ -6,18 +6,20 @@ import ast
 import functools
 import hashlib
 import importlib.util
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.judge.judging import Case, require_fields
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 _FIELDS = ("question_id", "question", "gt_answer", "capabilities", "pred_answer")
+_SCORES = frozenset(tenth / 10 for tenth in range(11))
+_SCALE = "a score from 0.0 to 1.0"
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{0,20})?|\.[0-9]{1,20})")
 _ARTICLES = {"a", "an", "the"}
 
 Entry = dict[str, Any]
@@ -51,7 +53,9 @@ def case(entry: Entry) -> Case:
 
 
 def read_score(reply: str) -> float:
-    """The score in a judge's reply: its first word, or the only number in it. `ValueError` if there is none in 0..1.
+    """The score in a judge's reply: its first word, or the only number in it.
+
+    `ValueError` if that is none of the eleven that the instructions know: 0.0, 0.1, …, 1.0.
 
     MM-Vet's evaluation reads the first word alone, and scores 0 when that fails five times.
     """
@@ -60,19 +64,17 @@ def read_score(reply: str) -> float:
     found = [number for number in numbers if number is not None]
     first = numbers[0] if numbers else None
     if first is None and len(found) != 1:
-        raise ValueError("expected a score from 0.0 to 1.0")
+        raise ValueError(f"expected {_SCALE}")
     score = found[0] if first is None else first
     if not 0 <= score <= 1:
-        raise ValueError(f"expected a score from 0.0 to 1.0, got {score:g}")
+        raise ValueError(f"expected {_SCALE}, got {score:g}")
+    if score not in _SCORES:
+        raise ValueError(f"expected {_SCALE} in steps of 0.1, got {score:g}")
     return score
 
 
 def _number(word: str) -> float | None:
-    try:
-        number = float(word)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
+    return float(word) if _NUMBER.fullmatch(word) else None
 
 
 # -- without a judge --------------------------------------------------------------------------------------------------
@@ -124,12 +126,19 @@ def totals(entries: Sequence[Entry]) -> dict[str, float]:
         if "score" not in entry:
             problem = f"{entry['question_id']} is not judged yet"
             raise FieldError("mmvet", problem, value=entry, fix="`finepruner judge` does it")
+        if not _is_share(entry["score"]):
+            problem = f"the score of {entry['question_id']} is {show(entry['score'])}; expected {_SCALE}"
+            raise FieldError("mmvet", problem, value=entry)
     means = {"total": _mean([float(entry["score"]) for entry in entries])}
     for name in CAPABILITIES:
         needing = [float(entry["score"]) for entry in entries if name in capabilities(entry)]
         if needing:
             means[name] = _mean(needing)
     return means
+
+
+def _is_share(score: Any) -> bool:
+    return isinstance(score, int | float) and not isinstance(score, bool) and 0 <= score <= 1
 
 
 def capabilities(entry: Entry) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,14 +51,15 @@ class Scorer:
 
     def __enter__(self) -> Scorer:
         self._client = ChatClient(self._judge) if isinstance(self._judge, JudgeServer) else None
-        if self._client is not None:
-            self._memory.__enter__()
+        with ExitStack() as opened:
+            if self._client is not None:
+                opened.enter_context(self._memory)
+                opened.enter_context(self._client)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *problem: Any) -> None:
-        if self._client is not None:
-            self._memory.__exit__(*problem)
-            self._client.__exit__(*problem)
+        self._opened.close()
 
     def score(
         self, rules: Rules, entries: Sequence[Entry], on_progress: Progress | None = None

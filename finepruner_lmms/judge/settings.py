@@ -6,11 +6,22 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from finepruner_lmms.errors import FieldError, explain_problem, show
+from finepruner_lmms.errors import FieldError, explain_problem
+from finepruner_lmms.redaction import has_shape_of_key, may_be_key, show_unless_key
 
 VARIABLE = "FINEPRUNER_JUDGE"
 """What a plain lmms-eval run reads: `exact`, `later`, or the address of a server."""
@@ -18,6 +29,11 @@ OPTIONAL = frozenset({"mmbench", "mmbench_cn"})
 """The benchmarks that are judged only if a judge is told to."""
 _OPTIONS = ("model", "key_env", "timeout", "retries", "workers")
 _KEY = re.compile(r"[\x21-\x7e]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_DEFAULT_VARIABLE = "OPENAI_API_KEY"
+_SHORT_KEY = 8  # characters; a shorter one may stand anywhere by chance
+_TELLING = {"API", "KEY", "TOKEN", "SECRET", "PASSWORD"}
+_NO_KEY = "the key belongs in an environment variable, which key_env names, and in none of our files"
 
 
 class JudgeServer(BaseModel):
@@ -34,7 +50,7 @@ class JudgeServer(BaseModel):
 
     url: str
     model: str = Field(min_length=1)
-    key_env: str = "OPENAI_API_KEY"
+    key_env: str = _DEFAULT_VARIABLE
     timeout: float = Field(default=60, gt=0)
     retries: int = Field(default=5, ge=0, le=50)
     workers: int = Field(default=8, ge=1, le=256)
@@ -45,12 +61,22 @@ class JudgeServer(BaseModel):
     def _endpoint(cls, url: str) -> str:
         return completions_url(url)
 
-    @field_validator("key_env")
+    @field_validator("key_env", mode="before")
     @classmethod
-    def _variable(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):  # not quoted: it may be the key itself
-            raise ValueError("is not the name of an environment variable; the key itself belongs in none of our files")
+    def _variable(cls, name: Any) -> str:
+        # never quoted: it may be the key itself
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name) or has_shape_of_key(name):
+            raise ValueError(f"is not the name of an environment variable; {_NO_KEY}")
         return name
+
+    @field_validator("url", "model", "timeout", "retries", "workers", "mmbench", mode="before")
+    @classmethod
+    def _no_key(cls, value: Any, info: ValidationInfo) -> Any:
+        # a model's name may look random; a text elsewhere that does is wrong in any case
+        suspect = has_shape_of_key if info.field_name in ("url", "model") and isinstance(value, str) else may_be_key
+        if suspect(value):
+            raise ValueError(f"is what looks like a key, and is not shown; {_NO_KEY}")
+        return value
 
     @property
     def name(self) -> str:
@@ -75,10 +101,21 @@ class JudgeServer(BaseModel):
             raise FieldError(self.key_env, problem, fix="set it again")
         return key or None
 
+    def key_problem(self, named: bool) -> str:
+        """What is wrong with the key, or ""; `named` says whether the user gave `key_env`, which then must be set."""
+        key = self.key()
+        if key is None:
+            return f"{show_variable(self.key_env)} is not set; export it, or leave key_env out" if named else ""
+        if len(key) >= _SHORT_KEY and any(key in text for text in (self.url, self.model)):
+            return f"the key that {self.key_env} holds also stands in url or model; {_NO_KEY}"
+        return ""
+
 
 def _word(judge: Any) -> Any:
     if judge not in ("later", "exact"):
-        raise ValueError(f"got {show(judge)}; expected 'later', 'exact', or a server: {{url: ..., model: ...}}")
+        raise ValueError(
+            f"got {show_unless_key(judge)}; expected 'later', 'exact', or a server: {{url: ..., model: ...}}"
+        )
     return judge
 
 
@@ -96,6 +133,14 @@ def judge_name(judge: Judge) -> str | None:
     return None if judge == "later" else judge
 
 
+def show_variable(name: str) -> str:
+    """The name of an environment variable for a message, unless a key may have been given in its place."""
+    plain = name == name.upper() and _TELLING & set(name.split("_"))
+    if name == _DEFAULT_VARIABLE or name in os.environ or plain:
+        return name
+    return "the variable that key_env names (not shown, since it may be the key itself)"
+
+
 def completions_url(url: str) -> str:
     """The full address of the chat completions of a server; `ValueError` naming what is wrong with `url`.
 
@@ -104,8 +149,8 @@ def completions_url(url: str) -> str:
     parts = urlsplit(url.strip())
     if "@" in parts.netloc or parts.query or parts.fragment:  # not quoted: a secret may stand there
         raise ValueError("holds a user, a password, a query or a fragment; the key belongs in an environment variable")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"got {show(url)}; expected an address such as http://localhost:8000/v1")
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):
+        raise ValueError(f"got {show_unless_key(url)}; expected an address such as http://localhost:8000/v1")
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         has_version = any(re.match(r"v\d", part) for part in path.split("/"))
@@ -113,14 +158,31 @@ def completions_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
-def parse_server(given: Mapping[str, Any], names: Mapping[str, str] | None = None) -> JudgeServer:
-    """A checked server; `FieldError` with the field under its name in `names`, the value and what is wrong."""
+def _has_port(parts: SplitResult) -> bool:
+    """Whether a port that is given is one."""
     try:
-        return JudgeServer.model_validate(dict(given))
+        return parts.port != 0
+    except ValueError:
+        return False
+
+
+def parse_server(
+    given: Mapping[str, Any], names: Mapping[str, str] | None = None, must_have: bool = False
+) -> JudgeServer:
+    """A checked server; `FieldError` with the field under its name in `names`, the value and what is wrong.
+
+    `must_have`: a `key_env` other than the default must be set. (Not all servers ask for a key.)
+    """
+    names = names or {}
+    try:
+        server = JudgeServer.model_validate(dict(given))
     except ValidationError as error:
         problem = error.errors()[0]
         field = str(problem["loc"][0])
-        raise FieldError((names or {}).get(field, field), explain_problem(problem)) from None
+        raise FieldError(names.get(field, field), explain_problem(problem)) from None
+    if wrong := server.key_problem(must_have and server.key_env != _DEFAULT_VARIABLE):
+        raise FieldError(names.get("key_env", "key_env"), wrong)
+    return server
 
 
 def from_environment(environment: Mapping[str, str] | None = None) -> Judge:
@@ -143,8 +205,8 @@ def from_environment(environment: Mapping[str, str] | None = None) -> Judge:
     if judge == "exact":
         return "exact"
     if "//" not in judge:
-        problem = f"got {show(judge)}; expected 'exact', 'later', or an address such as http://host/v1"
-        raise FieldError(VARIABLE, problem, value=judge)
+        problem = f"got {show_unless_key(judge)}; expected 'exact', 'later', or an address such as http://host/v1"
+        raise FieldError(VARIABLE, problem)
     names = {"url": VARIABLE} | {name: f"{VARIABLE}_{name.upper()}" for name in _OPTIONS}
     given = {name: environment[names[name]] for name in _OPTIONS if environment.get(names[name])}
     return parse_server({"url": judge, **given}, names)
@@ -162,7 +224,8 @@ def choose(options: Mapping[str, Any], exact: bool, otherwise: Judge | None) -> 
         return "exact"
     known = otherwise.model_dump() if isinstance(otherwise, JudgeServer) else {}
     if given or known:
-        return parse_server(known | given, {name: f"--{name.replace('_', '-')}" for name in JudgeServer.model_fields})
+        names = {name: f"--{name.replace('_', '-')}" for name in JudgeServer.model_fields}
+        return parse_server(known | given, names, must_have=True)
     if otherwise != "exact":
         raise FieldError("judge", "none is set", fix=f"give --url and --model, or --exact, or set {VARIABLE}")
     return "exact"

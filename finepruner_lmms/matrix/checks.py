@@ -9,6 +9,8 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.submission import SERVED, TEST
 from finepruner_lmms.errors import FieldError, nearest, show
 from finepruner_lmms.judge.settings import OPTIONAL, JudgeServer
+from finepruner_lmms.matrix.cluster_fields import FOR_JOBS, LOCAL, SLURM
+from finepruner_lmms.matrix.executors import find_executor
 from finepruner_lmms.matrix.sections import MatrixFile
 
 _BUILT_IN = ("hub", "demo", "demo-tuning")
@@ -28,6 +30,7 @@ def check_settings(file: MatrixFile) -> Iterator[FieldError]:
     if isinstance(file.judge, JudgeServer):
         yield from _check_key(file.judge)
     yield from _check_model(file)
+    yield from _check_executor(file)
 
 
 def missing_data(file: MatrixFile) -> list[str]:
@@ -100,12 +103,11 @@ def _check_judge(file: MatrixFile) -> Iterator[FieldError]:
 
 def _check_key(judge: JudgeServer) -> Iterator[FieldError]:
     try:
-        key = judge.key()
+        problem = judge.key_problem("key_env" in judge.model_fields_set)
     except FieldError as error:
-        yield FieldError("judge.key_env", str(error))
-        return
-    if key is None and "key_env" in judge.model_fields_set:
-        yield FieldError("judge.key_env", f"{judge.key_env} is not set; export it, or leave key_env out")
+        problem = str(error)
+    if problem:
+        yield FieldError("judge.key_env", problem)
 
 
 def _check_model(file: MatrixFile) -> Iterator[FieldError]:
@@ -115,6 +117,22 @@ def _check_model(file: MatrixFile) -> Iterator[FieldError]:
         ModelArguments.parse(file.model.model_dump(exclude_none=True))
     except FieldError as error:
         yield error.under("model")
+
+
+def _check_executor(file: MatrixFile) -> Iterator[FieldError]:
+    launch = file.launch
+    given = sorted(launch.model_fields_set & set(FOR_JOBS))
+    if launch.executor == LOCAL and given:
+        field = f"launch.{given[0]}"
+        yield FieldError(field, "is for jobs", fix="add `executor: slurm` (docs/cluster.md), or leave it out")
+    elif launch.executor == SLURM and launch.time is None:
+        fix = "say how long a job may run, such as time: '04:00:00'"
+        yield FieldError("launch.time", "is missing, and SLURM's jobs need it", fix=fix)
+    elif launch.executor not in (LOCAL, SLURM):
+        try:
+            find_executor(launch.executor)
+        except FieldError as error:
+            yield error
 
 
 def _is_folder(path: str) -> bool:

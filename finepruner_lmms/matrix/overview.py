@@ -11,6 +11,7 @@ from finepruner_lmms.matrix.estimate import Estimate, estimate_study
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.matrix.study import to_run
+from finepruner_lmms.output import plain
 
 
 def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
@@ -31,7 +32,7 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     lines += unknown_commits(cells)
     if left:
         lines.append(f"time for what is left: {_time(estimate_study(matrix, study, states, left, store.root.parent))}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(plain, lines)) + "\n"
 
 
 def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
@@ -46,7 +47,7 @@ def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
         facts |= cell.method.model_dump(exclude={"given"}) | {"limit": cell.limit}
         facts["reason"] = reasons.get(cell.id, state.reason)
         facts["seconds"] = None if time is None else time.seconds.get(cell.id)  # None too where nothing is to do
-        lines.append(json.dumps(facts | {"directory": str(folder)}, ensure_ascii=False) + "\n")
+        lines.append(json.dumps(facts | {"directory": str(folder)}) + "\n")
     return "".join(lines)
 
 

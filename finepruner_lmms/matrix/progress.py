@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.records import Result
+from finepruner_lmms.output import plain, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,8 +60,7 @@ class PlainDisplay:
         self.note(f"[{self._done:{width}}/{self._total}] {state:6} {cell.label}: {text}")
 
     def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        self._console.file.flush()
+        say(self._console, text)
 
 
 class BarDisplay(PlainDisplay):
@@ -77,7 +77,7 @@ class BarDisplay(PlainDisplay):
         )
 
         super().__init__(console, total, done)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
         self._cells = self._progress.add_task("cells", total=total, completed=done)
         self._cell = self._progress.add_task("", total=None, visible=False)
@@ -93,7 +93,7 @@ class BarDisplay(PlainDisplay):
 
     def cell_started(self, label: str) -> None:
         """The second bar is about this cell."""
-        self._progress.reset(self._cell, description=label, total=None, visible=True)
+        self._progress.reset(self._cell, description=plain(label), total=None, visible=True)
 
     def cell_progress(self, done: int, total: int) -> None:
         """Questions answered."""

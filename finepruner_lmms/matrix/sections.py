@@ -18,6 +18,7 @@ from pydantic import (
 from finepruner_lmms.errors import FieldError, explain_problem, nearest, show
 from finepruner_lmms.files import expand_home
 from finepruner_lmms.judge.settings import Judge, JudgeServer
+from finepruner_lmms.matrix.cluster_fields import LOCAL, Gpus, Name, Nodes, Options, Time
 from finepruner_lmms.matrix.yaml_places import Document, Place
 
 HomePath = Annotated[str, AfterValidator(expand_home)]
@@ -59,6 +60,20 @@ class LaunchSection(_Section):
     """A worker that reports no progress for so long is stopped."""
     fan_out: Annotated[PositiveInt | Literal["auto", "off"], BeforeValidator(_switch)] = "auto"
     """How many cells of a task are answered together at most: `auto` is as many as memory allows."""
+
+    executor: Name = LOCAL
+    """Who does the work: `local` is this machine; others submit jobs (docs/cluster.md), with what follows."""
+    nodes: Nodes | None = None
+    """How many jobs, of one node each, work at once at most; 1 where nothing is said."""
+    gpus_per_node: Gpus | None = None
+    partition: Name | None = None
+    account: Name | None = None
+    time: Time | None = None
+    """How long a job may run."""
+    extra: Options = Field(default_factory=dict)
+    """More options of the scheduler, by their long names."""
+    setup: tuple[str, ...] = ()
+    """Shell commands before a job's own."""
 
     def at_once(self, cells: int, deaths: int) -> int | None:
         """`fan_out` as a number, None for no bound; half of it, of so many cells, after each death of a worker."""

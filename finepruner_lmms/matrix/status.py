@@ -5,6 +5,7 @@ from __future__ import annotations
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.progress import score_text
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.output import plain
 
 
 def status_text(store: Store, study: Study) -> str:
@@ -21,4 +22,4 @@ def status_text(store: Store, study: Study) -> str:
         lines.append(
             f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(plain, lines)) + "\n"

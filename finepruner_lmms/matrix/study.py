@@ -12,6 +12,7 @@ from finepruner_lmms.matrix.config import Matrix, load_matrix
 from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.store import State, Store
+from finepruner_lmms.output import one_line, plain
 
 if TYPE_CHECKING:
     from finepruner_lmms.doctor.report import Request
@@ -44,9 +45,9 @@ def report_unfinished(store: Store, study: Study) -> int:
     enough = ("done", "waiting") if study.judge == "later" else ("done",)
     unfinished = [(cell, state) for cell, state in zip(study.cells, states, strict=True) if state.name not in enough]
     if study.judge == "later" and any(state.name == "waiting" for state in states):
-        sys.stdout.write(f"waiting for the judge: `judge {store.root} --url URL --model NAME`\n")
+        sys.stdout.write(plain(f"waiting for the judge: `judge {store.root} --url URL --model NAME`") + "\n")
     for cell, state in unfinished:
-        sys.stderr.write(f"{state.name}: {cell.label}{': ' + state.reason if state.reason else ''}\n")
+        sys.stderr.write(one_line(f"{state.name}: {cell.label}{': ' + state.reason if state.reason else ''}") + "\n")
     return len(unfinished)
 
 

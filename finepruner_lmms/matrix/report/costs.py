@@ -9,7 +9,8 @@ from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.records import Speed
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line, Timed
-from finepruner_lmms.matrix.report.tables import as_latex, as_markdown, as_text, row_names, task_title
+from finepruner_lmms.matrix.report.tables import as_markdown, as_text, row_names, task_title
+from finepruner_lmms.output import markdown, plain
 
 _COUNTS = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
 _COUNTS |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
@@ -34,9 +35,9 @@ def render_costs(board: Leaderboard, form: str) -> str:
     if form == "csv":
         return frame.csv()
     if form == "latex":
-        return as_latex(frame) + "".join(f"% {note}\n" for note in speed_notes(board))
+        return frame.latex() + "".join(f"% {plain(note)}\n" for note in speed_notes(board))
     text = as_markdown(frame) if form == "markdown" else as_text(frame, board, f"{board.name}: cost of prefill")
-    return text + "\n".join(cost_notes(board)) + "\n"
+    return text + "\n".join(map(markdown if form == "markdown" else plain, cost_notes(board))) + "\n"
 
 
 def cost_frame(board: Leaderboard, exact: bool = False) -> Frame:
@@ -86,7 +87,7 @@ def speed_notes(board: Leaderboard) -> list[str]:
         notes.append("not the methods' doing alone; TTFT and ms/token begin after images and are.")
     if any(timed.speed.conditions.together > 1 for line in board.lines for timed in line.timed):
         notes.append("Cells that were answered at once share their time, so they have none of their own here;")
-        notes.append("`launch: {fan_out: off}` measures each alone.")
+        notes.append("'launch: {fan_out: off}' measures each alone.")
     for line in board.lines:
         for timed in line.timed:
             if timed.speed.questions < timed.answered:

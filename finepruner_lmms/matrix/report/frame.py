@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finepruner_lmms.output import csv_cell, latex, markdown, plain
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -35,23 +37,25 @@ class Frame:
         """For reading: the first column to the left, all others to the right."""
         from tabulate import tabulate
 
+        shown = self.map(markdown)
         align = ["left"] + ["right"] * (len(self.columns) - 1)
-        return tabulate(self.rows, headers=self.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
+        return tabulate(shown.rows, headers=shown.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
 
     def csv(self) -> str:
         """For programs: an empty field where there is no value."""
         file = io.StringIO()
-        csv.writer(file, lineterminator="\n").writerows([self.columns, *self.rows])
+        lines = ([csv_cell(value) for value in line] for line in (self.columns, *self.rows))
+        csv.writer(file, lineterminator="\n").writerows(lines)
         return file.getvalue()
 
     def latex(self) -> str:
         """For booktabs."""
         layout = "l" + "r" * (len(self.columns) - 1)
-        return str(self._pandas().style.hide(axis="index").to_latex(hrules=True, column_format=layout))
+        return str(self.map(latex)._pandas().style.hide(axis="index").to_latex(hrules=True, column_format=layout))
 
     def html(self) -> str:
         """For a page."""
-        return str(self._pandas().to_html(index=False, border=0, escape=True))
+        return str(self.map(plain)._pandas().to_html(index=False, border=0, escape=True))
 
     def _pandas(self) -> pd.DataFrame:
         import pandas as pd

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.lazy import np
+from finepruner_lmms.output import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,9 +50,11 @@ def heat_map(grid: Grid, title: str) -> Figure:
                 weight = "bold" if best[column] == row else "normal"
                 color = "white" if value < middle else "black"
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, weight=weight, fontsize=8)
-    axes.set_xticks(range(len(columns)), [f"{budget}\n{heads} heads" for budget, heads in columns], fontsize=8)
-    axes.set_yticks(range(len(strategies)), strategies, fontsize=8)
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xticks(
+        range(len(columns)), [f"{mathtext(budget)}\n{mathtext(heads)} heads" for budget, heads in columns], fontsize=8
+    )
+    axes.set_yticks(range(len(strategies)), list(map(mathtext, strategies)), fontsize=8)
+    axes.set_title(mathtext(title), loc="left", fontsize=10)
     figure.colorbar(image, ax=axes, label="%")
     return figure
 
@@ -69,9 +72,9 @@ def ranking(differences: dict[str, tuple[float, float | None, float | None]], ti
         axes.plot([low, high], [place, place], color="#0072B2" if sure else "0.6", linewidth=2)
         axes.plot(value, place, "o", color="#0072B2" if sure else "0.5")
     axes.axvline(0, color="0.3", linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(order)), order, fontsize=8)
+    axes.set_yticks(range(len(order)), list(map(mathtext, order)), fontsize=8)
     axes.set_xlabel("points, 95 % interval over images")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(mathtext(title), loc="left", fontsize=10)
     return figure
 
 
@@ -80,9 +83,9 @@ def box_plot(grid: Grid, title: str) -> Figure:
     strategies, _ = _keys(grid)
     groups = [[value for (name, _, _), value in grid.items() if name == strategy] for strategy in strategies]
     figure, axes = _axes(6.4, 1.0 + 0.32 * len(strategies))
-    axes.boxplot(groups, orientation="horizontal", tick_labels=strategies)
+    axes.boxplot(groups, orientation="horizontal", tick_labels=list(map(mathtext, strategies)))
     axes.set_xlabel("%")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(mathtext(title), loc="left", fontsize=10)
     return figure
 
 
@@ -97,17 +100,17 @@ def lines(grid: Grid, baseline: dict[int, float], title: str) -> Figure:
             for budget in budgets
         ]
         style = ("-", "--", ":")[number // 7 % 3]
-        axes.plot(budgets, best, style, marker="o", markersize=4, label=strategy, color=f"C{number % 7}")
+        axes.plot(budgets, best, style, marker="o", markersize=4, label=mathtext(strategy), color=f"C{number % 7}")
     if baseline:
         known = sorted(baseline)
         axes.plot(known, [baseline[b] for b in known], "k-", linewidth=2, label="all heads (fastv)")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(budgets, [str(budget) for budget in budgets])
+    axes.set_xticks(budgets, [mathtext(budget) for budget in budgets])
     axes.minorticks_off()
     axes.set_xlabel("budget: visual tokens entering a layer, on average")
     axes.set_ylabel("%")
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(mathtext(title), loc="left", fontsize=10)
     return figure
 
 
@@ -132,8 +135,8 @@ def matrix(values: np.ndarray, names: Sequence[str]) -> Figure:
     for row, column in np.ndindex(values.shape):
         color = "white" if values[row, column] < 0.5 else "black"
         axes.text(column, row, f"{values[row, column]:.2f}", ha="center", va="center", color=color, fontsize=7)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xticks(range(len(names)), list(map(mathtext, names)), rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), list(map(mathtext, names)), fontsize=8)
     figure.colorbar(image, ax=axes, label="share of heads in common")
     return figure
 
@@ -143,7 +146,7 @@ def frequencies(shares: dict[str, np.ndarray]) -> Figure:
     values = np.stack(list(shares.values()))
     figure, axes = _axes(4.2 + 0.22 * values.shape[1], 1.2 + 0.22 * len(shares))
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)
-    axes.set_yticks(range(len(shares)), list(shares), fontsize=7)
+    axes.set_yticks(range(len(shares)), list(map(mathtext, shares)), fontsize=7)
     axes.set_xlabel("head")
     figure.colorbar(image, ax=axes, label="share of samples")
     return figure
@@ -154,7 +157,7 @@ def qualities(records: Sequence[dict[str, Any]]) -> Figure:
     names = list(records[0]["qualities"])
     figure, axes = _axes(6.4, 1.0 + 0.32 * len(names))
     groups = [[record["qualities"][name] for record in records] for name in names]
-    axes.boxplot(groups, orientation="horizontal", tick_labels=names, showfliers=False)
+    axes.boxplot(groups, orientation="horizontal", tick_labels=list(map(mathtext, names)), showfliers=False)
     axes.set_title("quality of the strategies", loc="left", fontsize=10)
     return figure
 
@@ -171,7 +174,7 @@ def trend(values: Iterable[float], label: str, bounds: Sequence[float] = ()) -> 
     for bound in bounds:
         axes.axhline(bound, color="0.4", linestyle="--", linewidth=0.8)
     axes.set_xlabel("sample")
-    axes.set_title(label, loc="left", fontsize=10)
+    axes.set_title(mathtext(label), loc="left", fontsize=10)
     return figure
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import itertools
 import json
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import spread
+from finepruner_lmms.files import split_lines
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.report import head_plots
@@ -21,6 +21,7 @@ from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 from finepruner_lmms.matrix.report.tables import with_error
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.output import html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def head_study(store: Store, study: Study, board: Leaderboard) -> Iterator[str]:
             continue
         baseline = {int(line.tokens): _score(line, task) for line in board.lines if _is_fastv(line)}
         known = {budget: value for budget, value in baseline.items() if value is not None}
-        yield f"<h3>{html.escape(title)}</h3>"
+        yield f"<h3>{html(title)}</h3>"
         yield picture(head_plots.heat_map(grid, f"{title}: strategy × budget and heads"), f"Heat map of {title}")
         yield picture(head_plots.lines(grid, known, f"{title}: at the best number of heads"), f"Lines of {title}")
         yield picture(head_plots.box_plot(grid, f"{title}: over budgets and numbers of heads"), f"Box plot of {title}")
@@ -150,10 +151,10 @@ def heads_chosen(store: Store, study: Study) -> Iterator[str]:
     for (budget, heads), rows in groups.items():
         title = f"budget {budget}" + (f", {heads} heads" if heads is not None else "")
         if len(rows) > 1:
-            yield f"<h2>Agreement of the choices: {html.escape(title)}</h2>"
+            yield f"<h2>Agreement of the choices: {html(title)}</h2>"
             yield picture(head_plots.matrix(*agreement(rows)), f"Share of heads in common, {title}")
         if len({task for found in rows.values() for task, _ in found}) > 1:
-            yield f"<h2>Stability across tasks: {html.escape(title)}</h2>"
+            yield f"<h2>Stability across tasks: {html(title)}</h2>"
             yield picture(head_plots.frequencies(chosen_by_task(rows)), f"How often each head is chosen, {title}")
 
 
@@ -191,7 +192,7 @@ def consensus_selections(store: Store, study: Study) -> Iterator[str]:
         records = [entry for entry in records if "qualities" in entry]
         if not records:
             continue
-        yield f"<h2>Consensus selection: {html.escape(row.label)}</h2>"
+        yield f"<h2>Consensus selection: {html(row.label)}</h2>"
         branches = {name: sum(r["branch"] == name for r in records) for name in ("gap", "high", "low", "fallback")}
         shown = ", ".join(f"{name} {100 * count / len(records):.0f} %" for name, count in branches.items())
         yield f"<p>{len(records)} selections. Branches: {shown}.</p>"
@@ -211,7 +212,7 @@ def selections(store: Store, study: Study, row: int) -> list[dict[str, Any]]:
         if cell.row != row:
             continue
         for file in sorted(store.cell_dir(cell).glob("selections-rank*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in split_lines(file.read_text(encoding="utf-8")):
                 entry = json.loads(line)
                 found[entry["task"], entry["doc_id"], entry["layer"]] = entry
     return [found[key] for key in sorted(found)]
@@ -225,4 +226,4 @@ def picture(figure: Figure, text: str) -> str:
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<p><img alt="{html.escape(text)}" src="data:image/png;base64,{data}"></p>'
+    return f'<p><img alt="{html(text)}" src="data:image/png;base64,{data}"></p>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from finepruner_lmms.matrix.report.head_report import (
 )
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, leaderboard
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.output import html
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -28,12 +28,12 @@ _STYLE = (
 def build_report(store: Store) -> str:
     """The report as HTML. What is not done is left out or shown as missing; `StoreError` if nothing was planned."""
     study, board = store.study(), leaderboard(store)
-    parts = [f"<h1>{html.escape(study.name)}</h1>", _settings(study), *_leaderboard(board)]
+    parts = [f"<h1>{html(study.name)}</h1>", _settings(study), *_leaderboard(board)]
     whole = leaderboard(store, merge_seeds=False)
     parts += [*head_study(store, study, whole), *heads_alone(whole), *heads_chosen(store, study)]
     parts += consensus_selections(store, study)
     body = "\n".join(parts)
-    head = f'<meta charset="utf-8"><title>{html.escape(study.name)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{html(study.name)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
@@ -42,7 +42,7 @@ def _settings(study: Study) -> str:
     asked = f"{limit} questions per task" if limit else "all questions"
     sizes = f"{study.num_layers} decoder layers, {study.num_visual_tokens} visual tokens"
     text = f"{study.model}, {sizes}, {asked}"
-    return f'<p class="note">{html.escape(text)}</p>'
+    return f'<p class="note">{html(text)}</p>'
 
 
 def _leaderboard(board: Leaderboard) -> Iterator[str]:
@@ -54,11 +54,11 @@ def _leaderboard(board: Leaderboard) -> Iterator[str]:
     if any(line.average is not None for line in board.lines):
         yield picture(figure(board), "Mean score against the budget, one line per method")
     yield reading_frame(board).html()
-    yield f'<p class="note">{"<br>".join(html.escape(note) for note in notes(board))}</p>'
+    yield f'<p class="note">{"<br>".join(html(note) for note in notes(board))}</p>'
     if any(line.cost or line.timed for line in board.lines):
         yield "<h2>Cost of prefill</h2>"
         yield cost_frame(board).html()
-        yield f'<p class="note">{"<br>".join(html.escape(note) for note in cost_notes(board))}</p>'
+        yield f'<p class="note">{"<br>".join(html(note) for note in cost_notes(board))}</p>'
 
 
 def write_report(store: Store, target: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
+from finepruner_lmms.output import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def figure(board: Leaderboard) -> Figure:
             axes.legend(frameon=False, loc="lower right")
     axes.set_xlabel("visual tokens entering a decoder layer, on average")
     axes.set_ylabel("mean score, % of the maximum")
-    axes.set_title(f"{board.name}: {len(board.tasks)} tasks, ± standard error", loc="left", fontsize=11)
+    axes.set_title(f"{mathtext(board.name)}: {len(board.tasks)} tasks, ± standard error", loc="left", fontsize=11)
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     return drawn
@@ -90,5 +91,5 @@ def _curves(lines: list[Line]) -> dict[str, list[Line]]:
             continue
         chosen = " ".join(f"{name}={value}" for name, value in line.given.items())
         seeds = f"({len(line.seeds)} seeds)" if line.seeds else ""
-        curves.setdefault(" ".join(filter(None, (line.method, chosen, seeds))), []).append(line)
+        curves.setdefault(mathtext(" ".join(filter(None, (line.method, chosen, seeds)))), []).append(line)
     return {label: sorted(curve, key=lambda line: line.tokens) for label, curve in curves.items()}

@@ -10,6 +10,7 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
+from finepruner_lmms.output import console, markdown, plain, rich_text
 
 if TYPE_CHECKING:
     from finepruner_lmms.matrix.report.compare import Difference
@@ -38,19 +39,20 @@ def reading_frame(board: Leaderboard) -> Frame:
 def render_differences(found: Sequence[Difference], first: str, second: str) -> str:
     """A paired comparison as Markdown, which reads well as text, too."""
     rows = [
-        {
-            "task": BENCHMARKS[d.task].title if d.task in BENCHMARKS else d.task,
-            first: f"{d.first:.1f}",
-            second: f"{d.second:.1f}",
-            "difference": f"{d.value:+.1f} ± {MISSING if d.error is None else f'{d.error:.1f}'}",
-            "95 %": MISSING if d.low is None or d.high is None else f"{d.low:+.1f} to {d.high:+.1f}",
-        }
+        (
+            BENCHMARKS[d.task].title if d.task in BENCHMARKS else d.task,
+            f"{d.first:.1f}",
+            f"{d.second:.1f}",
+            f"{d.value:+.1f} ± {MISSING if d.error is None else f'{d.error:.1f}'}",
+            MISSING if d.low is None or d.high is None else f"{d.low:+.1f} to {d.high:+.1f}",
+        )
         for d in found
     ]
+    frame = Frame(("task", first, second, "difference", "95 %"), rows)
     note = "Percent of the maximum, paired over images: 1000 bootstrap draws, the same for both rows."
     if any(d.error is None for d in found):
         note += f" {MISSING}: not measured, because no draw changes the difference, of a task or of one averaged."
-    return f"{as_markdown(Frame.of(rows))}{note}\n"
+    return f"{as_markdown(frame)}{note}\n"
 
 
 def row_names(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
@@ -146,7 +148,7 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
             what = " is judged" if BENCHMARKS[task].judged else some
             lines.append(f"{title}{what} by {', '.join(models)}.{several}")
     if any(line.waiting for line in board.lines):
-        lines.append(f"{WAITING}: answered, waiting for the judge; `judge OUTPUT` asks it.")
+        lines.append(f"{WAITING}: answered, waiting for the judge; 'judge OUTPUT' asks it.")
     for line in board.lines:
         if line.spread is not None:
             lines.append(
@@ -158,31 +160,34 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
 
 def _text(board: Leaderboard, relative: str) -> str:
     frame = _for_reading(board, relative, " ±", " %")
-    return as_text(frame, board, board.name) + "\n".join(notes(board, relative)) + "\n"
+    return as_text(frame, board, board.name) + "\n".join(map(plain, notes(board, relative))) + "\n"
 
 
 def as_text(frame: Frame, board: Leaderboard, title: str) -> str:
     """A frame with a row per line of the leaderboard, budgets apart."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=rich_text(title), title_justify="left")
     for number, column in enumerate(frame.columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(rich_text(column), justify="left" if number == 0 else "right", no_wrap=True)
     previous = None
     for line, row in zip(board.lines, frame.rows, strict=True):
         if previous is not None and line.budget != previous:
             table.add_section()
         previous = line.budget
-        table.add_row(*map(str, row))
+        table.add_row(*map(rich_text, row))
     file = io.StringIO()
-    Console(file=file, width=400, no_color=True, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    console(file, width=400, no_color=True).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().split("\n")[:-1]) + "\n"
 
 
 def _markdown(board: Leaderboard, relative: str) -> str:
-    return as_markdown(_for_reading(board, relative, " ± ", " %")) + "\n".join(notes(board, relative)) + "\n"
+    return (
+        as_markdown(_for_reading(board, relative, " ± ", " %"))
+        + "\n".join(map(markdown, notes(board, relative)))
+        + "\n"
+    )
 
 
 def as_markdown(frame: Frame) -> str:
@@ -203,18 +208,7 @@ def _csv(board: Leaderboard, relative: str) -> str:
 
 
 def _latex(board: Leaderboard, relative: str) -> str:
-    return as_latex(_for_reading(board, relative, " ± ", " %"))
-
-
-def as_latex(frame: Frame) -> str:
-    """A frame of texts for booktabs."""
-    return frame.map(_escape).latex()
-
-
-def _escape(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("±", r"$\pm$").replace(MISSING, "--")
+    return _for_reading(board, relative, " ± ", " %").latex()
 
 
 FORMATS: dict[str, Callable[[Leaderboard, str], str]] = {
