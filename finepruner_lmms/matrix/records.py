@@ -169,7 +169,7 @@ class Answered(Record):
     answered: int
     expected: int
     samples_bytes: int
-    samples_sha256: str
+    samples_sha256: str = ""
     checksum: str | None = None
     """Of all else in this file; None in files of schema 2, which has none."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,42 @@ def read_cell(folder: Path, cell: Cell) -> Found:
             return Found(result=result)
         reason = f"{result.answered} questions answered, waiting {waits}"
     try:
-        answers = _verified_answers(folder, cell)
+        answers = _answers(folder, cell, scored)
     except Damage as damage:
         answers = None
         reason, damaged = reason if damaged else str(damage), True
-    if answers is None and scored is not None and result.judge is None and result.submission is None:
-        answers, damaged = (raw, folder / "samples.jsonl"), False
     if answers is not None and not reason:
         reason = f"{answers[0]['answered']} questions answered, waiting for the judge"
     return Found(answers=answers, reason=reason, damaged=damaged)
+
+
+def find_answers(folder: Path, cell: Cell) -> tuple[Json, Path] | None:
+    """What is known of a cell's answers before a judge scores them, and the file with a line each.
+
+    They are what `write_answered` was told, or else samples that were scored without a judge. None where they are not
+    there, or are no longer those.
+    """
+    scored = None
+    with suppress(Damage):
+        scored = _verified_result(folder, cell)
+    with suppress(Damage):
+        return _answers(folder, cell, scored)
+    return None
+
+
+def _answers(folder: Path, cell: Cell, scored: tuple[Json, Result] | None) -> tuple[Json, Path] | None:
+    """As `find_answers`, next to what is known of a result; `Damage` where there were some."""
+    try:
+        if (answers := _verified_answers(folder, cell)) is not None:
+            return answers
+    except Damage:
+        if scored is None or not _is_unjudged(scored[1]):
+            raise
+    return (scored[0], folder / "samples.jsonl") if scored is not None and _is_unjudged(scored[1]) else None
+
+
+def _is_unjudged(result: Result) -> bool:
+    return result.judge is None and result.submission is None
 
 
 def check_result(folder: Path, cell: Cell) -> tuple[str, Result | None]:
@@ -175,14 +203,11 @@ def write_answered(folder: Path, result: Json, answers: list[Sample]) -> None:
 
 
 def keep_answers(folder: Path, cell: Cell) -> tuple[Json, list[Sample]] | None:
-    """What is known of a cell's answers before a judge scores them, and the lines; None where they are not there.
+    """What `find_answers` finds, and the lines; from now on they are in files of their own, which no score replaces.
 
-    They are what `write_answered` was told, or else samples that were scored without a judge. From now on they are in
-    files of their own, which no score replaces; a damaged result is set aside for the one to come.
+    A damaged result is set aside for the score to come.
     """
-    found = read_cell(folder, cell)
-    answers = found.answers
-    if answers is None:
+    if (answers := find_answers(folder, cell)) is None:
         return None
     about, file = answers
     lines = read_lines(file)
@@ -190,7 +215,7 @@ def keep_answers(folder: Path, cell: Cell) -> tuple[Json, list[Sample]] | None:
         for name in ("answered.json", "answers.jsonl"):  # there only if they are damaged
             set_aside(folder / name)
         write_answered(folder, about, lines)
-    elif found.damaged:
+    elif read_cell(folder, cell).damaged:
         set_aside_results(folder)
     return about, lines
 
