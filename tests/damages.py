@@ -295,7 +295,7 @@ KINDS: list[Kind] = [
     edit("metrics are a list", _set(metrics=[1]), "metrics"),
     edit("metrics are null", _set(metrics=None), "metrics"),
     edit("cost is a text", _set(cost="much"), "cost"),
-    edit("cost lacks a count, sealed", _set(cost={"questions": 6}), "cost", seal=True),
+    edit("cost lacks a count, sealed", _set(cost={"questions": 6}), "", seal=True, harms=()),
     edit("speed is a list", _set(speed=[1]), "speed"),
     edit("spec is a text", _set(spec="gqa"), "spec"),
     edit("answered is a text", _set(answered="six"), "answered"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from finepruner_lmms.errors import first_line, show
 from finepruner_lmms.files import parse_json, read_bytes
@@ -86,6 +86,25 @@ class Sample(TypedDict):
     target: Any
     answer: Any
     score: Any
+
+
+class Selected(Record):
+    """What of a line of `selections-rank<r>.jsonl` a report reads: which heads were chosen for a question."""
+
+    task: str
+    doc_id: int
+    layer: int
+    heads: list[Annotated[int, Field(ge=0, lt=1024)]] | None = None
+
+
+class Fused(Selected):
+    """The same of consensus selection."""
+
+    qualities: dict[str, Number]
+    branch: str
+    complexity: Number
+    n_heads: int
+    share_diversity: Number
 
 
 class Scores(Record):

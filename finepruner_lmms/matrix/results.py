@@ -56,7 +56,7 @@ def read_cell(folder: Path, cell: Cell) -> Found:
     except Damage as damage:
         reason, damaged = str(damage), True
     if scored is not None:
-        raw, result = scored
+        result = scored[1]
         if not (waits := _waits_for(cell, result)):
             return Found(result=result)
         reason = f"{result.answered} questions answered, waiting {waits}"

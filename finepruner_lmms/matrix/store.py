@@ -56,6 +56,11 @@ class State:
     result: Result | None = None
     damaged: bool = False
 
+    @property
+    def why(self) -> str:
+        """The reason, for people."""
+        return f"damaged: {self.reason}" if self.damaged else self.reason
+
 
 class Store:
     """An output directory."""
