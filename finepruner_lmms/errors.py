@@ -21,6 +21,10 @@ class Failure(Exception):
 
     exit_status: ClassVar[int] = 2
 
+    def lines(self) -> list[str]:
+        """What is shown: one line, unless several things are wrong."""
+        return [str(self)]
+
 
 class FieldError(Failure, ValueError):
     """Something that a user gave is wrong. Its text is `field: problem; fix`, one line.

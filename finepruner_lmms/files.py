@@ -1,4 +1,4 @@
-"""Files that are never half written, read as half written, or held by two: the one place that does it."""
+"""Files that are never half written, or read as half written: the one place that does it."""
 
 from __future__ import annotations
 
@@ -6,30 +6,18 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from finepruner_lmms.errors import Failure, FieldError, first_line
-
-
-class Locked(Failure, RuntimeError):
-    """A lock is held by another process; `holder` says by which, as far as it is known."""
-
-    def __init__(self, path: Path, holder: str) -> None:
-        self.path, self.holder = path, holder
-        super().__init__(f"{path}: held by {holder}")
-
-
-class LockUnsupported(Failure, OSError):
-    """The file system cannot lock, so that nobody could tell whether another process is at work."""
+from finepruner_lmms.errors import FieldError
 
 
 def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
@@ -37,7 +25,7 @@ def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
 
     What is not `lasting` may be gone after a power cut, and costs no wait for the disk.
     """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")  # of no other process or thread
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -197,55 +185,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class _Lock(FileLock):
-    """A class of our own, because lmms-eval patches filelock's: a second lock of the same process then succeeds."""
-
-
-@contextmanager
-def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold `path` while the block runs; `Locked` at once if another process does, or `wait` for it.
-
-    Ends with the process.
-
-    Who holds it stands in a file of its own beside it, because a lock file's content cannot be read everywhere.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = path.with_name(f"{path.name}.holder")
-    held = _Lock(path)
-    try:
-        held.acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        raise Locked(path, holder_of(path)) from None
-    except (NotImplementedError, OSError) as error:
-        raise LockUnsupported(f"{str(path.parent)!r} cannot be locked ({first_line(error)})") from error
-    try:
-        about.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield
-    finally:
-        held.release()
-
-
-def holder_of(path: Path) -> str:
-    """Who holds a lock, or held it last."""
-    try:
-        return path.with_name(f"{path.name}.holder").read_text(encoding="utf-8").strip() or "another process"
-    except OSError:
-        return "another process"
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock now."""
-    if not path.exists():
-        return False
-    try:
-        with _Lock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except (NotImplementedError, OSError):  # nobody can hold what cannot be locked
-        return False
-
-
 _REMEMBERED = 1 << 20  # bytes; reading less is as quick as looking it up
 
 
@@ -261,7 +200,7 @@ def content_hash(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     memory = cache_dir() / "content-hashes.json"
     place, state = str(path), [status.st_size, status.st_mtime_ns, status.st_ino]
-    with suppress(OSError):  # where there is no place to remember, it is read each time
+    with suppress(OSError, NotImplementedError):  # where nothing can be remembered, or locked, it is read each time
         if (found := _remembered(memory, place, state)) is not None:
             return found
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from finepruner_lmms.claims import Locked
 from finepruner_lmms.cli import app
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.files import Locked
 from finepruner_lmms.judge.client import JudgeError
 from finepruner_lmms.matrix.store import StoreError
 
@@ -34,7 +34,7 @@ def invoke(*arguments: object):
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x"),
             1,
-            "runs/x: No space left on device; make room there\n",
+            "runs/x: No space left on device; make room\n",
         ),
         (OSError(errno.EIO, "Input/output error"), 1, "Input/output error\n"),
     ],
@@ -73,9 +73,9 @@ def test_a_mistyped_command_line_is_one_line_too(arguments):
 
 def test_wrong_requests_are_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("x\n")
-    (tmp_path / "m.yaml").write_text("name: x\nlimit: 0x_\n")
+    (tmp_path / "m.yaml").write_text("name: x\ntasks: [pope]\nmethods: [vanilla]\nlimit: 0x_\n")
     for arguments, wanted in [
-        (("plan", tmp_path / "m.yaml"), f"{tmp_path}/m.yaml:2:8: got '0x_', which cannot be read as YAML's 'int'"),
+        (("plan", tmp_path / "m.yaml"), f"{tmp_path}/m.yaml:4:8: limit: got '0x_', which may be read as"),
         (("run", tmp_path), f"{tmp_path}: cannot be read: Is a directory"),
         (("plan", tmp_path / "m.yaml", "--format", "xml"), "--format: got 'xml'; known: text, jsonl"),
         (("status", tmp_path / "none"), "none"),

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 from studies import cell
 
-from finepruner_lmms import files
-from finepruner_lmms.matrix import launch
+from finepruner_lmms import claims
+from finepruner_lmms.matrix import launch, modes
 from finepruner_lmms.matrix.plan import Plan, PlannedCell
 from finepruner_lmms.matrix.runner import LaunchError, run_cells
 from finepruner_lmms.matrix.sections import MatrixFile
@@ -73,11 +73,11 @@ class Display:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def cell_started(self, label: str) -> None: ...
+    def cell_started(self, label: str, worker: int = 0) -> None: ...
 
-    def cell_progress(self, done: int, total: int) -> None: ...
+    def cell_progress(self, done: int, total: int, worker: int = 0) -> None: ...
 
-    def cell_ended(self, cell, state: str, text: str) -> None:
+    def cell_ended(self, cell, state: str, text: str, worker: int = 0) -> None:
         self.ended.append((cell.id, state, text))
 
 
@@ -90,8 +90,10 @@ def run(store: Store, monkeypatch, bad: str, worker: str = WORKER, minutes: floa
     """Run the cells first, bad and last with a worker that does `bad` in the second."""
     script = store.root.parent / "worker.py"
     script.write_text(worker.replace("BAD", bad))
-    monkeypatch.setattr(launch, "count_gpus", lambda: 0)
-    monkeypatch.setattr(launch, "_command", lambda _folder, _processes, plan: [sys.executable, str(script), str(plan)])
+    monkeypatch.setattr(modes, "count_gpus", lambda: 0)
+    monkeypatch.setattr(
+        launch, "_command", lambda _folder, _slot, _plan, file: [sys.executable, str(script), str(file)]
+    )
     display = Display()
     cells = [cell(name, "gqa") for name in ("first", "bad", "last")]
     patient = FILE.launch.model_copy(update={"timeout_minutes": minutes})
@@ -120,7 +122,7 @@ def test_a_worker_that_says_nothing_is_ended_with_all_it_started(store, monkeypa
     pids = tmp_path / "pids"
     child = f"import os, time; open({str(pids)!r}, 'a').write(str(os.getpid()) + chr(10)); time.sleep(600)"
     display = run(store, monkeypatch, f"subprocess.run([sys.executable, '-c', {child!r}])", SILENT, minutes=0.05)
-    assert display.ended[1][1:] == ("failed", "no progress for 0.05 minutes (launch.timeout_minutes)")
+    assert display.ended[1][1:] == ("failed", "no movement for 0.05 minutes while starting (launch.timeout_minutes)")
     started = pids.read_text().split()
     assert started
     deadline = time.monotonic() + 10
@@ -177,7 +179,7 @@ def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
 ):
     import torch
 
-    from finepruner_lmms.matrix import worker
+    from finepruner_lmms.matrix import evaluate, worker
 
     if isinstance(error, str):
         kind = getattr(torch, error)
@@ -187,7 +189,7 @@ def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(worker, "evaluate_cell", fail)
+    monkeypatch.setattr(evaluate, "evaluate_cell", fail)
     failing = cell("a", "gqa")
     folder = store.cell_dir(failing)
     folder.mkdir(parents=True)
@@ -199,74 +201,14 @@ def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
         launch="1", model=failing.model, batch_size=1, data="demo", limit=None, monitor=False, submission=False,
         fan_out=1, cells=(planned,),
     )  # fmt: skip
-    assert worker._attempt(lm, None, planned, plan, events, first, None) is goes_on
-    state = store.state(failing, live=True)
+    claim = claims.take(folder, "attempt") if first else None
+    assert worker._attempt(lm, None, planned, claim, plan, events, first, None) is goes_on
+    state = store.state(failing)
     assert state.name == "failed" and state.reason == f"{type(error).__name__}: {error}"
     assert sent == ["start", "failed"]
 
 
-class Doubled:
-    """A model that answers with what it was asked, and keeps what that was."""
-
-    def __init__(self, rank: int = 0) -> None:
-        self.rank, self.asked = rank, []
-
-    def generate_until(self, requests):
-        self.asked += [request.doc_id for request in requests]
-        return [f"answer {request.doc_id}" for request in requests]
-
-
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 2), (3, 2)])
-def test_an_attempt_with_another_number_of_processes_goes_on_with_all_answers(tmp_path, monkeypatch, before, after):
-    from lmms_eval.api.instance import Instance
-    from lmms_eval.caching.response_cache import ResponseCache
-
-    from finepruner_lmms.lmms.response_cache import share_answers
-
-    monkeypatch.setenv("LMMS_CACHE_RUN_ID", launch.RUN_ID)
-
-    def attempt(world_size: int, documents: range) -> list[int]:
-        """Answer them, in as many processes; the questions that the model was asked."""
-        asked = []
-        for rank in range(world_size):
-            share_answers(tmp_path, launch.RUN_ID, rank)
-            cache = ResponseCache.create(
-                str(tmp_path), model="m", model_args="", world_size=world_size, global_rank=rank
-            )
-            requests = [
-                Instance(
-                    request_type="generate_until",
-                    arguments=(f"question {number}", {"max_new_tokens": 4}, None, number, "t", "test"),
-                    idx=0,
-                    metadata={"task": "t", "doc_id": number, "repeats": 1},
-                )
-                for number in list(documents)[rank::world_size]
-            ]
-            model = Doubled(rank)
-            assert cache.execute(model, "generate_until", requests) == [f"answer {r.doc_id}" for r in requests]
-            cache.close()
-            asked += model.asked
-        return asked
-
-    assert sorted(attempt(before, range(8))) == list(range(8))
-    for log in tmp_path.glob("runs/*/rank_*.audit.jsonl"):
-        with log.open("a") as file:
-            file.write('{"cache_key": "cut o')  # as a kill leaves it
-    assert attempt(after, range(12)) and sorted(attempt(after, range(12))) == []
-
-
-# -- locks ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_system_that_cannot_lock_is_an_error_and_no_second_run(store, monkeypatch):
-    """Some network file systems answer ENOSYS or ENOLCK: two runs would work in one directory without knowing."""
-
-    def refuse(*_, **__):
-        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
-
-    monkeypatch.setattr(files.FileLock, "acquire", refuse)
-    with pytest.raises(StoreError, match="cannot be locked"), store.lock():
-        raise AssertionError("ran without a lock")
+# -- what others do ---------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_ends_after_its_result_has_ended_its_cell(store, monkeypatch):

@@ -210,7 +210,7 @@ def test_stopping_a_run_leaves_no_process_and_loses_nothing(tmp_path):
     output = tmp_path / "out"
     config = matrix(tmp_path, tasks="gqa", limit=240)
     command = [*COMMAND, "run", str(config), "--output", str(output)]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
     status = wait_for(lambda: running(output))
     refused = finepruner("run", config, "--output", output, expect=2)
     assert f"in use by process {run.pid} on " in refused.stderr

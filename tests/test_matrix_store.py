@@ -11,10 +11,10 @@ import pytest
 from studies import IDENTITY, cell, method, study
 from typer.testing import CliRunner
 
+from finepruner_lmms.claims import holder_of
 from finepruner_lmms.cli import app
-from finepruner_lmms.files import holder_of
 from finepruner_lmms.judge.settings import JudgeServer
-from finepruner_lmms.matrix.attempts import begin_attempt, write_error
+from finepruner_lmms.matrix.attempts import begin_attempt, end_attempt, write_error
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.results import check_result, write_result
 from finepruner_lmms.matrix.store import Store, StoreError
@@ -45,9 +45,9 @@ def finish(store: Store, **changes) -> None:
 
 
 def test_a_valid_result_is_done(store):
-    assert store.state(CELL, live=False).name == "missing"
+    assert store.state(CELL).name == "missing"
     finish(store)
-    state = store.state(CELL, live=False)
+    state = store.state(CELL)
     assert state.name == "done" and state.result is not None and state.result.percent == 90.0
 
 
@@ -66,7 +66,7 @@ def test_a_valid_result_is_done(store):
 )
 def test_an_invalid_result_is_not_done(store, changes, reason):
     finish(store, **changes)
-    state = store.state(CELL, live=False)
+    state = store.state(CELL)
     assert state.name == "failed" and reason in state.reason
 
 
@@ -87,13 +87,12 @@ def test_a_new_attempt_keeps_the_evidence_of_the_old_one(store):
     folder = store.cell_dir(CELL)
     begin_attempt(folder, "1")
     write_error(folder, "ValueError", "no such picture")
-    assert store.state(CELL, live=False).reason == "ValueError: no such picture"
+    assert store.state(CELL).reason == "ValueError: no such picture"
     begin_attempt(folder, "2")
     assert json.loads((folder / "attempt-1" / "error.json").read_text())["message"] == "no such picture"
-    assert store.state(CELL, live=True).name == "running"
-    assert store.state(CELL, live=False).name == "missing"  # cut off: whoever ran it is gone
+    assert store.state(CELL).name == "running"
     write_result(folder, RESULT, SAMPLES)
-    assert store.state(CELL, live=False).name == "done"
+    assert store.state(CELL).name == "done"
 
 
 def test_results_of_other_settings_are_counted_not_shown(store):
@@ -119,7 +118,7 @@ def test_one_run_at_a_time_and_no_stale_lock(store):
         holder.wait()
     assert not store.is_live()
     with store.lock():
-        assert f"process {os.getpid()} on " in holder_of(store.root / ".lock")
+        assert f"process {os.getpid()} on " in holder_of(store.root / ".run")
 
 
 def test_an_output_that_is_none(tmp_path):
@@ -190,7 +189,7 @@ def test_a_result_of_another_shape_is_damage_that_is_named(store, content, reaso
     finish(store)
     text = content if isinstance(content, str) else json.dumps(content)
     (store.cell_dir(CELL) / "result.json").write_text(text)
-    state = store.state(CELL, live=False)
+    state = store.state(CELL)
     assert state.name == "failed" and state.reason.startswith(reason)
 
 
@@ -198,8 +197,9 @@ def test_a_result_of_another_shape_is_damage_that_is_named(store, content, reaso
 def test_a_status_of_another_shape_is_damage_that_is_named(store, name):
     begin_attempt(store.cell_dir(CELL), "1")
     (store.cell_dir(CELL) / name).write_text('{"state": "running", "error": "E"}')
-    state = store.state(CELL, live=True)
+    state = store.state(CELL)
     assert state.name == "failed" and state.reason.startswith(f"{name}: ") and "is missing" in state.reason
+    end_attempt(store.cell_dir(CELL), "interrupted")
     begin_attempt(store.cell_dir(CELL), "2")  # and the next run goes on
 
 
@@ -216,7 +216,7 @@ def finish_cell(store: Store, done: Cell) -> None:
 def test_a_cell_that_is_named_in_other_words_is_the_same(store):
     finish_cell(store, planned())
     renamed = planned().model_copy(update={"slug": "pope-fastv-layer-2"})
-    assert store.state(renamed, live=False).name == "done" and store.others([renamed]) == 0
+    assert store.state(renamed).name == "done" and store.others([renamed]) == 0
 
 
 def test_the_plan_says_what_changed_since_the_nearest_result(store):

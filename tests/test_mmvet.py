@@ -17,8 +17,8 @@ from judge_server import JudgeServer, fails, knows
 from test_tasks import evaluate
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.claims import Locked, is_locked, lock
 from finepruner_lmms.data import task_folders as tasks
-from finepruner_lmms.files import Locked, is_locked, lock
 from finepruner_lmms.judge import mmvet_task as mmvet
 from finepruner_lmms.judge.mmvet import CAPABILITIES, check_entries, totals
 from finepruner_lmms.matrix.report.leaderboard import leaderboard

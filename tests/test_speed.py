@@ -11,7 +11,8 @@ from studies import VANILLA, cell, method, study
 from typer.testing import CliRunner
 
 from finepruner_lmms.cli import app
-from finepruner_lmms.lmms.meter import BatchTime, ImageUse, Meter, Spent, lmms_eval_metrics
+from finepruner_lmms.lmms.journal import Answer, Batch, Origin, Written
+from finepruner_lmms.lmms.meter import BatchTime, ImageUse, Meter, lmms_eval_metrics
 from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.records import Conditions, Damage, Result, Speed, parse
 from finepruner_lmms.matrix.report.costs import render_costs
@@ -24,32 +25,49 @@ H100 = Conditions(device="NVIDIA H100", dtype="bfloat16", processes=1, batch_siz
 ROWS = [VANILLA, method("fastv", 64)]
 
 
-def spent(first: list[float | None], seconds: float = 4.0, steps: int = 5, **changes) -> Spent:
-    """A process with two rows in each batch; each batch takes 0.1 s after its first token."""
-    batches = tuple(BatchTime(2, steps, (f or 0.0) + 0.1, f, "graphs") for f in first)
-    return Spent(**({"questions": 2 * len(first), "seconds": seconds, "waiting": None, "peak_bytes": None,
-                     "batches": batches} | changes))  # fmt: skip
+def batches(rank: int, first: list[float | None], wall: float = 1.0, session: str = "a", **changes) -> list[Batch]:
+    """Of two rows each, which took 0.1 s after their first token; there are two processes."""
+    origin = Origin(session, rank, 2, "NVIDIA H100")
+    values = {"steps": 5, "execution": "graphs", "wall": wall, "most": 2, "asked": 2} | changes
+    return [Batch(origin, BatchTime(rows=2, seconds=(f or 0.0) + 0.1, first_token=f, **values)) for f in first]
+
+
+def written(*those: list[Batch], questions: int = 6) -> Written:
+    answer = Answer("yes", 600, 2, 24, (576, 64))
+    return Written({str(n): answer for n in range(questions)}, tuple(batch for some in those for batch in some))
 
 
 def test_processes_work_side_by_side():
     """Questions add up, the slowest process says how long it took, the fullest device how much memory."""
-    parts = [spent([0.1, 0.2], 4.0, peak_bytes=7, waiting=1.0, images=ImageUse(4, 1)),
-             spent([0.3], 2.0, peak_bytes=9, waiting=0.5, images=ImageUse(1, 0))]  # fmt: skip
-    speed = measured(parts, "NVIDIA H100", "bfloat16", 2)
+    first = batches(0, [0.1, 0.2], 2.0, peak_bytes=7, waiting=0.5, images=ImageUse(2, 1))
+    second = batches(1, [0.3], 2.0, peak_bytes=9, waiting=0.5, images=ImageUse(1, 0))
+    speed = measured(written(first, second), "bfloat16")
     assert speed is not None
-    assert (speed.questions, speed.batches, speed.seconds) == (6, 3, 4.0)
+    assert (speed.questions, speed.batches, speed.seconds, speed.attempts) == (6, 3, 4.0, 1)
     assert speed.questions_per_second == pytest.approx(6 / 4)
     assert speed.model_questions_per_second == pytest.approx(6 / (0.2 + 0.3))
     assert speed.first_token_p50 == pytest.approx(0.2) and speed.first_token_p95 == pytest.approx(0.29)
     assert speed.seconds_per_token == pytest.approx(0.1 / 4)  # the first of five tokens is the prefill's
     assert (speed.peak_bytes, speed.waiting) == (9, pytest.approx(1.5 / 6))
-    assert speed.image_hits == pytest.approx(4 / 5)
-    assert speed.conditions.processes == 2 and speed.conditions.execution == "graphs"
+    assert speed.image_hits == pytest.approx(3 / 5)
+    assert speed.conditions == H100.model_copy(update={"processes": 2, "batch_size": 2})
+
+
+def test_attempts_come_one_after_the_other():
+    speed = measured(written(batches(0, [0.1, 0.1]), batches(1, [0.1]), batches(0, [0.1], session="b")), "bfloat16")
+    assert speed is not None and (speed.attempts, speed.seconds) == (2, 2.0 + 1.0)
+    assert speed.questions_per_second == pytest.approx(8 / 3)
+
+
+def test_a_batch_size_that_did_not_fit_is_named():
+    speed = measured(written(batches(0, [0.1], asked=16), batches(0, [0.1], asked=16, most=8)), "bfloat16")
+    assert speed is not None and speed.conditions.batch_size == 2
+    assert "batch 2 (memory ran out with 16)" in str(speed.conditions)
 
 
 def test_what_was_not_measured_is_none():
-    assert measured([None, None], "cpu", "float32", 1) is None  # an earlier attempt had answered everything
-    speed = measured([spent([0.1, None], steps=1), None], "cpu", "float32", 1)
+    assert measured(Written({}, ()), "float32") is None
+    speed = measured(written(batches(0, [0.1, None], steps=1)), "float32")
     assert speed is not None
     assert speed.first_token_p50 is None and speed.seconds_per_token is None
     assert speed.peak_bytes is None and speed.waiting is None

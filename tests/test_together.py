@@ -13,7 +13,7 @@ from finepruner_lmms.data import task_folders
 from finepruner_lmms.lmms import model as lmms_model
 from finepruner_lmms.lmms import together
 from finepruner_lmms.lmms.identity import cell_identity
-from finepruner_lmms.lmms.journal import Answer, Journal
+from finepruner_lmms.lmms.journal import Journal
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.matrix.evaluate import evaluate_cell, gather
 from finepruner_lmms.matrix.plan import PlannedCell
@@ -59,6 +59,7 @@ def evaluate(lm, manager, one: PlannedCell, company):
     selected = sorted(
         line for file in one.path.glob("selections-*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()
     )
+    assert (outcome.cost["questions"], outcome.speed.questions, outcome.speed.attempts) == (LIMIT, LIMIT, 1)
     return outcome.scores, outcome.cost, samples, selected
 
 
@@ -173,7 +174,7 @@ def test_a_kill_loses_no_more_than_a_batch_of_any_cell(lm, manager, tmp_path, ap
         patch.setattr(together, "answer_together", killed_in_the_second)
         with pytest.raises(Killed):
             evaluate(lm, manager, cells[0], gather(lm, cells, monitor=True))
-    for journal in tmp_path.glob("*/cache/ahead-rank0.jsonl"):
+    for journal in tmp_path.glob("*/cache/answers-rank0.jsonl"):
         with journal.open("a") as file:
             file.write('{"key": "cut o')  # as a kill leaves it
     assert evaluate_all(lm, manager, cells) == apart
@@ -203,18 +204,8 @@ def test_answers_that_are_drawn_are_given_one_cell_after_the_other(lm, manager, 
     for one in cells:
         evaluate(lm, manager, one, company)
     assert calls == [1, 1, 1, 1]
-    assert not list(tmp_path.glob("*/cache/ahead-*"))
-
-
-def test_a_journal_knows_what_other_processes_wrote_and_survives_a_torn_line(tmp_path):
-    answer = Answer("yes", 600, 2, 24, (576, 576, 64))
-    Journal(tmp_path, 0).add(["a", "b"], [answer, answer])
-    with (tmp_path / "ahead-rank0.jsonl").open("a") as file:
-        file.write('{"key": "c", "text": "ye')
-    again = Journal(tmp_path, 1)
-    assert again.known == {"a": answer, "b": answer} and again.lacks(["a", "c"]) and not again.lacks(["b"])
-    Journal(tmp_path, 0).add(["c"], [answer])
-    assert Journal(tmp_path, 2).known.keys() == {"a", "b", "c"}
+    again = Journal(cells[0].path / "cache", lm.answer_identity(lm.method(method="vanilla")[1]).text(), lm.origin)
+    assert again.known == {}  # another attempt draws anew
 
 
 @pytest.mark.parametrize(

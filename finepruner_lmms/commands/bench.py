@@ -35,14 +35,18 @@ def bench(
 ) -> None:
     """Measure methods on this device, side by side, next to what their operation counts promise."""
     from finepruner_lmms.bench.session import measure, write
+    from finepruner_lmms.commands.preflight import check_folder
 
     if redraw is not None:
         if pretrained or like:
             raise FieldError("--redraw", "measures nothing", value=redraw, fix="leave --pretrained and --like out")
+        check_folder("--out", out or redraw.parent)
         sys.stdout.write(write(redraw, out or redraw.parent))
         return
     asked: dict[str, Any] = {"pretrained": pretrained, "like": like, "methods": methods, "batch": batch}
     asked |= {"execution": execution, "tokens": tokens, "text": text, "rounds": rounds}
     asked |= {"device": device, "dtype": dtype}
+    if out is not None:
+        check_folder("--out", out)
     result = measure(asked, out)
     sys.stdout.write(write(result, result.parent))

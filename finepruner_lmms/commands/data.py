@@ -46,6 +46,7 @@ def prepare(
 ) -> None:
     """Fetch benchmark data and checkpoints into a data root, and check them; then nothing needs the network."""
     from finepruner_lmms.benchmarks import BENCHMARKS
+    from finepruner_lmms.commands.preflight import check_folder
     from finepruner_lmms.data.jobs import checkpoint_job, task_jobs
     from finepruner_lmms.data.plan import Options
     from finepruner_lmms.data.session import prepare_all
@@ -58,5 +59,7 @@ def prepare(
     if wrong := [task for task, wanted in revisions.items() if not wanted]:
         raise FieldError("--revision", f"got {wrong[0]!r}; expected task=revision", value=wrong[0])
     jobs = task_jobs(names, revisions) + [checkpoint_job(text) for text in checkpoint or []]
+    if not dry_run:
+        check_folder("--data", data)
     failed = prepare_all(data, jobs, Options(source, accept_rows, verify), dry_run, console())
     raise typer.Exit(1 if failed else 0)

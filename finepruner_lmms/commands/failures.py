@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from finepruner_lmms.commands.stopping import stoppable
 from finepruner_lmms.errors import Failure, first_line
 from finepruner_lmms.output import one_line
 
@@ -27,7 +28,7 @@ _GO_ON = {
     "prepare": "what is fetched is kept; the same command goes on from here",
 }
 _FIXES = {
-    errno.ENOSPC: "make room there",
+    errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota there",
     errno.EMFILE: "raise `ulimit -n`",
     errno.ENAMETOOLONG: "give a shorter name",
@@ -56,7 +57,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; what it raises becomes a line and a status."""
         try:
-            return super().invoke(ctx)
+            with stoppable():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(stopped(ctx.invoked_subcommand)) from None
         except Exception as error:
@@ -70,7 +72,10 @@ def report(error: Exception, command: str | None = None) -> int | None:
     if isinstance(error, BrokenPipeError):
         return unread(command)
     if isinstance(error, Failure):
-        _say("; ".join([str(error), *([_GO_ON[command]] if error.exit_status == 1 and command in _GO_ON else [])]))
+        *lines, last = error.lines()
+        more = [_GO_ON[command]] if error.exit_status == 1 and command in _GO_ON else []
+        for line in [*lines, "; ".join([last, *more])]:
+            _say(line)
         return error.exit_status
     if not isinstance(error, OSError):
         return None

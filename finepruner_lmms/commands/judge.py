@@ -23,7 +23,10 @@ def judge(
 
     Without options the judge is the one that the run, or else FINEPRUNER_JUDGE, names.
     """
+    from finepruner_lmms.commands.preflight import check_folder
     from finepruner_lmms.matrix.judging import judge_file, judge_run
 
     options = {"url": url, "model": model, "key_env": key_env, "mmbench": mmbench}
+    if target.exists():  # judgements are paid for: they must not be lost
+        check_folder("OUTPUT", target.parent if target.is_file() else target)
     sys.stdout.write((judge_file if target.is_file() else judge_run)(target, options, exact))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import ExitStack
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -16,6 +14,7 @@ from finepruner_lmms.errors import check_choice
 
 def run(config: Config, output: OutputOption = None) -> None:
     """Run the cells of a matrix that are not done yet; then print the leaderboard."""
+    from finepruner_lmms.commands.preflight import ROOM, check_folder, check_machine
     from finepruner_lmms.data.ready import require_data
     from finepruner_lmms.judge.client import JudgeError
     from finepruner_lmms.judge.judgements import JudgementsError
@@ -23,17 +22,20 @@ def run(config: Config, output: OutputOption = None) -> None:
     from finepruner_lmms.matrix.progress import display_for
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
     from finepruner_lmms.matrix.report.tables import render
-    from finepruner_lmms.matrix.runner import LaunchError, run_cells
+    from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
+    from finepruner_lmms.matrix.runner import LaunchError, clean_up, run_cells
     from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run
     from finepruner_lmms.output import console
 
     matrix, store, study = open_study(config, output)
     require_data(matrix.file.data, matrix.file.tasks, matrix.file.submission)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    check_machine(matrix.file)
+    check_folder("--output", store.root, ROOM)
     with ExitStack() as held:
         held.enter_context(store.lock())
+        clean_up(store)
         store.save_study(keep_scores(store, study))
+        save_settings(store.root, RunSettings(file=matrix.file))
         states = store.states(study.cells)
         left = to_run(study, states)
         total, finished = len(states), len(states) - len(left)
@@ -46,9 +48,6 @@ def run(config: Config, output: OutputOption = None) -> None:
                 display.note(str(error))
             except (JudgeError, JudgementsError) as error:
                 display.note(f"{error}; the answers are kept; `run`, or `judge {store.root}`, goes on from here")
-            except KeyboardInterrupt:
-                display.note("stopped; what is done is kept, `run` goes on from here")
-                raise typer.Exit(130) from None
     sys.stdout.write(f"\n{render(leaderboard(store), 'text')}")
     raise typer.Exit(1 if report_unfinished(store, study) else 0)
 
@@ -73,11 +72,3 @@ def status(output: Output) -> None:
 
     store = Store(output)
     sys.stdout.write(status_text(store, store.study()))
-
-
-class _Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, treated as Ctrl-C."""
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise _Stopped(number)

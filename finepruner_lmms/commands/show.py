@@ -11,7 +11,7 @@ import typer
 
 from finepruner_lmms.commands.arguments import Output
 from finepruner_lmms.errors import check_choice
-from finepruner_lmms.output import one_line
+from finepruner_lmms.output import one_line, plain
 
 
 def table(
@@ -27,13 +27,18 @@ def table(
     ] = "ratios",
 ) -> None:
     """Print the leaderboard."""
+    from finepruner_lmms.commands.preflight import check_file
     from finepruner_lmms.matrix.report.costs import render_costs
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
+    from finepruner_lmms.matrix.report.plots import check_kind, draw
     from finepruner_lmms.matrix.report.tables import FORMATS, RELATIVE, render
     from finepruner_lmms.matrix.store import Store
 
     check_choice("--format", form, FORMATS)
     check_choice("--relative", relative, RELATIVE)
+    if picture is not None:
+        check_kind(picture)
+        check_file("--picture", picture)
     store = Store(output)
     store.study()
     board = leaderboard(store, merge_seeds=not seeds and form != "csv")
@@ -41,8 +46,6 @@ def table(
     if costs or form in ("csv", "latex"):  # which have no place for it
         _say_damage(board.damaged)
     if picture is not None:
-        from finepruner_lmms.matrix.report.plots import draw
-
         draw(leaderboard(store), picture)
 
 
@@ -51,14 +54,16 @@ def report(
     to: Annotated[Path | None, typer.Option("--to", help="The file.", show_default="OUTPUT/report.html")] = None,
 ) -> None:
     """Write a self-contained HTML report: tables, pictures, and the head study where rows differ in their heads."""
+    from finepruner_lmms.commands.preflight import check_file
     from finepruner_lmms.matrix.report.html import write_report
     from finepruner_lmms.matrix.store import Store
 
     store = Store(output)
     store.study()
     target = output / "report.html" if to is None else to
+    check_file("--to", target)
     write_report(store, target)
-    sys.stdout.write(f"{target}\n")
+    sys.stdout.write(f"{plain(target)}\n")
 
 
 def compare(

@@ -11,11 +11,12 @@ import os
 import shutil
 from pathlib import Path
 
+from finepruner_lmms.claims import Locked, lock
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.hub import Remote, fetch, sha256_of
 from finepruner_lmms.data.manifest import INCOMING, MANIFEST, File, Manifest, read_manifest
 from finepruner_lmms.data.plan import Display, Item, Options, Plan, whats_wrong
-from finepruner_lmms.files import Locked, lock, sync_folder
+from finepruner_lmms.files import sync_folder
 
 _SPARE = 1 << 28  # bytes that must stay free
 

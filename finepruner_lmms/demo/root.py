@@ -7,7 +7,8 @@ import logging
 from importlib import metadata
 from pathlib import Path
 
-from finepruner_lmms.files import cache_dir, lock, publish_folder
+from finepruner_lmms.claims import lock
+from finepruner_lmms.files import cache_dir, publish_folder
 from finepruner_lmms.sources import own_sources, short_hash
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from finepruner_lmms.claims import Locked, lock
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.files import Locked, lock, split_lines
+from finepruner_lmms.files import split_lines
 
 
 class JudgementsError(Failure, ValueError):

@@ -146,7 +146,10 @@ def completions_url(url: str) -> str:
 
     `http://host` and `http://host/v1` become `http://host/v1/chat/completions`, which stays as it is.
     """
-    parts = urlsplit(url.strip())
+    try:
+        parts = urlsplit(url.strip())
+    except ValueError:  # a bracket that does not close; not quoted: a secret may stand there
+        raise ValueError("is no address; expected one such as http://localhost:8000/v1") from None
     if "@" in parts.netloc or parts.query or parts.fragment:  # not quoted: a secret may stand there
         raise ValueError("holds a user, a password, a query or a fragment; the key belongs in an environment variable")
     if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port(parts):

@@ -7,24 +7,12 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-
-@dataclass(frozen=True)
-class BatchTime:
-    """One call of `generate`, until its answers were on the host.
-
-    `steps` are its forwards: the tokens of the longest answer. `first_token` is None where it was not measured.
-    """
-
-    rows: int
-    steps: int
-    seconds: float
-    first_token: float | None
-    execution: str
+from finepruner_lmms.engine.generate import Generation
 
 
 @dataclass(frozen=True)
@@ -38,6 +26,38 @@ class ImageUse:
     def hit_rate(self) -> float | None:
         """The share of questions with an image that needed no encoding; None without such questions."""
         return 1 - self.encoded / self.asked if self.asked else None
+
+    def __sub__(self, before: ImageUse) -> ImageUse:
+        return ImageUse(self.asked - before.asked, self.encoded - before.encoded)
+
+
+@dataclass(frozen=True)
+class BatchTime:
+    """One call of `generate`, until its answers were on the host.
+
+    `steps` are its forwards: the tokens of the longest answer. `first_token` is None where it was not measured.
+    `wall` is all that passed since the batch before; for `waiting` seconds of it the model had nothing to do, and
+    `images` were asked and encoded in it. `most` is the number of rows that a batch could have, `asked` what it was to
+    be, had memory not run out. `together` says for how many cells it was answered, so that the times are of them all.
+    """
+
+    rows: int
+    steps: int
+    seconds: float
+    first_token: float | None
+    execution: str
+    wall: float = 0.0
+    waiting: float | None = None
+    peak_bytes: int | None = None
+    images: ImageUse = ImageUse(0, 0)
+    most: int = 0
+    asked: int = 0
+    together: int = 1
+
+    def of(self, generation: Generation) -> BatchTime:
+        """The same with what is the call's own."""
+        steps, first = generation.sequences.shape[1], generation.seconds_to_first_token
+        return replace(self, steps=steps, first_token=first, execution=generation.execution)
 
 
 @dataclass(frozen=True)
@@ -70,13 +90,22 @@ class Meter:
         self._started, self._seconds = time.perf_counter(), 0.0
         self._waiting: float | None = None
         self._images = ImageUse(0, 0)
+        self._told = self._started, 0.0, self._images  # what earlier batches have taken
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
-    def add(self, batch: BatchTime, documents: Sequence[tuple[str, int]]) -> None:
-        """A batch is answered. `documents` are the task and number of each row; some may be asked twice."""
-        self._batches.append(batch)
+    def add(self, batch: BatchTime, documents: Sequence[tuple[str, int]]) -> BatchTime:
+        """A batch is answered. `documents` are the task and number of each row; some may be asked twice.
+
+        Returns it with what passed since the one before.
+        """
+        now, (then, waited, images) = time.perf_counter(), self._told
+        self._told = now, self._waiting or 0.0, self._images
+        waiting = None if self._waiting is None else self._waiting - waited
+        whole = replace(batch, wall=now - then, waiting=waiting, peak_bytes=self._peak(), images=self._images - images)
+        self._batches.append(whole)
         self._documents.update(documents)
+        return whole
 
     def wait(self, seconds: float) -> None:
         """So long the model had nothing to do."""
@@ -95,8 +124,11 @@ class Meter:
         """What was counted; None where nothing was answered."""
         if not self._batches:
             return None
-        peak = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
-        return Spent(len(self._documents), self._seconds, self._waiting, peak, tuple(self._batches), self._images)
+        documents, batches = len(self._documents), tuple(self._batches)
+        return Spent(documents, self._seconds, self._waiting, self._peak(), batches, self._images)
+
+    def _peak(self) -> int | None:
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
 
 
 def first_tokens(batches: Sequence[BatchTime]) -> list[float]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from accelerate import Accelerator
@@ -22,24 +25,27 @@ from tqdm import tqdm
 from finepruner_lmms.checkpoints.load import check_pruner, choose_device, open_checkpoint, read_model, resolve
 from finepruner_lmms.checkpoints.processor import check_template
 from finepruner_lmms.checkpoints.prompts import prompt, prompt_ids
-from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost
+from finepruner_lmms.engine.cost import DecoderSizes
+from finepruner_lmms.engine.fixed.programs import forget_programs
 from finepruner_lmms.engine.generate import Generation, generate
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms.ahead import one_ahead
+from finepruner_lmms.lmms.batch_sizes import BatchSizes, out_of_memory
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture, windows
 from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.lmms.image_encoding import ImageEncoder, Picture, content_key
-from finepruner_lmms.lmms.journal import Answer, question_key
-from finepruner_lmms.lmms.meter import BatchTime, Meter, lmms_eval_metrics
+from finepruner_lmms.lmms.journal import Answer, Journal, Origin, question_key
+from finepruner_lmms.lmms.meter import BatchTime, Meter, device_name, lmms_eval_metrics
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.monitor import Monitor, describe
-from finepruner_lmms.lmms.ranks import all_or_none
+from finepruner_lmms.lmms.plain_run import Answerer, journal_folder
+from finepruner_lmms.lmms.ranks import all_or_none, every_rank
 from finepruner_lmms.lmms.response_cache import identify
-from finepruner_lmms.lmms.together import Companion, Seat
+from finepruner_lmms.lmms.together import Companion, Company, Seat
 from finepruner_lmms.pruners import Pruner
 
 _DECODING = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "num_beams")
@@ -80,12 +86,15 @@ class LlavaFinePruner(lmms):
         self.images = ImageEncoder(self.model, self.processor.image_processor, self.arguments)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
         self.on_progress: Callable[[int, int], None] | None = None
-        self.lengths: Counter[tuple[int, tuple[int, ...]]] = Counter()
-        """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers."""
         self.meter = Meter(self._device)
+        session = every_rank(self.accelerator, uuid4().hex[:12])[0]
+        self.origin = Origin(session, self._rank, self._world_size, device_name(self._device))
+        """Who answers, for a journal."""
         self.seat: Seat | None = None
-        """Of the cell under evaluation, where cells of a study are answered together."""
-        self._asked, self._computed = 0, 0
+        """Of the cell of a study that is under evaluation."""
+        self._taken = Seat(None, Company({}))
+        self._sizes = BatchSizes.of_environment()
+        self._asked, self._computed, self._rows = 0, 0, self.arguments.batch_size
         self._warned: set[str] = set()
         identify(self)
 
@@ -112,9 +121,10 @@ class LlavaFinePruner(lmms):
         """N, the visual tokens of one image."""
         return self.geometry.num_visual_tokens
 
-    def prefill_cost(self) -> PrefillCost | None:
-        """What the prefills since `lengths` was cleared took; None if none had an image."""
-        return PrefillCost.of(DecoderSizes.of(self.model.config.text_config), self.lengths)
+    @property
+    def decoder_sizes(self) -> DecoderSizes:
+        """The widths of the language model that its costs depend on."""
+        return DecoderSizes.of(self.model.config.text_config)
 
     def answer_identity(self, pruner: Pruner | None = None) -> Identity:
         """What the answers depend on, besides what is asked. Reads the checkpoint's files where they are new to it.
@@ -177,31 +187,54 @@ class LlavaFinePruner(lmms):
         raise NotImplementedError("llava_finepruner answers single questions; multi-round tasks are not supported")
 
     def generate_until(self, requests: list[Instance]) -> Iterator[GenerationResult]:
-        """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done."""
-        known = self._answered_ahead(requests)
-        missing = [request for place, request in enumerate(requests) if place not in known]
+        """Answer the requests, yielding in their order, so that lmms-eval's cache stores each window as it is done.
+
+        What the cell's journal holds is not asked again, and what is asked twice is answered once: lmms-eval lets
+        processes that have fewer questions than others repeat their last one.
+        """
+        self._taken = seat = self._take_seat()
+        keyed = [(self._key(request), request) for request in requests]
+        known = {} if seat.journal is None else dict(seat.journal.known)  # which grows from here on
+        times = Counter(key for key, request in keyed if not self._is_drawn(request))
+        missing, seen = [], set()
+        for key, request in keyed:
+            if key not in known and not (times[key] > 1 and key in seen):
+                missing.append(request)
+                seen.add(key)
         self._asked, self._computed = len(missing), 0
         if not missing:
             self._tell_progress(len(requests), len(requests))
+        repeated: dict[str, GenerationResult] = {}
         progress = tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
         with self.monitor, progress, closing(self._answers(missing)) as answers:
-            for place in range(len(requests)):
-                if place in known:
-                    self.lengths[known[place].words, known[place].entering] += 1
-                answer = known[place].result() if place in known else next(answers)
+            for key, _ in keyed:
+                if key in known:
+                    answer = known[key].result()
+                else:
+                    answer = repeated[key] if key in repeated else next(answers)
+                    if times[key] > 1:
+                        repeated[key] = answer
                 progress.update()
                 yield answer
 
-    def _answered_ahead(self, requests: Sequence[Instance]) -> dict[int, Answer]:
-        """The answers that another cell's evaluation has left for this one, by the place of their request."""
-        if self.seat is None or not (written := self.seat.journal.known):
-            return {}
-        keys = map(self._key, requests)
-        return {place: written[key] for place, key in enumerate(keys) if key in written}
+    def _take_seat(self) -> Seat:
+        """That of the cell under evaluation; of a plain run, one with the journal that the environment asks for."""
+        if self.seat is not None:
+            return self.seat
+        folder = journal_folder()
+        if folder is None:
+            return Seat(None, Company({}))
+        identity = self.answer_identity()
+        if self.rank == 0:
+            Answerer(identity=identity, sizes=self.decoder_sizes).write(folder)
+        return Seat(Journal(folder, identity.text(), self.origin), Company({}))
 
     def _key(self, request: Instance) -> str:
         question, gen_kwargs, _, doc_id, task, split = request.args
         return question_key(str(task), split, doc_id, question, self._decoding(gen_kwargs, task))
+
+    def _is_drawn(self, request: Instance) -> bool:
+        return bool(self._decoding(request.args[1], request.args[4])["do_sample"])
 
     def _answers(self, requests: Sequence[Instance]) -> Generator[GenerationResult]:
         """The answers of requests that nobody has answered, in order."""
@@ -212,7 +245,6 @@ class LlavaFinePruner(lmms):
                 answers = self._answer_window(prepared)
                 tokens += sum(answer.token_counts.output_tokens for answer in answers)
                 done += len(answers)
-                self.meter.saw(self.images.use)
                 elapsed = self.meter.lap()
                 # now: lmms-eval's cache takes the last answer and does not return
                 if done == len(requests):
@@ -289,13 +321,46 @@ class LlavaFinePruner(lmms):
         return Prepared(str(task), number, question, ids, picture, decoding, self._key(request))
 
     def _answer_window(self, prepared: list[Prepared]) -> list[GenerationResult]:
+        """The answers of a window. Where memory runs out, with smaller batches from then on."""
         answers: dict[int, GenerationResult] = {}
-        plan = list(batches(prepared, self.batch_size))
-        shown = [prepared[i].image for batch in plan for i in batch]
-        self.images.expect([picture for picture in shown if picture is not None])
-        for batch in plan:
-            answers.update(zip(batch, self._answer_batch([prepared[i] for i in batch]), strict=True))
+        self._rows = self._sizes.most(self._setting(), self.batch_size)
+        left = list(batches(prepared, self._rows))
+        expected = False
+        while left:
+            if not expected:
+                shown = [prepared[i].image for batch in left for i in batch]
+                self.images.expect([picture for picture in shown if picture is not None])
+                expected = True
+            asked = self.images.asked
+            try:
+                found = self._answer_batch([prepared[i] for i in left[0]])
+            except RuntimeError as error:
+                if len(left[0]) == 1 or not out_of_memory(error):
+                    raise
+                found = None  # what the error holds of the batch is let go when this block is left
+            if found is None:
+                self._rows = size = self._sizes.ran_out(self._setting(), len(left[0]))
+                self._free_memory()
+                left = [batch[start : start + size] for batch in left for start in range(0, len(batch), size)]
+                self.images.asked, expected = asked, False  # they are asked once, after all
+                continue
+            answers.update(zip(left.pop(0), found, strict=True))
         return [answers[i] for i in range(len(prepared))]
+
+    def _setting(self) -> str:
+        """What decides how many prompts fit into memory, in words."""
+        arguments = self.arguments
+        parameters = {"method": self.pruner.name, "budget": self.pruner.budget, **self.pruner.parameters()}
+        method = " ".join(f"{name}={value}" for name, value in parameters.items() if value is not None)
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"{method} on {arguments.pretrained}, {dtype}, {arguments.attn_implementation}, {self.origin.device}"
+
+    def _free_memory(self) -> None:
+        """Give back what recordings of larger batches and the failed one hold."""
+        forget_programs(self.model)
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _decoding(self, gen_kwargs: dict[str, Any], task: str) -> dict[str, Any]:
         """The arguments of `generate`, read from the task's; the task's dict is shared and stays as it is."""
@@ -311,29 +376,29 @@ class LlavaFinePruner(lmms):
 
     def _answer_batch(self, batch: list[Prepared]) -> list[GenerationResult]:
         """Run one batch. An error is raised as it is: an answer that could not be computed has no stand-in."""
-        inputs: dict[str, Any] = dict(self._pad([item.ids for item in batch]))
+        seat, inputs = self._taken, dict[str, Any](self._pad([item.ids for item in batch]))
         pictures = [item.image for item in batch if item.image is not None]
         if pictures:
             inputs["vision"] = self.images.encode(pictures)
         started = time.perf_counter()
         alone = partial(self._generate, batch, inputs)
-        if self.seat is None:
-            result = alone()
-        else:
-            result = self.seat.generate(
-                self.model, self.pruner, batch, inputs, alone, partial(self._tell_companion, batch)
-            )
-        answers = self._answers_of(batch, result)  # they are there when the device has computed them
-        seconds = time.perf_counter() - started
-        first = result.seconds_to_first_token
-        time_of = BatchTime(len(batch), result.sequences.shape[1], seconds, first, result.execution)
-        self.meter.add(time_of, [(item.task, item.doc_id) for item in batch])
-        for answer in answers:
-            self.lengths[answer.words, answer.entering] += 1
-        self._report(batch, result, self.pruner, self.monitor)
-        # a window may take long, and would be lost in a kill
-        if self.seat is not None and not batch[0].decoding["do_sample"]:
-            self.seat.journal.add([item.key for item in batch], answers)
+        shared = seat.generate(self.model, self.pruner, batch, inputs, alone, partial(self._tell_companion, batch))
+        own = shared.own
+        answers = [] if isinstance(own, Exception) else self._answers_of(batch, own)  # there when they are computed
+        keys = [item.key for item in batch]
+        time_of = BatchTime(len(batch), 0, time.perf_counter() - started, None, "eager")
+        time_of = replace(time_of, most=self._rows, asked=self.batch_size, together=1 + len(shared.others))
+        self.meter.saw(self.images.use)
+        if not isinstance(own, Exception):
+            time_of = self.meter.add(time_of.of(own), [(item.task, item.doc_id) for item in batch])
+        # now: a window may take long, and would be lost in a kill
+        for companion, generation, theirs in shared.others:
+            companion.journal.add(keys, theirs, time_of.of(generation))
+        if isinstance(own, Exception):
+            raise own
+        self._report(batch, own, self.pruner, self.monitor)
+        if seat.journal is not None:
+            seat.journal.add(keys, answers, time_of, drawn=bool(batch[0].decoding["do_sample"]))
         self._computed += len(batch)
         self._tell_progress(self._computed, self._asked)
         return [answer.result() for answer in answers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -15,6 +16,11 @@ from finepruner_lmms.pruners import Pruner, build_pruner, canonical_name, parame
 from finepruner_lmms.pruners.registry import known_parameters
 
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+MOST_BATCH = 65_536
+"""And no more: such a batch, cache or answer fits no machine, and the number is a slip of the hand."""
+_MOST_NEW_TOKENS = 1_000_000
+_MOST_MEGABYTES = 100_000_000
+_DEVICE = re.compile(r"auto|cpu|(cuda|xpu|npu|mps)(:(0|[1-9][0-9]?))?")
 _CACHE_PLACES = ("device", "host")
 _CACHE_DTYPES = ("auto", "float16", "bfloat16")
 _DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -60,8 +66,8 @@ class ModelArguments:
             if key not in own and key not in (known := known_parameters()):
                 everything = sorted({*own, *known, *_SYNONYMS, "method", "enable_dynamic_selection"})
                 hint = nearest(key, everything)
-                problem = f"unknown argument {key!r}{hint}; known: {', '.join(everything)}"
-                raise FieldError(key, problem, value=given[key])
+                problem = f"unknown argument {show(key)}{hint}; known: {', '.join(everything)}"
+                raise FieldError(key or "model_args", problem, value=given[key])
         settings = {key: given.pop(key) for key in own & set(given)}
         for name in ("batch_size", "max_new_tokens", "image_cache", "image_chunk"):
             if name in settings:
@@ -98,14 +104,23 @@ class ModelArguments:
         check_choice("dtype", self.dtype, _DTYPES)
         check_choice("attn_implementation", self.attn_implementation, _ATTENTION)
         check_choice("execution", self.execution, EXECUTIONS)
-        check_integer("batch_size", self.batch_size, 1)
-        check_integer("image_cache", self.image_cache, 0)
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            problem = f"got {show(self.device)}; expected auto, cpu, cuda or cuda:<number>, from 0 to 99"
+            raise FieldError("device", problem, value=self.device)
+        check_integer("batch_size", self.batch_size, 1, MOST_BATCH)
+        check_integer("image_cache", self.image_cache, 0, _MOST_MEGABYTES)
         check_choice("image_cache_place", self.image_cache_place, _CACHE_PLACES)
         check_choice("image_cache_dtype", self.image_cache_dtype, _CACHE_DTYPES)
         if self.image_chunk is not None:
-            check_integer("image_chunk", self.image_chunk, 1)
+            check_integer("image_chunk", self.image_chunk, 1, MOST_BATCH)
         if self.max_new_tokens is not None:
-            check_integer("max_new_tokens", self.max_new_tokens, 1)
+            check_integer("max_new_tokens", self.max_new_tokens, 1, _MOST_NEW_TOKENS)
+        if not self.pretrained.strip() or "\0" in self.pretrained:
+            problem = f"got {show(self.pretrained)}; expected a hub id (owner/name), a folder, or demo"
+            raise FieldError("pretrained", problem, value=self.pretrained)
+        if not isinstance(self.monitor, bool) and not (isinstance(self.monitor, str) and self.monitor.strip()):
+            problem = f"got {show(self.monitor)}; expected true, false, or the folder to write to"
+            raise FieldError("monitor", problem, value=self.monitor)
         if not isinstance(self.debug, bool):
             raise FieldError("debug", f"got {show(self.debug)}; expected true or false", value=self.debug)
         self.build_pruner()
@@ -132,6 +147,8 @@ def _take_method(given: dict[str, Any]) -> str:
     for name in ("heads", "layer", "seed"):
         if name in given and name in parameter_names(method):
             given[name] = _integer(name, given[name])
+    if "clip" in given and type(given["clip"]) in (int, float):  # as with pretrained
+        given["clip"] = str(given["clip"])
     if isinstance(given.get("budget"), float):
         given["budget"] = _integer("budget", given["budget"])
     return canonical_name(method)

@@ -74,13 +74,19 @@ class Company:
             logger.info(text)
 
 
-class Seat:
-    """The place of the cell under evaluation: its `journal`, and the company that it answers for."""
+@dataclass(frozen=True)
+class Shared:
+    """What came of a batch: of the cell under evaluation or the error that it raised, and of others, with answers."""
 
-    def __init__(self, journal: Journal, company: Company) -> None:
+    own: Generation | Exception
+    others: list[tuple[Companion, Generation, list[Answer]]]
+
+
+class Seat:
+    """The place of the cell under evaluation: its `journal`, if it has one, and the company that it answers for."""
+
+    def __init__(self, journal: Journal | None, company: Company) -> None:
         self.journal, self._company = journal, company
-        self.answered = 1
-        """The most cells that a batch was answered for, this one among them."""
 
     def generate(
         self,
@@ -90,7 +96,7 @@ class Seat:
         inputs: dict[str, Any],
         alone: Callable[[], Generation],
         tell: Callable[[Companion, Generation], list[Answer]],
-    ) -> Generation:
+    ) -> Shared:
         """What `pruner` makes of a batch, which is answered for the others as well, as far as they lack it.
 
         `alone` generates where no other lacks it, or where cells cannot be answered together; `tell` writes down what a
@@ -105,8 +111,8 @@ class Seat:
         if waiting and reason is not None:
             self._company.say(f"cells are answered one after the other: {reason}")
             waiting = []
-        own = None if waiting else alone()
-        answered = 1
+        own: Generation | Exception | None = None if waiting else alone()
+        others = []
         while waiting:
             lead = [pruner] if own is None else []
             count = self._fitting(model, lead, waiting, batch)
@@ -122,20 +128,17 @@ class Seat:
                 torch.cuda.empty_cache()
                 continue
             waiting = waiting[count:]
-            first = outcomes[0] if lead else own
+            own = outcomes[0] if lead else own
             for member, outcome in zip(those, outcomes[len(lead) :], strict=True):
                 if isinstance(outcome, Exception):
                     member.failed = True
                     logger.warning(f"{member.label} goes on alone: {type(outcome).__name__}: {first_line(outcome)}")
                     continue
-                member.journal.add(keys, tell(member, outcome))
-                answered += 1
-            if isinstance(first, Exception):
-                raise first
-            own = first
+                others.append((member, outcome, tell(member, outcome)))
+            if isinstance(own, Exception):
+                break
         assert own is not None
-        self.answered = max(self.answered, answered)
-        return own
+        return Shared(own, others)
 
     def _fitting(self, model: Any, lead: list[Pruner], waiting: list[Companion], batch: Sequence[Prepared]) -> int:
         """How many of the companions can be answered at once, by the memory that is free: one at least."""

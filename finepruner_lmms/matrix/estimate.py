@@ -27,8 +27,8 @@ from finepruner_lmms.engine.roofline import (
 )
 from finepruner_lmms.matrix.config import Matrix
 from finepruner_lmms.matrix.gpus import count_gpus
-from finepruner_lmms.matrix.launch import num_processes
 from finepruner_lmms.matrix.machine import measured_machine
+from finepruner_lmms.matrix.modes import num_processes
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.store import State
@@ -195,6 +195,8 @@ def _as_run(how: Launched, result: Result) -> Launched:
 def seconds_of(result: Result) -> float:
     """The time that all of a finished cell's questions take, also where an earlier attempt had answered some."""
     speed = result.speed
+    if speed is not None and speed.attempts > 1:  # `seconds` is the last attempt's
+        return speed.seconds / speed.conditions.together
     if speed is None or speed.questions >= result.answered:
         return result.seconds
     return result.seconds + (result.answered - speed.questions) / speed.questions_per_second

@@ -15,25 +15,24 @@ from types import SimpleNamespace
 from typing import Any
 
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.tasks import TaskManager
+from lmms_eval.tasks import TaskManager, get_task_dict
 from loguru import logger
 
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
 from finepruner_lmms.benchmarks.limits import document_numbers
 from finepruner_lmms.benchmarks.record import Sample as Logged
-from finepruner_lmms.errors import first_line
+from finepruner_lmms.engine.cost import PrefillCost
+from finepruner_lmms.errors import FieldError, first_line
+from finepruner_lmms.files import load_object, read_json_lines
 from finepruner_lmms.lmms.identity import cell_identity
-from finepruner_lmms.lmms.journal import Journal
-from finepruner_lmms.lmms.meter import device_name
+from finepruner_lmms.lmms.identity_record import Identity
+from finepruner_lmms.lmms.journal import Journal, read_journal, set_aside
 from finepruner_lmms.lmms.model import LlavaFinePruner
-from finepruner_lmms.lmms.ranks import every_rank
-from finepruner_lmms.lmms.response_cache import share_answers
+from finepruner_lmms.lmms.plain_run import Answerer
 from finepruner_lmms.lmms.together import Companion, Company
-from finepruner_lmms.matrix.launch import RUN_ID
 from finepruner_lmms.matrix.plan import Cell, PlannedCell
 from finepruner_lmms.matrix.records import Outcome, Sample, Scores
 from finepruner_lmms.matrix.speed import measured
-from finepruner_lmms.pruners import Pruner
 
 
 class InvalidResult(RuntimeError):
@@ -41,46 +40,104 @@ class InvalidResult(RuntimeError):
 
 
 def evaluate_cell(
-    lm: LlavaFinePruner, manager: TaskManager, cell: Cell, attempt: Path, cache: Path, company: Company | None = None
+    lm: LlavaFinePruner, manager: TaskManager, cell: Cell, attempt: Path, journal: Path, company: Company | None = None
 ) -> tuple[Outcome, list[Sample]] | None:
     """Result and samples of one cell; None in all processes but the first.
 
-    Answers go to `cache` as they come, and are found again by a later attempt, so that one that is cut off costs only
-    the questions it had not answered. What is asked is answered for the other cells of the `company` as well.
+    Answers go to the folder `journal` as they come, and are found again by a later attempt, so that one that is cut off
+    costs only the batch it was at. What is asked is answered for the other cells of the `company` as well.
     """
-    benchmark = BENCHMARKS[cell.task]
     lm.configure(**_method(cell))
-    _check_identity(lm, lm.pruner, cell)
-    lm.seat = (company or Company({})).seat(cell.id, Journal(cache, lm.rank))
-    share_answers(cache, RUN_ID, lm.rank)
-    lm.lengths.clear()
+    answers = lm.answer_identity()
+    _check_identity(answers, cell)
+    lm.seat = (company or Company({})).seat(cell.id, Journal(journal, answers.text(), lm.origin))
     lm.meter.start()
-    out = simple_evaluate(
-        model=lm,
-        model_args=lm.arguments.canonical(),
-        tasks=[benchmark.task],
-        task_manager=manager,
-        batch_size=lm.batch_size,
-        use_cache=str(cache),
-        log_samples=True,
-        bootstrap_iters=0,
-        datetime_str=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
-        # scoring reads no image: with them, each would be decoded a second time, in every process
-        cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=False),
-    )
-    spent = every_rank(lm.accelerator, lm.meter.spent())
+    task = BENCHMARKS[cell.task].task
+    try:
+        out = simple_evaluate(
+            model=lm,
+            model_args=lm.arguments.canonical(),
+            tasks=[task],
+            task_manager=manager,
+            batch_size=lm.batch_size,
+            log_samples=True,
+            bootstrap_iters=0,
+            datetime_str=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
+            # scoring reads no image: with them, each would be decoded a second time, in every process
+            cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=False),
+        )
+    finally:
+        lm.seat = None
     if lm.rank != 0:
         return None
     if out is None:
         raise InvalidResult("lmms-eval returned no results")
-    logged = sorted(out["samples"][benchmark.task], key=lambda sample: sample["doc_id"])
+    asked = lm.task_dict[task][out["configs"][task]["test_split"]]
+    return _outcome(
+        cell, out, out["samples"][task], asked, attempt, journal, Answerer(identity=answers, sizes=lm.decoder_sizes)
+    )
+
+
+def collect_cell(manager: TaskManager, cell: Cell, attempt: Path, journal: Path) -> tuple[Outcome, list[Sample]]:
+    """What `evaluate_cell` gives, of a plain `lmms_eval --log_samples` run that has written to the folder `attempt`.
+
+    Its answers are in `journal` (`lmms.plain_run.VARIABLE`). `InvalidResult` where it has not ended well, which
+    lmms-eval's exit status does not say.
+    """
+    task = BENCHMARKS[cell.task].task
+    try:
+        answerer = Answerer.read(journal)
+        out = load_object(_only(attempt, "*_results.json"))
+        logged = read_json_lines(_only(attempt, f"*_samples_{task}.jsonl"))
+        split = out["configs"][task]["test_split"]
+    except (FieldError, ValueError, KeyError, TypeError) as error:
+        raise InvalidResult(f"the run left no whole result: {first_line(error)}") from error
+    _check_identity(answerer.identity, cell)
+    asking = get_task_dict([task], manager)[task]
+    asked = asking.dataset[split]
+    documents = asking.eval_docs_no_media  # what scoring reads
+    samples = [
+        # lmms-eval flattens the lists of one, and writes targets as texts
+        sample
+        | {"filtered_resps": [sample["filtered_resps"]], "target": asking.doc_to_target(documents[sample["doc_id"]])}
+        for sample in logged
+    ]
+    return _outcome(cell, out, samples, asked, attempt, journal, answerer)
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.rglob(pattern))
+    if len(found) != 1:
+        raise InvalidResult(f"the run wrote {len(found)} files {pattern!r}, not one")
+    return found[0]
+
+
+def _outcome(
+    cell: Cell,
+    out: Mapping[str, Any],
+    samples: list[Logged],
+    asked: Any,
+    attempt: Path,
+    journal: Path,
+    answerer: Answerer,
+) -> tuple[Outcome, list[Sample]]:
+    """Checked: what lmms-eval's results `out` and `samples` say, and what the journal says that the answers took.
+
+    `asked` are the task's documents.
+    """
+    benchmark = BENCHMARKS[cell.task]
+    logged = sorted(samples, key=lambda sample: sample["doc_id"])
     expected = out["n-samples"][benchmark.task]["original"]  # of those that the task's limit has left
     if cell.limit is not None and expected > cell.limit:
         raise InvalidResult(f"{expected} questions were asked, but the limit is {cell.limit}")
     documents = [sample["doc_id"] for sample in logged]
     if documents != sorted(set(documents)) or len(documents) != expected:
         raise InvalidResult(f"{len(set(documents))} different questions answered, {expected} expected")
-    asked = lm.task_dict[benchmark.task][out["configs"][benchmark.task]["test_split"]]
+    written = read_journal(journal, answerer.identity.text())
+    if len(written.answers) > expected:
+        set_aside(journal)
+    if len(written.answers) != expected:
+        raise InvalidResult(f"{journal} holds {len(written.answers)} answers, {expected} expected")
     numbers = document_numbers(asked)  # in the whole data set, so that studies with other limits can be joined
     logged = [sample | {"doc_id": numbers[sample["doc_id"]]} for sample in logged]
     images = dict(zip(numbers, image_names(asked, benchmark.image_column), strict=True))
@@ -89,10 +146,14 @@ def evaluate_cell(
         metric, submitted = "submission", _submission(attempt, benchmark.name, asked)
     elif not benchmark.judged:
         scores = _scores(benchmark, out["results"][benchmark.task], logged, images)
-    cost = None if (prefill := lm.prefill_cost()) is None else asdict(prefill)
-    speed = measured(spent, device_name(lm.device), cell.identity.dtype, lm.batch_size, lm.seat.answered)
+    cost = PrefillCost.of(answerer.sizes, written.lengths)
     outcome = Outcome(
-        answered=len(logged), expected=expected, cost=cost, speed=speed, scores=scores, submission=submitted
+        answered=len(logged),
+        expected=expected,
+        cost=None if cost is None else asdict(cost),
+        speed=measured(written, cell.identity.dtype),
+        scores=scores,
+        submission=submitted,
     )
     return outcome, [_line(sample, metric, images) for sample in logged]
 
@@ -103,11 +164,12 @@ def gather(lm: LlavaFinePruner, cells: Sequence[PlannedCell], monitor: bool) -> 
     for cell in cells if len(cells) > 1 else ():
         try:
             _, pruner = lm.method(**_method(cell))
-            _check_identity(lm, pruner, cell)
+            answers = lm.answer_identity(pruner)
+            _check_identity(answers, cell)
         except (ValueError, TypeError, InvalidResult) as error:
             logger.warning(f"{cell.label} goes on alone: {first_line(error)}")
             continue
-        journal = Journal(cell.path / "cache", lm.rank)
+        journal = Journal(cell.path / "cache", answers.text(), lm.origin)
         members[cell.id] = Companion(cell.label, pruner, journal, lm.monitor_in(cell.path if monitor else None))
     return Company(members)
 
@@ -117,9 +179,9 @@ def _method(cell: Cell) -> dict[str, Any]:
     return {"method": cell.method.method, "budget": cell.method.budget, **cell.method.parameters}
 
 
-def _check_identity(lm: LlavaFinePruner, pruner: Pruner, cell: Cell) -> None:
-    """`InvalidResult` if this process would compute something else than was planned."""
-    now = cell_identity(lm.answer_identity(pruner), cell.task, cell.limit, cell.submission, cell.identity.data)
+def _check_identity(answers: Identity, cell: Cell) -> None:
+    """`InvalidResult` if these are answers to something else than was planned."""
+    now = cell_identity(answers, cell.task, cell.limit, cell.submission, cell.identity.data)
     if changes := now.changes_since(cell.identity):
         raise InvalidResult(f"since this was planned, {'; '.join(changes)}; `run` again")
 

@@ -85,9 +85,10 @@ class Study(Record):
 
 
 class PlannedCell(Cell):
-    """A cell and its directory."""
+    """A cell and its directory, and how many attempts at it were made before: the next is for who comes first."""
 
     path: Path
+    attempts: int = 0
 
 
 class Plan(Record):
@@ -103,16 +104,20 @@ class Plan(Record):
     submission: bool
     fan_out: int | None
     """How many cells of a task are answered together at most; None for as many as memory allows."""
+    mode: Literal["resident", "packed", "isolated"] = "resident"
+    processes: int = 1
+    """How many share the questions of a cell."""
     cells: tuple[PlannedCell, ...]
 
 
 class Event(Record):
     """A line of `events.jsonl`: what a worker says to the run that started it.
 
-    `start`, `done` and `failed` name the `cell`; `progress` says how many of its questions are answered.
+    `start`, `done`, `failed` and `lost` (to another worker) name the `cell`; `progress` says how many of its questions
+    are answered.
     """
 
-    event: Literal["loading", "ready", "start", "progress", "done", "failed", "end"]
+    event: Literal["loading", "ready", "start", "progress", "done", "failed", "lost", "end"]
     cell: str = ""
     done: int = 0
     total: int = 0

@@ -13,6 +13,7 @@ from finepruner_lmms.output import plain, say
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 MISSING = "–"
 """What a table shows where there is no value."""
@@ -47,13 +48,13 @@ class PlainDisplay:
         """Something that is not about one cell."""
         self._line(f"{time.strftime('%H:%M:%S')} {text}")
 
-    def cell_started(self, label: str) -> None:
+    def cell_started(self, label: str, worker: int = 0) -> None:
         """Nothing: the line that matters is the one at the end."""
 
-    def cell_progress(self, done: int, total: int) -> None:
+    def cell_progress(self, done: int, total: int, worker: int = 0) -> None:
         """Nothing: a log is not a terminal."""
 
-    def cell_ended(self, cell: Cell, state: str, text: str) -> None:
+    def cell_ended(self, cell: Cell, state: str, text: str, worker: int = 0) -> None:
         """The score, or the reason of the failure."""
         self._done += 1
         width = len(str(self._total))
@@ -64,7 +65,7 @@ class PlainDisplay:
 
 
 class BarDisplay(PlainDisplay):
-    """Two bars, all cells and the current one; finished cells scroll by above them."""
+    """A bar for all cells, and one for each worker with its cell; finished cells scroll by above them."""
 
     def __init__(self, console: Console, total: int, done: int) -> None:
         from rich.progress import (
@@ -77,10 +78,18 @@ class BarDisplay(PlainDisplay):
         )
 
         super().__init__(console, total, done)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-        self._cells = self._progress.add_task("cells", total=total, completed=done)
-        self._cell = self._progress.add_task("", total=None, visible=False)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._cells = self._progress.add_task("cells", total=total, completed=done, speed="")
+        self._workers: dict[int, TaskID] = {}
+        self._begun: dict[int, tuple[float, int]] = {}
 
     def __enter__(self) -> BarDisplay:
         self._progress.start()
@@ -91,17 +100,26 @@ class BarDisplay(PlainDisplay):
     ) -> None:
         self._progress.stop()
 
-    def cell_started(self, label: str) -> None:
-        """The second bar is about this cell."""
-        self._progress.reset(self._cell, description=plain(label), total=None, visible=True)
+    def cell_started(self, label: str, worker: int = 0) -> None:
+        """The bar of this worker is about this cell."""
+        if worker not in self._workers:
+            self._workers[worker] = self._progress.add_task("", total=None, speed="")
+        shown = label if len(self._workers) == 1 else f"{worker}: {label}"
+        self._begun.pop(worker, None)
+        self._progress.reset(self._workers[worker], description=plain(shown), total=None, visible=True, speed="")
 
-    def cell_progress(self, done: int, total: int) -> None:
-        """Questions answered."""
-        self._progress.update(self._cell, completed=done, total=total)
+    def cell_progress(self, done: int, total: int, worker: int = 0) -> None:
+        """Questions answered, and how many per second since the first of them."""
+        if worker not in self._workers:
+            return
+        began, before = self._begun.setdefault(worker, (time.monotonic(), done))
+        passed = time.monotonic() - began
+        speed = f"{(done - before) / passed:.1f} questions/s" if passed and done > before else ""
+        self._progress.update(self._workers[worker], completed=done, total=total, speed=speed)
 
-    def cell_ended(self, cell: Cell, state: str, text: str) -> None:
+    def cell_ended(self, cell: Cell, state: str, text: str, worker: int = 0) -> None:
         """The first bar moves on."""
-        super().cell_ended(cell, state, text)
+        super().cell_ended(cell, state, text, worker)
         self._progress.update(self._cells, completed=self._done)
 
 

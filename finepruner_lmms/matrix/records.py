@@ -126,24 +126,28 @@ class Conditions(Record):
     """What ran: `eager`, `graphs`, or both."""
     together: int = 1
     """How many cells were answered as one (`launch.fan_out`), so that the time is that of all of them."""
+    asked_batch_size: int | None = None
+    """What the batch size was to be, where memory ran out with it."""
 
     def __str__(self) -> str:
         processes = f"{self.processes} x " if self.processes > 1 else ""
         together = f", {self.together} cells at once" if self.together > 1 else ""
-        return f"{processes}{self.device}, {self.dtype}, batch {self.batch_size}, {self.execution}{together}"
+        halved = "" if self.asked_batch_size is None else f" (memory ran out with {self.asked_batch_size})"
+        return f"{processes}{self.device}, {self.dtype}, batch {self.batch_size}{halved}, {self.execution}{together}"
 
 
 class Speed(Record):
-    """How fast a cell was answered, measured over `questions`: those that no earlier attempt had answered.
+    """How fast a cell was answered, measured over `questions`, each once, in so many `attempts`.
 
-    Times are in seconds. `seconds` is the whole time until the last answer, with reading and encoding images. A first
-    token is timed from the call of `generate` on, for the whole batch; `seconds_per_token` is that of a decode step,
-    which gives a token to each row. `waiting` is the share of time in which the model waited for its input. What was
-    not measured is None.
+    Times are in seconds. `seconds` is the whole time until the last answer, with reading and encoding images, but
+    without what was lost where an attempt was cut off. A first token is timed from the call of `generate` on, for the
+    whole batch; `seconds_per_token` is that of a decode step, which gives a token to each row. `waiting` is the share
+    of time in which the model waited for its input. What was not measured is None.
     """
 
     questions: int
     batches: int
+    attempts: int = 1
     seconds: Number
     questions_per_second: Number
     model_questions_per_second: Number
@@ -165,7 +169,7 @@ class Outcome(Record):
     answered: int
     expected: int
     cost: dict[str, int | float] | None
-    """Of the first process's questions; those that an earlier attempt had answered are not among them."""
+    """Of all questions, each once, whoever answered it in which attempt."""
     speed: Speed | None = None
     scores: Scores | None = None
     submission: Path | None = None
@@ -202,7 +206,7 @@ class Result(Answered):
     standard_error: Number | None = None
     cost: dict[str, Number] | None = None
     speed: Speed | None = None
-    """None where an earlier attempt had answered everything, and in results of versions that did not measure."""
+    """None in results of versions that did not measure; these measured only what no earlier attempt had answered."""
     submission: Submission | None = None
     judge: Verdict | None = None
 

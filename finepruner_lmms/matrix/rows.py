@@ -10,13 +10,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError, show
-from finepruner_lmms.matrix.yaml_places import Document, Place
+from finepruner_lmms.matrix.sections import MOST_ROWS
+from finepruner_lmms.matrix.yaml_places import Document, Place, dotted
 
 if TYPE_CHECKING:
     from finepruner_lmms.pruners import Pruner
-
-MOST_ROWS = 10_000
-"""Of one entry: more are taken for a mistake, rather than multiplied out."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,8 @@ def check_rows(methods: Sequence[str | dict[str, Any]], document: Document) -> l
             report(row, error, document)
             continue
         if pruner in seen:
-            problem = f"the same row as one of {_dotted(seen[pruner])}: {pruner}"
-            document.report(FieldError(_dotted(row.place), problem), row.place)
+            problem = f"the same row as one of {dotted(seen[pruner])}: {pruner}"
+            document.report(FieldError(dotted(row.place), problem), row.place)
         seen.setdefault(pruner, row.place)
         rows.append(row)
     return rows
@@ -74,7 +72,7 @@ def check_rows(methods: Sequence[str | dict[str, Any]], document: Document) -> l
 
 def report(row: Row, error: ValueError, document: Document) -> None:
     """Report what is wrong with a row, at the parameter that it is about."""
-    prefix = _dotted(row.place)
+    prefix = dotted(row.place)
     if isinstance(error, FieldError):
         document.report(error.under(prefix), row.where(error.field))
     else:  # a plug-in's own, which may not say what it is about
@@ -83,9 +81,11 @@ def report(row: Row, error: ValueError, document: Document) -> None:
 
 def _multiply(methods: Sequence[str | dict[str, Any]], document: Document) -> Iterator[Row]:
     """Lists multiply within an entry, the first-named varying slowest."""
+    left = MOST_ROWS
     for number, entry in enumerate(methods):
         place: Place = ("methods", number)
         if isinstance(entry, str):
+            left -= 1
             yield Row(entry, (), place)
             continue
         try:
@@ -93,14 +93,22 @@ def _multiply(methods: Sequence[str | dict[str, Any]], document: Document) -> It
             method = entry.get("method")
             if not isinstance(method, str):
                 raise FieldError("method", f"got {show(method)}; expected the name of one method", value=method)
-            if (count := math.prod(map(len, axes))) > MOST_ROWS:
+            if (count := math.prod(map(len, axes))) > left:
                 name = max(entry, key=lambda name: len(entry[name]) if isinstance(entry[name], list) else 0)
-                raise FieldError(name, f"the lists multiply to {count:,} rows; at most {MOST_ROWS:,} are taken")
+                before = "" if count > MOST_ROWS else f", after {MOST_ROWS - left:,} before it"
+                problem = f"the lists multiply to {_many(count)} rows{before}; a file takes at most {MOST_ROWS:,}"
+                raise FieldError(name, problem, fix="name fewer values")
         except FieldError as error:
-            document.report(error.under(_dotted(place)))
+            document.report(error.under(dotted(place)), (*place, error.field))
             continue
+        left -= count
         for choice in itertools.product(*axes):
             yield Row(method, tuple((name, value) for name, value, _ in choice), place, tuple(i for *_, i in choice))
+
+
+def _many(count: int) -> str:
+    """A number of rows, which may be longer than a line."""
+    return f"{count:,}" if count < 10**18 else "more than 10^18"
 
 
 def _axis(name: str, value: Any) -> list[tuple[str, Any, int | None]]:
@@ -112,7 +120,3 @@ def _axis(name: str, value: Any) -> list[tuple[str, Any, int | None]]:
         if not isinstance(one, str | int | float | None):
             raise FieldError(name, f"got {show(one)}; parameters are single values or lists of them", value=one)
     return [(name, one, number if isinstance(value, list) else None) for number, one in enumerate(values)]
-
-
-def _dotted(place: Place) -> str:
-    return ".".join(map(str, place))

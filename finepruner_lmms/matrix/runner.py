@@ -1,51 +1,190 @@
-"""Working through the cells that are not done: launch, listen, launch again for what is left."""
+"""Working through the cells that are not done: launch workers, listen to them, launch again for what is left.
+
+What is true stands on disk; what workers say only moves the display along. A cell that another runner or job holds is
+left to it.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Protocol
 
+from finepruner_lmms.claims import end
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.matrix.attempts import write_error
-from finepruner_lmms.matrix.launch import Launch, WorkerTimeout
-from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
+from finepruner_lmms.matrix.attempts import PREFIX, holder, last_attempt, write_error
+from finepruner_lmms.matrix.launch import Launch, Slot, WorkerTimeout, sweep
+from finepruner_lmms.matrix.modes import Mode, choose_mode, in_order, num_processes, places, together, usable_gpus
+from finepruner_lmms.matrix.plan import Cell, Event, Plan, PlannedCell
 from finepruner_lmms.matrix.progress import score_text
 from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.store import State, Store
 
 MAX_DEATHS = 2
-"""A cell during which the worker died so often is given up."""
+"""A cell during which the worker died so often, without a new answer in between, is given up."""
+_SLOT_DEATHS = 2
+"""A place whose worker died so often in a row is left out, as long as there are others."""
+_POLL = 0.1  # seconds
 
 
 class LaunchError(Failure, RuntimeError):
     """A worker ended before it began any cell, so that trying again would change nothing."""
 
+    exit_status = 1
+
+
+class OutputGone(Failure, OSError):
+    """The output directory was removed while the run worked in it."""
+
+    exit_status = 1
+
 
 class Display(Protocol):
-    """Who shows the progress of a run."""
+    """Who shows the progress of a run. Workers are told apart by the number of their place."""
 
     def note(self, text: str) -> None:
         """Something that is not about one cell."""
 
-    def cell_started(self, label: str) -> None:
+    def cell_started(self, label: str, worker: int = 0) -> None:
         """A cell began."""
 
-    def cell_progress(self, done: int, total: int) -> None:
+    def cell_progress(self, done: int, total: int, worker: int = 0) -> None:
         """So many of its questions are answered."""
 
-    def cell_ended(self, cell: Cell, state: str, text: str) -> None:
+    def cell_ended(self, cell: Cell, state: str, text: str, worker: int = 0) -> None:
         """A cell ended: "done" with its score, or "failed" with the reason."""
 
 
-def run_cells(store: Store, file: MatrixFile, cells: Sequence[Cell], display: Display) -> None:
-    """Work through `cells`. What came of each is on disk afterwards; `LaunchError` if no worker can start."""
-    left = {cell.id: cell for cell in cells}
-    deaths: Counter[str] = Counter()
-    port_was_taken = False
-    while left:
-        folder = store.new_launch()
-        planned = [PlannedCell(**dict(cell), path=store.cell_dir(cell).resolve()) for cell in left.values()]
+def run_cells(
+    store: Store,
+    file: MatrixFile,
+    cells: Sequence[Cell],
+    display: Display,
+    *,
+    mode: Mode | None = None,
+    seconds: Mapping[str, float] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Work through `cells` but for those that others hold. What came of each is on disk afterwards.
+
+    `mode` is how, `launch.mode` if None; `seconds` are how long each cell is expected to take, by its id. With `stop`
+    set workers are ended, and what they were at can be taken by others. `LaunchError` if no worker can start.
+    """
+    if not cells:
+        return
+    gpus = usable_gpus(file.model)
+    chosen = mode or choose_mode(file.launch, num_processes(file.launch, gpus), len(cells))
+    crew = Crew(store, file, cells, display, chosen, places(file, chosen, gpus), seconds or {})
+    with ExitStack() as stack:
+        stack.callback(crew.stop)
+        while crew.step() and not (stop is not None and stop.is_set()):
+            time.sleep(_POLL)
+
+
+class Worker:
+    """A place and the worker in it, if there is one."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.launch: Launch | None = None
+        self.current: str | None = None
+        self.started = False
+        self.deaths = 0
+        self.usable = True
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"worker {self.slot.number}" + (f" (GPU {self.slot.devices})" if self.slot.devices else "")
+
+
+class Crew:
+    """The workers of one run on this machine."""
+
+    def __init__(
+        self,
+        store: Store,
+        file: MatrixFile,
+        cells: Sequence[Cell],
+        display: Display,
+        mode: Mode,
+        slots: Sequence[Slot],
+        seconds: Mapping[str, float],
+    ) -> None:
+        self._store, self._file, self._display, self._mode = store, file, display, mode
+        self._seconds = seconds
+        store.root.mkdir(parents=True, exist_ok=True)
+        self._left = {cell.id: cell for cell in cells}
+        self._folders = dict(zip(self._left, store.cell_dirs(cells), strict=True))
+        self._workers = [Worker(slot) for slot in slots]
+        self._deaths: Counter[str] = Counter()
+        self._answered: dict[str, int] = {}
+        self._died = 0
+        self._port_was_taken = False
+        self._reason = ""
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Start what can be started and hear what was said; False once nothing is left to do here."""
+        if self._store.root.exists():
+            self._start()
+        else:
+            raise OutputGone(
+                f"output: {str(self._store.root)!r} was removed while the run worked in it; `run` begins anew"
+            )
+        for worker in self._workers:
+            if worker.launch is not None:
+                self._listen(worker)
+        return any(worker.launch is not None for worker in self._workers) or self._can_start()
+
+    def stop(self) -> None:
+        """End all workers; what they were at was interrupted, and can be taken by anybody."""
+        for worker in self._workers:
+            if worker.launch is not None:
+                worker.launch.stop()
+                worker.launch = None
+        for folder in self._folders.values():
+            owner = holder(folder)
+            if owner is None and (number := last_attempt(folder)):
+                end(folder / f"{PREFIX}-{number}", "interrupted")
+
+    def _free(self) -> list[Cell]:
+        """The cells that nobody works on."""
+        return [cell for name, cell in self._left.items() if holder(self._folders[name]) is None]
+
+    def _idle(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.usable and worker.launch is None]
+
+    def _can_start(self) -> bool:
+        return bool(self._left and self._idle() and self._free())
+
+    def _start(self) -> None:
+        """A worker for each place that has none, as long as there are cells for it."""
+        idle = self._idle()
+        if not idle or not self._left:
+            return
+        # those that have not begun will take some of what is free
+        starting = sum(1 for worker in self._workers if worker.launch is not None and not worker.started)
+        free = self._free()
+        if not free:
+            return
+        most = together(self._file, self._mode, len(free), len(self._workers), self._died)
+        groups = -(-len(free) // most) if most else len({cell.task for cell in free})
+        for worker in idle[: max(0, groups - starting)]:
+            self._launch(worker, in_order(free, self._seconds, most) if self._mode == "packed" else free, most)
+
+    def _launch(self, worker: Worker, cells: Sequence[Cell], most: int | None) -> None:
+        folder, file = self._store.new_launch(), self._file
+        planned = [
+            PlannedCell(
+                **dict(cell), path=self._folders[cell.id].resolve(), attempts=last_attempt(self._folders[cell.id])
+            )
+            for cell in cells
+        ]
         plan = Plan(
             launch=folder.name,
             model=file.model,
@@ -54,55 +193,115 @@ def run_cells(store: Store, file: MatrixFile, cells: Sequence[Cell], display: Di
             limit=file.limit,
             monitor=file.monitor,
             submission=file.submission,
-            fan_out=file.launch.at_once(len(left), deaths.total()),
+            fan_out=most,
+            mode=self._mode,
+            processes=worker.slot.processes,
             cells=tuple(planned),
         )
-        with Launch(folder, plan, file.launch) as launch:
-            started, current, silent = _listen(launch, left, store, display)
-        if current is not None and (state := store.state(left[current], live=False)).name != "missing":
+        worker.launch, worker.current, worker.started = (
+            Launch(folder, plan, worker.slot, file.launch.timeouts),
+            None,
+            False,
+        )
+
+    # -- what workers say ---------------------------------------------------------------------------------------------
+
+    def _listen(self, worker: Worker) -> None:
+        assert worker.launch is not None
+        try:
+            events, ended = worker.launch.read()
+        except WorkerTimeout as still:
+            events, ended = [], True
+            silent = str(still)
+        else:
+            silent = ""
+        for event in events:
+            self._hear(worker, event)
+        if ended:
+            launch, worker.launch = worker.launch, None
+            launch.stop()
+            self._after(worker, launch, silent)
+
+    def _hear(self, worker: Worker, event: Event) -> None:
+        number = worker.slot.number
+        match event.event:
+            case "loading":
+                self._display.note(
+                    "loading the model" if len(self._workers) == 1 else f"{worker.name}: loading the model"
+                )
+            case "start":
+                worker.started, worker.current = True, event.cell
+                self._display.cell_started(self._left[event.cell].label, number)
+            case "progress":
+                self._display.cell_progress(event.done, event.total, number)
+            case "lost":
+                worker.current = None
+            case "done" | "failed":
+                worker.current, worker.deaths = None, 0
+                cell = self._left.pop(event.cell)
+                state = self._store.state(cell)  # the truth is on disk, not in what the worker says
+                self._display.cell_ended(cell, state.name, _ending(state), number)
+
+    def _after(self, worker: Worker, launch: Launch, silent: str) -> None:
+        """A worker ended: whether it lost a cell, or could not start, or left what is still to do."""
+        current, worker.current = worker.current, None
+        if current is not None and (state := self._store.state(self._left[current])).name not in ("missing", "running"):
             # it ended before it could say so, or a process other than the first failed and wrote down why
-            display.cell_ended(left.pop(current), state.name, _ending(state))
+            self._display.cell_ended(self._left.pop(current), state.name, _ending(state), worker.slot.number)
         elif current is not None:  # the worker went without a word
-            deaths[current] += 1
             reason = silent or f"the worker ended in the middle of the cell: {launch.exit_text()}; {launch.reason()}"
-            if deaths[current] >= MAX_DEATHS:
-                cell = left.pop(current)
-                write_error(store.cell_dir(cell), "WorkerDied", reason)
-                display.cell_ended(cell, "failed", reason)
-            else:
-                display.note(f"{left[current].label}: {reason}; starting again")
-        elif not started:
-            if not port_was_taken and "EADDRINUSE" in launch.log.read_text(errors="replace"):
-                port_was_taken = True
-                continue
-            raise LaunchError(f"the worker could not start: {silent or launch.reason()}\n  log: {launch.log}")
+            self._died_in(worker, current, reason)
+        elif not worker.started and launch.failed:
+            self._could_not_start(worker, launch, silent)
+        elif not worker.started:
+            worker.usable = False  # it found nothing to take: whoever has the cells will end them
+        self._take_note_of_others()
 
+    def _died_in(self, worker: Worker, name: str, reason: str) -> None:
+        """A death counts against the cell, unless answers came since the last; and against the place."""
+        folder, cell = self._folders[name], self._left[name]
+        answered = sum(file.stat().st_size for file in folder.glob("cache/**/*") if file.is_file())
+        self._deaths[name] = 1 if answered > self._answered.get(name, 0) else self._deaths[name] + 1
+        self._answered[name] = answered
+        self._died += 1
+        if self._deaths[name] >= MAX_DEATHS:
+            self._left.pop(name)
+            write_error(folder, "WorkerDied", reason)
+            self._display.cell_ended(cell, "failed", reason, worker.slot.number)
+        else:
+            end(folder / f"{PREFIX}-{last_attempt(folder)}", "died")
+            self._display.note(f"{cell.label}: {reason}; starting again")
+        worker.deaths += 1
+        others = [other for other in self._workers if other.usable and other is not worker]
+        if worker.deaths >= _SLOT_DEATHS and others:
+            worker.usable = False
+            self._display.note(f"{worker.name} is left out: it died {worker.deaths} times in a row")
 
-def _listen(launch: Launch, left: dict[str, Cell], store: Store, display: Display) -> tuple[bool, str | None, str]:
-    """Follow one worker and take finished cells out of `left`.
+    def _could_not_start(self, worker: Worker, launch: Launch, silent: str) -> None:
+        if not self._port_was_taken and "EADDRINUSE" in launch.log.read_text(encoding="utf-8", errors="replace"):
+            self._port_was_taken = True
+            return
+        reason = f"the worker could not start: {silent or launch.reason()}\n  log: {launch.log}"
+        worker.usable = False
+        if not any(other.usable for other in self._workers):
+            raise LaunchError(reason)
+        self._display.note(f"{worker.name} is left out: {reason}")
 
-    Returns whether any cell began, the cell it was in when it ended, and why we stopped it if we did.
-    """
-    started, current = False, None
-    try:
-        for event in launch.events():
-            match event.event:
-                case "loading":
-                    display.note("loading the model")
-                case "start":
-                    started, current = True, event.cell
-                    display.cell_started(left[event.cell].label)
-                case "progress":
-                    display.cell_progress(event.done, event.total)
-                case "done" | "failed":
-                    current = None
-                    cell = left.pop(event.cell)
-                    state = store.state(cell, live=True)  # the truth is on disk, not in what the worker says
-                    display.cell_ended(cell, state.name, _ending(state))
-    except WorkerTimeout as silence:
-        return started, current, str(silence)
-    return started, current, ""
+    def _take_note_of_others(self) -> None:
+        """Cells that another runner or job has ended meanwhile."""
+        mine = {worker.current for worker in self._workers}
+        for name in [name for name in self._left if name not in mine]:
+            if self._folders[name].is_dir() and (state := self._store.state(self._left[name])).name in (
+                "done",
+                "waiting",
+            ):
+                self._display.cell_ended(self._left.pop(name), state.name, _ending(state))
 
 
 def _ending(state: State) -> str:
     return score_text(state.result) if state.result else state.reason
+
+
+def clean_up(store: Store) -> None:
+    """End what a run that is gone has left behind on this machine. The caller holds the output directory."""
+    sweep(store.root / "launches")

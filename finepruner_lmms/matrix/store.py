@@ -29,9 +29,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.claims import Locked, is_locked, lock
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.files import Locked, LockUnsupported, is_locked, lock, set_aside, write_json
+from finepruner_lmms.files import set_aside, write_json
 from finepruner_lmms.lmms.identity_record import Identity
+from finepruner_lmms.matrix.attempts import holder
 from finepruner_lmms.matrix.evidence import checksum
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import CellError, Damage, Result, Status, load, load_json, parse, read
@@ -148,14 +150,13 @@ class Store:
                     reasons[cell.id] = f"{'; '.join(changes)} (since {folder})"
         return reasons
 
-    def state(self, cell: Cell, live: bool) -> State:
-        """What is true about a cell; `live` says whether a run is working in this directory now."""
-        return _state(self.cell_dir(cell), cell, live)
+    def state(self, cell: Cell) -> State:
+        """What is true about a cell."""
+        return _state(self.cell_dir(cell), cell)
 
     def states(self, cells: Sequence[Cell]) -> list[State]:
         """The state of each cell."""
-        live, folders = self.is_live(), self.cell_dirs(cells)
-        return [_state(folder, cell, live) for folder, cell in zip(folders, cells, strict=True)]
+        return [_state(folder, cell) for folder, cell in zip(self.cell_dirs(cells), cells, strict=True)]
 
     def others(self, cells: Iterable[Cell]) -> int:
         """How many finished cells there are that do not belong to the matrix: other settings, code or checkpoint."""
@@ -163,37 +164,40 @@ class Store:
         return sum(1 for result in self.root.glob("cells/*/result.json") if result.parent not in mine)
 
     def new_launch(self) -> Path:
-        """A fresh directory for one worker."""
+        """A fresh directory for one worker; others may make theirs at the same time."""
         folder = self.root / "launches"
         folder.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(d.name) for d in folder.iterdir() if d.name.isdecimal()), default=0)
-        (folder / str(number)).mkdir()
-        return folder / str(number)
+        while True:
+            try:
+                (folder / str(number)).mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder / str(number)
 
     # -- one run at a time ----------------------------------------------------------------------------------------
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory; `StoreError` if another run does. The system lets go when the process ends."""
+        """Hold the directory; `StoreError` if another run does. Ends with the process, also where that is killed."""
         with ExitStack() as held:
             try:
                 held.enter_context(lock(self._lock))
             except Locked as error:
                 raise StoreError(f"output: {str(self.root)!r} is in use by {error.holder}") from None
-            except LockUnsupported as error:
-                raise StoreError(f"output: {error}; give --output a folder on a disk that can") from None
             yield
 
     def is_live(self) -> bool:
-        """Whether a run holds this directory now."""
+        """Whether a run holds this directory now. Asking never keeps a run from starting."""
         return is_locked(self._lock)
 
     @property
     def _lock(self) -> Path:
-        return self.root / ".lock"
+        return self.root / ".run"
 
 
-def _state(folder: Path, cell: Cell, live: bool) -> State:
+def _state(folder: Path, cell: Cell) -> State:
     """What is true about a cell whose directory is `folder`."""
     if not folder.is_dir():
         there = next(
@@ -212,8 +216,8 @@ def _state(folder: Path, cell: Cell, live: bool) -> State:
     except Damage as damage:
         status, error = None, None
         found = found if found.damaged else replace(found, reason=str(damage))
-    if live and status is not None and status.state == "running":
-        return State("running", f"attempt {status.attempt} on {status.host}, process {status.pid}")
+    if status is not None and status.state == "running" and (owner := holder(folder)) is not None:
+        return State("running", f"attempt {status.attempt}: {owner}")
     if error is not None:
         return State("failed", f"{error.error}: {error.message}")
     if found.reason:
@@ -242,8 +246,8 @@ def _load_study(file: Path) -> Study | None:
         raise Damage(f"{file.name} was changed after it was written (its checksum is of another content)")
     for number, cell in enumerate(study.cells):
         place = f"{file.name}: cells.{number}"
-        if cell.task not in BENCHMARKS or cell.task not in study.tasks:
-            raise Damage(f"{place}.task is {cell.task!r}, which the study has not")
+        if cell.task not in BENCHMARKS:
+            raise Damage(f"{place}.task is {cell.task!r}, which is no benchmark")
         if not 0 <= cell.row < len(study.rows) or study.rows[cell.row] != cell.method:
             raise Damage(f"{place}.row is {cell.row}, which is of another method")
     return study

@@ -35,8 +35,9 @@ def open_study(config: Path, output: Path | None) -> tuple[Matrix, Store, Study]
 
 
 def to_run(study: Study, states: Sequence[State]) -> list[Cell]:
-    """The cells without answers."""
-    return [cell for cell, state in zip(study.cells, states, strict=True) if state.name not in ("done", "waiting")]
+    """The cells without answers on which nobody works."""
+    settled = ("done", "waiting", "running")
+    return [cell for cell, state in zip(study.cells, states, strict=True) if state.name not in settled]
 
 
 def report_unfinished(store: Store, study: Study) -> int:

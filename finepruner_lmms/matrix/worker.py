@@ -1,8 +1,8 @@
 """The worker: loads the model once and works through cells with lmms-eval's own evaluator.
 
-Started by `accelerate launch -m finepruner_lmms.matrix.worker PLAN`; every process runs the same cells in the same
-order, the first one writes. `python -m finepruner_lmms.matrix.worker` does nothing that needs the parent: what it
-says to it are lines in the events file.
+Every process of a worker runs the same cells in the same order; the first one claims and writes. Several workers may
+go through the same plan: each takes the cells that no other has taken. What a worker says to its parent are lines in
+the events file. Cells that are to run in launches of their own are in `isolated`.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ import traceback
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from lmms_eval.tasks import TaskManager
-from loguru import logger
-
-from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.data.task_folders import folder as task_folder
 from finepruner_lmms.files import load_object
-from finepruner_lmms.lmms.model import LlavaFinePruner
-from finepruner_lmms.lmms.together import Company
-from finepruner_lmms.matrix.attempts import begin_attempt, write_error
-from finepruner_lmms.matrix.evaluate import evaluate_cell, gather
+from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
 from finepruner_lmms.matrix.records import parse
-from finepruner_lmms.matrix.results import publish_submission, write_answered, write_result
 
-# after these a process may no longer compute correctly
-_POISONED = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
+if TYPE_CHECKING:
+    from lmms_eval.tasks import TaskManager
+
+    from finepruner_lmms.claims import Claim
+    from finepruner_lmms.lmms.model import LlavaFinePruner
+    from finepruner_lmms.lmms.together import Company
+    from finepruner_lmms.matrix.records import Outcome, Sample
+
 _EVERY = 0.5  # seconds between two reports of progress
 LEFT = 75  # exit status of a worker that leaves cells to a fresh one
+
+
+class Superseded(RuntimeError):
+    """Another process took the cell over, since this one had shown no sign of life for long."""
 
 
 class Events:
@@ -53,6 +54,7 @@ class Events:
 
     def progress(self, done: int, total: int) -> None:
         """Say how many questions are answered, now and then."""
+        heartbeat.progress(done, total)
         now = time.monotonic()
         if now - self._last >= _EVERY or done == total:
             self._last = now
@@ -61,27 +63,51 @@ class Events:
 
 def main() -> None:
     """Run the plan named on the command line."""
+    heartbeat.begin()  # before anything that takes long
+    _leave_with_the_parent()
     plan_file = Path(sys.argv[1])
     plan = parse(Plan, load_object(plan_file), plan_file.name)
-    _leave_with_the_parent()
     first = int(os.environ.get("RANK", "0")) == 0
     events = Events(plan_file.with_name("events.jsonl") if first else None)
     events.send(Event(event="loading"))
+    if plan.mode == "isolated":
+        from finepruner_lmms.matrix.isolated import run_isolated
+
+        run_isolated(plan, events, plan_file.parent)
+    else:
+        _run(plan, events, first)
+    events.send(Event(event="end"))
+
+
+def _run(plan: Plan, events: Events, first: bool) -> None:
+    """Load the model and work through the cells that can be had."""
+    heartbeat.phase("load")
+    from finepruner_lmms.lmms.model import LlavaFinePruner
+    from finepruner_lmms.matrix.evaluate import gather
+
     lm = LlavaFinePruner(**plan.model.model_dump(exclude_none=True), batch_size=plan.batch_size)
-    lm.on_progress = events.progress if first else None
-    manager = TaskManager(
-        include_path=str(task_folder(plan.data, plan.submission, plan.limit)),
-        include_defaults=False,
-        model_name="llava_finepruner",
-    )
+    lm.on_progress = events.progress if first else heartbeat.progress
+    heartbeat.phase("index")
+    manager = task_manager(plan)
     events.send(Event(event="ready", processes=lm.world_size))
     for cells in at_once(plan.cells, plan.fan_out):
-        company = gather(lm, cells, plan.monitor)
-        for cell in cells:
-            if not _attempt(lm, manager, cell, plan, events, first, company):
+        heartbeat.phase("index")
+        mine = _claimed(lm, cells, first)
+        company = gather(lm, [cell for cell, _ in mine], plan.monitor)
+        for cell, claim in mine:
+            if not _attempt(lm, manager, cell, claim, plan, events, first, company):
                 # peers wait inside a collective for a process that failed: only a fresh launch can go on
                 os._exit(LEFT)
-    events.send(Event(event="end"))
+
+
+def task_manager(plan: Plan) -> TaskManager:
+    """The tasks of a plan, and none besides."""
+    from lmms_eval.tasks import TaskManager
+
+    from finepruner_lmms.data.task_folders import folder as task_folder
+
+    where = str(task_folder(plan.data, plan.submission, plan.limit))
+    return TaskManager(include_path=where, include_defaults=False, model_name="llava_finepruner")
 
 
 def at_once(cells: Sequence[PlannedCell], most: int | None) -> Iterator[list[PlannedCell]]:
@@ -92,49 +118,92 @@ def at_once(cells: Sequence[PlannedCell], most: int | None) -> Iterator[list[Pla
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
+def _claimed(lm: LlavaFinePruner, cells: Sequence[PlannedCell], first: bool) -> list[tuple[PlannedCell, Claim | None]]:
+    """Those of the cells that nobody else has taken, each with the claim of the first process."""
+    from accelerate.utils import broadcast_object_list
+
+    from finepruner_lmms.matrix.attempts import take
+
+    held: dict[str, Claim | None] = {}
+    if first:
+        for cell in cells:
+            if (claim := take(cell.path, cell.attempts)) is not None:
+                held[cell.id] = claim
+    names = list(held)
+    if lm.world_size > 1:
+        names = broadcast_object_list([names])[0]
+    return [(cell, held.get(cell.id)) for cell in cells if cell.id in names]
+
+
 def _attempt(
     lm: LlavaFinePruner,
     manager: TaskManager,
     cell: PlannedCell,
+    claim: Claim | None,
     plan: Plan,
     events: Events,
     first: bool,
     company: Company | None,
 ) -> bool:
     """Run one cell and write what came of it; False if this worker must not go on."""
+    import torch
+    from loguru import logger
+
+    from finepruner_lmms.matrix.attempts import begin, write_error
+    from finepruner_lmms.matrix.evaluate import evaluate_cell
+
+    # after these a process may no longer compute correctly
+    poisoned = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
     folder = cell.path
-    attempt = begin_attempt(folder, plan.launch) if first else folder
+    attempt = folder if claim is None else begin(claim, plan.launch)
     events.send(Event(event="start", cell=cell.id))
     started = time.monotonic()
     lm.monitor_to(folder if plan.monitor else None)
     try:
         outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache", company)
-        if outcome is not None:
-            found, samples = outcome
-            result = found.model_dump(include={"answered", "expected", "cost", "speed"})
-            if found.scores is not None:
-                result |= found.scores.model_dump()
-            if found.submission is not None:
-                result["submission"] = publish_submission(folder, found.submission).model_dump()
-            seconds = time.monotonic() - started
-            finished = datetime.now(UTC).isoformat(timespec="seconds")
-            about = {"id": cell.id, "spec": cell.spec(), "seconds": round(seconds, 3), "finished": finished}
+        if outcome is not None and claim is not None:
+            heartbeat.phase("score")
             run = {"batch_size": plan.batch_size, "processes": lm.world_size, "device": str(lm.device)}
-            write = write_answered if BENCHMARKS[cell.task].judged else write_result
-            write(folder, about | run | result, samples)
-            shutil.rmtree(folder / "cache", ignore_errors=True)
+            publish(cell, claim, outcome, run, time.monotonic() - started)
+    except Superseded as error:
+        logger.warning(str(error))
+        events.send(Event(event="lost", cell=cell.id))
+        return lm.world_size == 1
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
         logger.error(details)  # the launch's log
         write_error(folder, type(error).__name__, str(error).strip() or "no message", details)
         events.send(Event(event="failed", cell=cell.id))
-        return lm.world_size == 1 and not isinstance(error, _POISONED)
+        return lm.world_size == 1 and not isinstance(error, poisoned)
     events.send(Event(event="done", cell=cell.id))
     return True
 
 
+def publish(
+    cell: PlannedCell, claim: Claim, outcome: tuple[Outcome, list[Sample]], run: dict[str, object], seconds: float
+) -> None:
+    """Write what came of a cell. `Superseded` if it is another's meanwhile."""
+    from finepruner_lmms.benchmarks import BENCHMARKS
+    from finepruner_lmms.matrix.results import publish_submission, write_answered, write_result
+
+    if not claim.counts:
+        raise Superseded(f"{cell.label}: taken over after {claim.folder.name}; what was answered is kept")
+    folder = cell.path
+    found, samples = outcome
+    result = found.model_dump(include={"answered", "expected", "cost", "speed"})
+    if found.scores is not None:
+        result |= found.scores.model_dump()
+    if found.submission is not None:
+        result["submission"] = publish_submission(folder, found.submission).model_dump()
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"id": cell.id, "spec": cell.spec(), "seconds": round(seconds, 3), "finished": finished}
+    write = write_answered if BENCHMARKS[cell.task].judged else write_result
+    write(folder, about | run | result, samples)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
 def _leave_with_the_parent() -> None:
-    """End this process when the parent does, however it ends: its end of our standard input closes."""
+    """End this process when the runner does, however it ends: its end of our standard input closes."""
 
     def wait() -> None:
         while os.read(sys.stdin.fileno(), 1):

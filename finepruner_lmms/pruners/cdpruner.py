@@ -39,6 +39,8 @@ class CDPruner(VisionPruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("relevance", self.relevance, RELEVANCES)
+        if self.clip is not None and not (isinstance(self.clip, str) and self.clip.strip()):
+            raise FieldError("clip", f"got {self.clip!r}; expected a hub id or a folder of a CLIP", value=self.clip)
         if self.clip is not None and self.relevance != "clip":
             problem = f"got {self.clip!r}, which relevance={self.relevance!r} does not read"
             raise FieldError("clip", problem, value=self.clip, fix="leave it out")

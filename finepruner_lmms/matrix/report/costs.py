@@ -95,6 +95,11 @@ def speed_notes(board: Leaderboard) -> list[str]:
                     f"{_name(line)}, {task_title(board, timed.task)}: measured over {timed.speed.questions} of "
                     f"{timed.answered} questions; an earlier attempt had answered the others."
                 )
+            if timed.speed.attempts > 1:
+                notes.append(
+                    f"{_name(line)}, {task_title(board, timed.task)}: measured over {timed.speed.attempts} attempts, "
+                    "each of which warmed up anew; what was lost between them does not count."
+                )
     return notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from finepruner_lmms.files import write_text
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.report.head_report import (
     consensus_selections,
@@ -66,6 +67,4 @@ def write_report(store: Store, target: Path) -> None:
     """Write the report to `target`, as a whole or not at all."""
     text = build_report(store)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    write_text(target, text)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.files import write_bytes
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 from finepruner_lmms.output import mathtext
 
@@ -18,17 +20,24 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = "osD^vPX<>p*hHd"
 
 
+def check_kind(target: Path) -> None:
+    """`FieldError` unless the name of a picture says of which kind it is to be."""
+    if target.suffix not in (".png", ".pdf", ".svg"):
+        problem = f"got {target.name!r}; expected a file that ends in .png, .pdf or .svg"
+        raise FieldError("picture", problem, value=target)
+
+
 def draw(board: Leaderboard, target: Path) -> None:
     """Write the picture to `target` (PNG, PDF or SVG, by its suffix). `ValueError` where no row is complete."""
     import matplotlib.pyplot as plt
 
-    if target.suffix not in (".png", ".pdf", ".svg"):
-        problem = f"got {target.name!r}; expected a file that ends in .png, .pdf or .svg"
-        raise FieldError("picture", problem, value=target)
+    check_kind(target)
     drawn = figure(board)
     target.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(target, dpi=160)
+    content = io.BytesIO()
+    drawn.savefig(content, format=target.suffix[1:], dpi=160)
     plt.close(drawn)
+    write_bytes(target, content.getvalue())
 
 
 def figure(board: Leaderboard) -> Figure:

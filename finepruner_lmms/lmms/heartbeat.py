@@ -1,0 +1,130 @@
+"""Signs of life of a process that answers: which phase it is in, how far, and whether it moves.
+
+A thread looks where the others are. As long as one of them moves, the process is at work, however long a download or an
+answer takes; one that waits for a peer that will never come stands still, and the runner learns where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from finepruner_lmms.tether import end_with_parent
+
+VARIABLE = "FINEPRUNER_HEARTBEAT"
+"""The folder in which each process of a launch writes `rank-<n>.json`."""
+Phase = Literal["start", "download", "load", "index", "answer", "score"]
+_LOOK, _WRITE = 0.5, 2.0  # seconds
+_IDLE = ("heartbeat", "heartbeats", "parent", "tqdm_monitor", "Thread-tqdm")
+
+
+class Heartbeat:
+    """Of one process; written every few seconds, and when the phase changes."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._state: dict[str, Any] = {
+            "pid": os.getpid(),
+            "phase": "start",
+            "moves": 0,
+            "where": "",
+            "done": 0,
+            "total": 0,
+        }
+        self._seen: Any = None
+        self._lock = threading.Lock()
+        self._written = 0.0
+
+    def start(self) -> None:
+        """Begin to beat."""
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def tell(self, **facts: Any) -> None:
+        """Another phase, or another number of answers."""
+        changed = "phase" in facts and facts["phase"] != self._state["phase"]
+        self._state.update(facts)
+        if changed:
+            self._write()
+
+    def _beat(self) -> None:
+        while True:
+            self._look()
+            if time.monotonic() - self._written >= _WRITE:
+                self._write()
+            time.sleep(_LOOK)
+
+    def _look(self) -> None:
+        names = {thread.ident: thread for thread in threading.enumerate()}
+        places = {}
+        for number, frame in sys._current_frames().items():
+            thread = names.get(number)
+            if thread is not None and thread.name not in _IDLE and type(thread).__name__ != "TMonitor":
+                places[number] = _place(frame)
+        if places != self._seen:
+            self._seen = places
+            self._state["moves"] += 1
+        main = sys._current_frames().get(threading.main_thread().ident or 0)
+        self._state["where"] = "" if main is None else _where(main)
+
+    def _write(self) -> None:
+        with self._lock:
+            self._written = time.monotonic()
+            try:
+                partial = self._file.with_name(f".{self._file.name}.{os.getpid()}")
+                partial.write_text(
+                    json.dumps(self._state), encoding="utf-8"
+                )  # not synced: it is worth nothing tomorrow
+                partial.replace(self._file)
+            except FileNotFoundError:
+                if not self._file.parent.is_dir():  # the output was removed: nothing that is computed could be kept
+                    os._exit(1)
+            except OSError:  # a full disk: the runner sees that nothing comes
+                return
+
+
+def _place(frame: FrameType | None) -> tuple[tuple[str, int], ...]:
+    """The stack of a thread, to be compared with that of a moment later."""
+    found = []
+    while frame is not None:
+        found.append((frame.f_code.co_filename, frame.f_lasti))
+        frame = frame.f_back
+    return tuple(found)
+
+
+def _where(frame: FrameType) -> str:
+    """For people: `generate.py:120 generate`."""
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+_current: Heartbeat | None = None
+
+
+def begin() -> None:
+    """Begin to beat if a runner asked for it, once; the process then ends with its parent, too."""
+    global _current
+    folder = os.environ.get(VARIABLE)
+    if not folder or _current is not None:
+        return
+    end_with_parent()
+    with suppress(OSError):
+        _current = Heartbeat(Path(folder) / f"rank-{os.environ.get('RANK', '0')}.json")
+        _current.start()
+
+
+def phase(name: Phase) -> None:
+    """Say which phase begins; nothing where nobody asked."""
+    if _current is not None:
+        _current.tell(phase=name)
+
+
+def progress(done: int, total: int) -> None:
+    """Say how many questions are answered."""
+    if _current is not None:
+        _current.tell(phase="answer", done=done, total=total)
