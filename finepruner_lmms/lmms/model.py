@@ -31,9 +31,11 @@ from finepruner_lmms.engine.generate import Generation, generate
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
+from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.lmms.ahead import one_ahead
 from finepruner_lmms.lmms.batch_sizes import BatchSizes, out_of_memory
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture, windows
+from finepruner_lmms.lmms.command_line import read_arguments, told_in_one_line
 from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import answer_identity, answer_settings, checkpoint_identity
 from finepruner_lmms.lmms.identity_record import Identity
@@ -69,7 +71,9 @@ class LlavaFinePruner(lmms):
         device = self.arguments.device
         self._device = self.accelerator.device if device == "auto" else choose_device(device)
         with all_or_none(self.accelerator):
+            heartbeat.phase("download")
             checkpoint = open_checkpoint(self.arguments.pretrained)
+            heartbeat.phase("load")
             check_pruner(self.pruner, checkpoint.config)
             self.processor = checkpoint.processor
             self._tokenizer = self.processor.tokenizer
@@ -97,6 +101,14 @@ class LlavaFinePruner(lmms):
         self._asked, self._computed, self._rows = 0, 0, self.arguments.batch_size
         self._warned: set[str] = set()
         identify(self)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> LlavaFinePruner:
+        """What lmms-eval calls with `--model_args` and its own options: see `command_line`."""
+        with told_in_one_line():
+            return cls(**read_arguments(arg_string, additional_config or {}))
 
     # -- settings -----------------------------------------------------------------------------------------------------
 
@@ -253,6 +265,7 @@ class LlavaFinePruner(lmms):
                 yield from answers
 
     def _tell_progress(self, done: int, total: int) -> None:
+        heartbeat.progress(done, total)
         if self.on_progress is not None:
             self.on_progress(done, total)
 

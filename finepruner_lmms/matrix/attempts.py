@@ -36,6 +36,11 @@ def holder(folder: Path) -> Owner | None:
     return claims.holder(folder, PREFIX)
 
 
+def failures(folder: Path) -> int:
+    """How many attempts at the cell in `folder` failed, or ended with their worker."""
+    return sum(claims.ended(attempt) in ("failed", "died") for attempt in folder.glob(f"{PREFIX}-*"))
+
+
 def take(folder: Path, attempts: int) -> Claim | None:
     """Claim a cell for the attempt after `attempts`; None if somebody made that one, whatever came of it."""
     make_way(folder)

@@ -129,7 +129,9 @@ class Launch:
         phase = max(phases, key=list(_DOING).index)  # others wait for the process that is furthest
         limit = getattr(self._timeouts, phase)
         if still > limit:
-            where = sorted({str(sign.get("where")) for sign in signs.values() if sign.get("where")})
+            where = sorted(
+                {str(sign.get("where")) for sign in signs.values() if sign.get("where") and sign.get("phase")}
+            )
             place = f", in {' and '.join(where)}" if where else ""
             raise WorkerTimeout(
                 f"no movement for {limit:g} minutes while {_DOING[phase]}{place} (launch.timeout_minutes)"

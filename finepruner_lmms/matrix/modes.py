@@ -44,6 +44,12 @@ def choose_mode(
     return "packed" if count_gpus() and cells >= 2 * processes else "resident"
 
 
+def mode_here(file: MatrixFile, modes: Mapping[str, float], processes: int, cells: int) -> Mode:
+    """`choose_mode` on this machine, by an estimate that was made for so many `processes`, here or elsewhere."""
+    here = num_processes(file.launch, usable_gpus(file.model))
+    return choose_mode(file.launch, here, cells, modes if processes == here else None)
+
+
 def places(file: MatrixFile, mode: Mode, gpus: int) -> list[Slot]:
     """The places for workers: one, or one per process where cells are packed."""
     processes = num_processes(file.launch, gpus)

@@ -31,7 +31,9 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
         lines.append(f"  {state.name:8} {cell.label}{': ' + why if why else ''}")
     lines += unknown_commits(cells)
     if left:
-        lines.append(f"time for what is left: {_time(estimate_study(matrix, study, states, left, store.root.parent))}")
+        found = estimate_study(matrix, study, states, left, store.root.parent)
+        lines += _modes(found)
+        lines.append(f"time for what is left: {_time(found)}")
     return "\n".join(map(plain, lines)) + "\n"
 
 
@@ -58,6 +60,14 @@ def _time(found: Estimate | None) -> str:
     if found.gpus:
         gpus = f" on {found.gpus} GPU{'s' * (found.gpus > 1)}, {found.total * found.gpus / 3600:.1f} GPU-hours"
     return f"about {_duration(found.total)}{gpus} ({found.basis})"
+
+
+def _modes(found: Estimate | None) -> list[str]:
+    """How the cells are spread over processes, and what other ways would take; nothing where there is one process."""
+    if found is None or (found.processes == 1 and found.mode == "resident"):
+        return []
+    others = [f"{name} {_duration(seconds)}" for name, seconds in found.modes.items() if name != found.mode]
+    return [f"mode: {found.mode}, {found.processes} processes ({', '.join(others)})"]
 
 
 def _duration(seconds: float) -> str:
