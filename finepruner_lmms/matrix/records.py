@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -86,6 +86,8 @@ class Sample(TypedDict):
     target: Any
     answer: Any
     score: Any
+    question: NotRequired[str]
+    """Its text, in samples that were imported with it."""
 
 
 class Selected(Record):
@@ -175,6 +177,38 @@ class Outcome(Record):
     submission: Path | None = None
 
 
+class Provenance(Record):
+    """Where a result comes from; no part of what it is. What is not known is absent. Times are in seconds."""
+
+    versions: dict[str, str] = {}
+    git_revision: str | None = None
+    """Of this package's checkout."""
+    python: str | None = None
+    system: str | None = None
+    host: str | None = None
+    device: str | None = None
+    devices: int | None = None
+    """How many processes computed, each on a device of its own."""
+    driver: str | None = None
+    dtype: str | None = None
+    batch_size: int | None = None
+    seeds: dict[str, int] = {}
+    command: str | None = None
+    inputs: dict[str, str] = {}
+    """Hashes, or name and commit, of what was read: checkpoint, data, task, a file of heads."""
+    started: str | None = None
+    finished: str | None = None
+    wall_seconds: Number | None = None
+    device_seconds: Number | None = None
+    """How long the model computed, of the slowest process."""
+    peak_bytes: int | None = None
+    joules: Number | None = None
+    """What the GPUs took from start to end, idle power and what else ran on them included."""
+    together: int | None = None
+    """How many cells were answered as one: time, memory and energy are of all of them. None where nothing was asked,
+    because another of them had answered it."""
+
+
 class Asked(Record):
     """What of a result's `spec` others read."""
 
@@ -200,7 +234,8 @@ class Answered(Record):
 class Result(Answered):
     """`result.json`: what came of a cell. `percent` and its standard error are None for what only a server scores."""
 
-    seconds: Number
+    seconds: Number | None = None
+    """None in results that were imported."""
     metrics: dict[str, Number] = {}
     percent: Number | None = None
     standard_error: Number | None = None
@@ -209,6 +244,8 @@ class Result(Answered):
     """None in results of versions that did not measure; these measured only what no earlier attempt had answered."""
     submission: Submission | None = None
     judge: Verdict | None = None
+    provenance: Provenance | None = None
+    """None in results of versions that did not write it down."""
 
 
 _MOST = 1 << 26

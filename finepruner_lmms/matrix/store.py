@@ -2,6 +2,7 @@
 
     runs/<name>/
       matrix.json                   rows and cells of the latest `run`; matrix.copy.json is the same
+      imports.json                  rows that `import` made of results of other runs; their cells are among the others
       launches/<n>/                 plan.json, events.jsonl and log.txt of one worker
       cells/<slug>-<id>/
         status.json                 the attempt that is running or ran last: host, pid, start, launch
@@ -35,9 +36,11 @@ from finepruner_lmms.files import set_aside, write_json
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.attempts import holder
 from finepruner_lmms.matrix.evidence import checksum
+from finepruner_lmms.matrix.imports import Imports, read_imports, with_imports, without_imports
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import CellError, Damage, Result, Status, load, load_json, parse, read
 from finepruner_lmms.matrix.results import read_cell
+from finepruner_lmms.output import one_line
 
 _STUDY, _STUDY_COPY = "matrix.json", "matrix.copy.json"
 
@@ -76,7 +79,7 @@ class Store:
     def save_study(self, study: Study) -> None:
         """Remember what `status` and `table` are to show, and a copy of it."""
         self.root.mkdir(parents=True, exist_ok=True)
-        content = study.model_dump(mode="json")
+        content = without_imports(study).model_dump(mode="json")
         content["checksum"] = checksum(content)
         for name in (_STUDY, _STUDY_COPY):
             with suppress(Damage):
@@ -87,32 +90,56 @@ class Store:
             write_json(self.root / name, content)
 
     def study(self) -> Study:
-        """What `save_study` was given; `StoreError` where nothing was run or the file holds something else.
+        """What `save_study` was given, and the rows that were imported; `StoreError` where there is neither.
 
-        Where the file is damaged, its copy is read, and the standard error says so.
+        Where a file is damaged, the standard error says so; of what was run there is a copy.
         """
         if not self.root.is_dir():
             raise StoreError(f"output: {str(self.root)!r} is not a folder; `run` makes one under runs/<name>")
         try:
-            study = _load_study(self.root / _STUDY)
-        except Damage as damage:
-            with suppress(Damage):
-                if (study := _load_study(self.root / _STUDY_COPY)) is not None:
-                    self._warn(f"{self.root}: {damage}; its copy, {_STUDY_COPY}, is read instead, until `run` mends it")
-                    return study
-            raise StoreError(
-                f"output: {str(self.root)!r}: {damage}; the file is damaged or of another version: `run` with the same "
-                "matrix file and --output writes it again, and no result is lost"
-            ) from None
+            imports = self.imports()
+        except StoreError as error:
+            self._warn(f"{error}; they are not shown")
+            imports = Imports()
+        study = with_imports(self._own_study(), imports, self.root.resolve().name)
         if study is None:
             raise StoreError(f"output: {str(self.root)!r} holds no matrix.json, so nothing was run into it")
         return study
+
+    def _own_study(self) -> Study | None:
+        """What was run here, from the copy where that is all there is; None where nothing was."""
+        flaw = ""
+        try:
+            if (study := _load_study(self.root / _STUDY)) is not None:
+                return study
+        except Damage as damage:
+            flaw = str(damage)
+        with suppress(Damage):
+            if (study := _load_study(self.root / _STUDY_COPY)) is not None:
+                flaw = flaw or f"{_STUDY} is missing"
+                self._warn(f"{self.root}: {flaw}; its copy, {_STUDY_COPY}, is read instead, until `run` mends it")
+                return study
+        if flaw:
+            raise StoreError(
+                f"output: {str(self.root)!r}: {flaw}; the file is damaged or of another version: `run` with the same "
+                "matrix file and --output writes it again, and no result is lost"
+            )
+        return None
+
+    def imports(self) -> Imports:
+        """The rows that were imported. `StoreError` where `imports.json` holds something else."""
+        try:
+            return read_imports(self.root)
+        except Damage as damage:
+            raise StoreError(
+                f"output: {str(self.root)!r}: {damage}; move the file away, and import its rows again"
+            ) from None
 
     def _warn(self, text: str) -> None:
         """Say it once."""
         if text not in self._warned:
             self._warned.add(text)
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{one_line(text)}\n")
 
     # -- cells ----------------------------------------------------------------------------------------------------
 

@@ -82,11 +82,15 @@ def _by_task(
 ) -> Iterator[tuple[str, tuple[float, float], np.ndarray]]:
     """Task, both scores, and the draws of their difference, of every task that both rows have done."""
     for task in study.tasks:
-        cells = [next(c for c in study.cells if c.row == row and c.task == task) for row in (first, second)]
+        cells = [c for row in (first, second) for c in study.cells if c.row == row and c.task == task]
+        if len(cells) < 2:  # an imported row need not have every task
+            continue
         results = [state.result for state in store.states(cells)]
         if any(result is None or result.submission for result in results):
             continue
         judges = [result.judge and result.judge.name for result in results if result is not None]
+        if len(set(judges)) > 1 and any(cell.method.imported is not None for cell in cells):
+            continue  # whoever judged an imported row, it was somebody else
         if len(set(judges)) > 1:
             one_judge, other_judge = ("nobody" if name is None else repr(name) for name in judges)
             raise StoreError(f"compare: the two rows of {task} were judged by {one_judge} and {other_judge}")
@@ -95,8 +99,22 @@ def _by_task(
             raise StoreError(f"compare: the two rows answered different questions of {task}")
         benchmark = BENCHMARKS[task]
         images = {sample["doc_id"]: sample["image"] for sample in one}
+        _check_same(task, cells, one, other)
         draws = benchmark.replicates(one, images) - benchmark.replicates(other, images)
         yield task, (benchmark.percent(one), benchmark.percent(other)), draws
+
+
+def _check_same(task: str, cells: Sequence[Cell], one: Sequence[Logged], other: Sequence[Logged]) -> None:
+    """`StoreError` where an imported row's questions may be others than the other row's, by target or picture."""
+    if (imported := next((cell.method for cell in cells if cell.method.imported is not None), None)) is None:
+        return
+    for mine, theirs in zip(one, other, strict=True):
+        if str(mine["target"]) != str(theirs["target"]) or mine["image"] != theirs["image"]:
+            raise StoreError(
+                f"compare: whether both rows answered the same questions of {task} is not known (document "
+                f"{mine['doc_id']} differs): import {imported.label!r} again with --replace now that the other row is "
+                "done, or with --data"
+            )
 
 
 def find_row(study: Study, label: str) -> int:

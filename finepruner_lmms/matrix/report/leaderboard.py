@@ -65,6 +65,8 @@ class Line:
     """The parameters that the matrix file names for this very row."""
     waiting: frozenset[str] = frozenset()
     """The tasks whose answers wait for the judge."""
+    imported: bool = False
+    """Whether it was run elsewhere; then its budget and `tokens` are not known, and say nothing."""
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,14 @@ def _lines(study: Study, states: Sequence[State]) -> list[Line]:
     lines = []
     for number, row in enumerate(study.rows):
         found, spent = scores[number], costs[number]
-        budget = everything if row.budget is None else row.budget
+        imported = row.imported is not None
+        budget = "" if imported else everything if row.budget is None else row.budget
         parameters = {name: value for name, value in row.parameters.items() if name in named}
         tokens = float(parse_budget(row.budget).tokens(everything))
         counted = [key for key in spent[0] if all(key in one for one in spent)] if spent else []
         cost = {key: statistics.fmean(one[key] for one in spent) for key in counted} or None
         line = Line(row.method, budget, tokens, parameters, found, cost=cost, given=row.given)
-        line = replace(line, timed=tuple(timed[number]), waiting=frozenset(waiting[number]))
+        line = replace(line, timed=tuple(timed[number]), waiting=frozenset(waiting[number]), imported=imported)
         lines.append(replace(line, submitted=frozenset(submitted[number])))
     return lines
 
