@@ -33,6 +33,8 @@ def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:  # that of a write names no file, others the partial one
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
     if lasting:
@@ -42,6 +44,16 @@ def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_bytes` of UTF-8."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def try_to_write(folder: Path) -> None:
+    """Write, rename and remove a file in a folder, which is made; `OSError` where that cannot be done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tried = folder / f".try-{secrets.token_hex(6)}"
+    try:
+        write_bytes(tried, b"x" * 4096)
+    finally:
+        tried.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> bytes:
