@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from finepruner_lmms.commands import bench, data, doctor, judge, run, show
+from finepruner_lmms.commands import bench, data, doctor, exchange, judge, run, show
 from finepruner_lmms.commands.failures import Commands
 
 app = typer.Typer(
@@ -19,9 +19,12 @@ for command in (
     show.report,
     show.compare,
     judge.judge,
+    exchange.export,
+    exchange.query,
     data.tasks,
     data.prepare,
     doctor.doctor,
     bench.bench,
 ):
     app.command()(command)
+app.command("import")(exchange.import_)  # a word of Python's own
