@@ -68,7 +68,8 @@ def check_machine(file: MatrixFile) -> None:
     kind, _, number = device.partition(":")
     if kind == "cuda" and (not gpus or (number.isdecimal() and int(number) >= gpus)):
         raise FieldError("model.device", f"got {device!r}; {shown}", value=device, fix="leave it out, or see `doctor`")
-    if gpus and device in ("auto", "cuda") and processes != "auto" and processes > gpus:
+    shared = file.launch.mode == "packed"  # where several workers may have a GPU between them
+    if gpus and device in ("auto", "cuda") and processes != "auto" and processes > gpus and not shared:
         raise FieldError("launch.processes", f"got {processes}; {shown}", value=processes, fix="write auto, or fewer")
 
 
