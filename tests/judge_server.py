@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 Answer = tuple[int, dict[str, str], str]
@@ -71,3 +73,42 @@ def knows(_number: int, prompt: str) -> Answer:
     """Judges as it should be: 1.0 if the prediction, in the last line, has the ground truth in it."""
     _, truth, prediction, _ = prompt.splitlines()[-1].split(" | ")
     return says("1.0" if any(one.strip() in prediction for one in truth.split("<OR>")) else "0.0")
+
+
+class RawServer:
+    """Says on each connection, once the request has come, whatever `speak` writes: HTTP or not."""
+
+    def __init__(self, speak: Callable[[Callable[[bytes], object]], None]) -> None:
+        self.requests = 0
+        outer = self
+
+        class Handler(BaseRequestHandler):
+            def handle(self) -> None:
+                request = b""
+                while not re.search(rb"(?s)\r\n\r\n\{.*\}$", request):
+                    request += self.request.recv(1 << 16)
+                outer.requests += 1
+                try:
+                    speak(self.request.sendall)
+                except OSError:
+                    """The client has hung up."""
+
+        class Server(ThreadingTCPServer):
+            daemon_threads = True
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def __enter__(self) -> RawServer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def reply(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
+    """An HTTP reply with its length, the last on its connection."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

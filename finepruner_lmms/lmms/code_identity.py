@@ -30,6 +30,7 @@ SILENT = {
     "errors": "words errors",
     "files": "writes and locks files",
     "lazy": "loads libraries, whose versions count by themselves",
+    "output": "shows text",
     "sources": "reads this code",
     "tether": "ends a process with its parent",
     "judge": "scores answers that are there",

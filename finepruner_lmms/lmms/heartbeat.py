@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -42,6 +43,11 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._written = 0.0
 
+    @property
+    def phase(self) -> Phase | None:
+        """What it is at; None while it only waits for other processes."""
+        return self._state["phase"]
+
     def start(self) -> None:
         """Begin to beat."""
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -67,7 +73,7 @@ class Heartbeat:
             thread = names.get(number)
             if thread is not None and thread.name not in _IDLE and type(thread).__name__ != "TMonitor":
                 places[number] = _place(frame)
-        if places != self._seen:
+        if places != self._seen and self._state["phase"]:
             self._seen = places
             self._state["moves"] += 1
         main = sys._current_frames().get(threading.main_thread().ident or 0)
@@ -118,10 +124,21 @@ def begin() -> None:
         _current.start()
 
 
-def phase(name: Phase) -> None:
+def phase(name: Phase | None) -> None:
     """Say which phase begins; nothing where nobody asked."""
     if _current is not None:
         _current.tell(phase=name)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """While the block runs other processes are at work, whose signs count; this one only waits for them."""
+    before = None if _current is None else _current.phase
+    phase(None)
+    try:
+        yield
+    finally:
+        phase(before)
 
 
 def progress(done: int, total: int) -> None:

@@ -31,6 +31,7 @@ from finepruner_lmms.engine.generate import Generation, generate
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
+from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.lmms.ahead import one_ahead
 from finepruner_lmms.lmms.batch_sizes import BatchSizes, out_of_memory
 from finepruner_lmms.lmms.batching import Prepared, batches, count_output, read_picture, windows
@@ -70,7 +71,9 @@ class LlavaFinePruner(lmms):
         device = self.arguments.device
         self._device = self.accelerator.device if device == "auto" else choose_device(device)
         with all_or_none(self.accelerator):
+            heartbeat.phase("download")
             checkpoint = open_checkpoint(self.arguments.pretrained)
+            heartbeat.phase("load")
             check_pruner(self.pruner, checkpoint.config)
             self.processor = checkpoint.processor
             self._tokenizer = self.processor.tokenizer
@@ -262,6 +265,7 @@ class LlavaFinePruner(lmms):
                 yield from answers
 
     def _tell_progress(self, done: int, total: int) -> None:
+        heartbeat.progress(done, total)
         if self.on_progress is not None:
             self.on_progress(done, total)
 
@@ -401,8 +405,7 @@ class LlavaFinePruner(lmms):
         if not isinstance(own, Exception):
             time_of = self.meter.add(time_of.of(own), [(item.task, item.doc_id) for item in batch])
         # now: a window may take long, and would be lost in a kill
-        for companion, generation, theirs in shared.others:
-            companion.journal.add(keys, theirs, time_of.of(generation))
+        shared.keep(keys, time_of)
         if isinstance(own, Exception):
             raise own
         self._report(batch, own, self.pruner, self.monitor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from finepruner_lmms.engine.roofline import (
 from finepruner_lmms.matrix.config import Matrix
 from finepruner_lmms.matrix.gpus import count_gpus
 from finepruner_lmms.matrix.machine import measured_machine
-from finepruner_lmms.matrix.modes import num_processes
+from finepruner_lmms.matrix.modes import Mode, choose_mode, makespan, num_processes
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.store import State
@@ -39,6 +39,10 @@ CELL = Figure(
     "0.7 to 3.1 s with a small model on a CPU, measured; scoring that takes longer is not counted",
 )  # fmt: skip
 START = Figure(60.0, "s", "importing, reading 13 GB of weights", "assumption")
+IMPORTS = Figure(
+    28.0, "s", "importing lmms-eval and indexing its tasks, which each launch of its own does",
+    "26 to 30 s on two CPU cores, measured with a tiny model",
+)  # fmt: skip
 NODE = Figure(8, "GPUs", "of the machine that is assumed where this one has none", "assumption")
 _LARGE = 1e9
 """Weights of a decoder from which on it is run on GPUs: of smaller ones nothing is known before a cell is finished."""
@@ -101,17 +105,22 @@ def cell_parts(sizes: Sizes, asked: Asked, how: Launched) -> Parts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """`seconds` of cells by their id, on so many GPUs (0: on the CPU), and what they rest on."""
+    """What is left to do takes `modes[mode]` seconds, and each cell `seconds`, by its id, in the way of that mode.
+
+    `gpus` is how many are used (0: the CPU), `processes` how many work; `basis` says what it rests on.
+    """
 
     seconds: Mapping[str, float]
     gpus: int
     basis: str
-    start: float = 0.0
+    modes: Mapping[str, float]
+    mode: Mode
+    processes: int = 1
 
     @property
     def total(self) -> float:
-        """Of all cells, one after the other, and of starting."""
-        return self.start + sum(self.seconds.values())
+        """Of all cells and of starting, in the chosen mode."""
+        return self.modes[self.mode]
 
 
 def estimate_study(
@@ -142,14 +151,24 @@ def estimate_study(
     how = Launched(processes, file.launch.batch_size, machine, EAGER if eager else GRAPHS)
     layers, tokens = study.num_layers, study.num_visual_tokens
     schedules = [tuple(row.pruner.schedule(layers, tokens)) for row in matrix.rows]
-    seconds = cell_seconds(sizes, left, schedules, finished, how)
+    shared = cell_seconds(sizes, left, schedules, finished, how)
+    # on a CPU processes share the cores, so that a cell of one process takes as long as one of all
+    own = cell_seconds(sizes, left, schedules, finished, replace(how, processes=1)) if devices else shared
+    start = START.value if large else 0.0
+    apart = sum(shared.values()) + len(left) * (IMPORTS.value + start)
+    together = start + sum(shared.values())
+    packed = start + makespan(own.values(), processes) if devices else together
+    modes = {"resident": together, "packed": packed, "isolated": apart}
+    mode = choose_mode(file.launch, processes, len(left), modes)
+    seconds = own if mode == "packed" else shared
     used = min(processes, devices)
     if finished:
-        count = f"{len(finished)} finished cell{'s' * (len(finished) > 1)} of this study"
-        return Estimate(seconds, used, f"by the {count}")
-    basis = "docs/performance.md" if machine is H100 else machine.flops.source
-    alone = "" if file.launch.fan_out in ("off", 1) or len(left) == 1 else "; each cell answered alone"
-    return Estimate(seconds, used, f"an estimate for {machine.name}, by {basis}{alone}", START.value if large else 0.0)
+        basis = f"by the {len(finished)} finished cell{'s' * (len(finished) > 1)} of this study"
+    else:
+        rests_on = "docs/performance.md" if machine is H100 else machine.flops.source
+        alone = "" if file.launch.fan_out in ("off", 1) or len(left) == 1 else "; each cell answered alone"
+        basis = f"an estimate for {machine.name}, by {rests_on}{alone}"
+    return Estimate(seconds, used, basis, modes, mode, processes)
 
 
 def cell_seconds(
@@ -195,6 +214,7 @@ def _as_run(how: Launched, result: Result) -> Launched:
 def seconds_of(result: Result) -> float:
     """The time that all of a finished cell's questions take, also where an earlier attempt had answered some."""
     speed = result.speed
+    assert result.seconds is not None, "imported results are no cell of a plan"
     if speed is not None and speed.attempts > 1:  # `seconds` is the last attempt's
         return speed.seconds / speed.conditions.together
     if speed is None or speed.questions >= result.answered:

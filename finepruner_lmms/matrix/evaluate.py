@@ -21,6 +21,7 @@ from loguru import logger
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
 from finepruner_lmms.benchmarks.limits import document_numbers
 from finepruner_lmms.benchmarks.record import Sample as Logged
+from finepruner_lmms.data.task_folders import folder as task_folder
 from finepruner_lmms.engine.cost import PrefillCost
 from finepruner_lmms.errors import FieldError, first_line
 from finepruner_lmms.files import load_object, read_json_lines
@@ -30,13 +31,19 @@ from finepruner_lmms.lmms.journal import Journal, read_journal, set_aside
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.plain_run import Answerer
 from finepruner_lmms.lmms.together import Companion, Company
-from finepruner_lmms.matrix.plan import Cell, PlannedCell
+from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
 from finepruner_lmms.matrix.records import Outcome, Sample, Scores
 from finepruner_lmms.matrix.speed import measured
 
 
 class InvalidResult(RuntimeError):
     """lmms-eval came back, but not with what a finished cell needs."""
+
+
+def task_manager(plan: Plan) -> TaskManager:
+    """The tasks of a plan, and none besides."""
+    where = str(task_folder(plan.data, plan.submission, plan.limit))
+    return TaskManager(include_path=where, include_defaults=False, model_name="llava_finepruner")
 
 
 def evaluate_cell(
@@ -202,7 +209,7 @@ def _scores(
 
 def _submission(attempt: Path, name: str, asked: Any) -> Path:
     """The file that the task wrote for the server, checked against all questions that were to be asked."""
-    (path,) = (attempt / "submissions").iterdir()
+    path = _only(attempt, "submissions/*")
     column = submission.SERVED[name].column
     submission.check(path, name, asked.select_columns([column])[column])
     return path

@@ -11,7 +11,6 @@ import shlex
 import subprocess
 import time
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from lmms_eval.tasks import TaskManager
 
     from finepruner_lmms.claims import Claim
-    from finepruner_lmms.matrix.worker import Events
+    from finepruner_lmms.matrix.events import Events
 
 _POLL = 0.2  # seconds
 
@@ -37,7 +36,7 @@ class LaunchFailed(RuntimeError):
 def run_isolated(plan: Plan, events: Events, folder: Path) -> None:
     """Work through the cells of a plan that nobody else has taken."""
     from finepruner_lmms.matrix.attempts import take
-    from finepruner_lmms.matrix.worker import task_manager
+    from finepruner_lmms.matrix.evaluate import task_manager
 
     heartbeat.phase("index")
     manager = task_manager(plan)
@@ -77,16 +76,21 @@ def _attempt(manager: TaskManager, cell: PlannedCell, claim: Claim, plan: Plan, 
 
     from finepruner_lmms.matrix.attempts import begin, write_error
     from finepruner_lmms.matrix.evaluate import collect_cell
-    from finepruner_lmms.matrix.worker import Superseded, publish
+    from finepruner_lmms.matrix.provenance import Watch
+    from finepruner_lmms.matrix.publish import Superseded, publish
 
     attempt = begin(claim, plan.launch)
     events.send(Event(event="start", cell=cell.id))
-    started = time.monotonic()
+    started, watch = time.monotonic(), Watch()
     try:
         _launch(plan, cell, attempt, folder, events)
         heartbeat.phase("score")
         outcome = collect_cell(manager, cell, attempt, cell.path / "cache")
         run: dict[str, object] = {"batch_size": plan.batch_size, "processes": plan.processes, "mode": "isolated"}
+        speed = outcome[0].speed
+        device = None if speed is None else speed.conditions.device  # which only the launched processes see
+        came = watch.provenance(cell, device=device, processes=plan.processes, batch_size=plan.batch_size, speed=speed)
+        run["provenance"] = came.model_dump(exclude_none=True)
         publish(cell, claim, outcome, run, time.monotonic() - started)
     except Superseded as error:
         logger.warning(str(error))
@@ -121,14 +125,19 @@ def _launch(plan: Plan, cell: PlannedCell, attempt: Path, folder: Path, events: 
             tethered(typed), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
         )
         try:
-            while process.poll() is None:
-                sign = heartbeat_of(signs)
-                with suppress(KeyError, TypeError):
-                    if sign["total"]:
-                        events.progress(int(sign["done"]), int(sign["total"]))
-                time.sleep(_POLL)
+            with heartbeat.aside():
+                while process.poll() is None:
+                    _pass_on(signs, events)
+                    time.sleep(_POLL)
         finally:
             process.kill()
     if process.returncode or not list(attempt.glob("lmms/**/*_results.json")):
         how = f"lmms-eval ended with status {process.returncode} and no results"
         raise LaunchFailed(f"{how}: {last_error(log)}; log: {log}")
+
+
+def _pass_on(signs: Path, events: Events) -> None:
+    sign = heartbeat_of(signs)
+    done, total = sign.get("done"), sign.get("total")
+    if isinstance(done, int) and isinstance(total, int) and total:
+        events.progress(done, total)

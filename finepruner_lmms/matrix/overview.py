@@ -27,11 +27,13 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     ]
     reasons = store.explain_missing(left)
     for cell, state in zip(cells, states, strict=True):
-        why = reasons.get(cell.id, state.reason)
+        why = reasons.get(cell.id, state.why)
         lines.append(f"  {state.name:8} {cell.label}{': ' + why if why else ''}")
     lines += unknown_commits(cells)
     if left:
-        lines.append(f"time for what is left: {_time(estimate_study(matrix, study, states, left, store.root.parent))}")
+        found = estimate_study(matrix, study, states, left, store.root.parent)
+        lines += _modes(found)
+        lines.append(f"time for what is left: {_time(found)}")
     return "\n".join(map(plain, lines)) + "\n"
 
 
@@ -44,7 +46,7 @@ def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
     time = estimate_study(matrix, study, states, left, store.root.parent)
     for cell, state, folder in zip(study.cells, states, store.cell_dirs(study.cells), strict=True):
         facts: dict[str, Any] = {"id": cell.id, "state": state.name, "task": cell.task}
-        facts |= cell.method.model_dump(exclude={"given"}) | {"limit": cell.limit}
+        facts |= cell.method.model_dump(exclude={"given", "imported"}) | {"limit": cell.limit}
         facts["reason"] = reasons.get(cell.id, state.reason)
         facts["seconds"] = None if time is None else time.seconds.get(cell.id)  # None too where nothing is to do
         lines.append(json.dumps(facts | {"directory": str(folder)}) + "\n")
@@ -58,6 +60,14 @@ def _time(found: Estimate | None) -> str:
     if found.gpus:
         gpus = f" on {found.gpus} GPU{'s' * (found.gpus > 1)}, {found.total * found.gpus / 3600:.1f} GPU-hours"
     return f"about {_duration(found.total)}{gpus} ({found.basis})"
+
+
+def _modes(found: Estimate | None) -> list[str]:
+    """How the cells are spread over processes, and what other ways would take; nothing where there is one process."""
+    if found is None or (found.processes == 1 and found.mode == "resident"):
+        return []
+    others = [f"{name} {_duration(seconds)}" for name, seconds in found.modes.items() if name != found.mode]
+    return [f"mode: {found.mode}, {found.processes} processes ({', '.join(others)})"]
 
 
 def _duration(seconds: float) -> str:

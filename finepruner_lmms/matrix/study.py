@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finepruner_lmms.matrix.attempts import failures
 from finepruner_lmms.matrix.cells import describe_row, expand
 from finepruner_lmms.matrix.config import Matrix, load_matrix
 from finepruner_lmms.matrix.judged import assign
@@ -34,10 +35,18 @@ def open_study(config: Path, output: Path | None) -> tuple[Matrix, Store, Study]
     return matrix, store, assign(study, matrix.file.judge)
 
 
-def to_run(study: Study, states: Sequence[State]) -> list[Cell]:
-    """The cells without answers on which nobody works."""
-    settled = ("done", "waiting", "running")
+def to_run(study: Study, states: Sequence[State], retry_failed: bool = True) -> list[Cell]:
+    """The cells without answers on which nobody works, those that failed among them if they are to be tried again."""
+    settled = ("done", "waiting", "running") if retry_failed else ("done", "waiting", "running", "failed")
     return [cell for cell, state in zip(study.cells, states, strict=True) if state.name not in settled]
+
+
+def worth_trying(store: Store, cells: Sequence[Cell], max_attempts: int | None) -> list[Cell]:
+    """Those of the cells of which fewer than `max_attempts` attempts failed; all if that is None."""
+    if max_attempts is None:
+        return list(cells)
+    folders = store.cell_dirs(cells)
+    return [cell for cell, folder in zip(cells, folders, strict=True) if failures(folder) < max_attempts]
 
 
 def report_unfinished(store: Store, study: Study) -> int:
@@ -48,7 +57,7 @@ def report_unfinished(store: Store, study: Study) -> int:
     if study.judge == "later" and any(state.name == "waiting" for state in states):
         sys.stdout.write(plain(f"waiting for the judge: `judge {store.root} --url URL --model NAME`") + "\n")
     for cell, state in unfinished:
-        sys.stderr.write(one_line(f"{state.name}: {cell.label}{': ' + state.reason if state.reason else ''}") + "\n")
+        sys.stderr.write(one_line(f"{state.name}: {cell.label}{': ' + state.why if state.why else ''}") + "\n")
     return len(unfinished)
 
 

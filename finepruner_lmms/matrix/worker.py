@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.files import load_object
 from finepruner_lmms.lmms import heartbeat
+from finepruner_lmms.matrix.events import Events
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
+from finepruner_lmms.matrix.provenance import Watch, devices_of
 from finepruner_lmms.matrix.records import parse
 
 if TYPE_CHECKING:
@@ -30,35 +30,8 @@ if TYPE_CHECKING:
     from finepruner_lmms.claims import Claim
     from finepruner_lmms.lmms.model import LlavaFinePruner
     from finepruner_lmms.lmms.together import Company
-    from finepruner_lmms.matrix.records import Outcome, Sample
 
-_EVERY = 0.5  # seconds between two reports of progress
 LEFT = 75  # exit status of a worker that leaves cells to a fresh one
-
-
-class Superseded(RuntimeError):
-    """Another process took the cell over, since this one had shown no sign of life for long."""
-
-
-class Events:
-    """What the first process tells the parent, one JSON object per line."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._file = None if path is None else path.open("a", encoding="utf-8", buffering=1)
-        self._last = 0.0
-
-    def send(self, event: Event) -> None:
-        """Say it now."""
-        if self._file is not None:
-            self._file.write(event.model_dump_json(exclude_defaults=True) + "\n")
-
-    def progress(self, done: int, total: int) -> None:
-        """Say how many questions are answered, now and then."""
-        heartbeat.progress(done, total)
-        now = time.monotonic()
-        if now - self._last >= _EVERY or done == total:
-            self._last = now
-            self.send(Event(event="progress", done=done, total=total))
 
 
 def main() -> None:
@@ -83,10 +56,10 @@ def _run(plan: Plan, events: Events, first: bool) -> None:
     """Load the model and work through the cells that can be had."""
     heartbeat.phase("load")
     from finepruner_lmms.lmms.model import LlavaFinePruner
-    from finepruner_lmms.matrix.evaluate import gather
+    from finepruner_lmms.matrix.evaluate import gather, task_manager
 
     lm = LlavaFinePruner(**plan.model.model_dump(exclude_none=True), batch_size=plan.batch_size)
-    lm.on_progress = events.progress if first else heartbeat.progress
+    lm.on_progress = events.progress if first else None
     heartbeat.phase("index")
     manager = task_manager(plan)
     events.send(Event(event="ready", processes=lm.world_size))
@@ -98,16 +71,6 @@ def _run(plan: Plan, events: Events, first: bool) -> None:
             if not _attempt(lm, manager, cell, claim, plan, events, first, company):
                 # peers wait inside a collective for a process that failed: only a fresh launch can go on
                 os._exit(LEFT)
-
-
-def task_manager(plan: Plan) -> TaskManager:
-    """The tasks of a plan, and none besides."""
-    from lmms_eval.tasks import TaskManager
-
-    from finepruner_lmms.data.task_folders import folder as task_folder
-
-    where = str(task_folder(plan.data, plan.submission, plan.limit))
-    return TaskManager(include_path=where, include_defaults=False, model_name="llava_finepruner")
 
 
 def at_once(cells: Sequence[PlannedCell], most: int | None) -> Iterator[list[PlannedCell]]:
@@ -149,21 +112,36 @@ def _attempt(
     import torch
     from loguru import logger
 
+    from finepruner_lmms.lmms.meter import device_name
     from finepruner_lmms.matrix.attempts import begin, write_error
     from finepruner_lmms.matrix.evaluate import evaluate_cell
+    from finepruner_lmms.matrix.publish import Superseded, publish
+    from finepruner_lmms.output import several_lines
 
     # after these a process may no longer compute correctly
     poisoned = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
     folder = cell.path
     attempt = folder if claim is None else begin(claim, plan.launch)
     events.send(Event(event="start", cell=cell.id))
-    started = time.monotonic()
+    started, watch = time.monotonic(), Watch(devices_of(lm.device, lm.world_size))
     lm.monitor_to(folder if plan.monitor else None)
     try:
         outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache", company)
         if outcome is not None and claim is not None:
             heartbeat.phase("score")
-            run = {"batch_size": plan.batch_size, "processes": lm.world_size, "device": str(lm.device)}
+            run: dict[str, object] = {
+                "batch_size": plan.batch_size,
+                "processes": lm.world_size,
+                "device": str(lm.device),
+            }
+            came = watch.provenance(
+                cell,
+                device=device_name(lm.device),
+                processes=lm.world_size,
+                batch_size=plan.batch_size,
+                speed=outcome[0].speed,
+            )
+            run["provenance"] = came.model_dump(exclude_none=True)
             publish(cell, claim, outcome, run, time.monotonic() - started)
     except Superseded as error:
         logger.warning(str(error))
@@ -171,35 +149,12 @@ def _attempt(
         return lm.world_size == 1
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
-        logger.error(details)  # the launch's log
+        logger.error(several_lines(details))  # the launch's log
         write_error(folder, type(error).__name__, str(error).strip() or "no message", details)
         events.send(Event(event="failed", cell=cell.id))
         return lm.world_size == 1 and not isinstance(error, poisoned)
     events.send(Event(event="done", cell=cell.id))
     return True
-
-
-def publish(
-    cell: PlannedCell, claim: Claim, outcome: tuple[Outcome, list[Sample]], run: dict[str, object], seconds: float
-) -> None:
-    """Write what came of a cell. `Superseded` if it is another's meanwhile."""
-    from finepruner_lmms.benchmarks import BENCHMARKS
-    from finepruner_lmms.matrix.results import publish_submission, write_answered, write_result
-
-    if not claim.counts:
-        raise Superseded(f"{cell.label}: taken over after {claim.folder.name}; what was answered is kept")
-    folder = cell.path
-    found, samples = outcome
-    result = found.model_dump(include={"answered", "expected", "cost", "speed"})
-    if found.scores is not None:
-        result |= found.scores.model_dump()
-    if found.submission is not None:
-        result["submission"] = publish_submission(folder, found.submission).model_dump()
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    about = {"id": cell.id, "spec": cell.spec(), "seconds": round(seconds, 3), "finished": finished}
-    write = write_answered if BENCHMARKS[cell.task].judged else write_result
-    write(folder, about | run | result, samples)
-    shutil.rmtree(folder / "cache", ignore_errors=True)
 
 
 def _leave_with_the_parent() -> None:
