@@ -7,6 +7,7 @@ The commands are in `finepruner_lmms.commands`.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ def main() -> None:
         from finepruner_lmms.output import make_streams_robust
 
         make_streams_robust()
+        os.environ.setdefault(
+            "FINEPRUNER_COMMAND", json.dumps(sys.orig_argv)
+        )  # for `matrix.provenance`, in workers too
         app()
     except KeyboardInterrupt:  # before or after a command, which say more themselves
         sys.stderr.write("stopped\n")

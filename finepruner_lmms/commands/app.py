@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from finepruner_lmms.commands import bench, data, doctor, judge, run, show
+from finepruner_lmms.commands import bench, data, doctor, exchange, jobs, judge, run, show
 from finepruner_lmms.commands.failures import Commands
 
 app = typer.Typer(
@@ -15,13 +15,18 @@ for command in (
     run.run,
     run.plan,
     run.status,
+    jobs.cancel,
+    jobs.work,
     show.table,
     show.report,
     show.compare,
     judge.judge,
+    exchange.export,
+    exchange.query,
     data.tasks,
     data.prepare,
     doctor.doctor,
     bench.bench,
 ):
     app.command()(command)
+app.command("import")(exchange.import_)  # a word of Python's own

@@ -17,12 +17,11 @@ from finepruner_lmms import claims
 from finepruner_lmms.claims import Claim, Owner
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import read_object, write_json
+from finepruner_lmms.matrix.aside import make_way, put_away
+from finepruner_lmms.matrix.squeue import job_is_alive
 
 PREFIX = "attempt"
-_OF_AN_ATTEMPT = (
-    *("error.json", "result.json", "samples.jsonl", "submission.json", "submission.xlsx"),
-    *("answered.json", "answers.jsonl"),
-)
+claims.ask_scheduler(job_is_alive)
 
 
 class Held(Failure, RuntimeError):
@@ -46,6 +45,7 @@ def failures(folder: Path) -> int:
 
 def take(folder: Path, attempts: int) -> Claim | None:
     """Claim a cell for the attempt after `attempts`; None if somebody made that one, whatever came of it."""
+    make_way(folder)
     if last_attempt(folder) != attempts or (claim := claims.take(folder, PREFIX)) is None:
         return None
     if claim.number == attempts + 1:
@@ -54,13 +54,32 @@ def take(folder: Path, attempts: int) -> Claim | None:
     return None
 
 
+def failed_since(folder: Path, began: float) -> bool:
+    """Whether the latest attempt at the cell in `folder` failed at or after the time `began`, in seconds of 1970."""
+    found = read_object(folder / f"{PREFIX}-{last_attempt(folder)}" / "ended.json") or {}
+    at = found.get("at")
+    return found.get("how") == "failed" and isinstance(at, int | float) and at >= began
+
+
+def lost_since(folder: Path, began: float) -> int:
+    """How many attempts at the cell since `began` ended without a word: with their process, or in the middle."""
+    lost = 0
+    for number in range(last_attempt(folder), 0, -1):
+        attempt = folder / f"{PREFIX}-{number}"
+        try:
+            if (attempt / "owner.json").stat().st_mtime < began:
+                break
+        except OSError:
+            break
+        lost += claims.ended(attempt) in (None, "died")
+    return lost
+
+
 def begin(claim: Claim, launch: str) -> Path:
     """Write down that an attempt begins, and put away what an earlier one left; returns its folder."""
     folder = claim.folder.parent
     earlier = folder / f"{PREFIX}-{claim.number - 1}"
-    for name in _OF_AN_ATTEMPT:
-        if (folder / name).exists():  # kept as evidence
-            (folder / name).replace((earlier if earlier.is_dir() else claim.folder) / name)
+    put_away(folder, earlier if earlier.is_dir() else claim.folder)
     status = {"state": "running", "attempt": claim.number, "host": socket.gethostname(), "pid": os.getpid()}
     write_json(folder / "status.json", status | {"launch": launch})
     return claim.folder
@@ -68,6 +87,7 @@ def begin(claim: Claim, launch: str) -> Path:
 
 def begin_attempt(folder: Path, launch: str) -> Path:
     """Claim a cell, whatever was tried before, and begin; returns `attempt-<n>`. `Held` if another process has it."""
+    make_way(folder)
     claim = claims.take(folder, PREFIX)
     if claim is None:
         raise Held(f"{folder.name}: held by {holder(folder) or 'another process'}")
@@ -83,7 +103,7 @@ def end_attempt(folder: Path, state: str) -> None:
 
 def write_error(folder: Path, error: str, message: str, details: str = "") -> None:
     """Say why an attempt failed. Of several processes that fail, the first says it: the others fail because of it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_way(folder)
     if _first_to_fail(folder):
         write_json(folder / "error.json", {"error": error, "message": message, "details": details})
     end_attempt(folder, "failed")

@@ -214,6 +214,7 @@ def _as_run(how: Launched, result: Result) -> Launched:
 def seconds_of(result: Result) -> float:
     """The time that all of a finished cell's questions take, also where an earlier attempt had answered some."""
     speed = result.speed
+    assert result.seconds is not None, "imported results are no cell of a plan"
     if speed is not None and speed.attempts > 1:  # `seconds` is the last attempt's
         return speed.seconds / speed.conditions.together
     if speed is None or speed.questions >= result.answered:

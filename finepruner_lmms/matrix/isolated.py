@@ -76,16 +76,21 @@ def _attempt(manager: TaskManager, cell: PlannedCell, claim: Claim, plan: Plan, 
 
     from finepruner_lmms.matrix.attempts import begin, write_error
     from finepruner_lmms.matrix.evaluate import collect_cell
+    from finepruner_lmms.matrix.provenance import Watch
     from finepruner_lmms.matrix.publish import Superseded, publish
 
     attempt = begin(claim, plan.launch)
     events.send(Event(event="start", cell=cell.id))
-    started = time.monotonic()
+    started, watch = time.monotonic(), Watch()
     try:
         _launch(plan, cell, attempt, folder, events)
         heartbeat.phase("score")
         outcome = collect_cell(manager, cell, attempt, cell.path / "cache")
         run: dict[str, object] = {"batch_size": plan.batch_size, "processes": plan.processes, "mode": "isolated"}
+        speed = outcome[0].speed
+        device = None if speed is None else speed.conditions.device  # which only the launched processes see
+        came = watch.provenance(cell, device=device, processes=plan.processes, batch_size=plan.batch_size, speed=speed)
+        run["provenance"] = came.model_dump(exclude_none=True)
         publish(cell, claim, outcome, run, time.monotonic() - started)
     except Superseded as error:
         logger.warning(str(error))

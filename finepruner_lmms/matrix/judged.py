@@ -8,13 +8,17 @@ from finepruner_lmms.matrix.plan import Cell, Study
 
 
 def assign(study: Study, judge: Judge | None) -> Study:
-    """A study with `judge` in charge: its judged cells are done only with this one's scores."""
+    """A study with `judge` in charge: its judged cells are done only with this one's scores.
+
+    Imported rows stay with whoever scored them.
+    """
     name = None if judge is None else judge_name(judge)
-    judged = [_is_judged(cell, judge) for cell in study.cells]
-    cells = [
-        cell.model_copy(update={"judged": by_judge, "judge": name if by_judge else None})
-        for cell, by_judge in zip(study.cells, judged, strict=True)
-    ]
+    cells = []
+    for cell in study.cells:
+        if cell.method.imported is None:
+            by_judge = _is_judged(cell, judge)
+            cell = cell.model_copy(update={"judged": by_judge, "judge": name if by_judge else None})
+        cells.append(cell)
     return study.model_copy(update={"judge": judge, "cells": tuple(cells)})
 
 

@@ -27,7 +27,7 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     ]
     reasons = store.explain_missing(left)
     for cell, state in zip(cells, states, strict=True):
-        why = reasons.get(cell.id, state.reason)
+        why = reasons.get(cell.id, state.why)
         lines.append(f"  {state.name:8} {cell.label}{': ' + why if why else ''}")
     lines += unknown_commits(cells)
     if left:
@@ -46,7 +46,7 @@ def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
     time = estimate_study(matrix, study, states, left, store.root.parent)
     for cell, state, folder in zip(study.cells, states, store.cell_dirs(study.cells), strict=True):
         facts: dict[str, Any] = {"id": cell.id, "state": state.name, "task": cell.task}
-        facts |= cell.method.model_dump(exclude={"given"}) | {"limit": cell.limit}
+        facts |= cell.method.model_dump(exclude={"given", "imported"}) | {"limit": cell.limit}
         facts["reason"] = reasons.get(cell.id, state.reason)
         facts["seconds"] = None if time is None else time.seconds.get(cell.id)  # None too where nothing is to do
         lines.append(json.dumps(facts | {"directory": str(folder)}) + "\n")

@@ -24,6 +24,8 @@ class Method(Record):
     budget: int | str | None
     parameters: dict[str, Any]
     given: dict[str, Any]
+    imported: str | None = None
+    """The model whose results they are, of a row that was not run here; `method` is then its label."""
 
     @property
     def label(self) -> str:
@@ -68,7 +70,8 @@ class Cell(Record):
         how = {"device", "execution", "image_cache", "image_cache_place", "image_chunk"}
         settings = {"model": self.model.model_dump(exclude=how), "limit": self.limit, "task": self.task}
         settings |= {"data": self.data} | ({"submission": True} if self.submission else {})
-        return settings | self.method.model_dump() | {"identity": self.identity.model_dump()}
+        method = self.method.model_dump(exclude={"imported"})
+        return settings | method | {"identity": self.identity.model_dump()}
 
 
 class Study(Record):

@@ -27,7 +27,8 @@ def score_text(result: Result) -> str:
         error = measured(result.standard_error)
         shown = MISSING if error is None else f"{error:.1f}"
         what = f"{result.percent:.1f} ± {shown} % of the maximum"
-    return f"{what}, {result.answered} questions, {result.seconds:.1f} s"
+    seconds = "" if result.seconds is None else f", {result.seconds:.1f} s"
+    return f"{what}, {result.answered} questions{seconds}"
 
 
 class PlainDisplay:

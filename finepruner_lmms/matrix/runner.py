@@ -6,6 +6,8 @@ left to it.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections import Counter
@@ -15,7 +17,8 @@ from typing import Protocol
 
 from finepruner_lmms.claims import end, ended
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.matrix.attempts import PREFIX, holder, last_attempt, write_error
+from finepruner_lmms.files import try_to_write
+from finepruner_lmms.matrix.attempts import PREFIX, failed_since, holder, last_attempt, write_error
 from finepruner_lmms.matrix.launch import Launch, Slot, WorkerTimeout, sweep
 from finepruner_lmms.matrix.modes import Mode, choose_mode, in_order, num_processes, places, together, usable_gpus
 from finepruner_lmms.matrix.plan import Cell, Event, Plan, PlannedCell
@@ -29,6 +32,8 @@ _SLOT_DEATHS = 2
 """A place whose worker died so often in a row is left out, as long as there are others."""
 _SETTLED = ("done", "answered", "failed")
 _POLL = 0.1  # seconds
+_TOLD = 0.5  # seconds by which a signal may reach a worker before its runner
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LaunchError(Failure, RuntimeError):
@@ -40,7 +45,7 @@ class LaunchError(Failure, RuntimeError):
 class OutputGone(Failure, OSError):
     """The output directory was removed while the run worked in it."""
 
-    exit_status = 1
+    exit_status, kept = 1, False
 
 
 class Display(Protocol):
@@ -78,7 +83,7 @@ def run_cells(
         return
     gpus = usable_gpus(file.model)
     chosen = mode or choose_mode(file.launch, num_processes(file.launch, gpus), len(cells))
-    crew = Crew(store, file, cells, display, chosen, places(file, chosen, gpus), seconds or {})
+    crew = Crew(store, file, cells, display, chosen, places(file, chosen, gpus), seconds or {}, stop)
     with ExitStack() as stack:
         stack.callback(crew.stop)
         while crew.step() and not (stop is not None and stop.is_set()):
@@ -116,7 +121,10 @@ class Crew:
         mode: Mode,
         slots: Sequence[Slot],
         seconds: Mapping[str, float],
+        stop: threading.Event | None = None,
     ) -> None:
+        self._stop = stop
+        self._began = time.time()
         self._store, self._file, self._display, self._mode = store, file, display, mode
         self._seconds = seconds
         store.root.mkdir(parents=True, exist_ok=True)
@@ -189,9 +197,9 @@ class Crew:
         starting = sum(1 for worker in self._workers if worker.launch is not None and not worker.started)
         most = together(self._file, self._mode, len(free), len(self._workers), self._died)
         groups = -(-len(free) // most) if most else len({cell.task for cell in free})
-        for worker in idle[: max(0, groups - starting)]:
-            if cells := self._suited(worker, free):
-                self._launch(worker, in_order(cells, self._seconds, most) if self._mode == "packed" else cells, most)
+        ready = [(worker, cells) for worker in idle if (cells := self._suited(worker, free))]
+        for worker, cells in ready[: max(0, groups - starting)]:
+            self._launch(worker, in_order(cells, self._seconds, most) if self._mode == "packed" else cells, most)
 
     def _launch(self, worker: Worker, cells: Sequence[Cell], most: int | None) -> None:
         folder, file = self._store.new_launch(), self._file
@@ -257,6 +265,7 @@ class Crew:
                 worker.current, worker.deaths = None, 0
                 if (cell := self._left.pop(event.cell, None)) is not None:  # not shown yet
                     state = self._store.state(cell)  # the truth is on disk, not in what the worker says
+                    self._check_disk(state.reason)
                     self._display.cell_ended(cell, state.name, _ending(state), number)
 
     def _after(self, worker: Worker, launch: Launch, silent: str) -> None:
@@ -275,9 +284,20 @@ class Crew:
             worker.usable = False  # it found nothing to take: whoever has the cells will end them
         self._take_note_of_others()
 
+    def _check_disk(self, reason: str) -> None:
+        """Raise `OSError` where the disk is full: that is no cell's fault, and all others would fail as well."""
+        for number in _FULL:
+            if f"[Errno {number}]" in reason:
+                raise OSError(number, os.strerror(number), str(self._store.root))
+        if self._store.root.exists():
+            try_to_write(self._store.root)
+
     def _died_in(self, worker: Worker, name: str, reason: str) -> None:
         """A death counts against the cell, unless answers came since the last; and against the place."""
+        self._check_disk(reason)
         folder, cell = self._folders[name], self._left[name]
+        if self._stop is not None and self._stop.wait(_TOLD):  # whoever told us to stop may have told the worker, too
+            return
         answered = sum(file.stat().st_size for file in folder.glob("cache/**/*") if file.is_file())
         self._deaths[name] = 1 if answered > self._answered.get(name, 0) else self._deaths[name] + 1
         self._answered[name] = answered
@@ -301,19 +321,21 @@ class Crew:
             self._port_was_taken = True
             return
         reason = f"the worker could not start: {silent or launch.reason()}\n  log: {launch.log}"
+        self._check_disk(reason)
         worker.usable = False
         if not any(other.usable for other in self._workers):
             raise LaunchError(reason)
         self._display.note(f"{worker.name} is left out: {reason}")
 
     def _take_note_of_others(self) -> None:
-        """Cells that another runner or job has ended meanwhile."""
+        """Cells that another runner or job has ended meanwhile, or in which it failed."""
         mine = {worker.current for worker in self._workers}
         for name in [name for name in self._left if name not in mine]:
-            if self._folders[name].is_dir() and (state := self._store.state(self._left[name])).name in (
-                "done",
-                "waiting",
-            ):
+            if not self._folders[name].is_dir():
+                continue
+            state = self._store.state(self._left[name])
+            failed = state.name == "failed" and failed_since(self._folders[name], self._began)
+            if state.name in ("done", "waiting") or failed:
                 self._display.cell_ended(self._left.pop(name), state.name, _ending(state))
 
 

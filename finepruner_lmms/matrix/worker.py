@@ -21,6 +21,7 @@ from finepruner_lmms.files import load_object
 from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.matrix.events import Events
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
+from finepruner_lmms.matrix.provenance import Watch, devices_of
 from finepruner_lmms.matrix.records import parse
 
 if TYPE_CHECKING:
@@ -111,22 +112,36 @@ def _attempt(
     import torch
     from loguru import logger
 
+    from finepruner_lmms.lmms.meter import device_name
     from finepruner_lmms.matrix.attempts import begin, write_error
     from finepruner_lmms.matrix.evaluate import evaluate_cell
     from finepruner_lmms.matrix.publish import Superseded, publish
+    from finepruner_lmms.output import several_lines
 
     # after these a process may no longer compute correctly
     poisoned = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
     folder = cell.path
     attempt = folder if claim is None else begin(claim, plan.launch)
     events.send(Event(event="start", cell=cell.id))
-    started = time.monotonic()
+    started, watch = time.monotonic(), Watch(devices_of(lm.device, lm.world_size))
     lm.monitor_to(folder if plan.monitor else None)
     try:
         outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache", company)
         if outcome is not None and claim is not None:
             heartbeat.phase("score")
-            run = {"batch_size": plan.batch_size, "processes": lm.world_size, "device": str(lm.device)}
+            run: dict[str, object] = {
+                "batch_size": plan.batch_size,
+                "processes": lm.world_size,
+                "device": str(lm.device),
+            }
+            came = watch.provenance(
+                cell,
+                device=device_name(lm.device),
+                processes=lm.world_size,
+                batch_size=plan.batch_size,
+                speed=outcome[0].speed,
+            )
+            run["provenance"] = came.model_dump(exclude_none=True)
             publish(cell, claim, outcome, run, time.monotonic() - started)
     except Superseded as error:
         logger.warning(str(error))
@@ -134,7 +149,7 @@ def _attempt(
         return lm.world_size == 1
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
-        logger.error(details)  # the launch's log
+        logger.error(several_lines(details))  # the launch's log
         write_error(folder, type(error).__name__, str(error).strip() or "no message", details)
         events.send(Event(event="failed", cell=cell.id))
         return lm.world_size == 1 and not isinstance(error, poisoned)

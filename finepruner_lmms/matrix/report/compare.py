@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finepruner_lmms.benchmarks import BENCHMARKS
@@ -10,6 +10,7 @@ from finepruner_lmms.benchmarks.record import Sample as Logged
 from finepruner_lmms.benchmarks.statistics import spread
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.report.leaderboard import damage_notes
 from finepruner_lmms.matrix.results import read_lines
 from finepruner_lmms.matrix.store import Store, StoreError
 
@@ -50,7 +51,8 @@ def differences(store: Store, study: Study, first: int, second: int) -> list[Dif
         draws.append(drawn)
         found.append(Difference.of(task, scores, drawn))
     if not found:
-        raise StoreError("compare: the two rows have no finished task in common")
+        damaged = damage_of_rows(store, study, (first, second))
+        raise StoreError("; ".join(["compare: the two rows have no finished task in common", *damaged]))
     if len(found) > 1:
         means = float(np.mean([d.first for d in found])), float(np.mean([d.second for d in found]))
         if any(d.error is None for d in found):  # the mean would take what was not measured for nothing
@@ -58,6 +60,12 @@ def differences(store: Store, study: Study, first: int, second: int) -> list[Dif
         else:
             found.append(Difference.of("average", means, np.mean(draws, axis=0)))
     return found
+
+
+def damage_of_rows(store: Store, study: Study, rows: Sequence[int]) -> tuple[str, ...]:
+    """A line for each cell of these rows that is left out because its files are damaged."""
+    cells = [cell for cell in study.cells if cell.row in rows]
+    return damage_notes(cells, store.states(cells))
 
 
 def average_draws(store: Store, study: Study, first: int, second: int) -> tuple[float, np.ndarray] | None:
@@ -74,11 +82,15 @@ def _by_task(
 ) -> Iterator[tuple[str, tuple[float, float], np.ndarray]]:
     """Task, both scores, and the draws of their difference, of every task that both rows have done."""
     for task in study.tasks:
-        cells = [next(c for c in study.cells if c.row == row and c.task == task) for row in (first, second)]
+        cells = [c for row in (first, second) for c in study.cells if c.row == row and c.task == task]
+        if len(cells) < 2:  # an imported row need not have every task
+            continue
         results = [state.result for state in store.states(cells)]
         if any(result is None or result.submission for result in results):
             continue
         judges = [result.judge and result.judge.name for result in results if result is not None]
+        if len(set(judges)) > 1 and any(cell.method.imported is not None for cell in cells):
+            continue  # whoever judged an imported row, it was somebody else
         if len(set(judges)) > 1:
             one_judge, other_judge = ("nobody" if name is None else repr(name) for name in judges)
             raise StoreError(f"compare: the two rows of {task} were judged by {one_judge} and {other_judge}")
@@ -87,8 +99,22 @@ def _by_task(
             raise StoreError(f"compare: the two rows answered different questions of {task}")
         benchmark = BENCHMARKS[task]
         images = {sample["doc_id"]: sample["image"] for sample in one}
+        _check_same(task, cells, one, other)
         draws = benchmark.replicates(one, images) - benchmark.replicates(other, images)
         yield task, (benchmark.percent(one), benchmark.percent(other)), draws
+
+
+def _check_same(task: str, cells: Sequence[Cell], one: Sequence[Logged], other: Sequence[Logged]) -> None:
+    """`StoreError` where an imported row's questions may be others than the other row's, by target or picture."""
+    if (imported := next((cell.method for cell in cells if cell.method.imported is not None), None)) is None:
+        return
+    for mine, theirs in zip(one, other, strict=True):
+        if str(mine["target"]) != str(theirs["target"]) or mine["image"] != theirs["image"]:
+            raise StoreError(
+                f"compare: whether both rows answered the same questions of {task} is not known (document "
+                f"{mine['doc_id']} differs): import {imported.label!r} again with --replace now that the other row is "
+                "done, or with --data"
+            )
 
 
 def find_row(study: Study, label: str) -> int:

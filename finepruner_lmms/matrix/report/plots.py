@@ -47,8 +47,9 @@ def figure(board: Leaderboard) -> Figure:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = [line for line in board.lines if line.average is not None]
-    if not lines:
+    done = [line for line in board.lines if line.average is not None]
+    lines = [line for line in done if not line.imported]
+    if not done:
         raise FieldError("picture", "no row has all of its tasks done yet")
     drawn, axes = plt.subplots(figsize=(7.2 if len(_curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
     whole = next((line for line in lines if line.method == "vanilla"), None)
@@ -57,6 +58,11 @@ def figure(board: Leaderboard) -> Figure:
         text = f"vanilla, all {board.num_visual_tokens} tokens"
         place = axes.get_yaxis_transform()
         axes.text(0.01, whole.average, text, ha="left", va="bottom", color="0.35", transform=place)
+    for line in done:
+        if line.imported:  # at no budget that is known
+            axes.axhline(line.average, color="0.6", linestyle=":", linewidth=1.2)
+            place = axes.get_yaxis_transform()
+            axes.text(0.99, line.average, mathtext(line.method), ha="right", va="bottom", color="0.45", transform=place)
     plain = 0
     for label, curve in _curves(lines).items():
         tokens = [line.tokens for line in curve]

@@ -147,6 +147,8 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
             some = f": {board.asked[task]} answers without a letter read"
             what = " is judged" if BENCHMARKS[task].judged else some
             lines.append(f"{title}{what} by {', '.join(models)}.{several}")
+    if there := [line.method for line in board.lines if line.imported]:
+        lines.append(f"Imported, not run here: {', '.join(there)}.")
     if any(line.waiting for line in board.lines):
         lines.append(f"{WAITING}: answered, waiting for the judge; 'judge OUTPUT' asks it.")
     for line in board.lines:
@@ -155,7 +157,7 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
                 f"{line.method} {line.budget}: mean of {len(line.seeds)} seeds, whose averages spread by "
                 f"{line.spread:.2f} (standard deviation)."
             )
-    return lines
+    return lines + list(board.damaged)
 
 
 def _text(board: Leaderboard, relative: str) -> str:
