@@ -20,6 +20,8 @@ class Failure(Exception):
     """
 
     exit_status: ClassVar[int] = 2
+    kept: ClassVar[bool] = True
+    """Whether what was done before it is still there, so that the same command goes on from it."""
 
     def lines(self) -> list[str]:
         """What is shown: one line, unless several things are wrong."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,18 +20,25 @@ from filelock import FileLock
 from finepruner_lmms.errors import FieldError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: no reader and no power cut ever sees half of it. Its folder must exist."""
+def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
+    """Replace a file as a whole: no reader and no power cut ever sees half of it. Its folder must exist.
+
+    What is not `lasting` may be gone after a power cut, and costs no wait for the disk.
+    """
     partial = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")  # of no other process or thread
     try:
         with partial.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:  # that of a write names no file, others the partial one
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    if lasting:
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -37,9 +46,21 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` of indented JSON."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))
+def try_to_write(folder: Path) -> None:
+    """Write, rename and remove a file in a folder, which is made; `OSError` where that cannot be done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tried = folder / f".try-{secrets.token_hex(6)}"
+    try:
+        write_bytes(tried, b"x" * 4096)
+    finally:
+        tried.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> bytes:
+    """`write_bytes` of indented JSON; returns the content."""
+    content = json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8")
+    write_bytes(path, content)
+    return content
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> bytes:
@@ -49,10 +70,44 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> bytes:
     return content
 
 
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file, of at most so many bytes.
+
+    `OSError` at once for anything else: a fifo waits for a writer, a device may never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if most is not None and status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, and at most {most} make sense", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def parse_json(content: bytes) -> Any:
+    """The JSON value in UTF-8. `ValueError` for anything else, for a name given twice and for bottomless nesting."""
+    try:
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return value
+
+
 def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is no such file or it holds none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_bytes(path))
     except FileNotFoundError:
         return None
     except ValueError:  # not JSON, not UTF-8
@@ -63,7 +118,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def load_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; `FieldError` naming the file if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_bytes(path))
     except OSError as error:
         raise FieldError(path.name, f"cannot read {str(path)!r}: {error.strerror}", value=str(path)) from error
     except ValueError as error:  # not JSON, not UTF-8
@@ -83,13 +138,38 @@ def split_lines(content: str) -> list[str]:
 
 def read_json_lines(path: Path) -> list[Any]:
     """The JSON values of a file with one per line. `ValueError` naming file and line where one is none."""
+    return parse_json_lines(read_bytes(path), str(path))
+
+
+def parse_json_lines(content: bytes, name: str) -> list[Any]:
+    """The JSON values of a content with one per line. `ValueError` with `name` and line where one is none."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8: {error}") from error
     values = []
-    for number, line in enumerate(split_lines(path.read_text(encoding="utf-8")), 1):
+    for number, line in enumerate(split_lines(text), 1):
         try:
             values.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+            raise ValueError(f"{name}:{number}: not JSON: {error}") from error
+        except RecursionError:
+            raise ValueError(f"{name}:{number}: not JSON: nested too deeply") from None
     return values
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename what is damaged to `<name>.damaged`, or `.damaged-2` and so on; None where nothing is. Never deletes."""
+    number = 1
+    target = path.with_name(f"{path.name}.damaged")
+    while os.path.lexists(target):
+        number += 1
+        target = path.with_name(f"{path.name}.damaged-{number}")
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        return None
+    return target
 
 
 def publish_folder(target: Path, make: Callable[[Path], None]) -> None:

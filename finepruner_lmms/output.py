@@ -6,7 +6,7 @@ matplotlib. There is one function per kind of output, and whoever writes there u
 
 | written to | function |
 |---|---|
-| a terminal, a log, one line of anything | `plain`; `one_line` where the text may have several |
+| a terminal, a log, one line of anything | `plain`; `one_line`, `several_lines` where the text may have several |
 | a Markdown document | `markdown` |
 | a LaTeX document | `latex` |
 | a CSV file or a cell of a spreadsheet | `csv_cell` |
@@ -86,6 +86,11 @@ def mathtext(text: object) -> str:
 def one_line(text: object) -> str:
     """`plain` of a text that may stand in several lines, such as the message of an error: the lines are joined."""
     return plain("; ".join(filter(None, map(str.strip, str(text).splitlines()))))
+
+
+def several_lines(text: object) -> str:
+    """`plain` of each line, for a log."""
+    return "\n".join(map(plain, str(text).split("\n")))
 
 
 def rich_text(text: object) -> Text:

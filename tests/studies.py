@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.lmms.identity import Identity
 from finepruner_lmms.matrix.plan import Cell, Method, Study
+from finepruner_lmms.matrix.results import read_lines, write_result
 from finepruner_lmms.matrix.sections import ModelSection
 
 IDENTITY = Identity(
@@ -34,3 +37,9 @@ def study(rows: list[Method], cells: list[Cell], num_layers: int = 32, name: str
         name=name, model="demo", num_layers=num_layers, num_visual_tokens=576, tasks=tasks, rows=tuple(rows),
         cells=tuple(cells),
     )  # fmt: skip
+
+
+def rewrite(folder: Path, **changes) -> None:
+    """Write a result again with other values, as if it had been so from the beginning."""
+    known = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    write_result(folder, known | changes, read_lines(folder / "samples.jsonl"))

@@ -82,6 +82,10 @@ COMMANDS = [
     ["table", "--format", "latex"],
     ["table", "--format", "latex", "--costs"],
     ["compare", "fastv 64", HOSTILE],
+    ["export", "--format", "csv"],
+    ["query", "SELECT * FROM cells"],
+    ["query", "SELECT method, answer FROM samples LIMIT 9", "--format", "csv"],
+    ["query", "SELECT * FROM samples LIMIT 9", "--format", "json"],
 ]
 
 
@@ -95,6 +99,9 @@ def printed(store: Store, command: str, *options: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_nothing_that_a_command_prints_moves_a_terminal(store, command):
     said = printed(store, *command)
+    for file in store.root.glob("export/**/*.csv"):
+        cells = [value for row in csv.reader(io.StringIO(file.read_text(encoding="utf-8"))) for value in row]
+        assert len(cells) > 50 and not [value for value in cells if value.startswith(("=", "@", "+"))]
     assert "forged" not in [line.strip() for line in said.splitlines()]  # no line of its own
     assert "😄" not in said
 

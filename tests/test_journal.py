@@ -230,9 +230,12 @@ def test_kills_change_neither_answers_nor_costs(lm, tmp_path, monkeypatch, undis
         return real(model, pruner, inputs, **options)
 
     monkeypatch.setattr(lmms_model, "generate", counted)
+    folder = tmp_path / "here"
+    folder.mkdir()
     for number, ranks in enumerate(kills):
-        answers = attempt(lm, tmp_path, number, ranks, half, monkeypatch)
-    written = read_journal(tmp_path, OWNER)
+        folder = folder.rename(tmp_path / f"mounted elsewhere {number}")
+        answers = attempt(lm, folder, number, ranks, half, monkeypatch)
+    written = read_journal(folder, OWNER)
     assert answers == expected and len(written.answers) == QUESTIONS
     assert cost(lm, written) == cost(lm, whole) and cost(lm, whole).questions == QUESTIONS - 1
     assert sum(batch.time.rows for batch in written.batches) == QUESTIONS  # the repeated last ones are none

@@ -14,7 +14,7 @@ from click.testing import Result
 from judge_server import JudgeServer as Server
 from judge_server import fails, knows, says
 from rich.console import Console
-from studies import cell, method, study
+from studies import cell, method, rewrite, study
 from typer.testing import CliRunner
 
 from finepruner_lmms.cli import app
@@ -113,9 +113,7 @@ def test_a_judge_that_dies_leaves_no_cell_half_judged(store):
 def test_rows_of_different_judges_are_not_compared(store):
     current = score(store, "exact")
     assert differences(store, current, 0, 1)[0].value == 25
-    file = store.cell_dir(CELLS[1]) / "result.json"
-    result = json.loads(file.read_text())
-    file.write_text(json.dumps(result | {"judge": {"name": "judge-1", "models": ["judge-1"]}}))
+    rewrite(store.cell_dir(CELLS[1]), judge={"name": "judge-1", "models": ["judge-1"]})
     with pytest.raises(StoreError, match="were judged by 'exact' and 'judge-1'"):
         differences(store, planned("later"), 0, 1)
     store.save_study(planned("later"))
@@ -125,7 +123,9 @@ def test_rows_of_different_judges_are_not_compared(store):
 def test_answers_that_were_changed_do_not_wait(store):
     file = store.cell_dir(CELLS[0]) / "answers.jsonl"
     file.write_text(file.read_text() + "\n")
-    assert names(store, "later") == ["missing", "waiting"]
+    state = store.states(planned("later").cells)[0]
+    assert state.name == "failed" and state.damaged and state.reason.startswith("answers.jsonl was changed")
+    assert names(store, "later") == ["failed", "waiting"]
 
 
 # -- a judge that fails replaces nothing ------------------------------------------------------------------------------

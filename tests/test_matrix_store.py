@@ -75,7 +75,8 @@ def test_a_torn_or_tampered_result_is_not_done(store):
     folder = store.cell_dir(CELL)
     whole = (folder / "result.json").read_text()
     (folder / "result.json").write_text(whole[: len(whole) // 2])
-    assert check_result(folder, CELL) == ("result.json is not readable as JSON", None)
+    problem, result = check_result(folder, CELL)
+    assert result is None and problem.startswith("result.json is not readable as JSON")
     (folder / "result.json").write_text(whole)
     (folder / "samples.jsonl").write_text("")
     problem, result = check_result(folder, CELL)
@@ -159,6 +160,7 @@ def test_a_study_of_another_shape_is_named_with_how_to_go_on(store, changes, fla
     store.save_study(study([method("vanilla")], [CELL]))
     file = store.root / "matrix.json"
     file.write_text("{" if changes is None else json.dumps(json.loads(file.read_text()) | changes))
+    (store.root / "matrix.copy.json").unlink()
     said = CliRunner().invoke(app, [command, str(store.root)])
     assert said.exit_code == 2 and flaw in said.stderr and "writes it again, and no result is lost" in said.stderr
     assert "Traceback" not in said.stderr

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import statistics
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from studies import cell, method, study
+from studies import cell, method, rewrite, study
 
 from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.progress import score_text
@@ -114,7 +113,7 @@ def test_markdown_and_latex_are_well_formed(store):
 
 def set_error(store: Store, name: str, error: float | None) -> None:
     (file,) = store.root.glob(f"cells/*-{name}/result.json")
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"standard_error": error}))
+    rewrite(file.parent, standard_error=error)
 
 
 @pytest.mark.parametrize("error", [None, 0.0])  # 0.0 is what older results have

@@ -109,6 +109,7 @@ def test_a_picture_and_a_report_are_refused_before_they_are_made(store, tmp_path
         (2, {}, {"processes": 3}, "launch.processes"),
         (2, {"device": "cuda:1"}, {}, None),
         (2, {"device": "cpu"}, {"processes": 3}, None),
+        (2, {}, {"processes": 3, "mode": "packed"}, None),
         (0, {}, {"processes": 3}, None),
         (2, {}, {"processes": 2}, None),
         (0, {"device": "cuda"}, {"executor": "slurm"}, None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from finepruner_lmms.benchmarks.limits import EACH_ALONE, Sampling
 from finepruner_lmms.benchmarks.statistics import bootstrap_totals, spread
@@ -14,6 +14,14 @@ Sample = dict[str, Any]
 """A question as lmms-eval logs it: `doc_id`, and what the task's `process_results` gives by the metric's name."""
 Rows: TypeAlias = "tuple[np.ndarray, list[int]]"
 Images = Sequence[Any] | Mapping[int, Any]
+
+
+class Figures(NamedTuple):
+    """What samples come to: the metric, its share of the maximum in percent, and the standard error of that."""
+
+    value: float
+    percent: float
+    standard_error: float | None
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,19 @@ class Benchmark:
 
     def replicates(self, samples: Sequence[Sample], images: Images) -> np.ndarray:
         """`percent` of 1000 bootstrap draws of images. The same images give the same draws, so two methods pair up."""
-        rows, documents = self._rows(samples)
+        return self._replicates(*self._rows(samples), images)
+
+    def _replicates(self, rows: np.ndarray, documents: list[int], images: Images) -> np.ndarray:
         totals = bootstrap_totals(rows, [str(images[document]) for document in documents], self.name)
         return 100 * self.points(totals) / self.full(totals)
+
+    def figures(self, samples: Sequence[Sample], images: Images) -> Figures:
+        """All that is shown of logged samples: `value`, `percent` and `standard_error` at once."""
+        rows, documents = self._rows(samples)
+        total = rows.sum(0)
+        value, full = self.points(total), self.full(total)
+        error = spread(self._replicates(rows, documents, images))
+        return Figures(float(value), float(100 * value / full), error)
 
     def _rows(self, samples: Sequence[Sample]) -> Rows:
         if not samples:

@@ -24,9 +24,12 @@ def export(
     ] = 200,
 ) -> None:
     """Write what is done for other programs: tables of cells and samples, Every Eval Ever, the hub, Inspect."""
+    from finepruner_lmms.commands.preflight import check_folder
     from finepruner_lmms.matrix.export.command import export_run
     from finepruner_lmms.output import plain
 
+    if to is not None or output.is_dir():
+        check_folder("OUTPUT" if to is None else "--to", to or output)
     for line in export_run(output, form, to, pictures):
         sys.stdout.write(f"{plain(line)}\n")
 
@@ -62,8 +65,10 @@ def import_(
     replace: Annotated[bool, typer.Option("--replace", help="Put it in place of an earlier import.")] = False,
 ) -> None:
     """Make results that lmms-eval wrote elsewhere a row of `table`, `compare` and `report`."""
+    from finepruner_lmms.commands.preflight import check_folder
     from finepruner_lmms.matrix.importing import import_results
     from finepruner_lmms.output import plain
 
+    check_folder("OUTPUT", output)
     said = import_results(output, label, results, data, replace)
     sys.stdout.write("".join(f"{plain(line)}\n" for line in said.split("\n") if line))

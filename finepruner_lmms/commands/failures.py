@@ -21,7 +21,7 @@ STOPPED = 130
 UNREAD = 141
 """As shells say it of a program whose reader went away (`| head`)."""
 # of the machine, not of what was asked: the disk is full, or breaks
-_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 _GO_ON = {
     "run": "what is done is kept; the same command goes on from here",
     "judge": "what is judged is kept; the same command goes on from here",
@@ -31,6 +31,7 @@ _FIXES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota there",
     errno.EMFILE: "raise `ulimit -n`",
+    errno.EFBIG: "raise `ulimit -f`",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EROFS: "give a place that can be written to",
 }
@@ -62,9 +63,19 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(stopped(ctx.invoked_subcommand)) from None
         except Exception as error:
+            if _was_stopped(error):
+                raise typer.Exit(stopped(ctx.invoked_subcommand)) from None
             if (status := report(error, ctx.invoked_subcommand)) is None:
                 raise
             raise typer.Exit(status) from None
+
+
+def _was_stopped(error: Exception) -> bool:
+    """Whether it came of cleaning up: a closed terminal stops us, and then fails for everything that is shown on it."""
+    before: BaseException | None = error
+    while isinstance(before, OSError):
+        before = before.__context__
+    return isinstance(before, KeyboardInterrupt)
 
 
 def report(error: Exception, command: str | None = None) -> int | None:
@@ -73,7 +84,8 @@ def report(error: Exception, command: str | None = None) -> int | None:
         return unread(command)
     if isinstance(error, Failure):
         *lines, last = error.lines()
-        more = [_GO_ON[command]] if error.exit_status == 1 and command in _GO_ON else []
+        goes_on = error.exit_status == 1 and error.kept and command in _GO_ON
+        more = [_GO_ON[command]] if command and goes_on else []
         for line in [*lines, "; ".join([last, *more])]:
             _say(line)
         return error.exit_status

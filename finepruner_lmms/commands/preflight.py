@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.files import write_bytes
+from finepruner_lmms.files import try_to_write
 
 if TYPE_CHECKING:
     from finepruner_lmms.matrix.sections import MatrixFile
@@ -34,12 +33,7 @@ def check_folder(field: str, folder: Path, room: int = 0) -> None:
     """Make a folder, write and rename a file in it and remove that; `FieldError` where it cannot, or lacks `room`."""
     _check_name(field, folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tried = folder / f".try-{secrets.token_hex(6)}"
-        try:
-            write_bytes(tried, b"x" * 4096)
-        finally:
-            tried.unlink(missing_ok=True)
+        try_to_write(folder)
         disk = shutil.disk_usage(folder)
     except OSError as error:
         raise _wrong(field, folder, error) from error
@@ -74,7 +68,8 @@ def check_machine(file: MatrixFile) -> None:
     kind, _, number = device.partition(":")
     if kind == "cuda" and (not gpus or (number.isdecimal() and int(number) >= gpus)):
         raise FieldError("model.device", f"got {device!r}; {shown}", value=device, fix="leave it out, or see `doctor`")
-    if gpus and device in ("auto", "cuda") and processes != "auto" and processes > gpus:
+    shared = file.launch.mode == "packed"  # where several workers may have a GPU between them
+    if gpus and device in ("auto", "cuda") and processes != "auto" and processes > gpus and not shared:
         raise FieldError("launch.processes", f"got {processes}; {shown}", value=processes, fix="write auto, or fewer")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from finepruner_lmms.commands.arguments import Output
 from finepruner_lmms.errors import check_choice
-from finepruner_lmms.output import plain
+from finepruner_lmms.output import one_line, plain
 
 
 def table(
@@ -42,6 +43,8 @@ def table(
     store.study()
     board = leaderboard(store, merge_seeds=not seeds and form != "csv")
     sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
+    if costs or form in ("csv", "latex"):  # which have no place for it
+        _say_damage(board.damaged)
     if picture is not None:
         draw(leaderboard(store), picture)
 
@@ -69,11 +72,18 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B", help="Another, such as 'fastv 64'.")],
 ) -> None:
     """Compare two rows question by question: A minus B, with standard errors and 95 % intervals."""
-    from finepruner_lmms.matrix.report.compare import differences, find_row
+    from finepruner_lmms.matrix.report.compare import damage_of_rows, differences, find_row
     from finepruner_lmms.matrix.report.tables import render_differences
     from finepruner_lmms.matrix.store import Store
 
     store = Store(output)
     study = store.study()
-    found = differences(store, study, find_row(study, first), find_row(study, second))
+    rows = find_row(study, first), find_row(study, second)
+    found = differences(store, study, *rows)
     sys.stdout.write(render_differences(found, first, second))
+    _say_damage(damage_of_rows(store, study, rows))
+
+
+def _say_damage(lines: Sequence[str]) -> None:
+    for line in lines:
+        sys.stderr.write(f"{one_line(line)}\n")

@@ -17,12 +17,9 @@ from finepruner_lmms import claims
 from finepruner_lmms.claims import Claim, Owner
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import read_object, write_json
+from finepruner_lmms.matrix.aside import make_way, put_away
 
 PREFIX = "attempt"
-_OF_AN_ATTEMPT = (
-    *("error.json", "result.json", "samples.jsonl", "submission.json", "submission.xlsx"),
-    *("answered.json", "answers.jsonl"),
-)
 
 
 class Held(Failure, RuntimeError):
@@ -46,6 +43,7 @@ def failures(folder: Path) -> int:
 
 def take(folder: Path, attempts: int) -> Claim | None:
     """Claim a cell for the attempt after `attempts`; None if somebody made that one, whatever came of it."""
+    make_way(folder)
     if last_attempt(folder) != attempts or (claim := claims.take(folder, PREFIX)) is None:
         return None
     if claim.number == attempts + 1:
@@ -58,9 +56,7 @@ def begin(claim: Claim, launch: str) -> Path:
     """Write down that an attempt begins, and put away what an earlier one left; returns its folder."""
     folder = claim.folder.parent
     earlier = folder / f"{PREFIX}-{claim.number - 1}"
-    for name in _OF_AN_ATTEMPT:
-        if (folder / name).exists():  # kept as evidence
-            (folder / name).replace((earlier if earlier.is_dir() else claim.folder) / name)
+    put_away(folder, earlier if earlier.is_dir() else claim.folder)
     status = {"state": "running", "attempt": claim.number, "host": socket.gethostname(), "pid": os.getpid()}
     write_json(folder / "status.json", status | {"launch": launch})
     return claim.folder
@@ -68,6 +64,7 @@ def begin(claim: Claim, launch: str) -> Path:
 
 def begin_attempt(folder: Path, launch: str) -> Path:
     """Claim a cell, whatever was tried before, and begin; returns `attempt-<n>`. `Held` if another process has it."""
+    make_way(folder)
     claim = claims.take(folder, PREFIX)
     if claim is None:
         raise Held(f"{folder.name}: held by {holder(folder) or 'another process'}")
@@ -83,7 +80,7 @@ def end_attempt(folder: Path, state: str) -> None:
 
 def write_error(folder: Path, error: str, message: str, details: str = "") -> None:
     """Say why an attempt failed. Of several processes that fail, the first says it: the others fail because of it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_way(folder)
     if _first_to_fail(folder):
         write_json(folder / "error.json", {"error": error, "message": message, "details": details})
     end_attempt(folder, "failed")

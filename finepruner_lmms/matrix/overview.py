@@ -27,7 +27,7 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     ]
     reasons = store.explain_missing(left)
     for cell, state in zip(cells, states, strict=True):
-        why = reasons.get(cell.id, state.reason)
+        why = reasons.get(cell.id, state.why)
         lines.append(f"  {state.name:8} {cell.label}{': ' + why if why else ''}")
     lines += unknown_commits(cells)
     if left:

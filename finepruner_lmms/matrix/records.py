@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from finepruner_lmms.errors import show
-from finepruner_lmms.files import read_object
+from finepruner_lmms.errors import first_line, show
+from finepruner_lmms.files import parse_json, read_bytes
 from finepruner_lmms.lmms.identity_record import Identity
 
 R = TypeVar("R", bound=BaseModel)
@@ -20,9 +19,13 @@ class Damage(ValueError):
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _LARGEST:
         raise ValueError("not a number")
     return value
+
+
+_LARGEST = 10**300
+"""A Python integer may be larger than any float."""
 
 
 Number = Annotated[float, BeforeValidator(_number)]
@@ -74,7 +77,8 @@ class Verdict(Record):
 class Sample(TypedDict):
     """A line of `samples.jsonl` and `answers.jsonl`: one question, joined by `doc_id` and `image` with other cells'.
 
-    Not checked: a file may have 200,000 of them, and that it is the one that was written is known by its size.
+    Not checked one by one: a file may have 200,000 of them, and that it is the one that was written is known by its
+    sha256.
     """
 
     doc_id: int
@@ -84,6 +88,25 @@ class Sample(TypedDict):
     score: Any
     question: NotRequired[str]
     """Its text, in samples that were imported with it."""
+
+
+class Selected(Record):
+    """What of a line of `selections-rank<r>.jsonl` a report reads: which heads were chosen for a question."""
+
+    task: str
+    doc_id: int
+    layer: int
+    heads: list[Annotated[int, Field(ge=0, lt=1024)]] | None = None
+
+
+class Fused(Selected):
+    """The same of consensus selection."""
+
+    qualities: dict[str, Number]
+    branch: str
+    complexity: Number
+    n_heads: int
+    share_diversity: Number
 
 
 class Scores(Record):
@@ -194,14 +217,23 @@ class Asked(Record):
     """None in results written by hand."""
 
 
-class Result(Record):
-    """`result.json`: what came of a cell. `percent` and its standard error are None for what only a server scores."""
+class Answered(Record):
+    """`answered.json`, and what every `result.json` has, too: whose the lines beside it are, and which these are."""
 
     schema_version: int
     id: str
     spec: Asked
     answered: int
     expected: int
+    samples_bytes: int
+    samples_sha256: str = ""
+    checksum: str | None = None
+    """Of all else in this file; None in files of schema 2, which has none."""
+
+
+class Result(Answered):
+    """`result.json`: what came of a cell. `percent` and its standard error are None for what only a server scores."""
+
     seconds: Number | None = None
     """None in results that were imported."""
     metrics: dict[str, Number] = {}
@@ -214,17 +246,39 @@ class Result(Record):
     judge: Verdict | None = None
     provenance: Provenance | None = None
     """None in results of versions that did not write it down."""
-    samples_bytes: int
+
+
+_MOST = 1 << 26
+"""Bytes: what is larger is no record."""
 
 
 def load(kind: type[R], file: Path) -> R | None:
     """The record in a file; None where there is no file. `Damage` if it holds something else."""
-    if not file.exists():
+    content = read(file)
+    return None if content is None else parse(kind, load_json(content, file.name), file.name)
+
+
+def read(file: Path) -> bytes | None:
+    """What a record's file holds; None where there is none. `Damage` if it cannot be read, or is no file."""
+    try:
+        return read_bytes(file, _MOST)
+    except (FileNotFoundError, NotADirectoryError):
+        if file.is_symlink():
+            raise Damage(f"{file.name} is a link to nothing") from None
         return None
-    value = read_object(file)
-    if value is None:
-        raise Damage(f"{file.name} is not readable as JSON")
-    return parse(kind, value, file.name)
+    except OSError as error:
+        raise Damage(f"{file.name} cannot be read: {error.strerror}") from None
+
+
+def load_json(content: bytes, name: str) -> dict[str, Any]:
+    """The JSON object that a record's file holds; `Damage` if it holds something else."""
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        raise Damage(f"{name} is not readable as JSON: {first_line(error)}") from None
+    if not isinstance(value, dict):
+        raise Damage(f"{name} is not readable as JSON: it holds no object")
+    return value
 
 
 def parse(kind: type[R], value: dict[str, Any], name: str) -> R:

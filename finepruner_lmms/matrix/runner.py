@@ -6,6 +6,8 @@ left to it.
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ from typing import Protocol
 
 from finepruner_lmms.claims import end
 from finepruner_lmms.errors import Failure
+from finepruner_lmms.files import try_to_write
 from finepruner_lmms.matrix.attempts import PREFIX, holder, last_attempt, write_error
 from finepruner_lmms.matrix.launch import Launch, Slot, WorkerTimeout, sweep
 from finepruner_lmms.matrix.modes import Mode, choose_mode, in_order, num_processes, places, together, usable_gpus
@@ -28,6 +31,7 @@ MAX_DEATHS = 2
 _SLOT_DEATHS = 2
 """A place whose worker died so often in a row is left out, as long as there are others."""
 _POLL = 0.1  # seconds
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LaunchError(Failure, RuntimeError):
@@ -39,7 +43,7 @@ class LaunchError(Failure, RuntimeError):
 class OutputGone(Failure, OSError):
     """The output directory was removed while the run worked in it."""
 
-    exit_status = 1
+    exit_status, kept = 1, False
 
 
 class Display(Protocol):
@@ -240,6 +244,7 @@ class Crew:
                 worker.current, worker.deaths = None, 0
                 cell = self._left.pop(event.cell)
                 state = self._store.state(cell)  # the truth is on disk, not in what the worker says
+                self._check_disk(state.reason)
                 self._display.cell_ended(cell, state.name, _ending(state), number)
 
     def _after(self, worker: Worker, launch: Launch, silent: str) -> None:
@@ -257,8 +262,17 @@ class Crew:
             worker.usable = False  # it found nothing to take: whoever has the cells will end them
         self._take_note_of_others()
 
+    def _check_disk(self, reason: str) -> None:
+        """Raise `OSError` where the disk is full: that is no cell's fault, and all others would fail as well."""
+        for number in _FULL:
+            if f"[Errno {number}]" in reason:
+                raise OSError(number, os.strerror(number), str(self._store.root))
+        if self._store.root.exists():
+            try_to_write(self._store.root)
+
     def _died_in(self, worker: Worker, name: str, reason: str) -> None:
         """A death counts against the cell, unless answers came since the last; and against the place."""
+        self._check_disk(reason)
         folder, cell = self._folders[name], self._left[name]
         answered = sum(file.stat().st_size for file in folder.glob("cache/**/*") if file.is_file())
         self._deaths[name] = 1 if answered > self._answered.get(name, 0) else self._deaths[name] + 1
@@ -282,6 +296,7 @@ class Crew:
             self._port_was_taken = True
             return
         reason = f"the worker could not start: {silent or launch.reason()}\n  log: {launch.log}"
+        self._check_disk(reason)
         worker.usable = False
         if not any(other.usable for other in self._workers):
             raise LaunchError(reason)

@@ -16,8 +16,10 @@ def status_text(store: Store, study: Study) -> str:
         counts["waiting for the judge"] = waiting
     lines = [f"{study.name}: " + ", ".join(f"{count} {name}" for name, count in counts.items())]
     for cell, state in zip(study.cells, states, strict=True):
-        text = score_text(state.result) if state.result else state.reason
+        text = score_text(state.result) if state.result else state.why
         lines.append(f"  {state.name:8} {cell.label}{': ' + text if text else ''}")
+    if any(state.damaged for state in states):
+        lines.append("damaged files are kept as *.damaged when `run` computes their cells anew")
     if others := store.others(study.cells):
         lines.append(
             f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown"

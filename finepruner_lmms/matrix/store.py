@@ -1,7 +1,7 @@
 """The store: one directory per cell, and what is true about it.
 
     runs/<name>/
-      matrix.json                   rows and cells of the latest `run`
+      matrix.json                   rows and cells of the latest `run`; matrix.copy.json is the same
       imports.json                  rows that `import` made of results of other runs; their cells are among the others
       launches/<n>/                 plan.json, events.jsonl and log.txt of one worker
       cells/<slug>-<id>/
@@ -10,6 +10,8 @@
         cache/                      answers of an unfinished attempt
         answers.jsonl, answered.json   where a judge scores: what samples and result are made of
         samples.jsonl               one line per question: target, answer, score, image
+        verified.json               which files were found to be what the result says, so that they are not read again
+        *.damaged                   what was not, set aside by the attempt that computed it anew
         submission.json, .xlsx      for the server, where only that scores
         result.json                 written last, atomically; a cell is done if and only if this is valid
         error.json                  why the last attempt failed
@@ -21,20 +23,26 @@ Nothing is ever deleted but the cache of a finished cell; cells of other setting
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.claims import Locked, is_locked, lock
 from finepruner_lmms.errors import Failure
-from finepruner_lmms.files import write_json
+from finepruner_lmms.files import set_aside, write_json
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.attempts import holder
+from finepruner_lmms.matrix.evidence import checksum
 from finepruner_lmms.matrix.imports import Imports, read_imports, with_imports, without_imports
 from finepruner_lmms.matrix.plan import Cell, Study
-from finepruner_lmms.matrix.records import CellError, Damage, Result, Status, load
-from finepruner_lmms.matrix.results import check_result, find_answers
+from finepruner_lmms.matrix.records import CellError, Damage, Result, Status, load, load_json, parse, read
+from finepruner_lmms.matrix.results import read_cell
+from finepruner_lmms.output import one_line
+
+_STUDY, _STUDY_COPY = "matrix.json", "matrix.copy.json"
 
 
 class StoreError(Failure, ValueError):
@@ -43,11 +51,20 @@ class StoreError(Failure, ValueError):
 
 @dataclass(frozen=True)
 class State:
-    """`name`: done, waiting (for the judge), failed, running or missing; `reason` says why, where there is a why."""
+    """`name`: done, waiting (for the judge), failed, running or missing; `reason` says why, where there is a why.
+
+    `damaged`: a result is there, but it is not the one that was written, or not true.
+    """
 
     name: str
     reason: str = ""
     result: Result | None = None
+    damaged: bool = False
+
+    @property
+    def why(self) -> str:
+        """The reason, for people."""
+        return f"damaged: {self.reason}" if self.damaged else self.reason
 
 
 class Store:
@@ -55,29 +72,59 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self._warned: set[str] = set()
 
     # -- the matrix -----------------------------------------------------------------------------------------------
 
     def save_study(self, study: Study) -> None:
-        """Remember what `status` and `table` are to show."""
+        """Remember what `status` and `table` are to show, and a copy of it."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_json(self.root / "matrix.json", without_imports(study).model_dump(mode="json"))
+        content = without_imports(study).model_dump(mode="json")
+        content["checksum"] = checksum(content)
+        for name in (_STUDY, _STUDY_COPY):
+            with suppress(Damage):
+                if _load_study(self.root / name) is None or (self.root / name).is_file():
+                    continue
+            set_aside(self.root / name)
+        for name in (_STUDY, _STUDY_COPY):
+            write_json(self.root / name, content)
 
     def study(self) -> Study:
-        """What `save_study` was given, and the rows that were imported; `StoreError` where there is neither."""
+        """What `save_study` was given, and the rows that were imported; `StoreError` where there is neither.
+
+        Where a file is damaged, the standard error says so; of what was run there is a copy.
+        """
         if not self.root.is_dir():
             raise StoreError(f"output: {str(self.root)!r} is not a folder; `run` makes one under runs/<name>")
         try:
-            study = load(Study, self.root / "matrix.json")
-            study = with_imports(study, self.imports(), self.root.resolve().name)
-        except Damage as damage:
-            raise StoreError(
-                f"output: {str(self.root)!r}: {damage}; the file is damaged or of another version: `run` with the same "
-                "matrix file and --output writes it again, and no result is lost"
-            ) from None
+            imports = self.imports()
+        except StoreError as error:
+            self._warn(f"{error}; they are not shown")
+            imports = Imports()
+        study = with_imports(self._own_study(), imports, self.root.resolve().name)
         if study is None:
             raise StoreError(f"output: {str(self.root)!r} holds no matrix.json, so nothing was run into it")
         return study
+
+    def _own_study(self) -> Study | None:
+        """What was run here, from the copy where that is all there is; None where nothing was."""
+        flaw = ""
+        try:
+            if (study := _load_study(self.root / _STUDY)) is not None:
+                return study
+        except Damage as damage:
+            flaw = str(damage)
+        with suppress(Damage):
+            if (study := _load_study(self.root / _STUDY_COPY)) is not None:
+                flaw = flaw or f"{_STUDY} is missing"
+                self._warn(f"{self.root}: {flaw}; its copy, {_STUDY_COPY}, is read instead, until `run` mends it")
+                return study
+        if flaw:
+            raise StoreError(
+                f"output: {str(self.root)!r}: {flaw}; the file is damaged or of another version: `run` with the same "
+                "matrix file and --output writes it again, and no result is lost"
+            )
+        return None
 
     def imports(self) -> Imports:
         """The rows that were imported. `StoreError` where `imports.json` holds something else."""
@@ -87,6 +134,12 @@ class Store:
             raise StoreError(
                 f"output: {str(self.root)!r}: {damage}; move the file away, and import its rows again"
             ) from None
+
+    def _warn(self, text: str) -> None:
+        """Say it once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            sys.stderr.write(f"{one_line(text)}\n")
 
     # -- cells ----------------------------------------------------------------------------------------------------
 
@@ -174,22 +227,28 @@ class Store:
 def _state(folder: Path, cell: Cell) -> State:
     """What is true about a cell whose directory is `folder`."""
     if not folder.is_dir():
-        return State("missing")
-    problem, result = check_result(folder, cell)
-    if result is not None:
-        return State("done", result=result)
-    if (found := find_answers(folder, cell)) is not None:
-        return State("waiting", problem or f"{found[0]['answered']} questions answered, waiting for the judge")
+        there = next(
+            (place for place in (folder, folder.parent) if os.path.lexists(place) and not place.is_dir()), None
+        )
+        if there is None:
+            return State("missing")
+        return State("failed", f"{there.name} is no folder", damaged=True)
+    found = read_cell(folder, cell)
+    if found.result is not None:
+        return State("done", result=found.result)
+    if found.answers is not None:
+        return State("waiting", found.reason, damaged=found.damaged)
     try:
         status, error = load(Status, folder / "status.json"), load(CellError, folder / "error.json")
     except Damage as damage:
-        return State("failed", str(damage))
+        status, error = None, None
+        found = found if found.damaged else replace(found, reason=str(damage))
     if status is not None and status.state == "running" and (owner := holder(folder)) is not None:
         return State("running", f"attempt {status.attempt}: {owner}")
     if error is not None:
         return State("failed", f"{error.error}: {error.message}")
-    if problem:
-        return State("failed", problem)
+    if found.reason:
+        return State("failed", found.reason, damaged=found.damaged)
     return State("missing", "interrupted" if status is not None else "")
 
 
@@ -202,3 +261,20 @@ def _stored(file: Path) -> tuple[str, str, Identity] | None:
     if result is None or result.spec.identity is None:
         return None
     return file.parent.name, result.spec.task, result.spec.identity
+
+
+def _load_study(file: Path) -> Study | None:
+    """The study in a file; None where there is no file. `Damage` unless it holds what was saved."""
+    if (content := read(file)) is None:
+        return None
+    raw = load_json(content, file.name)
+    study = parse(Study, raw, file.name)
+    if "checksum" in raw and raw["checksum"] != checksum(raw):  # older versions wrote none
+        raise Damage(f"{file.name} was changed after it was written (its checksum is of another content)")
+    for number, cell in enumerate(study.cells):
+        place = f"{file.name}: cells.{number}"
+        if cell.task not in BENCHMARKS:
+            raise Damage(f"{place}.task is {cell.task!r}, which is no benchmark")
+        if not 0 <= cell.row < len(study.rows) or study.rows[cell.row] != cell.method:
+            raise Damage(f"{place}.row is {cell.row}, which is of another method")
+    return study

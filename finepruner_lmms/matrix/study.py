@@ -57,7 +57,7 @@ def report_unfinished(store: Store, study: Study) -> int:
     if study.judge == "later" and any(state.name == "waiting" for state in states):
         sys.stdout.write(plain(f"waiting for the judge: `judge {store.root} --url URL --model NAME`") + "\n")
     for cell, state in unfinished:
-        sys.stderr.write(one_line(f"{state.name}: {cell.label}{': ' + state.reason if state.reason else ''}") + "\n")
+        sys.stderr.write(one_line(f"{state.name}: {cell.label}{': ' + state.why if state.why else ''}") + "\n")
     return len(unfinished)
 
 

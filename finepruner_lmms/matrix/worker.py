@@ -116,6 +116,7 @@ def _attempt(
     from finepruner_lmms.matrix.attempts import begin, write_error
     from finepruner_lmms.matrix.evaluate import evaluate_cell
     from finepruner_lmms.matrix.publish import Superseded, publish
+    from finepruner_lmms.output import several_lines
 
     # after these a process may no longer compute correctly
     poisoned = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
@@ -148,7 +149,7 @@ def _attempt(
         return lm.world_size == 1
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
-        logger.error(details)  # the launch's log
+        logger.error(several_lines(details))  # the launch's log
         write_error(folder, type(error).__name__, str(error).strip() or "no message", details)
         events.send(Event(event="failed", cell=cell.id))
         return lm.world_size == 1 and not isinstance(error, poisoned)

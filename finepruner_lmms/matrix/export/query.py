@@ -97,7 +97,7 @@ def _list(texts: list[str]) -> str:
 def _shown(columns: list[str], rows: list[Any], form: str) -> str:
     if form == "json":
         found = [dict(zip(columns, row, strict=True)) for row in rows]
-        return json.dumps(found, ensure_ascii=False, default=str, indent=1) + "\n"
+        return json.dumps(found, default=str, indent=1) + "\n"
     if form == "csv":
         import csv
         import io

@@ -10,6 +10,7 @@ from finepruner_lmms.benchmarks.record import Sample as Logged
 from finepruner_lmms.benchmarks.statistics import spread
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.report.leaderboard import damage_notes
 from finepruner_lmms.matrix.results import read_lines
 from finepruner_lmms.matrix.store import Store, StoreError
 
@@ -50,7 +51,8 @@ def differences(store: Store, study: Study, first: int, second: int) -> list[Dif
         draws.append(drawn)
         found.append(Difference.of(task, scores, drawn))
     if not found:
-        raise StoreError("compare: the two rows have no finished task in common")
+        damaged = damage_of_rows(store, study, (first, second))
+        raise StoreError("; ".join(["compare: the two rows have no finished task in common", *damaged]))
     if len(found) > 1:
         means = float(np.mean([d.first for d in found])), float(np.mean([d.second for d in found]))
         if any(d.error is None for d in found):  # the mean would take what was not measured for nothing
@@ -58,6 +60,12 @@ def differences(store: Store, study: Study, first: int, second: int) -> list[Dif
         else:
             found.append(Difference.of("average", means, np.mean(draws, axis=0)))
     return found
+
+
+def damage_of_rows(store: Store, study: Study, rows: Sequence[int]) -> tuple[str, ...]:
+    """A line for each cell of these rows that is left out because its files are damaged."""
+    cells = [cell for cell in study.cells if cell.row in rows]
+    return damage_notes(cells, store.states(cells))
 
 
 def average_draws(store: Store, study: Study, first: int, second: int) -> tuple[float, np.ndarray] | None:

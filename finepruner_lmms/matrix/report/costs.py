@@ -110,14 +110,16 @@ def _name(line: Line) -> str:
 
 def _count_cells(line: Line, whole: dict[str, float] | None, exact: bool) -> dict[str, object]:
     if exact:
-        return {key: None if line.cost is None else line.cost[key] for key in _COUNTS}
+        return {key: None if line.cost is None else line.cost.get(key) for key in _COUNTS}
     if line.cost is None:
         return dict.fromkeys(_COUNTS.values(), MISSING)
     cells: dict[str, object] = {}
     for key, title in _COUNTS.items():
-        value = line.cost[key]
-        if key.startswith("macs"):
-            share = f" ({100 * value / whole[key]:.0f} %)" if whole else ""
+        value = line.cost.get(key)
+        if value is None:
+            cells[title] = MISSING
+        elif key.startswith("macs"):
+            share = f" ({100 * value / whole[key]:.0f} %)" if whole and whole.get(key) else ""
             cells[title] = (f"{value / 1e12:.3f} T" if value >= 1e11 else f"{value / 1e9:.3f} G") + share
         else:
             cells[title] = f"{value / 2**20:.2f} MiB" if key == "kv_bytes" else f"{value:.1f}"

@@ -154,7 +154,7 @@ def frequencies(shares: dict[str, np.ndarray]) -> Figure:
 
 def qualities(records: Sequence[dict[str, Any]]) -> Figure:
     """The distribution of each strategy's quality."""
-    names = list(records[0]["qualities"])
+    names = [name for name in records[0]["qualities"] if all(name in record["qualities"] for record in records)]
     figure, axes = _axes(6.4, 1.0 + 0.32 * len(names))
     groups = [[record["qualities"][name] for record in records] for name in names]
     axes.boxplot(groups, orientation="horizontal", tick_labels=list(map(mathtext, names)), showfliers=False)

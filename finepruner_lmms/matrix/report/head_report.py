@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import json
 import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import spread
-from finepruner_lmms.files import split_lines
+from finepruner_lmms.files import parse_json, read_bytes, split_lines
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Study
+from finepruner_lmms.matrix.records import Fused, Selected
 from finepruner_lmms.matrix.report import head_plots
 from finepruner_lmms.matrix.report.compare import average_draws
 from finepruner_lmms.matrix.report.frame import Frame
@@ -208,14 +209,41 @@ def consensus_selections(store: Store, study: Study) -> Iterator[str]:
 def selections(store: Store, study: Study, row: int) -> list[dict[str, Any]]:
     """What was written down of a row's selections, in the order of tasks and documents; the latest of each."""
     found: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for cell in study.cells:
-        if cell.row != row:
-            continue
-        for file in sorted(store.cell_dir(cell).glob("selections-rank*.jsonl")):
-            for line in split_lines(file.read_text(encoding="utf-8")):
-                entry = json.loads(line)
+    for file in _selection_files(store, study, row):
+        for entry in _entries(file):
+            if entry is not None:
                 found[entry["task"], entry["doc_id"], entry["layer"]] = entry
     return [found[key] for key in sorted(found)]
+
+
+def damaged_selections(store: Store, study: Study) -> Iterator[str]:
+    """A line for each file of selections of which some line, such as one that was cut off, is left out."""
+    for row in range(len(study.rows)):
+        for file in _selection_files(store, study, row):
+            if lost := sum(entry is None for entry in _entries(file)):
+                name = html(f"{file.parent.name}/{file.name}")
+                yield f'<p class="warn">{name}: {lost} damaged line{"s" * (lost > 1)}, left out</p>'
+
+
+def _selection_files(store: Store, study: Study, row: int) -> Iterator[Path]:
+    for cell in study.cells:
+        if cell.row == row:
+            yield from sorted(store.cell_dir(cell).glob("selections-rank*.jsonl"))
+
+
+def _entries(file: Path) -> Iterator[dict[str, Any] | None]:
+    """The selections in a file, and None for each line that holds none."""
+    try:
+        lines = split_lines(read_bytes(file).decode("utf-8", errors="replace"))
+    except OSError:
+        lines = [""]
+    for line in lines:
+        try:
+            entry = parse_json(line.encode())
+            (Fused if isinstance(entry, dict) and "qualities" in entry else Selected).model_validate(entry)
+        except ValueError:  # pydantic's are such, too
+            entry = None
+        yield entry
 
 
 def picture(figure: Figure, text: str) -> str:

@@ -9,6 +9,7 @@ from finepruner_lmms.files import write_text
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.report.head_report import (
     consensus_selections,
+    damaged_selections,
     head_study,
     heads_alone,
     heads_chosen,
@@ -32,7 +33,7 @@ def build_report(store: Store) -> str:
     parts = [f"<h1>{html(study.name)}</h1>", _settings(study), *_leaderboard(board)]
     whole = leaderboard(store, merge_seeds=False)
     parts += [*head_study(store, study, whole), *heads_alone(whole), *heads_chosen(store, study)]
-    parts += consensus_selections(store, study)
+    parts += [*consensus_selections(store, study), *damaged_selections(store, study)]
     body = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>{html(study.name)}</title><style>{_STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import error_of_mean, measured
-from finepruner_lmms.matrix.plan import Study
+from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result, Speed
 from finepruner_lmms.matrix.store import State, Store
 
@@ -83,6 +83,8 @@ class Leaderboard:
     """Who scored a task: `exact`, or models as their servers call them."""
     asked: dict[str, int] = field(default_factory=dict)
     """How many answers to a task were put to its judge, in all rows."""
+    damaged: tuple[str, ...] = ()
+    """The cells that are shown as not done because their files are damaged, and what is wrong with them."""
 
 
 def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
@@ -116,7 +118,14 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
         questions,
         judges,
         asked,
+        damage_notes(study.cells, states),
     )
+
+
+def damage_notes(cells: Sequence[Cell], states: Sequence[State]) -> tuple[str, ...]:
+    """A line for each cell whose files are damaged."""
+    pairs = zip(cells, states, strict=True)
+    return tuple(f"{cell.label}: not shown, {state.why}" for cell, state in pairs if state.damaged)
 
 
 def _judges(study: Study, results: Sequence[Result | None]) -> tuple[dict[str, tuple[str, ...]], dict[str, int]]:
@@ -161,7 +170,8 @@ def _lines(study: Study, states: Sequence[State]) -> list[Line]:
         budget = "" if imported else everything if row.budget is None else row.budget
         parameters = {name: value for name, value in row.parameters.items() if name in named}
         tokens = float(parse_budget(row.budget).tokens(everything))
-        cost = {key: statistics.fmean(one[key] for one in spent) for key in spent[0]} if spent else None
+        counted = [key for key in spent[0] if all(key in one for one in spent)] if spent else []
+        cost = {key: statistics.fmean(one[key] for one in spent) for key in counted} or None
         line = Line(row.method, budget, tokens, parameters, found, cost=cost, given=row.given)
         line = replace(line, timed=tuple(timed[number]), waiting=frozenset(waiting[number]), imported=imported)
         lines.append(replace(line, submitted=frozenset(submitted[number])))

@@ -157,7 +157,7 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
                 f"{line.method} {line.budget}: mean of {len(line.seeds)} seeds, whose averages spread by "
                 f"{line.spread:.2f} (standard deviation)."
             )
-    return lines
+    return lines + list(board.damaged)
 
 
 def _text(board: Leaderboard, relative: str) -> str:
