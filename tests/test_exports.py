@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import parse_eval_result_entries
-from studies import cell, method, study
+from studies import cell, method, stored_cell, study
 from test_import import MINE, TARGETS, THEIRS, finish, pope_lines, run
 from typer.testing import CliRunner
 
@@ -45,7 +45,7 @@ def store(tmp_path) -> Store:
     made = Store(tmp_path / "run")
     rows = [method("vanilla"), method("fastv", "22%", layer=2)]
     cells = [
-        cell(f"{task}{number}", task, number, row, data="hub")
+        stored_cell(f"{task}{number}", task, number, row, data="hub")
         for task in ("pope", "textvqa", "mmbench")
         for number, row in enumerate(rows)
     ]
@@ -65,7 +65,7 @@ def test_tables_have_typed_columns_and_a_row_per_question(store):
     folder = export(store, "parquet")
     cells = pq.read_table(folder / "cells.parquet").to_pylist()
     assert [row["state"] for row in cells] == ["done"] * 5 + ["missing"]
-    fastv = next(row for row in cells if row["cell"] == "pope1")
+    fastv = next(row for row in cells if row["task"] == "pope" and row["method"] == "fastv")
     assert (fastv["row"], fastv["budget"], fastv["score"]) == ("fastv 22% layer=2", "22%", 100.0)
     assert fastv["tokens"] == pytest.approx(0.22 * 576) and json.loads(fastv["parameters"]) == {"layer": 2}
     assert json.loads(fastv["provenance"]).items() >= PROVENANCE.items()
@@ -142,7 +142,7 @@ def test_the_hubs_package_reads_its_results(store):
 
 def test_a_part_of_a_benchmark_is_no_result_for_the_hub(tmp_path):
     made = Store(tmp_path / "run")
-    limited = cell("abc", "pope", data="hub", limit=6)
+    limited = stored_cell("abc", "pope", data="hub", limit=6)
     made.save_study(study([method("vanilla")], [limited]))
     finish(made, limited, pope_lines(MINE))
     said = run("export", made.root, "--format", "hf")
@@ -213,7 +213,7 @@ def test_inspect_logs_show_questions_pictures_and_kept_tokens_where_the_data_is_
     images = questions.images()
     made = Store(tmp_path / "run")
     row = method("fastv", 64)
-    one = cell("abc", "pope", 0, row, data="demo")
+    one = stored_cell("abc", "pope", 0, row, data="demo")
     made.save_study(study([row], [one]))
     lines = pope_lines(TARGETS)
     for number, line in enumerate(lines):
@@ -268,7 +268,7 @@ def test_sql_over_cells_and_samples(store):
 def test_prepared_files_follow_the_results(store):
     count = "SELECT count(*) n, sum(score) s FROM samples"
     assert ask(store, count) == [{"n": 20, "s": pytest.approx(4 + 6 + 1.6 + 1.6)}]
-    last = cell("mmbench1", "mmbench", 1, method("fastv", "22%", layer=2), data="hub")
+    last = stored_cell("mmbench1", "mmbench", 1, method("fastv", "22%", layer=2), data="hub")
     finish(store, last, MMBENCH)
     assert ask(store, count)[0]["n"] == 22
     (store.cell_dir(last) / "result.json").unlink()

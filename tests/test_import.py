@@ -7,7 +7,7 @@ import math
 
 import foreign_runs as foreign
 import pytest
-from studies import cell, method, study
+from studies import method, stored_cell, study
 from typer.testing import CliRunner
 
 from finepruner_lmms.benchmarks import BENCHMARKS
@@ -53,7 +53,7 @@ def store(tmp_path) -> Store:
     """A study with one finished row on POPE."""
     made = Store(tmp_path / "run")
     rows = [method("vanilla")]
-    one = cell("abc", "pope", 0, rows[0], data="/nowhere")
+    one = stored_cell("abc", "pope", 0, rows[0], data="/nowhere")
     made.save_study(study(rows, [one]))
     finish(made, one, pope_lines(MINE))
     return made
@@ -215,6 +215,24 @@ def test_answers_that_nobody_judged_wait_for_the_judge(tmp_path):
     assert "100.0" in run("table", tmp_path / "new").stdout
 
 
+def test_scores_of_another_judge_say_so(tmp_path):
+    entry = {
+        "question_id": "v1_0",
+        "question": "?",
+        "gt_answer": "red",
+        "capabilities": "rec,ocr",
+        "pred_answer": "red",
+    }
+    lines = [
+        foreign.logged(n, "red", "red", gpt_eval_score=entry | {"score": n / 2, "eval_model": "m"}) for n in (0, 1)
+    ]
+    foreign.write(tmp_path / "out", {"mmvet": lines})
+    said = bring(tmp_path / "new", tmp_path / "out")
+    assert "its scores are those of its own judge, m" in said.stdout
+    assert "judged by m (imported)" in run("table", tmp_path / "new").stdout
+    assert "done     mmvet · theirs: 25.0" in run("status", tmp_path / "new").stdout
+
+
 # -- what is not whole, or contradicts itself -------------------------------------------------------------------------
 
 
@@ -304,7 +322,7 @@ def test_what_is_not_one_whole_run_is_refused_in_a_line_and_nothing_is_written(t
     broken(tmp_path / "out", kind)
     said = bring(tmp_path / "new", tmp_path / "out")
     assert said.exit_code == 2 and words in said.stderr, said.output
-    assert said.stderr.count("\n") == 1 and not (tmp_path / "new").exists()
+    assert said.stderr.count("\n") == 1 and not list((tmp_path / "new").glob("*"))
 
 
 def test_of_several_runs_in_a_folder_one_can_be_named(tmp_path):
