@@ -188,7 +188,9 @@ def content(place: Place, how: str, harms: tuple[Cell, ...], says: str) -> Kind:
 
 
 def thing(place: Place, how: str, harms: tuple[Cell, ...], says: str) -> Kind:
-    return Kind(f"{place(Path('/')).name}: {how} in its place", lambda root: _replace(place(root), OBJECTS[how]), harms, says)
+    return Kind(
+        f"{place(Path('/')).name}: {how} in its place", lambda root: _replace(place(root), OBJECTS[how]), harms, says
+    )
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
