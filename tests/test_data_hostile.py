@@ -257,6 +257,41 @@ def test_a_server_that_crawls_is_given_up(mirror, tmp_path, monkeypatch):
     assert re.search(r"no answer 5 times in a row \(only \d+ bytes came in 0 seconds\)", said)
 
 
+def test_a_hub_that_is_busy_is_asked_again(mirror, tmp_path):
+    place, busy = f"/api/datasets/{FACTS['pope'].repo}/revision/main", [503, 429]
+
+    def answer(handler: BaseHTTPRequestHandler, data: bytes) -> None:
+        send(handler, b"", busy.pop())
+        if not busy:
+            mirror.odd.clear()
+
+    mirror.odd[place] = answer
+    assert prepare(tmp_path / "root", "pope")[0] == 0
+    mirror.odd[place] = lambda handler, data: send(handler, b"", 503)
+    failed, said = prepare(tmp_path / "other", "pope")
+    assert failed == 1 and "does not answer: status 503" in said
+    assert sum(path == place for _, path, _ in mirror.requests) == 3 + 5
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"files": 3}, "files"),
+        ({"files": [{"path": "x"}]}, "files"),
+        ({"files": [{"path": "../x", "origin": "x", "size": 1, "sha256": "0", "compared": True}]}, "'../x'"),
+        ({"files": [{"path": "x", "origin": "x", "size": "a", "sha256": "0", "compared": True}]}, "size"),
+        ({"rows": {"": "many"}}, "rows"),
+        ({"schema_version": 99}, "is not a manifest of this version"),
+    ],
+)
+def test_a_manifest_that_is_none_is_told(mirror, tmp_path, change, reason):
+    prepare(tmp_path / "root", "mme")
+    file = tmp_path / "root" / "mme" / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    (problem,) = missing_data(str(tmp_path / "root"), ["mme"])
+    assert str(file) in str(problem) and reason in str(problem)
+
+
 # -- the login --------------------------------------------------------------------------------------------------------
 
 
@@ -287,10 +322,10 @@ def test_a_login_follows_no_redirect_and_no_link_to_another_server(mirror, other
     assert "it has 2 bytes" in prepare(tmp_path / "root", "pope")[1] and logins == [None]
     tree = f"/api/datasets/{repo}/tree/{mirror.commit('datasets', repo)}"
     mirror.odd[tree] = lambda handler, data: send(handler, b"[]", Link=f'<{url}/next>; rel="next"')
-    assert f"goes on at another address, '{url}/next'" in prepare(tmp_path / "root", "pope")[1] and logins == [None]
+    assert "holds no files like" in prepare(tmp_path / "root", "pope")[1] and logins == [None, None]
     mirror.odd[tree] = lambda handler, data: send(handler, b"", 307, Location=f"{url}/tree")
     prepare(tmp_path / "root", "pope")
-    assert logins == [None, None]
+    assert logins == [None, None, None]
     asked = [login for path, login in mirror.logins if path.startswith("/api/")]
     assert asked and set(asked) == {"Bearer secret"}  # the hub itself is sent it
 

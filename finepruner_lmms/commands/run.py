@@ -40,7 +40,7 @@ def run(
     from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
     from finepruner_lmms.matrix.runner import LaunchError, clean_up, run_cells
     from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run, worth_trying
-    from finepruner_lmms.output import console
+    from finepruner_lmms.output import console, one_line
 
     matrix, store, study = open_study(config, output)
     require_data(matrix.file.data, matrix.file.tasks, matrix.file.submission)
@@ -79,7 +79,9 @@ def run(
             except LaunchError as error:
                 display.note(str(error))
             except (JudgeError, JudgementsError) as error:
-                display.note(f"{error}; the answers are kept; `run`, or `judge {store.root}`, goes on from here")
+                display.note(
+                    f"{one_line(error)}; the answers are kept; `run`, or `judge {store.root}`, goes on from here"
+                )
     sys.stdout.write(f"\n{render(leaderboard(store), 'text')}")
     raise typer.Exit(1 if report_unfinished(store, study) else 0)
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.hub_http import (
@@ -103,7 +103,7 @@ def commit_of(repo: str, kind: Kind) -> str | None:
     None where the hub does not answer and no commit of the repository was ever cached on this machine.
     """
     try:
-        return _commit(repo, kind, None, _COMMIT_TIMEOUT)
+        return _commit(repo, kind, None, _COMMIT_TIMEOUT, tries=1)
     except DataError:  # no network, no login, no such repository
         return _cached_commit(repo, kind)
 
@@ -136,17 +136,17 @@ def git_hash_of(path: Path) -> str:
 
 def listing(repo: str, kind: Kind, revision: str, patterns: Sequence[str]) -> Listing:
     """Ask the hub. `Unreachable` if it does not answer; `DataError` if there is no such repository or revision."""
-    commit = _commit(repo, kind, revision, SILENCE)
+    commit = _commit(repo, kind, revision, SILENCE, _TRIES)
     with _told_of(repo, kind, revision):
         entries = _tree(f"{_api(repo, kind)}/tree/{commit}?recursive=true")
         files = tuple(_remote(entry) for entry in entries if _is_wanted(entry, patterns))
     return Listing(commit, files, _cached(repo, kind, commit, files))
 
 
-def _commit(repo: str, kind: Kind, revision: str | None, silence: float) -> str:
+def _commit(repo: str, kind: Kind, revision: str | None, silence: float, tries: int) -> str:
     at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
     with _told_of(repo, kind, revision):
-        about, _ = get_json(f"{_api(repo, kind)}{at}", silence)
+        about, _ = _page(f"{_api(repo, kind)}{at}", silence, tries)
         commit = about.get("sha") if isinstance(about, dict) else None
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise Odd("the answer does not name a commit, as the hub does")
@@ -184,19 +184,25 @@ def _told_of(repo: str, kind: Kind, revision: str | None) -> Iterator[None]:
 
 
 def _tree(url: str) -> Iterator[dict[str, Any]]:
-    """The entries of a listing, page by page. `Odd` where it has no end, or goes on elsewhere."""
-    home = urlsplit(url)[:2]
+    """The entries of a listing, page by page. `Odd` where it has no end."""
     for _ in range(_MOST_PAGES):
-        entries, page = get_json(url)
+        entries, url = _page(url, SILENCE, _TRIES)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise Odd("the answer is not a list of files")
         yield from entries
-        if not page:
+        if not url:
             return
-        if urlsplit(page)[:2] != home:
-            raise Odd(f"its list of files goes on at another address, {page[:200]!r}")
-        url = page
     raise Odd(f"its list of files has more than {_MOST_PAGES} pages")
+
+
+def _page(url: str, silence: float, tries: int) -> tuple[Any, str]:
+    """`get_json`, several times if it must be."""
+    for failures in range(1, tries):
+        try:
+            return get_json(url, silence)
+        except Passing as error:
+            time.sleep(max(error.wait, min(8.0, 0.25 * 2**failures)))
+    return get_json(url, silence)
 
 
 def _is_wanted(entry: dict[str, Any], patterns: Sequence[str]) -> bool:
