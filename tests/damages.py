@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a kind of damage a line
 """A small study with true figures, written as a worker writes it, and what can happen to the files of its directory."""
 
 from __future__ import annotations
@@ -188,7 +189,9 @@ def content(place: Place, how: str, harms: tuple[Cell, ...], says: str) -> Kind:
 
 
 def thing(place: Place, how: str, harms: tuple[Cell, ...], says: str) -> Kind:
-    return Kind(f"{place(Path('/')).name}: {how} in its place", lambda root: _replace(place(root), OBJECTS[how]), harms, says)
+    return Kind(
+        f"{place(Path('/')).name}: {how} in its place", lambda root: _replace(place(root), OBJECTS[how]), harms, says
+    )
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
