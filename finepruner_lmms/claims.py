@@ -19,7 +19,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -64,10 +64,11 @@ class Owner:
     @classmethod
     def this(cls) -> Owner:
         """The process that asks."""
-        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()) or "", _job(), secrets.token_hex(8))
+        return cls(socket.gethostname(), os.getpid(), _born(os.getpid()) or "", this_job(), secrets.token_hex(8))
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}{f', job {self.job}' if self.job else ''}"
+        job = (self.job or "").split(":")
+        return f"process {self.pid} on {self.host}{f', job {job[2]}' if len(job) == 4 else ''}"
 
     def lives(self) -> bool | None:
         """Whether the process is there; None where that cannot be seen from here."""
@@ -76,9 +77,17 @@ class Owner:
         return False if self.job and any(is_alive(self.job) is False for is_alive in _schedulers) else None
 
 
-def _job() -> str | None:
-    job, array, task = (os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
-    return f"{array}_{task}" if array and task else job or None
+def this_job(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The job of SLURM's that this process belongs to, `slurm:<cluster>:<id>:<starts before>`; None outside of one.
+
+    A job that was put back into the queue keeps its id, and what an earlier start of it had claimed is nobody's.
+    """
+    number = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    job = "_".join(filter(None, number)) if all(number) else environment.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    cluster, restarts = environment.get("SLURM_CLUSTER_NAME", ""), environment.get("SLURM_RESTART_COUNT", "0")
+    return f"slurm:{cluster}:{job}:{restarts}"
 
 
 @cache

@@ -18,10 +18,11 @@ import importlib.util
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from finepruner_lmms.files import cache_dir, read_object, write_json
+from finepruner_lmms.files import cache_dir, content_hash, read_object, write_json
 
 _PACKAGE = Path(__file__).parent
 _DIGITS = 12
@@ -107,8 +108,12 @@ class Sources:
 
     def needed_by_files(self, files: Mapping[str, Path]) -> set[str]:
         """The modules of this package that files of another one name in their imports."""
-        facts = [read_facts(file, _package_of(name)) for name, file in files.items()]
-        return {needed for one in facts for needed in self._needed_by(one)}
+        found: set[str] = set()
+        for name, file in files.items():
+            if file.suffix == ".py":
+                with suppress(SyntaxError, ValueError):
+                    found |= self._needed_by(read_facts(file, _package_of(name)))
+        return found
 
     def decorates(self, module: str, decorator: str) -> bool:
         """Whether a module decorates a class by a call of `decorator`."""
@@ -145,26 +150,112 @@ def own_sources() -> Sources:
     return Sources(_PACKAGE, "finepruner_lmms")
 
 
-def foreign_files(module: str) -> dict[str, Path]:
-    """The source files of the whole top-level package of a module from elsewhere, by their place in it; none of a
-    script.
+class Foreign(NamedTuple):
+    """Code of other packages: its files by their place in them, and the versions of the libraries that it imports."""
+
+    files: dict[str, Path]
+    versions: dict[str, str]
+
+    def fingerprint(self) -> str:
+        """Of the code, without comments, docstrings and layout; of other files their content."""
+        digests = [f"{name} {_digest(name, file)}" for name, file in sorted(self.files.items())]
+        return short_hash(
+            "\n".join([*digests, *(f"{name} {version}" for name, version in sorted(self.versions.items()))])
+        )
+
+
+def foreign_code(modules: Iterable[str], scripts: Mapping[str, Path], known: Collection[str]) -> Foreign:
+    """All that modules from elsewhere are made of: their whole top-level packages, wherever in them the modules lie.
+
+    `scripts` are files that belong to no package.
+
+    What these import counts too: by content where it is of the same distribution or of none (a module that lies beside
+    it), by version where it is a library. Packages in `known`, and Python's own, count elsewhere.
     """
+    left = {_top(module) for module in modules} - {"__main__"}
+    left |= {name for place, file in scripts.items() for name in _imported(place, file)} - {*known}
+    left -= sys.stdlib_module_names
+    own = {distribution for top in left for distribution in _distributions(top)}
+    seen = {*known, *sys.stdlib_module_names}
+    found = Foreign(dict(scripts), {})
+    while left:
+        top = left.pop()
+        seen.add(top)
+        files = foreign_files(top)
+        found.files.update(files)
+        for name in {name for place, file in files.items() for name in _imported(place, file)} - seen:
+            of = set(_distributions(name))
+            if of and not of & own:
+                seen.add(name)
+                found.versions.update({one: metadata.version(one) for one in of})
+            else:
+                left.add(name)
+    return found
+
+
+def _top(module: str) -> str:
+    """The top-level package of a module; of what `python -m` runs, the one that it is named after."""
     top = module.partition(".")[0]
-    spec = None if top == "__main__" else importlib.util.find_spec(top)
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None) if top == "__main__" else None
+    return top if spec is None else str(spec.name).partition(".")[0]
+
+
+def in_package(module: str) -> bool:
+    """Whether a module can be found again by its name, which that of a script or a notebook cannot."""
+    return (top := _top(module)) != "__main__" and bool(foreign_files(top))
+
+
+def foreign_files(top: str) -> dict[str, Path]:
+    """The files of a top-level package or module, by their place in it; none where it cannot be found."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # made by a notebook or a test, or no package at all
+        spec = None
     if spec is not None and spec.submodule_search_locations:
         folders = [Path(folder) for folder in spec.submodule_search_locations]
         return {
             f"{top}/{file.relative_to(folder).as_posix()}": file
             for folder in folders
-            for file in sorted(folder.rglob("*.py"))
+            for file in sorted(folder.rglob("*"))
+            if file.is_file() and _counts(file.relative_to(folder))
         }
-    return {f"{top}.py": Path(spec.origin)} if spec is not None and spec.origin else {}
+    file = None if spec is None or not spec.has_location or spec.origin is None else Path(spec.origin)
+    return {f"{top}{file.suffix}": file} if file is not None and file.is_file() else {}
 
 
-def files_fingerprint(files: Mapping[str, Path]) -> str:
-    """Of the code in files that are given by name, without comments, docstrings and layout."""
-    digests = {name: read_facts(files[name], _package_of(name)).digest for name in sorted(files)}
-    return short_hash("\n".join(f"{name} {digest}" for name, digest in digests.items()))
+def _counts(file: Path) -> bool:
+    """Whether a file of a package may change what it does: no bytecode, no hidden file, no text for people."""
+    hidden = any(part.startswith(".") or part == "__pycache__" for part in file.parts)
+    return not hidden and file.suffix not in (".pyc", ".pyo", ".md", ".rst", ".pyi")
+
+
+@functools.cache
+def _owners() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()
+
+
+def _distributions(top: str) -> list[str]:
+    """The installed distributions that a top-level package comes from; none for one that lies on the path."""
+    return list(_owners().get(top, []))
+
+
+def _imported(place: str, file: Path) -> set[str]:
+    """The top-level packages that a file imports."""
+    if file.suffix != ".py":
+        return set()
+    try:
+        return {str(module).partition(".")[0] for module, _ in read_facts(file, _package_of(place)).imports} - {""}
+    except (SyntaxError, ValueError):
+        return set()
+
+
+def _digest(place: str, file: Path) -> str:
+    if file.suffix == ".py":
+        try:
+            return read_facts(file, _package_of(place)).digest
+        except (SyntaxError, ValueError):  # a template, or of another Python: nobody can import it
+            pass
+    return content_hash(file)
 
 
 def read_facts(file: Path, package: str) -> Facts:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +27,8 @@ class Mirror:
 
     `cut`: bytes after which a connection that sends a large file is cut, as often as `cuts` says. `falsify`: names of
     files of which other bytes are sent. `ranges`: whether ranges are honoured. `hold`: bytes of a large file after
-    which nothing more is sent until `gate` is set.
+    which nothing more is sent until `gate` is set. `odd`: who answers instead, by a large file's name below `root` or
+    by path. `logins`: paths and the logins that were sent with them.
     """
 
     root: Path
@@ -39,6 +40,8 @@ class Mirror:
     gate: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     leaked: list[str] = field(default_factory=list)
+    odd: dict[str, Callable[[BaseHTTPRequestHandler, bytes], object]] = field(default_factory=dict)
+    logins: list[tuple[str, str | None]] = field(default_factory=list)
     port: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -117,6 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path = unquote(url.path)
         self.mirror.requests.append((self.command, path, self.headers.get("Range")))
+        self.mirror.logins.append((path, self.headers.get("Authorization")))
+        if path in self.mirror.odd:
+            self.mirror.odd[path](self, b"")
+            return
         if match := re.fullmatch(
             r"/api/(datasets|models)/([\w.-]+/[\w.-]+)(?:/(revision|tree|paths-info)/(.+))?", path
         ):
@@ -183,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization"):
             self.mirror.leaked.append(name)
         data = (self.mirror.root / name).read_bytes()
+        if name in self.mirror.odd:
+            self.mirror.odd[name](self, data)
+            return
         if Path(name).name in self.mirror.falsify:
             data = data[:-1] + bytes([data[-1] ^ 1])
         status, headers, start = 200, {"ETag": '"cdn"', "Accept-Ranges": "bytes"}, 0

@@ -111,7 +111,8 @@ def test_words_new_methods_reports_and_judges_change_no_id(package, before):
     edit(package, "pruners/fastv.py", "class FastV(AttentionGuided):\n", "class FastV(AttentionGuided):\n\n\n")
     for file in ("matrix/report/tables.py", "matrix/store.py", "judge/client.py", "judge/mmvet.py", "data/prepare.py"):
         add(package, file, "NEW = 1")
-    for file in ("doctor/check.py", "lmms/monitor.py", "lmms/response_cache.py", "errors.py", "files.py", "cli.py"):
+    stores = [f"lmms/{name}.py" for name in ("response_cache", "journal", "sealed_lines", "plain_run", "batch_sizes")]
+    for file in ("doctor/check.py", "lmms/monitor.py", *stores, "errors.py", "files.py", "cli.py"):
         add(package, file, "def new():\n    return 1")
     add(package, "engine/generate.py", "if TYPE_CHECKING:\n    import finepruner_lmms.heads.ablation")
     text = (package / "tasks_overrides" / "fp_pope.yaml").read_text(encoding="utf-8")

@@ -11,10 +11,10 @@ import torch
 from lmms_eval.api.instance import Instance
 from PIL import Image
 
-from finepruner_lmms.engine.cost import PrefillCost
+from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost
 from finepruner_lmms.lmms import model as lmms_model
 from finepruner_lmms.lmms.batch_sizes import VARIABLE, BatchSizes
-from finepruner_lmms.lmms.journal import Answer, Journal, Origin, read_journal
+from finepruner_lmms.lmms.journal import Answer, Journal, Origin, Written, read_journal
 from finepruner_lmms.lmms.meter import BatchTime, ImageUse
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.together import Company, Seat
@@ -139,6 +139,20 @@ def test_what_cannot_be_read_is_set_aside(tmp_path):
     assert read_journal(tmp_path / "nowhere", OWNER).answers == {}
 
 
+def test_costs_do_not_depend_on_the_order_of_answers():
+    """To the last bit: means over 40 layers are rounded, and so are their sums."""
+    draw = random.Random(0)
+    answers = {
+        str(n): replace(ANSWER, words=20 + n, entering=tuple(draw.randrange(1, 577) for _ in range(40)))
+        for n in range(200)
+    }
+    sizes, found = DecoderSizes(64, 172, 64, 64), set()
+    for _ in range(20):
+        order = draw.sample(sorted(answers), len(answers))
+        found.add(PrefillCost.of(sizes, Written({key: answers[key] for key in order}, ()).lengths))
+    assert len(found) == 1
+
+
 # -- kills ------------------------------------------------------------------------------------------------------------
 
 
@@ -230,9 +244,12 @@ def test_kills_change_neither_answers_nor_costs(lm, tmp_path, monkeypatch, undis
         return real(model, pruner, inputs, **options)
 
     monkeypatch.setattr(lmms_model, "generate", counted)
+    folder = tmp_path / "here"
+    folder.mkdir()
     for number, ranks in enumerate(kills):
-        answers = attempt(lm, tmp_path, number, ranks, half, monkeypatch)
-    written = read_journal(tmp_path, OWNER)
+        folder = folder.rename(tmp_path / f"mounted elsewhere {number}")
+        answers = attempt(lm, folder, number, ranks, half, monkeypatch)
+    written = read_journal(folder, OWNER)
     assert answers == expected and len(written.answers) == QUESTIONS
     assert cost(lm, written) == cost(lm, whole) and cost(lm, whole).questions == QUESTIONS - 1
     assert sum(batch.time.rows for batch in written.batches) == QUESTIONS  # the repeated last ones are none

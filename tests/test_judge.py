@@ -229,6 +229,22 @@ def test_what_is_said_may_hold_any_character(tmp_path):
         assert len(server.requests) == 1
 
 
+def test_a_file_keeps_its_scores_until_another_judge_has_judged_it_whole(tmp_path):
+    file = write_answers(TWELVE, str(tmp_path))
+    score_file(file, "exact")
+    outcome = file.with_name(f"{file.name}.score.json")
+    before = outcome.read_bytes()
+    with Server(lambda number, prompt: knows(number, prompt) if number < 12 else fails(400)) as server:
+        with pytest.raises(JudgeError, match="1 of 12"):
+            score_file(file, settings_of(server, retries=0))
+        assert outcome.read_bytes() == before
+        lines_before = file.with_name("judgements.jsonl").read_text()
+    with Server(knows) as server:
+        score_file(file, settings_of(server))
+        assert len(server.requests) == 1 and outcome.read_bytes() != before
+    assert file.with_name("judgements.jsonl").read_text().startswith(lines_before)
+
+
 def test_threads_that_wait_for_their_next_try_give_up_when_the_judging_is_stopped():
     with Server(lambda *_: fails(503, Retry_After="300")) as server, ChatClient(settings_of(server)) as client:
         with ThreadPoolExecutor(1) as pool:

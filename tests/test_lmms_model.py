@@ -25,8 +25,10 @@ from PIL import Image
 import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.fetch import resolve
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lmms.journal import read_journal
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.model_args import ModelArguments
+from finepruner_lmms.lmms.plain_run import Answerer
 
 TASK = """
 task: toy
@@ -491,6 +493,10 @@ def test_one_process_and_two_give_equal_results(toy, tmp_path):
     arguments = "method=finepruner,budget=200,heads=3"
     cache = {"LMMS_CACHE_RUN_ID": "one"}
     one = launch(toy, tmp_path / "one", 1, arguments, **cache)
-    two = launch(toy, tmp_path / "two", 2, arguments)
+    two = launch(toy, tmp_path / "two", 2, arguments, FINEPRUNER_JOURNAL=str(tmp_path / "journal"))
     assert one["answers"] == two["answers"] and one["n"] == two["n"] == 13
+    written = read_journal(tmp_path / "journal", Answerer.read(tmp_path / "journal").identity.text())
+    assert len(written.answers) == sum(batch.time.rows for batch in written.batches) == 13  # none of them repeated
+    assert {(batch.origin.rank, batch.origin.processes) for batch in written.batches} == {(0, 2), (1, 2)}
+    assert len({batch.origin.session for batch in written.batches}) == 1
     assert "Model Responding" in one["log"]

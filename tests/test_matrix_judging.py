@@ -197,6 +197,7 @@ def test_a_judgement_outside_the_rubric_is_refused_and_replaces_nothing(store, v
         assert command(store, *options).exit_code == 0 and len(server.requests) == 7
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_judge_that_waits_for_answers_and_replaces_nothing(store):
     score(store, "exact")
     before = valid(store)

@@ -182,9 +182,10 @@ def test_two_processes_answer_as_one(finished, tmp_path):
     finepruner("run", matrix(tmp_path, processes=2), "--output", tmp_path / "two")
     assert answers(tmp_path / "two") == answers(output)
     assert {result["processes"] for result in results(tmp_path / "two").values()} == {2}
-    assert {k: r["metrics"] for k, r in results(tmp_path / "two").items()} == {
-        k: r["metrics"] for k, r in results(output).items()
-    }
+    for key in ("metrics", "cost"):
+        assert {k: r[key] for k, r in results(tmp_path / "two").items()} == {
+            k: r[key] for k, r in results(output).items()
+        }
 
 
 def test_a_worker_that_is_killed_costs_only_what_it_had_not_answered(tmp_path):
@@ -200,7 +201,8 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_not_answered(tmp_path):
     assert "ended in the middle of the cell" in out and "starting again" in out
     assert (status["folder"] / "attempt-2").is_dir() and not (status["folder"] / "cache").exists()
     result = results(output)[status["folder"].name]
-    assert result["answered"] == result["expected"] == 128
+    assert result["answered"] == result["expected"] == result["cost"]["questions"] == 128
+    assert result["speed"]["questions"] == 128 and result["speed"]["attempts"] == 2
     second = [json.loads(line) for line in (output / "launches" / "2" / "events.jsonl").read_text().splitlines()]
     asked = next(line["total"] for line in second if line["event"] == "progress")
     assert 0 < asked < 128  # the rest came from the first attempt

@@ -10,14 +10,16 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.activations import ACT2FN
 
 from finepruner_lmms.checkpoints.fetch import fetch_small, fetch_weights
 from finepruner_lmms.checkpoints.generation_config import greedy_config
 from finepruner_lmms.checkpoints.processor import PicturesOnly, read_processor
-from finepruner_lmms.checkpoints.supported import check_supported, check_token, check_tokens
-from finepruner_lmms.checkpoints.weights import Weights
+from finepruner_lmms.checkpoints.shape import ModelShape
+from finepruner_lmms.checkpoints.supported import check_layer, check_supported, check_token, check_tokens
+from finepruner_lmms.checkpoints.weights import Weights, check_size
 from finepruner_lmms.engine.loading_report import check_report
-from finepruner_lmms.errors import FieldError, first_line
+from finepruner_lmms.errors import FieldError, check_choice, first_line
 from finepruner_lmms.files import load_object
 
 _CONFIG_ERRORS = (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError)
@@ -31,6 +33,13 @@ def hugging_face_config(raw: dict[str, Any]) -> LlavaConfig:
     except _CONFIG_ERRORS as error:
         problem = f"not the configuration of a LLaVA: {' '.join(str(error).split())}"
         raise FieldError("config.json", problem) from error
+    check_layer(config.vision_feature_layer, config.vision_config.num_hidden_layers)
+    for field, name in (
+        ("vision_config.hidden_act", config.vision_config.hidden_act),
+        ("text_config.hidden_act", config.text_config.hidden_act),
+        ("projector_hidden_act", config.projector_hidden_act),
+    ):
+        check_choice(field, name, ACT2FN)
     check_token(config.image_token_id, config.text_config.vocab_size)
     check_tokens(config.vision_config.image_size, config.vision_config.patch_size)
     # pruning needs the cache, and a direct forward asks here whether to keep one
@@ -70,6 +79,8 @@ class HuggingFaceCheckpoint:
         fetch_weights(self.name, self.folder)
         weights = Weights.find(self.folder)
         weights.check(quantized=self.quantized)
+        if not self.quantized:
+            check_size(ModelShape.of(self.config), weights)
         if any("mm_projector." in name for name in weights.files):
             raise FieldError(
                 "weights",

@@ -110,7 +110,10 @@ def choose_device(device: str | torch.device) -> torch.device:
         raise FieldError(
             "device", f"got {device!r}; expected auto, cpu, cuda or cuda:<number>", value=device
         ) from error
-    if chosen.type == "cuda" and chosen.index is None and torch.cuda.is_available():
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        problem = f"got {str(device)!r}, but PyTorch sees {f'{count} GPUs' if count != 1 else 'one GPU'} here"
+        raise FieldError("device", problem, value=device, fix="use cpu" if not count else f"at most cuda:{count - 1}")
+    if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return chosen
 

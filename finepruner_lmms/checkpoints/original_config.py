@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finepruner_lmms.checkpoints.fetch import fetch_file
 from finepruner_lmms.checkpoints.libraries import hub_errors, loguru, transformers
 from finepruner_lmms.checkpoints.shape import ModelShape, VisionShape, plain_text, plain_vision
-from finepruner_lmms.checkpoints.supported import check_sizes, check_tokens
+from finepruner_lmms.checkpoints.supported import check_code, check_layer, check_sizes, check_tokens
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.files import load_object
 
@@ -70,6 +70,7 @@ def convert_config(raw: dict[str, Any], pretrained: str) -> LlavaConfig:
         raise FieldError(where, f"not the configuration of a Llama: {' '.join(str(error).split())}") from error
     linear = raw.get("mm_projector_type", "linear") == "linear"
     check_tokens(vision.image_size, vision.patch_size)
+    check_layer(raw["mm_vision_select_layer"], vision.num_hidden_layers, "mm_vision_select_layer")
     config = transformers.LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -90,11 +91,13 @@ def original_shape(raw: dict[str, Any], pretrained: str) -> ModelShape:
     vision, text = _plain_tower(tower), plain_text(_decoder(raw))
     if vision is None or text is None or vision.hidden_size != raw["mm_hidden_size"]:
         return ModelShape.of(convert_config(raw, pretrained))
+    check_layer(raw["mm_vision_select_layer"], vision.num_hidden_layers, "mm_vision_select_layer")
     return ModelShape(vision, text, text.vocab_size, "default", tower)
 
 
 def _check(raw: dict[str, Any], pretrained: str) -> str:
     """The name of the vision tower; `FieldError` naming the first option that cannot be honoured or is missing."""
+    check_code(raw, "config.json")
     where = f"config.json of {pretrained!r}"
     kind = raw.get("model_type")
     if kind not in ("llava", "llava_llama"):
@@ -164,6 +167,7 @@ def _plain_tower(tower: str) -> VisionShape | None:
         return VisionShape(**_SIZES, image_size=_TOWERS[tower])
     try:
         raw = load_object(fetch_file(tower, "config.json"))
+        check_code(raw, "config.json of the vision tower")
         part = raw.get("vision_config") if raw.get("model_type") == "clip" else raw
         if not isinstance(part, dict) or raw.get("model_type") not in _CLIP:
             return None
@@ -179,6 +183,7 @@ def tower_config(tower: str) -> CLIPVisionConfig:
         return transformers.CLIPVisionConfig(**_SIZES, image_size=_TOWERS[tower], projection_dim=768)
     try:
         raw = load_object(fetch_file(tower, "config.json"))
+        check_code(raw, "config.json of the vision tower")
         part = raw["vision_config"] if raw.get("model_type") == "clip" else raw
         check_sizes(part)
         found = transformers.CLIPVisionConfig.from_dict(part)
@@ -199,7 +204,9 @@ def tower_image_processor(tower: str) -> CLIPImageProcessorPil:
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
     try:
-        return transformers.CLIPImageProcessorPil.from_dict(load_object(fetch_file(tower, "preprocessor_config.json")))
+        raw = load_object(fetch_file(tower, "preprocessor_config.json"))
+        check_code(raw, "preprocessor_config.json of the vision tower")
+        return transformers.CLIPImageProcessorPil.from_dict(raw)
     except (TypeError, ValueError) as error:
         problem = f"cannot read how {tower!r} takes its pictures: {error}"
         raise FieldError("mm_vision_tower", problem, value=tower) from error

@@ -9,7 +9,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaPr
 
 from finepruner_lmms.checkpoints.prompts import IMAGE, chat_template
 from finepruner_lmms.checkpoints.sentencepiece_tokenizer import read_sentencepiece
-from finepruner_lmms.errors import FieldError, first_line
+from finepruner_lmms.checkpoints.supported import check_code
+from finepruner_lmms.errors import FieldError, first_line, show
 from finepruner_lmms.files import load_object
 
 _READ_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError)
@@ -42,6 +43,8 @@ class PicturesOnly:
 
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer in a folder, from tokenizer.json or else tokenizer.model; None if it holds neither."""
+    if (folder / "tokenizer_config.json").is_file():
+        check_code(load_object(folder / "tokenizer_config.json"), "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         try:
             return AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False)
@@ -100,15 +103,27 @@ def check_sizes(image_processor: Any, config: LlavaConfig) -> None:
     side = config.vision_config.image_size
     cropped = getattr(image_processor, "do_center_crop", False)
     sizes = dict((image_processor.crop_size if cropped else image_processor.size) or {})
+    _check_colours(image_processor)
     if set(sizes.values()) != {side}:
         problem = f"makes pictures of {sizes}, but the vision tower in config.json takes {side} by {side}"
         raise FieldError("preprocessor_config.json", problem, value=sizes)
 
 
+def _check_colours(image_processor: Any) -> None:
+    """Raise `FieldError` where colours would be divided by nothing, or become no numbers."""
+    for name, least in (("image_mean", -1e6), ("image_std", 1e-6)):
+        value: Any = getattr(image_processor, name, None)
+        numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(type(one) in (int, float) and least <= one <= 1e6 for one in numbers):
+            problem = f"got {show(value)} for {name}; expected three finite numbers"
+            fix = "take the file that came with the checkpoint"
+            raise FieldError("preprocessor_config.json", problem, value=value, fix=fix)
+
+
 def _image_processor(folder: Path, config: LlavaConfig) -> Any:
     files = [file for file in ("preprocessor_config.json", "processor_config.json") if (folder / file).is_file()]
     for file in files:
-        load_object(folder / file)  # says which one is damaged
+        check_code(load_object(folder / file), file)  # or it says which one is damaged
     try:
         # the resampling LLaVA-1.5 was evaluated with; torchvision's differs by up to 0.03 in a normalised pixel
         found = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from finepruner_lmms.checkpoints.supported import check_tokens
+from finepruner_lmms.checkpoints.supported import check_layer, check_tokens
 
 _DTYPES = (None, "float16", "bfloat16", "float32")
 _Entries = dict[str, tuple[Any, Callable[[Any], bool]]]
@@ -85,8 +85,11 @@ def _plain_rope(value: Any) -> bool:
     )
 
 
+_ACTIVATIONS = ("gelu", "quick_gelu", "silu", "linear")
 _NONE = type(None)
 _SIZE, _TEXT, _FLAG, _ID = _is(int), _is(str), _is(bool), _is(int, _NONE)
+# those that CLIPs and Llamas have; transformers is asked about others
+_ACTIVATION = _ACTIVATIONS.__contains__
 # what any configuration may say, and none of its sizes depends on
 _COMMON: _Entries = {
     "transformers_version": (None, _is(str, _NONE)),
@@ -106,7 +109,7 @@ VISION: _Entries = {
     "num_channels": (3, _SIZE),
     "image_size": (224, _SIZE),
     "patch_size": (32, _SIZE),
-    "hidden_act": ("quick_gelu", _TEXT),
+    "hidden_act": ("quick_gelu", _ACTIVATION),
     "layer_norm_eps": (1e-5, _is(float)),
     "attention_dropout": (0.0, _is(int, float, _NONE)),
     "initializer_range": (0.02, _is(float)),
@@ -124,7 +127,7 @@ TEXT: _Entries = {
     "num_hidden_layers": (32, _SIZE),
     "num_attention_heads": (32, _SIZE),
     "num_key_value_heads": (None, _ID),
-    "hidden_act": ("silu", _TEXT),
+    "hidden_act": ("silu", _ACTIVATION),
     "max_position_embeddings": (2048, _SIZE),
     "initializer_range": (0.02, lambda value: type(value) is float and 0 <= value <= 1),
     "rms_norm_eps": (1e-6, _is(float)),
@@ -143,7 +146,7 @@ TEXT: _Entries = {
 WHOLE: _Entries = {
     "image_token_index": (32000, _SIZE),
     "image_seq_length": (576, _SIZE),
-    "projector_hidden_act": ("gelu", _TEXT),
+    "projector_hidden_act": ("gelu", _ACTIVATION),
     "vision_feature_select_strategy": ("default", lambda value: value in ("default", "full")),
     "vision_feature_layer": (-2, _SIZE),
     "multimodal_projector_bias": (True, _FLAG),
@@ -169,6 +172,7 @@ def read_plain(raw: dict[str, Any]) -> ModelShape | None:
     vision, text = plain_vision(raw.get("vision_config", WHOLE_TOWER)), plain_text(raw.get("text_config", {}))
     if whole is None or vision is None or text is None:
         return None
+    check_layer(whole["vision_feature_layer"], vision.num_hidden_layers)
     return ModelShape(vision, text, whole["image_token_index"], whole["vision_feature_select_strategy"])
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.errors import FieldError, show
 
 # part of the configuration → what it is where the file is silent, and what can be pruned
 _PARTS = {"vision_config": "clip_vision_model", "text_config": "llama"}
@@ -16,16 +17,25 @@ _WHY = {
 _MOST = {
     "num_hidden_layers": 1_000, "num_attention_heads": 1_000, "num_key_value_heads": 1_000, "head_dim": 10_000,
     "hidden_size": 1_000_000, "intermediate_size": 10_000_000, "vocab_size": 10_000_000,
-    "image_size": 100_000, "patch_size": 100_000,
+    "image_size": 100_000, "patch_size": 100_000, "projection_dim": 1_000_000, "max_position_embeddings": 1_000_000_000,
+    "num_channels": 3, "image_seq_length": 100_000,
 }  # fmt: skip
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps")
 _MOST_TOKENS = 100_000
 
 
 def check_sizes(given: dict[str, Any], part: str = "") -> None:
-    """Raise `FieldError` naming the first size in `part` of a configuration that no model can have.
+    """Raise `FieldError` naming the first number in `part` of a configuration that no model can have.
 
     Whether a size is a number at all is left to who reads it.
     """
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FieldError(f"{part}{name}", f"got {value}; expected a finite number", value=value)
+        if name in _EPSILONS and type(value) in (int, float) and not 0 < value < 1:
+            raise FieldError(f"{part}{name}", f"got {value}; expected a number between 0 and 1", value=value)
+        if name == "attention_dropout" and type(value) in (int, float) and not 0 <= value < 1:
+            raise FieldError(f"{part}{name}", f"got {value}; expected 0 to below 1", value=value)
     for name, most in _MOST.items():
         value = given.get(name)
         if type(value) is int and not 1 <= value <= most:
@@ -49,11 +59,35 @@ def check_token(image_token: int, rows: int) -> None:
         raise FieldError("image_token_index", problem, value=image_token)
 
 
+def check_code(given: dict[str, Any], file: str) -> None:
+    """Raise `FieldError` where a file of a checkpoint asks for Python code of its own, which is never run.
+
+    What the standard classes of transformers would make of such a checkpoint is another model.
+    """
+    for part in (given, *(value for value in given.values() if isinstance(value, dict))):
+        asked = part.get("auto_map")
+        if asked:
+            raise FieldError(
+                file,
+                f"refused, nothing was run: auto_map asks for code of the checkpoint's own, {show(asked)}",
+                value=asked,
+                fix="take a checkpoint of transformers' own LLaVA, or delete the entry if this is one",
+            )
+
+
+def check_layer(layer: int, num_layers: int, field: str = "vision_feature_layer") -> None:
+    """Raise `FieldError` where the vision tower has no such layer: its input is 0, its last output `num_layers`."""
+    if not -num_layers - 1 <= layer <= num_layers:
+        problem = f"got {layer}, but the vision tower has {num_layers} layers"
+        raise FieldError(field, f"{problem}; expected {-num_layers - 1} to {num_layers}", value=layer)
+
+
 def check_supported(raw: dict[str, Any]) -> None:
     """Raise `FieldError` naming the first entry of a Hugging Face config.json that makes it no LLaVA-1.5."""
+    check_code(raw, "config.json")
     kind = raw.get("model_type")
     if kind != "llava":
-        raise FieldError("model_type", f"got {kind!r}; only LLaVA-1.5 ('llava') can be pruned", value=kind)
+        raise FieldError("model_type", f"got {show(kind)}; only LLaVA-1.5 ('llava') can be pruned", value=kind)
     for part, known in _PARTS.items():
         given = raw.get(part, {})
         if not isinstance(given, dict):
@@ -62,6 +96,7 @@ def check_supported(raw: dict[str, Any]) -> None:
             field = f"{part}.model_type"
             raise FieldError(field, f"got {kind!r}; only {known!r} is supported ({_WHY[part]})", value=kind)
         check_sizes(given, f"{part}.")
+    check_sizes(raw)
     layer = raw.get("vision_feature_layer", -2)
     if isinstance(layer, bool) or not isinstance(layer, int):
         problem = f"got {layer!r}; only the number of a single layer is supported"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import zipfile
@@ -12,10 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from finepruner_lmms.checkpoints.shape import ModelShape
 from finepruner_lmms.engine.loading_report import COMPUTED
 from finepruner_lmms.errors import FieldError, first_line, list_names
 from finepruner_lmms.files import load_object
 
+# a model may share matrices, and a small one costs nothing
+_FACTOR, _SMALL = 2, 200_000_000
 FORMS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -69,6 +73,38 @@ class Weights:
                     f"the weights {list_names(whole)} are whole numbers",
                     fix="quantized weights are not read",
                 )
+
+
+def check_size(shape: ModelShape, weights: Weights) -> None:
+    """Raise `FieldError` where a config.json describes a far larger model than the weights are of.
+
+    What weights lack is made up, in memory, before anybody can say that it is missing.
+    """
+    described, held = _parameters(shape), sum(map(_elements, weights.shards()))
+    if described > _FACTOR * held + _SMALL:
+        problem = f"describes a model of about {described:,} numbers, but the weights hold {held:,}"
+        fix = "put the config.json there that came with the weights"
+        raise FieldError("config.json", problem, value=described, fix=fix)
+
+
+def _parameters(shape: ModelShape) -> int:
+    """About how many numbers a model of these sizes has: its large matrices."""
+    text, vision = shape.text_config, shape.vision_config
+    attention = 2 * text.hidden_size * text.head_dim * (text.num_attention_heads + text.num_key_value_heads)
+    decoder = text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
+    layer = vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    return decoder + text.vocab_size * text.hidden_size + vision.num_hidden_layers * layer
+
+
+def _elements(file: Path) -> int:
+    """How many numbers a file of weights holds; none of them is read."""
+    if file.suffix != ".safetensors":
+        return sum(tensor.numel() for tensor in read_shard(file).values())
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, error) from error
 
 
 def read_shard(file: Path) -> dict[str, Tensor]:

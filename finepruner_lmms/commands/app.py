@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from finepruner_lmms.commands import bench, data, doctor, exchange, judge, run, show
+from finepruner_lmms.commands import bench, data, doctor, exchange, jobs, judge, run, show
 from finepruner_lmms.commands.failures import Commands
 
 app = typer.Typer(
@@ -15,6 +15,8 @@ for command in (
     run.run,
     run.plan,
     run.status,
+    jobs.cancel,
+    jobs.work,
     show.table,
     show.report,
     show.compare,

@@ -17,3 +17,12 @@ class UnusableData(Failure, ValueError):
     def __init__(self, problems: Sequence[DataError]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+class UnfetchedFiles(DataError):
+    """Several files of one request that could not be had, each with its reason; the others are kept."""
+
+    def __init__(self, field: str, problems: Sequence[DataError], total: int) -> None:
+        self.problems = tuple(problems)
+        told = "; ".join(map(str, problems))
+        super().__init__(field, f"{len(problems)} of {total} files could not be had: {told}")

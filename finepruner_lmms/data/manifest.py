@@ -16,7 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.errors import explain_problem
 from finepruner_lmms.files import read_object, write_json
 from finepruner_lmms.sources import short_hash
 
@@ -81,12 +84,17 @@ def read_manifest(folder: Path) -> Manifest | None:
     raw: dict[str, Any] | None = read_object(path)
     if raw is None or raw.pop("schema_version", None) != SCHEMA:
         raise DataError("data", f"{path} is not a manifest of this version", fix="`finepruner prepare` writes it anew")
+    again = "`finepruner prepare` writes it anew"
     try:
-        return Manifest(**raw | {"files": tuple(File(**file) for file in raw["files"])})
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            "data", f"{path} is not a manifest ({error})", fix="`finepruner prepare` writes it anew"
-        ) from error
+        manifest = TypeAdapter(Manifest).validate_python(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise DataError("data", f"{path} is not a manifest ({field}: {explain_problem(problem)})", fix=again) from None
+    for file in manifest.files:
+        if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
+            raise DataError("data", f"{path} names {file.path!r}, which is not below its folder", fix=again)
+    return manifest
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from finepruner_lmms.claims import Locked, lock
-from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.data.errors import DataError, UnfetchedFiles
 from finepruner_lmms.data.hub import Remote, fetch, sha256_of
 from finepruner_lmms.data.manifest import INCOMING, MANIFEST, File, Manifest, read_manifest
 from finepruner_lmms.data.plan import Display, Item, Options, Plan, whats_wrong
@@ -44,13 +44,21 @@ def _carry_out(root: Path, plan: Plan, options: Options, display: Display) -> Ma
     ):
         return done  # another process was faster
     _check_space(root, staging, plan)
-    files = []
+    files, problems = [], []
     for item in plan.items:
         target = staging / item.path
-        _obtain(plan, item, target, display)
+        try:
+            _obtain(plan, item, target, display)
+        except DataError as error:  # the other files are fetched all the same
+            problems.append(error)
+            if len(plan.items) > 1:
+                display.note(f"{plan.job.name}/{item.path}: failed: {error.problem}")
+            continue
         compared = bool(item.remote.sha256 or item.remote.git)
         digest = item.remote.sha256 or sha256_of(target)
         files.append(File(item.path, item.remote.origin, item.remote.size, digest, compared))
+    if problems:
+        raise problems[0] if len(problems) == 1 else UnfetchedFiles(plan.job.name, problems, len(plan.items))
     _remove_others(staging, {file.path for file in files})
     rows, total = plan.job.check(staging, [file.path for file in files], options.accept_rows)
     files = [File(**vars(file) | {"rows": rows.get(file.path)}) for file in files]

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from tabulate import tabulate
 
-from finepruner_lmms.data.errors import DataError
+from finepruner_lmms.data.errors import DataError, UnfetchedFiles
 from finepruner_lmms.data.plan import Options, Plan, make_plan
 from finepruner_lmms.data.prepare import carry_out
 from finepruner_lmms.output import plain, say
@@ -76,6 +76,7 @@ def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool
     """Prepare each job, whatever becomes of the others; prints a summary. Returns how many failed."""
     summary: list[Row] = []
     failures: list[str] = []
+    failed = 0
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -95,7 +96,9 @@ def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool
                     manifest = carry_out(root, plan, options, display)
                     _add_done(summary, manifest, "there" if plan.present else "prepared")
             except (DataError, OSError) as error:  # the other jobs may still succeed
-                failures.append(str(error))
+                reasons = error.problems if isinstance(error, UnfetchedFiles) else (error,)
+                failures += [f"{job.name}: {reason}" for reason in reasons]
+                failed += 1
                 display.note(f"{job.name}: failed: {error}")
                 summary.append((job.name, "", "", "", "", "failed"))
     shown = [tuple(map(plain, row)) for row in summary]
@@ -106,7 +109,11 @@ def prepare_all(root: Path, jobs: Sequence[Job], options: Options, dry_run: bool
         say(console, "nothing was written")
     elif not failures:
         say(console, f"ready: data: {root.resolve()}")
-    return len(failures)
+    if failures:
+        say(console, f"failed, {failed} of {len(jobs)}; what was fetched is kept, the same command goes on from here:")
+    for failure in failures:
+        say(console, f"- {failure}")
+    return failed
 
 
 def _add_plan(summary: list[Row], plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,16 @@ if TYPE_CHECKING:
 
 HeadStrategy = Callable[[HeadView], "Tensor"]
 _STRATEGIES: dict[str, HeadStrategy] = {}
+_PLACES: dict[str, str] = {}
 
 
 def register_head_strategy(name: str) -> Callable[[HeadStrategy], HeadStrategy]:
     """Add a head strategy: a function from a `HeadView` to head scores `[B, H]`, larger is better."""
 
+    place = str(sys._getframe(1).f_globals.get("__name__", "__main__"))
+
     def add(function: HeadStrategy) -> HeadStrategy:
-        _STRATEGIES[name] = function
+        _STRATEGIES[name], _PLACES[name] = function, place
         return function
 
     return add
@@ -34,6 +38,11 @@ def known_strategies() -> tuple[str, ...]:
 def strategy_function(name: str | None) -> HeadStrategy | None:
     """The strategy of that name; None where there is none."""
     return None if name is None else _STRATEGIES.get(name)
+
+
+def strategy_registered_in(name: str | None) -> str | None:
+    """The module that registered a strategy, which need not be the one that defines it; None where there is none."""
+    return None if name is None else _PLACES.get(name)
 
 
 def head_scores(attention: Tensor, strategy: str, heads: int, normalise: str = "resoftmax") -> Tensor:

@@ -1,17 +1,13 @@
 """How many prompts fit into memory at once: a batch that does not is halved, and that is remembered.
 
 Remembered for a model and a method on a device, in a file that all processes of a study share: see `VARIABLE`. It says
-where to begin, never what to answer.
+where to begin, never what to answer. Nothing here imports torch by itself.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-
-import torch
-from accelerate.utils.memory import should_reduce_batch_size
-from loguru import logger
 
 from finepruner_lmms.errors import first_line
 from finepruner_lmms.lmms.sealed_lines import Seal
@@ -23,6 +19,9 @@ _SEAL = Seal("batch sizes")
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether fewer prompts at once may help."""
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, Exception) and should_reduce_batch_size(error)
     )
@@ -47,6 +46,8 @@ class BatchSizes:
 
     def ran_out(self, setting: str, rows: int) -> int:
         """Memory ran out with so many prompts: how many to go on with."""
+        from loguru import logger
+
         size = max(1, rows // 2)
         self._known[setting] = min(size, self._known.get(setting, size))
         where = "" if self._file is None else f" (remembered in {self._file}; remove that to try again)"

@@ -20,7 +20,7 @@ import yaml
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.submission import task_lines
 from finepruner_lmms.data.task_folders import overrides_dir
-from finepruner_lmms.sources import Sources, files_fingerprint, foreign_files, short_hash
+from finepruner_lmms.sources import Sources, foreign_code, in_package, short_hash
 
 if TYPE_CHECKING:
     from finepruner_lmms.pruners import Pruner
@@ -50,6 +50,8 @@ SILENT = {
     "pruners.plugins": "finds plug-ins, which count by themselves",
 }
 """Code that runs in a cell and cannot change its answers, and why."""
+_LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "PIL", "numpy", "lmms_eval")
+"""The packages whose versions count for every cell, as they are imported."""
 _ROOTS = ("lmms.model", "matrix.evaluate")
 Stop = Callable[[str, str], bool]
 
@@ -89,23 +91,28 @@ def method_code(pruner: Pruner, sources: Sources) -> dict[str, str]:
 
 @functools.cache
 def _code(cls: type[Pruner], strategy: str | None, sources: Sources) -> str:
-    """The code of a method's class and of what it imports; of a plug-in its whole top-level package.
+    """The code of a method's class and of what it imports; of a plug-in its whole top-level package (`foreign_code`).
 
     Its head strategy may be a plug-in's, too.
     """
-    from finepruner_lmms.heads.registry import strategy_function
+    from finepruner_lmms.heads.registry import strategy_function, strategy_registered_in
     from finepruner_lmms.pruners import Pruner
+    from finepruner_lmms.pruners.registry import registered_in
 
     defined: list[Any] = [base for base in cls.__mro__ if issubclass(base, Pruner)]
     if (function := strategy_function(strategy)) is not None:
         defined.append(function)
-    own = {thing.__module__ for thing in defined if sources.file(thing.__module__) is not None}
-    parts = []
+    # where it was registered counts too: a wrapper may set what the class reads
+    modules = {thing.__module__ for thing in defined} | {registered_in(cls.name), strategy_registered_in(strategy)}
+    named = {module for module in modules if module is not None}
+    own = {module for module in named if sources.file(module) is not None}
+    scripts: dict[str, Path] = {}
     for thing in defined:
-        if sources.file(thing.__module__) is None:
-            files = foreign_files(thing.__module__) or _defining_file(thing)
-            parts.append(files_fingerprint(files))
-            own |= sources.needed_by_files(files)
+        if thing.__module__ not in own and not in_package(thing.__module__):
+            scripts |= _defining_file(thing)
+    foreign = foreign_code(named - own, scripts, {sources.name, *_LIBRARIES})
+    own |= sources.needed_by_files(foreign.files)
+    parts = [foreign.fingerprint()] if foreign.files else []
 
     def stop(by: str, _needed: str) -> bool:
         return by == f"{sources.name}.pruners"  # the list of all methods is no method's business

@@ -82,8 +82,12 @@ class Written:
 
     @property
     def lengths(self) -> Counter[tuple[int, tuple[int, ...]]]:
-        """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers."""
-        return Counter((answer.words, answer.entering) for answer in self.answers.values())
+        """How often a prompt had so many text tokens, and these visual tokens entering the decoder's layers.
+
+        In an order of their own, so that sums over them do not depend on who answered first.
+        """
+        found = Counter((answer.words, answer.entering) for answer in self.answers.values())
+        return Counter(dict(sorted(found.items())))
 
 
 class Journal:

@@ -405,8 +405,7 @@ class LlavaFinePruner(lmms):
         if not isinstance(own, Exception):
             time_of = self.meter.add(time_of.of(own), [(item.task, item.doc_id) for item in batch])
         # now: a window may take long, and would be lost in a kill
-        for companion, generation, theirs in shared.others:
-            companion.journal.add(keys, theirs, time_of.of(generation))
+        shared.keep(keys, time_of)
         if isinstance(own, Exception):
             raise own
         self._report(batch, own, self.pruner, self.monitor)

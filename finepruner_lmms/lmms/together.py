@@ -7,6 +7,7 @@ as well: their answers are written to the journals of their cells, in which thei
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import first_line
 from finepruner_lmms.lmms.batching import Prepared
 from finepruner_lmms.lmms.journal import Answer, Journal
+from finepruner_lmms.lmms.meter import BatchTime
 from finepruner_lmms.lmms.monitor import Monitor
 from finepruner_lmms.pruners import Pruner
 
@@ -27,6 +29,7 @@ _SHARE = 0.7
 """Of the free memory, so much may be planned for; the rest is for what a prediction does not know."""
 
 
+_WRITERS = 16
 _WORTH = 4
 """So many cells are answered together on a GPU, or none: together they share the 27 ms that the host needs for an eager
 step, alone each has recorded ones of 8 ms (docs/performance.md, LLaVA-1.5-7B on an H100). Not measured as a whole."""
@@ -80,6 +83,18 @@ class Shared:
 
     own: Generation | Exception
     others: list[tuple[Companion, Generation, list[Answer]]]
+
+    def keep(self, keys: Sequence[str], time_of: BatchTime) -> None:
+        """Write the answers of the others down; `time_of` is what the batch took."""
+
+        def write(other: tuple[Companion, Generation, list[Answer]]) -> None:
+            companion, generation, answers = other
+            companion.journal.add(keys, answers, time_of.of(generation))
+
+        if self.others:
+            # a disk that syncs many files at once takes about as long as for one
+            with ThreadPoolExecutor(min(_WRITERS, len(self.others)), thread_name_prefix="journal") as pool:
+                list(pool.map(write, self.others))
 
 
 class Seat:

@@ -18,8 +18,10 @@ from finepruner_lmms.claims import Claim, Owner
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import read_object, write_json
 from finepruner_lmms.matrix.aside import make_way, put_away
+from finepruner_lmms.matrix.squeue import job_is_alive
 
 PREFIX = "attempt"
+claims.ask_scheduler(job_is_alive)
 
 
 class Held(Failure, RuntimeError):
@@ -50,6 +52,27 @@ def take(folder: Path, attempts: int) -> Claim | None:
         return claim
     claim.end("released")
     return None
+
+
+def failed_since(folder: Path, began: float) -> bool:
+    """Whether the latest attempt at the cell in `folder` failed at or after the time `began`, in seconds of 1970."""
+    found = read_object(folder / f"{PREFIX}-{last_attempt(folder)}" / "ended.json") or {}
+    at = found.get("at")
+    return found.get("how") == "failed" and isinstance(at, int | float) and at >= began
+
+
+def lost_since(folder: Path, began: float) -> int:
+    """How many attempts at the cell since `began` ended without a word: with their process, or in the middle."""
+    lost = 0
+    for number in range(last_attempt(folder), 0, -1):
+        attempt = folder / f"{PREFIX}-{number}"
+        try:
+            if (attempt / "owner.json").stat().st_mtime < began:
+                break
+        except OSError:
+            break
+        lost += claims.ended(attempt) in (None, "died")
+    return lost
 
 
 def begin(claim: Claim, launch: str) -> Path:

@@ -209,7 +209,7 @@ def _scores(
 
 def _submission(attempt: Path, name: str, asked: Any) -> Path:
     """The file that the task wrote for the server, checked against all questions that were to be asked."""
-    (path,) = (attempt / "submissions").iterdir()
+    path = _only(attempt, "submissions/*")
     column = submission.SERVED[name].column
     submission.check(path, name, asked.select_columns([column])[column])
     return path

@@ -19,6 +19,7 @@ from typing import Any
 from finepruner_lmms import tether
 from finepruner_lmms.files import read_object, write_json
 from finepruner_lmms.judge.settings import VARIABLE as JUDGE
+from finepruner_lmms.lmms.batch_sizes import VARIABLE as BATCH_SIZES
 from finepruner_lmms.lmms.heartbeat import VARIABLE as HEARTBEAT
 from finepruner_lmms.matrix.plan import Event, Plan
 from finepruner_lmms.matrix.sections import Timeouts
@@ -253,6 +254,7 @@ def _environment(folder: Path, slot: Slot) -> dict[str, str]:
     environment |= {"FINEPRUNER_PARENT": "stdin", "PYTHONUNBUFFERED": "1", MARK: str(folder.resolve())}
     # the parent sees to judging
     environment |= {JUDGE: "later", HEARTBEAT: str(folder.resolve())}
+    environment |= {BATCH_SIZES: str(folder.resolve().parents[1] / "batch-sizes.jsonl")}  # all launches share it
     defaults = {"TOKENIZERS_PARALLELISM": "false"}
     if slot.devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.devices

@@ -70,11 +70,13 @@ def _visible(gpus: int) -> list[str]:
 
 
 def together(file: MatrixFile, mode: Mode, cells: int, workers: int, deaths: int) -> int | None:
-    """How many cells of a task are answered as one at most; None for no bound. Packed, each worker gets its share."""
+    """How many cells of a task are answered as one at most; None for no bound. Each worker and job gets its share."""
     if mode == "isolated":
         return 1
     most = file.launch.at_once(cells, deaths)
-    if mode == "resident" or workers == 1:
+    jobs = file.launch.nodes or 1
+    workers = (1 if mode == "resident" else workers) * jobs
+    if workers == 1:
         return most
     share = max(1, -(-cells // workers))
     return share if most is None else min(most, share)

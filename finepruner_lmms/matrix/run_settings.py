@@ -17,6 +17,10 @@ class RunSettings(Record):
     """The checked matrix file, and how long each cell is expected to take in one process, by its id."""
 
     file: MatrixFile
+    began: Number = 0.0
+    """When that was, in seconds since 1970: what failed later is not tried again before the next `run`."""
+    passed_over: tuple[str, ...] = ()
+    """Cells that failed before and are not to be tried again, by their ids."""
     seconds: dict[str, Number] = Field(default_factory=dict)
 
 

@@ -18,7 +18,7 @@ from typing import Protocol
 from finepruner_lmms.claims import end
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import try_to_write
-from finepruner_lmms.matrix.attempts import PREFIX, holder, last_attempt, write_error
+from finepruner_lmms.matrix.attempts import PREFIX, failed_since, holder, last_attempt, write_error
 from finepruner_lmms.matrix.launch import Launch, Slot, WorkerTimeout, sweep
 from finepruner_lmms.matrix.modes import Mode, choose_mode, in_order, num_processes, places, together, usable_gpus
 from finepruner_lmms.matrix.plan import Cell, Event, Plan, PlannedCell
@@ -31,6 +31,7 @@ MAX_DEATHS = 2
 _SLOT_DEATHS = 2
 """A place whose worker died so often in a row is left out, as long as there are others."""
 _POLL = 0.1  # seconds
+_TOLD = 0.5  # seconds by which a signal may reach a worker before its runner
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -81,7 +82,7 @@ def run_cells(
         return
     gpus = usable_gpus(file.model)
     chosen = mode or choose_mode(file.launch, num_processes(file.launch, gpus), len(cells))
-    crew = Crew(store, file, cells, display, chosen, places(file, chosen, gpus), seconds or {})
+    crew = Crew(store, file, cells, display, chosen, places(file, chosen, gpus), seconds or {}, stop)
     with ExitStack() as stack:
         stack.callback(crew.stop)
         while crew.step() and not (stop is not None and stop.is_set()):
@@ -117,7 +118,10 @@ class Crew:
         mode: Mode,
         slots: Sequence[Slot],
         seconds: Mapping[str, float],
+        stop: threading.Event | None = None,
     ) -> None:
+        self._stop = stop
+        self._began = time.time()
         self._store, self._file, self._display, self._mode = store, file, display, mode
         self._seconds = seconds
         store.root.mkdir(parents=True, exist_ok=True)
@@ -274,6 +278,8 @@ class Crew:
         """A death counts against the cell, unless answers came since the last; and against the place."""
         self._check_disk(reason)
         folder, cell = self._folders[name], self._left[name]
+        if self._stop is not None and self._stop.wait(_TOLD):  # whoever told us to stop may have told the worker, too
+            return
         answered = sum(file.stat().st_size for file in folder.glob("cache/**/*") if file.is_file())
         self._deaths[name] = 1 if answered > self._answered.get(name, 0) else self._deaths[name] + 1
         self._answered[name] = answered
@@ -303,13 +309,14 @@ class Crew:
         self._display.note(f"{worker.name} is left out: {reason}")
 
     def _take_note_of_others(self) -> None:
-        """Cells that another runner or job has ended meanwhile."""
+        """Cells that another runner or job has ended meanwhile, or in which it failed."""
         mine = {worker.current for worker in self._workers}
         for name in [name for name in self._left if name not in mine]:
-            if self._folders[name].is_dir() and (state := self._store.state(self._left[name])).name in (
-                "done",
-                "waiting",
-            ):
+            if not self._folders[name].is_dir():
+                continue
+            state = self._store.state(self._left[name])
+            failed = state.name == "failed" and failed_since(self._folders[name], self._began)
+            if state.name in ("done", "waiting") or failed:
                 self._display.cell_ended(self._left.pop(name), state.name, _ending(state))
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finepruner_lmms.errors import Failure
@@ -37,22 +37,8 @@ class QueuedJob:
     reason: str
 
 
-def this_job(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The SLURM job that this process belongs to, for `job_is_alive`; None outside of one.
-
-    A job that SLURM put back into the queue keeps its id; how often that happened is part of the text, because what an
-    earlier start of the job had claimed is nobody's any more.
-    """
-    number = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
-    job = "_".join(filter(None, number)) if all(number) else environment.get("SLURM_JOB_ID")
-    if not job:
-        return None
-    cluster, restarts = environment.get("SLURM_CLUSTER_NAME", ""), environment.get("SLURM_RESTART_COUNT", "0")
-    return f"slurm:{cluster}:{job}:{restarts}"
-
-
 def job_is_alive(job: str) -> bool | None:
-    """Whether the job that `this_job` once named still waits or runs; None where that cannot be told from here.
+    """Whether the job that `claims.this_job` once named still waits or runs; None where that cannot be told from here.
 
     It cannot on a machine without `squeue`, of another cluster, or while SLURM does not answer.
     """
@@ -121,5 +107,6 @@ def ask(*command: str) -> str | None:
 
 def last_words(text: str) -> str:
     """The last line of what one of SLURM's commands complains, without the command's name."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n")]
+    lines = [line for line in lines if line and not line.startswith("Try ")]
     return lines[-1].removeprefix("sbatch: ").removeprefix("error: ") if lines else ""

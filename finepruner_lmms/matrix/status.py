@@ -1,7 +1,8 @@
-"""What `status` prints: how far each cell of the latest run is."""
+"""What `status` prints: how far each cell of the latest run is, and which jobs work for it."""
 
 from __future__ import annotations
 
+from finepruner_lmms.matrix.cluster.submissions import describe
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.progress import score_text
 from finepruner_lmms.matrix.store import Store
@@ -24,4 +25,5 @@ def status_text(store: Store, study: Study) -> str:
         lines.append(
             f"{others} more finished cells are of other settings, code or checkpoints; they are kept, not shown"
         )
+    lines += describe(store.root)
     return "\n".join(map(plain, lines)) + "\n"

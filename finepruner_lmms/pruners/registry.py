@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from finepruner_lmms.pruners.plugins import load_plugins
 P = TypeVar("P", bound=type[Pruner])
 _METHODS: dict[str, type[Pruner]] = {}
 _ALIASES: dict[str, str] = {}
+_PLACES: dict[str, str] = {}
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _plugins_asked = False
 
@@ -25,6 +27,8 @@ def register(name: str, *aliases: str) -> Callable[[P], P]:
     Raises `FieldError` for a name that is taken, and for a class that cannot work as a method: see `check_method`.
     """
 
+    place = str(sys._getframe(1).f_globals.get("__name__", "__main__"))
+
     def add(cls: P) -> P:
         for taken in (name, *aliases):
             owner = _METHODS.get(_ALIASES.get(taken, taken))
@@ -33,7 +37,7 @@ def register(name: str, *aliases: str) -> Callable[[P], P]:
                 raise FieldError("method", f"the name {taken!r} belongs to {where} already", fix="choose another")
         check_method(name, cls)
         cls.name = name
-        _METHODS[name] = cls
+        _METHODS[name], _PLACES[name] = cls, place
         _ALIASES.update(dict.fromkeys(aliases, name))
         return cls
 
@@ -105,6 +109,11 @@ def _ask_plugins() -> None:
         except BaseException:
             _plugins_asked = False
             raise
+
+
+def registered_in(name: str) -> str | None:
+    """The module that registered a method, which need not be the one that defines its class; None for no method."""
+    return _PLACES.get(name)
 
 
 def canonical_name(name: str) -> str:
