@@ -286,7 +286,7 @@ BOTH = (T, OTHER)
 KINDS: list[Kind] = [
     *(content(RESULT, how, (T,), "result.json") for how in BYTES),
     *(thing(RESULT, how, (T,), "result.json") for how in OBJECTS),
-    Kind("result.json: not to be read", lambda root: _unreadable(RESULT(root)), (T,) if os.getuid() else (), "result.json"),
+    Kind("result.json: not to be read", lambda root: _unreadable(RESULT(root)), (T,) if os.getuid() else (), "result.json" if os.getuid() else ""),
     Kind("result.json: 70 MB of blanks", lambda root: RESULT(root).write_bytes(b" " * 70_000_000), (T,), "result.json"),
     *(
         text(f"percent is {value[:12]}", lambda s, v=value: s.replace('"percent": ', f'"percent": {v}, "p": '), "percent")
