@@ -12,6 +12,7 @@ matplotlib. There is one function per kind of output, and whoever writes there u
 | a CSV file or a cell of a spreadsheet | `csv_cell` |
 | an HTML page | `html` |
 | a picture of matplotlib | `mathtext` |
+| loguru's log | `log_plainly`, once |
 | rich, where it draws (progress, tables) | `rich_text`, `console` |
 
 What cannot be shown is written as Python writes it in a string (`\x1b`, `\u202e`, `\n`): visible, and never lost.
@@ -26,6 +27,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
+    from loguru import Record
     from rich.console import Console
     from rich.text import Text
 
@@ -91,6 +93,16 @@ def one_line(text: object) -> str:
 def several_lines(text: object) -> str:
     """`plain` of each line, for a log."""
     return "\n".join(map(plain, str(text).split("\n")))
+
+
+def log_plainly() -> None:
+    """Have loguru write `several_lines` of every message, also of those that lmms-eval logs."""
+    from loguru import logger
+
+    def patch(record: Record) -> None:
+        record["message"] = several_lines(record["message"])
+
+    logger.configure(patcher=patch)
 
 
 def rich_text(text: object) -> Text:

@@ -85,6 +85,13 @@ def test_rich_reads_neither_markup_nor_smileys():
     assert file.getvalue() == f"{output.one_line(HOSTILE)}\n"
 
 
+def test_a_log_shows_messages_as_they_stand():
+    code = "import sys; from loguru import logger; from finepruner_lmms.output import log_plainly; log_plainly()\n"
+    code += "logger.remove(); logger.add(sys.stdout, format='{message}'); logger.info('a\\x1b[2J\\n{}', '<b>')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "a\\x1b[2J\n<b>\n"
+
+
 def test_a_reader_that_goes_away_is_an_error_and_not_the_end_of_the_process():
     class Closed(io.StringIO):
         def write(self, text):

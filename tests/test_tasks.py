@@ -13,7 +13,7 @@ import datasets
 import pytest
 import yaml
 from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.tasks import TaskManager
+from lmms_eval.tasks import TaskManager, get_task_dict
 from oracle import Oracle
 
 from finepruner_lmms.benchmarks import BENCHMARKS
@@ -224,20 +224,47 @@ def test_a_data_root_is_read_without_the_network(tmp_path):
     assert data_identity(str(root), "pope") != before
 
 
-@pytest.mark.parametrize("name", ["a*b", "a, b", "{a}", "a #b", "[a]", "a?", "a: b", "it's", 'say "a"'])
-def test_no_character_of_a_path_means_anything(name, tmp_path):
-    root = tmp_path / name
-    for task in ("pope", "gqa"):
-        shutil.copytree(tasks.data_root("demo") / task, root / task)
-    (tmp_path / "a" / "pope").mkdir(parents=True)  # what a pattern would find as well
-    for task, folder in (("pope", "pope"), ("gqa", "gqa")):
-        text = (tasks.folder(str(root)) / f"fp_{task}.yaml").read_text()
-        given = yaml.safe_load(text.replace("!function ", ""))["dataset_kwargs"]["data_files"]
-        (files,) = given.values()
-        found = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "c"))
-        assert len(found) == 240, folder
+NASTY = [
+    "a*b", "a, b", "{a}", "{a,b}", "a #b", "[a]", "a?", "a: b", "it's", 'say "a"', "a\\b", "a\nb", "a\tb", " a ", "~",
+    "&a", "!function a.b", "- a", "|", "%41", "null", "010", "**", ".a", "é中文", "😀", "a\u2028b", "a\x85b", "a\x1bb",
+    "a\udcffb",
+    "😀*[x] # {a, b}: 'c' \"d\"\n",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tables_of_a_few_rows(tmp_path_factory) -> Path:
+    """A table of six rows, and one of three that must not be read."""
+    folder = tmp_path_factory.mktemp("tables")
+    table("pope").select(range(6)).to_parquet(folder / "right.parquet")
+    table("pope").select(range(6, 9)).to_parquet(folder / "wrong.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("name", NASTY, ids=ascii)
+def test_no_character_of_a_path_means_anything(name, tmp_path, tables_of_a_few_rows):
+    """Loaded by lmms-eval's own task manager, with what a pattern would find as well beside it."""
+    for folder, content in ((name, "right"), ("a", "wrong"), ("aXb", "wrong"), ("ab", "wrong"), ("b", "wrong")):
+        (tmp_path / folder / "pope").mkdir(parents=True)
+        shutil.copy(tables_of_a_few_rows / f"{content}.parquet", tmp_path / folder / "pope" / "t.parquet")
+    include = tasks.folder(str(tmp_path / name))
+    manager = TaskManager(include_path=str(include), include_defaults=False, model_name="llava_finepruner")
+    task = get_task_dict(["fp_pope"], manager)["fp_pope"]
+    assert [row["question_id"] for row in task.test_docs()] == table("pope").select(range(6))["question_id"]
+
+
+def test_no_character_of_the_path_of_a_second_table_means_anything(tmp_path):
+    root = tmp_path / "😀*[x] # {a, b}"
+    shutil.copytree(tasks.data_root("demo") / "gqa", root / "gqa")
     value, samples, _ = evaluate("gqa", right, tmp_path, limit=4, data=str(root))
     assert value == 1 and len(samples) == 4
+
+
+@pytest.mark.parametrize("name", ["$HOME", "a${HOME}"])
+def test_a_path_in_which_datasets_puts_the_value_of_a_variable_is_refused(name, tmp_path):
+    (tmp_path / name / "pope").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"in whose place `datasets` puts the value of a variable; rename the folder"):
+        tasks.folder(str(tmp_path / name))
 
 
 def test_a_path_that_datasets_takes_for_an_archive_is_refused(tmp_path):

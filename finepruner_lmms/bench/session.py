@@ -12,7 +12,7 @@ from finepruner_lmms.bench.report import markdown
 from finepruner_lmms.bench.request import check_request
 from finepruner_lmms.bench.run import run
 from finepruner_lmms.files import write_text
-from finepruner_lmms.output import console, rich_text, say
+from finepruner_lmms.output import console, plain, rich_text, say
 
 
 def measure(asked: dict[str, Any], out: Path | None) -> Path:
@@ -36,4 +36,4 @@ def write(result: Path, folder: Path) -> str:
     table, picture = folder / "bench.md", folder / "bench.png"
     write_text(table, markdown(found))
     draw(found, picture)
-    return f"{markdown(found)}\n{result}\n{table}\n{picture}\n"
+    return "\n".join([markdown(found), *map(plain, (result, table, picture)), ""])

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
+import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from finepruner_lmms.benchmarks.submission import SERVED, TEST, task_lines
 from finepruner_lmms.data.errors import DataError
@@ -21,6 +25,7 @@ from finepruner_lmms.demo.root import miniatures
 from finepruner_lmms.errors import FieldError, check_integer
 from finepruner_lmms.files import cache_dir, publish_folder
 
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 DEMO_SPLITS = {"demo": "test", "demo-tuning": "tuning"}
 _PACKAGE = Path(__file__).parents[1]
 
@@ -65,6 +70,9 @@ def folder(data: str, submission: bool = False, limit: int | None = None) -> Pat
         raise DataError("data", f"{data!r} is neither 'hub', 'demo' nor an existing folder", value=data)
     if "::" in str(root.resolve()):
         problem = f"{data!r} has '::' in its path, which `datasets` takes for an archive"
+        raise DataError("data", problem, value=data, fix="rename the folder")
+    if found := _VARIABLE.search(str(root.resolve())):  # another folder's data would be read
+        problem = f"{data!r} has {found[0]!r} in its path, in whose place `datasets` puts the value of a variable"
         raise DataError("data", problem, value=data, fix="rename the folder")
     present = [name for name in available_tasks() if (root / name).is_dir()]
     scored = [name for name in present if not _only_test(root / name)]
@@ -113,38 +121,34 @@ class _Tasks:
         return {f"fp_{name}.yaml": self._yaml(name) for name in self.names} | self._modules()
 
     def _yaml(self, name: str) -> str:
-        """A task that is the hub's but for its data. (The merge of `include` is shallow: whole keys are replaced.)
-
-        Texts are written as JSON, which is YAML, so that no character of a path means anything.
-        """
+        """A task that is the hub's but for its data. (The merge of `include` is shallow: whole keys are replaced.)"""
         served = name in self.served
-        lines = [f"include: {json.dumps(str(overrides_dir() / f'fp_{name}.yaml'))}", f"task: fp_{name}"]
+        settings: dict[str, Any] = {"include": str(overrides_dir() / f"fp_{name}.yaml"), "task": f"fp_{name}"}
+        functions = []
         if self.root is not None:
             place = (
                 self.root / name / ("testdev_balanced_instructions" if name == "gqa" else self.below if served else "")
             )
-            files = {TEST if served else FACTS[name].split: f"{glob.escape(str(place))}/*.parquet"}
-            lines += [
-                "dataset_path: parquet",
-                "dataset_name: null",
-                f"dataset_kwargs: {json.dumps({'data_files': files})}",
-            ]
+            files = {TEST if served else FACTS[name].split: _tables(place)}
+            settings |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
             if name == "gqa":
-                lines.append("doc_to_visual: !function fp_gqa_images.visual")
+                functions.append("doc_to_visual: !function fp_gqa_images.visual")
         if self.limit is not None:
-            lines.append(f"process_docs: !function fp_limit.{name}")
+            functions.append(f"process_docs: !function fp_limit.{name}")
         if served:
-            lines += task_lines(name)
-        return "\n".join(lines) + "\n"
+            functions += task_lines(name)
+        # ASCII with escapes, so that no character of a path means anything to whoever reads it
+        text = yaml.safe_dump(settings, allow_unicode=False, width=math.inf, sort_keys=False)
+        return text + "".join(f"{line}\n" for line in functions)
 
     def _modules(self) -> dict[str, str]:
         """The functions that depend on where the data is, and on the limit."""
         found = {}
         if self.root is not None and "gqa" in self.names:
-            images = f"{glob.escape(str(self.root / 'gqa' / 'testdev_balanced_images'))}/*.parquet"
+            images = _tables(self.root / "gqa" / "testdev_balanced_images")
             found["fp_gqa_images.py"] = (
                 '"""Where the images of GQA are."""\n\nfrom finepruner_lmms.benchmarks.gqa import images_of\n\n'
-                f"visual = images_of('parquet', split='train', data_files={images!r})\n"
+                f"visual = images_of('parquet', split='train', data_files={images!a})\n"
             )
         if self.limit is not None:
             choosers = "".join(
@@ -155,6 +159,11 @@ class _Tasks:
                 f"from finepruner_lmms.benchmarks.limits import chooser\n\n{choosers}"
             )
         return found
+
+
+def _tables(folder: Path) -> str:
+    """The pattern of a folder's tables for `datasets`, in which nothing of the folder's own name is a pattern."""
+    return f"{glob.escape(str(folder))}/*.parquet"
 
 
 def _write(tasks: _Tasks) -> Path:

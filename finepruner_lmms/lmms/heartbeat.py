@@ -1,7 +1,8 @@
 """Signs of life of a process that answers: which phase it is in, how far, and whether it moves.
 
-A thread looks where the others are. As long as one of them moves, the process is at work, however long a download or an
-answer takes; one that waits for a peer that will never come stands still, and the runner learns where.
+A thread looks where the others are, and whether they get what they wait for. As long as one of them moves, the process
+is at work, however long a download or an answer takes; one that waits for a peer that will never come stands still, and
+the runner learns where.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,7 @@ VARIABLE = "FINEPRUNER_HEARTBEAT"
 """The folder in which each process of a launch writes `rank-<n>.json`."""
 Phase = Literal["start", "download", "load", "index", "answer", "score"]
 _LOOK, _WRITE = 0.5, 2.0  # seconds
-_IDLE = ("heartbeat", "heartbeats", "parent", "tqdm_monitor", "Thread-tqdm")
+_IDLE = ("heartbeat", "heartbeats", "parent")
 
 
 class Heartbeat:
@@ -67,16 +68,16 @@ class Heartbeat:
             time.sleep(_LOOK)
 
     def _look(self) -> None:
-        names = {thread.ident: thread for thread in threading.enumerate()}
-        places = {}
-        for number, frame in sys._current_frames().items():
-            thread = names.get(number)
-            if thread is not None and thread.name not in _IDLE and type(thread).__name__ != "TMonitor":
-                places[number] = _place(frame)
-        if places != self._seen and self._state["phase"]:
-            self._seen = places
+        frames = sys._current_frames()
+        threads = [thread for thread in threading.enumerate() if not _is_idle(thread)]
+        # a library's own threads download and read; in a collective, they wake for nothing while questions are answered
+        own = self._state["phase"] in ("answer", "score")
+        woken = _woken([thread.native_id for thread in threads] if own else None)
+        seen = [_place(frames.get(thread.ident or 0)) for thread in threads], woken
+        if seen != self._seen and self._state["phase"]:
+            self._seen = seen
             self._state["moves"] += 1
-        main = sys._current_frames().get(threading.main_thread().ident or 0)
+        main = frames.get(threading.main_thread().ident or 0)
         self._state["where"] = "" if main is None else _where(main)
 
     def _write(self) -> None:
@@ -93,6 +94,35 @@ class Heartbeat:
                     os._exit(1)
             except OSError:  # a full disk: the runner sees that nothing comes
                 return
+
+
+def _is_idle(thread: threading.Thread) -> bool:
+    return thread.name in _IDLE or type(thread).__name__ == "TMonitor"  # that of tqdm wakes every ten seconds
+
+
+def _woken(threads: Sequence[int | None] | None) -> int:
+    """How often threads of this process, or all of them, have waited for something and got it; 0 where nobody counts.
+
+    One that waits in vain does not, whether it sleeps or spins; one that receives a file, a byte at a time, does.
+    """
+    found = 0
+    tasks = Path("/proc/self/task")
+    names = [str(number) for number in threads] if threads is not None else _names(tasks)
+    for name in names:
+        if threads is None and name == str(threading.get_native_id()):
+            continue  # this thread itself
+        with suppress(OSError, ValueError):  # it ended meanwhile
+            for line in (tasks / name / "status").read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches:"):
+                    found += int(line.split()[1])
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(folder)]
+    except OSError:
+        return []
 
 
 def _place(frame: FrameType | None) -> tuple[tuple[str, int], ...]:

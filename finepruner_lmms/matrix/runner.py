@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from finepruner_lmms.claims import end
+from finepruner_lmms.claims import end, ended
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import try_to_write
 from finepruner_lmms.matrix.attempts import PREFIX, failed_since, holder, last_attempt, write_error
@@ -30,6 +30,7 @@ MAX_DEATHS = 2
 """A cell during which the worker died so often, without a new answer in between, is given up."""
 _SLOT_DEATHS = 2
 """A place whose worker died so often in a row is left out, as long as there are others."""
+_SETTLED = ("done", "answered", "failed")
 _POLL = 0.1  # seconds
 _TOLD = 0.5  # seconds by which a signal may reach a worker before its runner
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -98,6 +99,8 @@ class Worker:
         self.current: str | None = None
         self.started = False
         self.deaths = 0
+        self.lost: set[str] = set()
+        """The cells in which it died."""
         self.usable = True
 
     @property
@@ -127,6 +130,7 @@ class Crew:
         store.root.mkdir(parents=True, exist_ok=True)
         self._left = {cell.id: cell for cell in cells}
         self._folders = dict(zip(self._left, store.cell_dirs(cells), strict=True))
+        self._before = {name: last_attempt(folder) for name, folder in self._folders.items()}
         self._workers = [Worker(slot) for slot in slots]
         self._deaths: Counter[str] = Counter()
         self._answered: dict[str, int] = {}
@@ -161,29 +165,41 @@ class Crew:
                 end(folder / f"{PREFIX}-{number}", "interrupted")
 
     def _free(self) -> list[Cell]:
-        """The cells that nobody works on."""
-        return [cell for name, cell in self._left.items() if holder(self._folders[name]) is None]
+        """The cells that nobody works on, and that nobody has settled since the run began."""
+        return [cell for name, cell in self._left.items() if self._is_free(name)]
+
+    def _is_free(self, name: str) -> bool:
+        folder = self._folders[name]
+        number = last_attempt(folder)
+        if number > self._before[name] and ended(folder / f"{PREFIX}-{number}") in _SETTLED:
+            return False  # its worker's word is on its way, or it was another run's
+        return holder(folder) is None
 
     def _idle(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.usable and worker.launch is None]
 
     def _can_start(self) -> bool:
-        return bool(self._left and self._idle() and self._free())
+        free = self._free() if self._left else []
+        return any(self._suited(worker, free) for worker in self._idle())
+
+    def _suited(self, worker: Worker, free: Sequence[Cell]) -> list[Cell]:
+        """What a place is to work on: a cell that died there is for another, as long as there is one."""
+        if all(other is worker or not other.usable for other in self._workers):
+            return list(free)
+        return [cell for cell in free if cell.id not in worker.lost]
 
     def _start(self) -> None:
         """A worker for each place that has none, as long as there are cells for it."""
         idle = self._idle()
-        if not idle or not self._left:
+        if not idle or not self._left or not (free := self._free()):
             return
         # those that have not begun will take some of what is free
         starting = sum(1 for worker in self._workers if worker.launch is not None and not worker.started)
-        free = self._free()
-        if not free:
-            return
         most = together(self._file, self._mode, len(free), len(self._workers), self._died)
         groups = -(-len(free) // most) if most else len({cell.task for cell in free})
-        for worker in idle[: max(0, groups - starting)]:
-            self._launch(worker, in_order(free, self._seconds, most) if self._mode == "packed" else free, most)
+        ready = [(worker, cells) for worker in idle if (cells := self._suited(worker, free))]
+        for worker, cells in ready[: max(0, groups - starting)]:
+            self._launch(worker, in_order(cells, self._seconds, most) if self._mode == "packed" else cells, most)
 
     def _launch(self, worker: Worker, cells: Sequence[Cell], most: int | None) -> None:
         folder, file = self._store.new_launch(), self._file
@@ -239,21 +255,23 @@ class Crew:
                 )
             case "start":
                 worker.started, worker.current = True, event.cell
-                self._display.cell_started(self._left[event.cell].label, number)
+                if event.cell in self._left:
+                    self._display.cell_started(self._left[event.cell].label, number)
             case "progress":
                 self._display.cell_progress(event.done, event.total, number)
             case "lost":
                 worker.current = None
             case "done" | "failed":
                 worker.current, worker.deaths = None, 0
-                cell = self._left.pop(event.cell)
-                state = self._store.state(cell)  # the truth is on disk, not in what the worker says
-                self._check_disk(state.reason)
-                self._display.cell_ended(cell, state.name, _ending(state), number)
+                if (cell := self._left.pop(event.cell, None)) is not None:  # not shown yet
+                    state = self._store.state(cell)  # the truth is on disk, not in what the worker says
+                    self._check_disk(state.reason)
+                    self._display.cell_ended(cell, state.name, _ending(state), number)
 
     def _after(self, worker: Worker, launch: Launch, silent: str) -> None:
         """A worker ended: whether it lost a cell, or could not start, or left what is still to do."""
         current, worker.current = worker.current, None
+        current = current if current in self._left else None
         if current is not None and (state := self._store.state(self._left[current])).name not in ("missing", "running"):
             # it ended before it could say so, or a process other than the first failed and wrote down why
             self._display.cell_ended(self._left.pop(current), state.name, _ending(state), worker.slot.number)
@@ -292,6 +310,7 @@ class Crew:
             end(folder / f"{PREFIX}-{last_attempt(folder)}", "died")
             self._display.note(f"{cell.label}: {reason}; starting again")
         worker.deaths += 1
+        worker.lost.add(name)
         others = [other for other in self._workers if other.usable and other is not worker]
         if worker.deaths >= _SLOT_DEATHS and others:
             worker.usable = False

@@ -23,6 +23,7 @@ from finepruner_lmms.matrix.events import Events
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
 from finepruner_lmms.matrix.provenance import Watch, devices_of
 from finepruner_lmms.matrix.records import parse
+from finepruner_lmms.output import log_plainly
 
 if TYPE_CHECKING:
     from lmms_eval.tasks import TaskManager
@@ -38,6 +39,7 @@ def main() -> None:
     """Run the plan named on the command line."""
     heartbeat.begin()  # before anything that takes long
     _leave_with_the_parent()
+    log_plainly()
     plan_file = Path(sys.argv[1])
     plan = parse(Plan, load_object(plan_file), plan_file.name)
     first = int(os.environ.get("RANK", "0")) == 0
@@ -116,7 +118,6 @@ def _attempt(
     from finepruner_lmms.matrix.attempts import begin, write_error
     from finepruner_lmms.matrix.evaluate import evaluate_cell
     from finepruner_lmms.matrix.publish import Superseded, publish
-    from finepruner_lmms.output import several_lines
 
     # after these a process may no longer compute correctly
     poisoned = tuple(getattr(torch, name) for name in ("OutOfMemoryError", "AcceleratorError") if hasattr(torch, name))
@@ -149,7 +150,7 @@ def _attempt(
         return lm.world_size == 1
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
-        logger.error(several_lines(details))  # the launch's log
+        logger.error(details)  # the launch's log
         write_error(folder, type(error).__name__, str(error).strip() or "no message", details)
         events.send(Event(event="failed", cell=cell.id))
         return lm.world_size == 1 and not isinstance(error, poisoned)
