@@ -195,7 +195,7 @@ def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
     folder.mkdir(parents=True)
     sent: list[str] = []
     events = SimpleNamespace(send=lambda event: sent.append(event.event))
-    lm = SimpleNamespace(world_size=world_size, device="cpu", monitor_to=lambda _: None)
+    lm = SimpleNamespace(world_size=world_size, device=torch.device("cpu"), monitor_to=lambda _: None)
     planned = PlannedCell(**dict(failing), path=folder)
     plan = Plan(
         launch="1", model=failing.model, batch_size=1, data="demo", limit=None, monitor=False, submission=False,
