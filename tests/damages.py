@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a kind of damage a line
 """A small study with true figures, written as a worker writes it, and what can happen to the files of its directory."""
 
 from __future__ import annotations
@@ -285,7 +286,7 @@ BOTH = (T, OTHER)
 KINDS: list[Kind] = [
     *(content(RESULT, how, (T,), "result.json") for how in BYTES),
     *(thing(RESULT, how, (T,), "result.json") for how in OBJECTS),
-    Kind("result.json: not to be read", lambda root: _unreadable(RESULT(root)), (T,) if os.getuid() else (), "result.json"),
+    Kind("result.json: not to be read", lambda root: _unreadable(RESULT(root)), (T,) if os.getuid() else (), "result.json" if os.getuid() else ""),
     Kind("result.json: 70 MB of blanks", lambda root: RESULT(root).write_bytes(b" " * 70_000_000), (T,), "result.json"),
     *(
         text(f"percent is {value[:12]}", lambda s, v=value: s.replace('"percent": ', f'"percent": {v}, "p": '), "percent")

@@ -30,6 +30,12 @@ def cell(name: str, task: str, row: int = 0, of: Method = VANILLA, **changes) ->
     return Cell(**(values | changes))
 
 
+def stored_cell(name: str, task: str, row: int = 0, of: Method = VANILLA, **changes) -> Cell:
+    """A cell whose id is that of its identity, as a result on disk must have it."""
+    identity = IDENTITY.model_copy(update={"settings": name})
+    return cell(identity.id, task, row, of, identity=identity, **changes)
+
+
 def study(rows: list[Method], cells: list[Cell], num_layers: int = 32, name: str = "study") -> Study:
     """Rows and cells, in which the tasks are those of the cells."""
     tasks = tuple(dict.fromkeys(cell.task for cell in cells))

@@ -175,7 +175,7 @@ def test_a_result_that_was_spoiled_is_computed_again(finished):
     assert "[4/4] done" in finepruner("run", config, "--output", output).stdout
     again = json.loads(file.read_text())
     assert again["metrics"] == good["metrics"] and again["samples_sha256"] == good["samples_sha256"]
-    assert (file.parent / "attempt-1" / "result.json").exists() and (file.parent / "attempt-2").is_dir()
+    assert (file.parent / "result.json.damaged").exists() and (file.parent / "attempt-2").is_dir()
 
 
 def test_two_processes_answer_as_one(finished, tmp_path):

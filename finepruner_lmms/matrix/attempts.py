@@ -62,7 +62,11 @@ def failed_since(folder: Path, began: float) -> bool:
 
 
 def lost_since(folder: Path, began: float) -> int:
-    """How many attempts at the cell since `began` ended without a word: with their process, or in the middle."""
+    """How many attempts at the cell, which is not done, came to nothing since `began`.
+
+    Those whose process died, and those that say they are done though what they wrote is not to be used. Interrupted
+    ones do not count: their answers are kept.
+    """
     lost = 0
     for number in range(last_attempt(folder), 0, -1):
         attempt = folder / f"{PREFIX}-{number}"
@@ -71,7 +75,7 @@ def lost_since(folder: Path, began: float) -> int:
                 break
         except OSError:
             break
-        lost += claims.ended(attempt) in (None, "died")
+        lost += claims.ended(attempt) in (None, "died", "done", "answered")
     return lost
 
 

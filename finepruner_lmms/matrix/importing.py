@@ -19,6 +19,7 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.claims import lock
 from finepruner_lmms.errors import FieldError, list_names, show
 from finepruner_lmms.files import write_json
+from finepruner_lmms.judge import mmvet
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.foreign import ForeignError, ForeignRun, ForeignTask, answer_of, read_run
 from finepruner_lmms.matrix.imports import FILE, Import, Imports, Reported, alone, row_of
@@ -371,13 +372,21 @@ def _write(store: Store, cell: Cell, run: ForeignRun, label: str, made: _Made) -
     benchmark = BENCHMARKS[made.benchmark]
     images = {sample["doc_id"]: sample["image"] for sample in made.samples}
     result |= {
-        "metrics": {benchmark.metric: benchmark.value(made.logged)},
+        "metrics": {benchmark.metric: benchmark.value(made.logged)} | _capabilities(made),
         "percent": benchmark.percent(made.logged),
         "standard_error": benchmark.standard_error(made.logged, images),
     }
     if made.judge is not None:
         result["judge"] = {"name": made.judge}
     write_result(folder, result, made.samples)
+
+
+def _capabilities(made: _Made) -> dict[str, float]:
+    """MM-Vet's scores of single capabilities, which a judged result has besides."""
+    if made.benchmark != "mmvet":
+        return {}
+    totals = mmvet.totals([sample["score"] for sample in made.samples])
+    return {name: value for name, value in totals.items() if name != "total"}
 
 
 def _said(label: str, run: ForeignRun, made: Sequence[_Made], root: Path) -> list[str]:

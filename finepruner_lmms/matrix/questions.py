@@ -59,7 +59,14 @@ def open_questions(data: str, name: str, submission: bool = False) -> Questions:
 
     `NoQuestions` where the data is not at hand.
     """
+    from finepruner_lmms.data.ready import hub_copies, missing_data
+
+    if (missing := missing_data(data, [name], submission)) or (data == "hub" and not hub_copies(name)):
+        why = str(missing[0]) if missing else "it was never loaded here, and is not fetched to be shown"
+        raise NoQuestions(f"{name}: its data {data!r} is not at hand: {why}")
+
     from lmms_eval.tasks import TaskManager, get_task_dict
+    from tenacity import RetryError
 
     from finepruner_lmms.data.task_folders import folder
 
@@ -71,7 +78,7 @@ def open_questions(data: str, name: str, submission: bool = False) -> Questions:
             )
             task = get_task_dict([benchmark.task], manager)[benchmark.task]
         documents = task.dataset[task.config.test_split]
-    except (OSError, ValueError, KeyError) as error:  # not prepared, not in the local cache, no network
+    except (OSError, ValueError, KeyError, RetryError) as error:  # not prepared, not in the local cache, no network
         raise NoQuestions(f"{name}: its data {data!r} is not at hand: {first_line(error)}") from error
     return Questions(task, documents, benchmark.image_column)
 

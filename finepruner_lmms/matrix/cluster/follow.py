@@ -22,7 +22,7 @@ from finepruner_lmms.matrix.work import still_to_do
 _POLL = 2.0  # seconds between two looks, where looking takes little
 _SHARE = 0.1  # of the time, at most, goes into looking
 _LOST = 3
-"""A cell in the middle of which so many jobs died is given up."""
+"""A cell of which so many attempts came to nothing, because their job died, is given up."""
 _BARREN = 2
 """So many submissions in a row between which nobody began a cell are enough."""
 
@@ -85,7 +85,7 @@ class _Following:
         folders = self._store.cell_dirs(cells)
         for cell, state, folder in zip(cells, self._store.states(cells), folders, strict=True):
             if state.name in ("missing", "failed") and lost_since(folder, self._began) >= _LOST:
-                write_error(folder, "JobDied", f"{_LOST} jobs ended in the middle of the cell, without a word")
+                write_error(folder, "JobDied", f"{_LOST} attempts of jobs came to nothing; launches/ has their logs")
                 state = self._store.state(cell)
             if state.name in ("done", "waiting") or (state.name == "failed" and failed_since(folder, self._began)):
                 del self._left[cell.id]
