@@ -32,13 +32,14 @@ limit: {limit}
 methods:
   - vanilla
   - {{method: uniform, budget: [{budgets}]}}
-launch: {{batch_size: 8, processes: {processes}, timeout_minutes: {timeout}}}
+launch: {{batch_size: 8, processes: {processes}, timeout_minutes: {timeout}, mode: {mode}}}
 """
 COMMAND = [sys.executable, "-m", "finepruner_lmms.cli"]
 
 
 def matrix(folder: Path, **changes) -> Path:
     settings = {"data": "demo", "tasks": "gqa, mme", "limit": 8, "budgets": 64, "processes": 1, "timeout": 5}
+    settings["mode"] = "auto"
     file = folder / "matrix.yaml"
     file.write_text(MATRIX.format(**settings | changes), encoding="utf-8")
     return file
@@ -186,6 +187,26 @@ def test_two_processes_answer_as_one(finished, tmp_path):
         assert {k: r[key] for k, r in results(tmp_path / "two").items()} == {
             k: r[key] for k, r in results(output).items()
         }
+
+
+@pytest.mark.parametrize("mode", ["packed", "isolated"])
+def test_other_modes_give_the_same_answers_scores_and_costs(finished, tmp_path, mode):
+    _, output, _ = finished
+    config = matrix(tmp_path, processes=2, mode=mode, tasks="gqa")
+    if mode == "isolated":  # each cell takes the time of a whole start
+        config.write_text(config.read_text().replace("  - vanilla\n", ""))
+    finepruner("run", config, "--output", tmp_path / "out")
+    found, expected = results(tmp_path / "out"), results(output)
+    assert len(found) == (1 if mode == "isolated" else 2)
+    for name, result in found.items():
+        assert answers(tmp_path / "out")[name] == answers(output)[name]
+        for figure in ("metrics", "percent", "standard_error", "cost"):
+            assert result[figure] == expected[name][figure]
+    if mode == "isolated":
+        (typed,) = (tmp_path / "out").glob("cells/*/attempt-1/command.txt")
+        assert " -m lmms_eval --model llava_finepruner --model_args pretrained=demo,method=uniform,budget=64 " in (
+            typed.read_text()
+        )
 
 
 def test_a_worker_that_is_killed_costs_only_what_it_had_not_answered(tmp_path):

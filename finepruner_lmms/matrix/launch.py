@@ -177,6 +177,13 @@ class Launch:
         """Whether it ended otherwise than by its own will."""
         return self._process.returncode != 0
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it, or one of the processes of `accelerate launch`, which says so in its log."""
+        if (self._process.returncode or 0) < 0:
+            return True
+        return bool(re.search(r"failed \(exitcode: -\d+\)", self.log.read_text(encoding="utf-8", errors="replace")))
+
     def reason(self) -> str:
         """The last error in the log, or its last line."""
         return last_error(self.log)

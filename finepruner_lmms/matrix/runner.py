@@ -99,6 +99,7 @@ class Worker:
         self.current: str | None = None
         self.started = False
         self.deaths = 0
+        self.false_starts = 0
         self.lost: set[str] = set()
         """The cells in which it died."""
         self.usable = True
@@ -136,18 +137,16 @@ class Crew:
         self._answered: dict[str, int] = {}
         self._died = 0
         self._port_was_taken = False
-        self._reason = ""
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
         """Start what can be started and hear what was said; False once nothing is left to do here."""
-        if self._store.root.exists():
-            self._start()
-        else:
+        if not self._store.root.exists():
             raise OutputGone(
                 f"output: {str(self._store.root)!r} was removed while the run worked in it; `run` begins anew"
             )
+        self._start()
         for worker in self._workers:
             if worker.launch is not None:
                 self._listen(worker)
@@ -203,11 +202,10 @@ class Crew:
 
     def _launch(self, worker: Worker, cells: Sequence[Cell], most: int | None) -> None:
         folder, file = self._store.new_launch(), self._file
+        folders = [self._folders[cell.id] for cell in cells]
         planned = [
-            PlannedCell(
-                **dict(cell), path=self._folders[cell.id].resolve(), attempts=last_attempt(self._folders[cell.id])
-            )
-            for cell in cells
+            PlannedCell(**dict(cell), path=place.resolve(), attempts=last_attempt(place))
+            for cell, place in zip(cells, folders, strict=True)
         ]
         plan = Plan(
             launch=folder.name,
@@ -222,11 +220,8 @@ class Crew:
             processes=worker.slot.processes,
             cells=tuple(planned),
         )
-        worker.launch, worker.current, worker.started = (
-            Launch(folder, plan, worker.slot, file.launch.timeouts),
-            None,
-            False,
-        )
+        worker.current, worker.started = None, False
+        worker.launch = Launch(folder, plan, worker.slot, file.launch.timeouts)
 
     # -- what workers say ---------------------------------------------------------------------------------------------
 
@@ -322,6 +317,10 @@ class Crew:
             return
         reason = f"the worker could not start: {silent or launch.reason()}\n  log: {launch.log}"
         self._check_disk(reason)
+        worker.false_starts += 1
+        if launch.was_killed and worker.false_starts < MAX_DEATHS:
+            self._display.note(f"{worker.name} was killed before it began; starting again")
+            return
         worker.usable = False
         if not any(other.usable for other in self._workers):
             raise LaunchError(reason)

@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from finepruner_lmms.matrix.launch import tethered
+
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 _CLIENTS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -93,7 +95,12 @@ def slurm(folder: Path) -> Iterator[Path]:
         with (folder / f"{Path(command[0]).name}{len(daemons)}.out").open("wb") as out:
             daemons.append(
                 subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                    tethered(list(command)),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
                 )
             )
 
