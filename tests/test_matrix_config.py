@@ -9,7 +9,7 @@ import pytest
 from finepruner_lmms import pruners
 from finepruner_lmms.matrix.cells import expand
 from finepruner_lmms.matrix.config import load_matrix
-from finepruner_lmms.matrix.yaml_places import ConfigError
+from finepruner_lmms.matrix.yaml_places import ConfigError, Document
 
 GOOD = """\
 name: study
@@ -234,3 +234,42 @@ def test_an_id_changes_with_whatever_changes_an_answer(tmp_path, monkeypatch):
     assert ids(judged + "judge: later\n") == ids(judged + "judge: exact\n")  # who judges changes no answer
     monkeypatch.setattr("finepruner_lmms.lmms.identity.engine_code", lambda _: {"engine": "other"})
     assert not set(ids(GOOD)) & set(first)
+
+
+def test_merges_nest_and_come_in_lists_and_what_is_written_goes_first(tmp_path):
+    text = """\
+name: study
+model: {pretrained: demo}
+data: demo
+tasks: [pope]
+limit: 8
+methods:
+  - &a {method: fastv, budget: 192}
+  - &b {<<: *a, layer: 3}
+  - {<<: *b, budget: 128}
+  - {<<: [{layer: 4, rows: renormalised}, *b], budget: [96, 80]}
+launch: {<<: {<<: {batch_size: 4}, processes: 2}, processes: 1}
+"""
+    matrix = load_matrix(write(tmp_path, text))
+    assert [row.arguments for row in matrix.rows] == [
+        {"budget": 192},
+        {"layer": 3, "budget": 192},
+        {"budget": 128, "layer": 3},
+        {"budget": 96, "layer": 4, "rows": "renormalised"},
+        {"budget": 80, "layer": 4, "rows": "renormalised"},
+    ]
+    assert (matrix.file.launch.batch_size, matrix.file.launch.processes) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    "written, value",
+    [
+        ("8", 8), ("-8", -8), ("+8", 8), ("1_000", 1000), ("0", 0), ("0.5", 0.5), (".5", 0.5), ("1e3", 1000.0),
+        ("1.5E-2", 0.015), ("yes", True), ("OFF", False), ("~", None), ("null", None), ("", None), ("1.", 1.0),
+        ("2024-11-26", "2024-11-26"), ("04:00:00", "04:00:00"), ("cuda:0", "cuda:0"), ("22%", "22%"), ("y", "y"),
+        ("'8'", "8"), ("!!str 8", "8"), ("!!float 8", 8), ('"a\\tb"', "a\tb"), ("<<", "<<"), ("=", "="),
+    ],
+)  # fmt: skip
+def test_a_word_is_what_everybody_reads(written, value, tmp_path):
+    found = Document(write(tmp_path, f"given: {written}\n")).data["given"]
+    assert found == value and type(found) is type(value)

@@ -24,6 +24,7 @@ UNREAD = 141
 _FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EFBIG)
 _GO_ON = {
     "run": "what is done is kept; the same command goes on from here",
+    "work": "what is done is kept; the same command goes on from here",
     "judge": "what is judged is kept; the same command goes on from here",
     "prepare": "what is fetched is kept; the same command goes on from here",
 }

@@ -20,9 +20,9 @@ for _names, _value in (("null", None), ("true yes on", True), ("false no off", F
         _WORDS |= dict.fromkeys((_name, _name.capitalize(), _name.upper()), _value)
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
-_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?|[0-9][0-9_]*\.[0-9_]+|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?")
 _ODD = {
-    re.compile(r"[-+]?0o?[0-7_]+"): "octal",
+    re.compile(r"[-+]?0o?[0-9_]+"): "octal",
     re.compile(r"[-+]?0x[0-9a-fA-F_]*"): "hexadecimal",
     re.compile(r"[-+]?0b[01_]*"): "binary",
     re.compile(r"[-+]?([1-9][0-9_]*(:[0-5]?[0-9])+|[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*)"): "base 60",
