@@ -37,6 +37,8 @@ _FOREIGN = re.compile(
     r"|TORCHELASTIC_.*|ACCELERATE_.*|LMMS_CACHE_RUN_ID|PMI_.*|PMIX_.*|OMPI_.*|FINEPRUNER_(LAUNCH|RUNNER|HEARTBEAT|JOURNAL)"
     r"|SLURM_(PROCID|LOCALID|NODEID|NTASKS.*|NPROCS|STEP_.*|STEPID|TASK_PID|GTIDS|SRUN_.*))"
 )
+_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
+"""What torchrun says of a rank that a signal ended, and of no other."""
 _DOING = {
     "start": "starting",
     "download": "downloading the checkpoint",
@@ -185,7 +187,7 @@ class Launch:
         """Whether a signal ended it, or one of the processes of `accelerate launch`, which says so in its log."""
         if (self._process.returncode or 0) < 0:
             return True
-        return bool(re.search(r"failed \(exitcode: -\d+\)", self.log.read_text(encoding="utf-8", errors="replace")))
+        return bool(_KILLED.search(self.log.read_text(encoding="utf-8", errors="replace")))
 
     def reason(self) -> str:
         """The last error in the log, or its last line."""
@@ -198,9 +200,11 @@ def last_error(log: Path) -> str:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "there is no log"
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if any(character.isalnum() for character in line)]
     errors = [line for line in lines if re.match(r"(\[rank\d+\]:\s*)?[\w.]*(Error|Exception|Result)\b.*:", line)]
     errors = [line for line in errors if "CalledProcessError" not in line and "ChildFailedError" not in line]
+    if not errors and (killed := _KILLED.search(text)):
+        return f"rank {killed[2]} was killed by {signal.Signals(int(killed[1])).name}"
     return (errors or lines or ["the log is empty"])[-1]
 
 
