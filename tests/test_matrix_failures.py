@@ -155,7 +155,7 @@ def test_the_reason_in_the_log_of_another_process_is_shown(store, monkeypatch):
 @pytest.mark.parametrize(
     "log, reason",
     [
-        ("E1 failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: python\n=======\n", "rank 1 was killed by SIGKILL"),
+        ("E1 failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: p\n=====\n", "rank 1 was killed by SIGKILL"),
         ("ValueError: no\nE1 failed (exitcode: 1) local_rank: 0\n====\n", "ValueError: no"),
         ("100%\n\n=====\n", "100%"),
         ("", "the log is empty"),
