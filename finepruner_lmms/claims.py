@@ -113,6 +113,17 @@ def _born(pid: int) -> str | None:
     return None if fields[0] in "ZX" else f"{_machine()}/{fields[19]}"
 
 
+def name_of_this() -> str:
+    """This process, in a word that `is_there` understands on the same machine."""
+    return f"{os.getpid()}@{_born(os.getpid())}"
+
+
+def is_there(name: str) -> bool:
+    """Whether the process that gave itself this name is still there."""
+    pid, _, born = name.partition("@")
+    return pid.isdecimal() and _born(int(pid)) == born
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim that this process made."""

@@ -23,7 +23,7 @@ from finepruner_lmms.matrix import launch, modes
 from finepruner_lmms.matrix.launch import MARK, processes_of
 from finepruner_lmms.matrix.modes import choose_mode, in_order, makespan, places, together
 from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
-from finepruner_lmms.matrix.runner import OutputGone, run_cells
+from finepruner_lmms.matrix.runner import OutputGone, clean_up, run_cells
 from finepruner_lmms.matrix.sections import LaunchSection, MatrixFile, Timeouts
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.matrix.work import work
@@ -271,3 +271,22 @@ def test_no_place_outlives_its_runner(tmp_path):
     else:
         assert not Path(f"/proc/{child}").exists()
     assert tethered(["x"])[-1] == "x"
+
+
+@pytest.mark.slow
+def test_what_a_runner_left_behind_is_ended_and_what_one_is_at_is_not(tmp_path):
+    folder = (tmp_path / "launches" / "1").resolve()
+    folder.mkdir(parents=True)
+    gone = subprocess.run(
+        [sys.executable, "-c", "from finepruner_lmms.claims import name_of_this; print(name_of_this())"],
+        capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    mark = os.environ | {MARK: str(folder)}
+    left = subprocess.Popen(["sleep", "600"], env=mark | {launch.RUNNER: gone}, start_new_session=True)
+    busy = subprocess.Popen(["sleep", "600"], env=mark | {launch.RUNNER: claims.name_of_this()})
+    try:
+        assert set(processes_of(tmp_path / "launches")) == {left.pid, busy.pid}
+        clean_up(Store(tmp_path))
+        assert left.wait(10) == -9 and busy.poll() is None
+    finally:
+        left.kill(), busy.kill(), left.wait(), busy.wait()

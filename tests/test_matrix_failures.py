@@ -152,6 +152,20 @@ def test_the_reason_in_the_log_of_another_process_is_shown(store, monkeypatch):
     assert "exit status 1; [rank1]: torch.OutOfMemoryError: CUDA out of memory" in display.ended[1][2]
 
 
+@pytest.mark.parametrize(
+    "log, reason",
+    [
+        ("E1 failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: p\n=====\n", "rank 1 was killed by SIGKILL"),
+        ("ValueError: no\nE1 failed (exitcode: 1) local_rank: 0\n====\n", "ValueError: no"),
+        ("100%\n\n=====\n", "100%"),
+        ("", "the log is empty"),
+    ],
+)
+def test_the_last_error_of_a_log_says_something(tmp_path, log, reason):
+    (tmp_path / "log.txt").write_text(log)
+    assert launch.last_error(tmp_path / "log.txt") == reason
+
+
 def test_a_worker_that_cannot_start_is_not_tried_again_but_for_its_port(store, monkeypatch):
     with pytest.raises(LaunchError, match="the worker could not start: ValueError: pretrained: no weights"):
         run(store, monkeypatch, "", "raise ValueError('pretrained: no weights')")

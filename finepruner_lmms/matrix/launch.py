@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from finepruner_lmms import tether
+from finepruner_lmms.claims import is_there, name_of_this
 from finepruner_lmms.files import read_object, write_json
 from finepruner_lmms.judge.settings import VARIABLE as JUDGE
 from finepruner_lmms.lmms.batch_sizes import VARIABLE as BATCH_SIZES
@@ -28,12 +29,16 @@ _POLL = 0.1  # seconds
 _GRACE = 5.0  # seconds between asking a worker to end and ending it
 MARK = "FINEPRUNER_LAUNCH"
 """In the environment of every process of a launch, with the launch's directory: by it all of them are found."""
+RUNNER = "FINEPRUNER_RUNNER"
+"""Beside it, the process that started the launch."""
 # what an outer launcher or scheduler leaves behind would make the worker look for peers that are not there
 _FOREIGN = re.compile(
     r"(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|NODE_RANK|GROUP_RANK|GROUP_WORLD_SIZE|ROLE_.*|MASTER_ADDR|MASTER_PORT"
-    r"|TORCHELASTIC_.*|ACCELERATE_.*|LMMS_CACHE_RUN_ID|PMI_.*|PMIX_.*|OMPI_.*|FINEPRUNER_(LAUNCH|HEARTBEAT|JOURNAL)"
+    r"|TORCHELASTIC_.*|ACCELERATE_.*|LMMS_CACHE_RUN_ID|PMI_.*|PMIX_.*|OMPI_.*|FINEPRUNER_(LAUNCH|RUNNER|HEARTBEAT|JOURNAL)"
     r"|SLURM_(PROCID|LOCALID|NODEID|NTASKS.*|NPROCS|STEP_.*|STEPID|TASK_PID|GTIDS|SRUN_.*))"
 )
+_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
+"""What torchrun says of a rank that a signal ended, and of no other."""
 _DOING = {
     "start": "starting",
     "download": "downloading the checkpoint",
@@ -182,7 +187,7 @@ class Launch:
         """Whether a signal ended it, or one of the processes of `accelerate launch`, which says so in its log."""
         if (self._process.returncode or 0) < 0:
             return True
-        return bool(re.search(r"failed \(exitcode: -\d+\)", self.log.read_text(encoding="utf-8", errors="replace")))
+        return bool(_KILLED.search(self.log.read_text(encoding="utf-8", errors="replace")))
 
     def reason(self) -> str:
         """The last error in the log, or its last line."""
@@ -195,14 +200,16 @@ def last_error(log: Path) -> str:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "there is no log"
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if any(character.isalnum() for character in line)]
     errors = [line for line in lines if re.match(r"(\[rank\d+\]:\s*)?[\w.]*(Error|Exception|Result)\b.*:", line)]
     errors = [line for line in errors if "CalledProcessError" not in line and "ChildFailedError" not in line]
+    if not errors and (killed := _KILLED.search(text)):
+        return f"rank {killed[2]} was killed by {signal.Signals(int(killed[1])).name}"
     return (errors or lines or ["the log is empty"])[-1]
 
 
-def processes_of(folder: Path) -> list[int]:
-    """The processes of the launches in `folder` on this machine, in whatever session they are."""
+def processes_of(folder: Path, orphans: bool = False) -> list[int]:
+    """The processes of the launches in `folder` on this machine, in whatever session; or those whose runner is gone."""
     mark = f"{MARK}={folder.resolve()}".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -210,7 +217,8 @@ def processes_of(folder: Path) -> list[int]:
             environment = (entry / "environ").read_bytes()  # empty once the process has ended
         except OSError:  # gone, or another user's
             continue
-        if mark in environment and any(_within(part, mark) for part in environment.split(b"\0")):
+        variables = environment.split(b"\0") if mark in environment else []
+        if any(_within(part, mark) for part in variables) and not (orphans and _has_runner(variables)):
             found.append(int(entry.name))
     return found
 
@@ -219,9 +227,14 @@ def _within(variable: bytes, mark: bytes) -> bool:
     return variable == mark or variable.startswith(mark + b"/")
 
 
-def sweep(folder: Path) -> None:
-    """End what is left of the launches in `folder` on this machine."""
-    for pid in processes_of(folder):
+def _has_runner(variables: Sequence[bytes]) -> bool:
+    start = f"{RUNNER}=".encode()
+    return any(is_there(part[len(start) :].decode()) for part in variables if part.startswith(start))
+
+
+def sweep(folder: Path, orphans: bool = False) -> None:
+    """End what is left of the launches in `folder` on this machine; `orphans`: only where its runner is gone."""
+    for pid in processes_of(folder, orphans):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
 
@@ -258,7 +271,8 @@ def own_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _environment(folder: Path, slot: Slot) -> dict[str, str]:
     environment = own_environment(os.environ)
-    environment |= {"FINEPRUNER_PARENT": "stdin", "PYTHONUNBUFFERED": "1", MARK: str(folder.resolve())}
+    environment |= {"FINEPRUNER_PARENT": "stdin", "PYTHONUNBUFFERED": "1"}
+    environment |= {MARK: str(folder.resolve()), RUNNER: name_of_this()}
     # the parent sees to judging
     environment |= {JUDGE: "later", HEARTBEAT: str(folder.resolve())}
     environment |= {BATCH_SIZES: str(folder.resolve().parents[1] / "batch-sizes.jsonl")}  # all launches share it

@@ -343,5 +343,5 @@ def _ending(state: State) -> str:
 
 
 def clean_up(store: Store) -> None:
-    """End what a run that is gone has left behind on this machine. The caller holds the output directory."""
-    sweep(store.root / "launches")
+    """End what a run that is gone has left behind on this machine, but nothing of a run or job that works here now."""
+    sweep(store.root / "launches", orphans=True)
