@@ -183,7 +183,7 @@ def test_a_sweep_leaves_the_files_in_the_cells_and_says_so(root, tmp_path):
     assert "VizWiz, MMBench: for its server" in table
     assert "2 done before, 0 to do" in command("run", config, "--output", output)
     path.write_bytes(b"")
-    assert "submission.xlsx is missing or was changed" in command("status", output)
+    assert "submission.xlsx was changed after the result was written" in command("status", output)
 
 
 def command(*arguments: object) -> str:

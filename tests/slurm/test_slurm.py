@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import real_slurm
 from studies import VANILLA, cell, study
 
 from finepruner_lmms.matrix import squeue
@@ -25,6 +26,25 @@ pytestmark = pytest.mark.slow
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 FAKE = HERE / "fake"
+
+
+@pytest.fixture(scope="session")
+def slurm_conf(tmp_path_factory: pytest.TempPathFactory):
+    if why := real_slurm.missing():
+        pytest.skip(why)
+    pytest.importorskip("submitit")
+    folder = Path(tmp_path_factory.mktemp("slurm"))
+    for parent in (folder, *folder.parents[:2]):  # munged wants nobody else to write here, and to be let through
+        parent.chmod(0o755)
+    with real_slurm.slurm(folder) as conf:
+        yield conf
+
+
+@pytest.fixture
+def slurm(slurm_conf, monkeypatch):
+    """Commands of this test, and what it starts, speak to that SLURM."""
+    monkeypatch.setenv("SLURM_CONF", str(slurm_conf))
+    return slurm_conf
 
 
 class Bench:
@@ -105,7 +125,7 @@ def jobs_of(bench: Bench) -> list[str]:
 
 
 def test_an_array_on_two_nodes_works_through_a_study(bench):
-    study = bench(6, 1.0, nodes=2, gpus_per_node=4, extra={"cpus-per-task": 2, "comment": "two words"})
+    study = bench(6, 3.0, nodes=2, gpus_per_node=4, extra={"cpus-per-task": 2, "comment": "two words"})
     run = study.start(RANK="3", WORLD_SIZE="8", SLURM_NTASKS="8")
     study.wait_for(lambda: len(study.entries("start")) >= 2, "start")
     status = subprocess.run(
