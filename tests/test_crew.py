@@ -290,3 +290,39 @@ def test_what_a_runner_left_behind_is_ended_and_what_one_is_at_is_not(tmp_path):
         assert left.wait(10) == -9 and busy.poll() is None
     finally:
         left.kill(), busy.kill(), left.wait(), busy.wait()
+
+
+@pytest.mark.slow
+def test_processes_that_know_nothing_of_their_runner_end_with_it(tmp_path):
+    """As the ranks of a launcher that is gone, before they have begun: in sessions of their own, tied to nobody."""
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)\ntime.sleep(600)"
+    )
+    code = (
+        "import sys, time\nfrom pathlib import Path\nsys.path.insert(0, sys.argv[3])\n"
+        "from test_crew import FILE\nfrom studies import cell\nfrom finepruner_lmms.matrix import launch\n"
+        "from finepruner_lmms.matrix.plan import Plan\n"
+        "launch._command = lambda *_: [sys.executable, sys.argv[2]]\n"
+        "plan = Plan(launch='1', model=FILE.model, batch_size=1, data='demo', limit=None, monitor=False,\n"
+        "            submission=False, fan_out=1, cells=())\n"
+        "one = launch.Launch(Path(sys.argv[1]), plan, launch.Slot(cpu=True), FILE.launch.timeouts)\n"
+        "time.sleep(600)"
+    )
+    folder = tmp_path / "launches" / "1"
+    folder.mkdir(parents=True)
+    runner = subprocess.Popen([sys.executable, "-c", code, str(folder), str(script), str(Path(__file__).parent)])
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "log.txt").exists() or not (folder / "log.txt").read_text().strip():
+            assert time.monotonic() < deadline and runner.poll() is None
+            time.sleep(0.05)
+        assert len(processes_of(folder)) == 2
+    finally:
+        runner.kill()
+        runner.wait()
+    deadline = time.monotonic() + 10
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processes_of(folder) == []

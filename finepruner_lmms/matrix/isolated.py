@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.lmms import heartbeat
-from finepruner_lmms.matrix.launch import accelerate, heartbeat_of, last_error, tethered
+from finepruner_lmms.matrix.launch import MARK, accelerate, heartbeat_of, last_error, sweep, tethered
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def _launch(plan: Plan, cell: PlannedCell, attempt: Path, folder: Path, events: 
     (attempt / "command.txt").write_text(shlex.join(typed) + "\n", encoding="utf-8")
     environment = os.environ | {
         heartbeat.VARIABLE: str(signs),
+        MARK: str(signs),
         "FINEPRUNER_JOURNAL": str(cell.path / "cache"),
         "FINEPRUNER_PARENT": "",  # their parent is this process, not the runner
     }
@@ -131,6 +132,7 @@ def _launch(plan: Plan, cell: PlannedCell, attempt: Path, folder: Path, events: 
                     time.sleep(_POLL)
         finally:
             process.kill()
+            sweep(signs)  # of a launcher that was killed the processes may be left
     if process.returncode or not list(attempt.glob("lmms/**/*_results.json")):
         how = f"lmms-eval ended with status {process.returncode} and no results"
         raise LaunchFailed(f"{how}: {last_error(log)}; log: {log}")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,14 @@ class Launch:
         events = folder / "events.jsonl"
         events.touch()
         self._events = events.open("r", encoding="utf-8")
+        # outlives this process by a moment: until a rank of a launcher has begun, nothing in it knows of its parents
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(tether.__file__)), "--guard", _mark(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 tethered(_command(folder, slot, plan, plan_file)),
@@ -161,6 +169,10 @@ class Launch:
         sweep(self.folder)
         self._process.poll()
         self._events.close()
+        if self._guard.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._guard.stdin.close()
+        self._guard.wait()
 
     def _gone(self) -> bool:
         self._process.poll()  # reap the leader, or it would count as alive
@@ -210,24 +222,19 @@ def last_error(log: Path) -> str:
 
 def processes_of(folder: Path, orphans: bool = False) -> list[int]:
     """The processes of the launches in `folder` on this machine, in whatever session; or those whose runner is gone."""
-    mark = f"{MARK}={folder.resolve()}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            environment = (entry / "environ").read_bytes()  # empty once the process has ended
-        except OSError:  # gone, or another user's
-            continue
-        variables = environment.split(b"\0") if mark in environment else []
-        if any(_within(part, mark) for part in variables) and not (orphans and _has_runner(variables)):
-            found.append(int(entry.name))
-    return found
+    found = tether.marked(_mark(folder))
+    return [pid for pid in found if not _has_runner(pid)] if orphans else found
 
 
-def _within(variable: bytes, mark: bytes) -> bool:
-    return variable == mark or variable.startswith(mark + b"/")
+def _mark(folder: Path) -> str:
+    return f"{MARK}={folder.resolve()}"
 
 
-def _has_runner(variables: Sequence[bytes]) -> bool:
+def _has_runner(pid: int) -> bool:
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone
+        return False
     start = f"{RUNNER}=".encode()
     return any(is_there(part[len(start) :].decode()) for part in variables if part.startswith(start))
 
