@@ -58,8 +58,7 @@ def command(plan: Plan, cell: PlannedCell, attempt: Path, tasks: Path) -> list[s
 
 def model_args(plan: Plan, cell: PlannedCell) -> str:
     """A cell's model and method as lmms-eval takes them. `FieldError` for a value that it would read otherwise."""
-    set_ones = {"pretrained"} | plan.model.model_fields_set
-    given = {name: value for name, value in plan.model.model_dump(exclude_none=True).items() if name in set_ones}
+    given = {"pretrained": plan.model.pretrained} | plan.model.model_dump(exclude_none=True, exclude_defaults=True)
     given |= {"method": cell.method.method}
     given |= {} if cell.method.budget is None else {"budget": cell.method.budget}
     given |= cell.method.given
