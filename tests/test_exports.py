@@ -289,24 +289,25 @@ def test_prepared_files_follow_the_results(store):
         "SELECT * FROM '/etc/hostname'",
         "SELECT * FROM source",  # a variable of ours
         "SELECT getenv('HOME')",
-        "COPY cells TO '/tmp/finepruner-never.csv'",
-        "EXPORT DATABASE '/tmp/finepruner-never'",
-        "ATTACH '/tmp/finepruner-never.db'",
+        "COPY cells TO 'finepruner-never.csv'",
+        "EXPORT DATABASE 'finepruner-never'",
+        "ATTACH 'finepruner-never.db'",
         "INSTALL httpfs",
         "SET enable_external_access = true",
         "DELETE FROM cells",
         "SELECT 1; DROP TABLE cells",
-        "EXPLAIN ANALYZE COPY cells TO '/tmp/finepruner-never.csv'",
+        "EXPLAIN ANALYZE COPY cells TO 'finepruner-never.csv'",
         "selec",
         "",
     ],
 )
-def test_sql_reads_nothing_else_and_writes_nothing(store, sql):
+def test_sql_reads_nothing_else_and_writes_nothing(store, sql, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     before = {file: file.read_bytes() for file in store.root.rglob("*") if file.is_file()}
     said = run("query", store.root, sql)
     assert said.exit_code == 2 and said.stderr.startswith("query: ") and said.stderr.count("\n") == 1
     assert all(file.read_bytes() == content for file, content in before.items())
-    assert not list(Path("/tmp").glob("finepruner-never*"))
+    assert not list(tmp_path.rglob("finepruner-never*"))
 
 
 def test_an_output_that_cannot_be_written_is_asked_all_the_same(store, monkeypatch):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,16 +119,6 @@ class Launch:
             self._looked = now
             self._look_for_life(now)
         return [Event.model_validate_json(line) for line in lines], ended
-
-    def events(self) -> Iterator[Event]:
-        """What the worker says, until it has ended. `WorkerTimeout` if it stands still for too long."""
-        while True:
-            events, ended = self.read()
-            yield from events
-            if ended:
-                return
-            if not events:
-                time.sleep(_POLL)
 
     def _look_for_life(self, now: float) -> None:
         """Whether some process of the worker moved since the last look; `WorkerTimeout` if none did for too long."""
@@ -299,8 +288,4 @@ def _environment(folder: Path, slot: Slot) -> dict[str, str]:
 
 def heartbeat_of(folder: Path) -> dict[str, Any]:
     """What the first process of a launch said last."""
-    try:
-        found = json.loads((folder / "rank-0.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(folder / "rank-0.json") or {}
