@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _WHY = {
     "cls_attention": "there is none in this vision tower, or none apart from the patches in the layer that LLaVA reads",
     "cls_projected": "this vision tower has no CLS token apart from its patches",
+    "received_attention": "it is computed where a method asks for it; pass it",
     "keys": "this vision tower has no CLS token apart from its patches",
     "image_embeds": "pass the patches in CLIP's joint space",
     "text_embeds": "pass the question as vectors, one [M, P] a row",
@@ -30,8 +31,10 @@ class VisionOutputs:
     `[B, N, C/Hc]` the patches' attention keys, mean of heads, `cls_projected` `[B, 1, D]` the CLS token after the
     projector. `image_embeds` `[B, N, P]` and `text_embeds` (one `[M, P]` a row) are in the joint space of CLIP; for
     relevance by embedding, `text_embeds` are `[M, D]` word embeddings. `projector` maps features to projected tokens.
-    `sample_keys` `[B]` int64 identify the content of each sample, for methods that draw at random; without them the
-    draw follows `features`.
+    `received_attention` `[B, Hc, N]` is what the patches receive from all patches of their image, mean of the queries,
+    in a late layer, where it was asked for. `grid`, the same for all images of the batch, is frames × rows × columns of
+    the N tokens where they fill one. `sample_keys` `[B]` int64 identify the content of each sample, for methods that
+    draw at random; without them the draw follows `features`.
     """
 
     features: Tensor
@@ -43,6 +46,8 @@ class VisionOutputs:
     keys: Tensor | None = None
     cls_projected: Tensor | None = None
     projector: Callable[[Tensor], Tensor] | None = None
+    received_attention: Tensor | None = None
+    grid: tuple[int, int, int] | None = None
 
     @property
     def num_visual_tokens(self) -> int:
