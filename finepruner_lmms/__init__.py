@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _HOME = {
     "HEAD_STRATEGIES": "heads",
     "METHODS": "pruners",
-    "Generation": "engine.generate",
+    "Generation": "engine.generation",
     "Pruner": "pruners",
     "Trace": "engine.trace",
     "VisionOutputs": "pruners.vision_outputs",
@@ -48,7 +48,8 @@ __all__ = [
 if TYPE_CHECKING:
     from finepruner_lmms.checkpoints.load import load_model
     from finepruner_lmms.engine.decoder_hooks import attach
-    from finepruner_lmms.engine.generate import Generation, generate
+    from finepruner_lmms.engine.generate import generate
+    from finepruner_lmms.engine.generation import Generation
     from finepruner_lmms.engine.trace import Trace
     from finepruner_lmms.engine.vision_tower import encode_images
     from finepruner_lmms.heads import HEAD_STRATEGIES

@@ -60,6 +60,11 @@ def parse_budget(value: BudgetValue, field: str = "budget") -> Budget:
     )
 
 
+def keeps_all(value: BudgetValue, num_visual_tokens: int) -> bool:
+    """Whether an image of so many visual tokens stays whole: the budget is no part of it."""
+    return parse_budget(value).tokens(num_visual_tokens) >= num_visual_tokens
+
+
 def plain_budget(value: BudgetValue, field: str = "budget") -> BudgetValue:
     """The one way to write a budget: `64` for `"64"` and NumPy's 64, `"22.5%"` for `" 22.50 %"`. Errors as above."""
     budget = parse_budget(value, field)

@@ -5,7 +5,7 @@ No full attention map is ever built, so SDPA or flash attention stays on in ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from finepruner_lmms.engine.parts import as_weights, device_of
 from finepruner_lmms.engine.prompt_layout import Layout
 from finepruner_lmms.engine.prompt_state import PromptState, on_device
+from finepruner_lmms.errors import FieldError
 
 TEXT_ROWS = 64
 """So many rows of text are computed at a time: each takes a row of logits over the whole prompt for every head."""
@@ -26,8 +27,8 @@ class Rows:
     """The rows that a method may read before decoder layer `layer`, and what they are computed from.
 
     `hidden` `[B, L, D]` is what enters the layer, `keys` `[B, KV heads, L, head_dim]` are the rotated ones of the layer
-    before; `layout` and `positions` `[B, L]` are the layer's own. Everything is given on the device of `hidden`,
-    wherever the layers that it comes from compute.
+    before; `layout` and `positions`, `[B, L]` or `[3, B, L]`, are the layer's own. Everything is given on the device of
+    `hidden`, wherever the layers that it comes from compute.
     """
 
     decoder: nn.Module
@@ -75,15 +76,43 @@ class Rows:
         cos, sin = self.decoder.rotary_emb(hidden, position_ids=self.positions.to(device))  # type: ignore[operator]
         rotary = cos.to(device), sin.to(device)
         inside = layer.input_layernorm(hidden)
-        keys = split_heads(attn.k_proj(as_weights(attn.k_proj, inside)), attn)
+        keys = split_heads(attn.k_proj(as_weights(attn.k_proj, inside)), attn, "k_norm")
         keys, _ = apply_rotary_pos_emb(keys, keys, *rotary)
         rows = visual_rows(inside, attn, rotary, keys, on_device(self.layout, device), 1)
         return rows[:, :, 0].to(self.hidden.device)
 
 
-def split_heads(projected: Tensor, attn: Any) -> Tensor:
-    """`[B, L, H * head_dim]` → `[B, H, L, head_dim]`."""
-    return projected.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+def split_heads(projected: Tensor, attn: Any, norm: str = "") -> Tensor:
+    """`[B, L, H * head_dim]` → `[B, H, L, head_dim]`, normalised per head by `attn.<norm>` if there is one."""
+    heads = projected.unflatten(-1, (-1, attn.head_dim))
+    return (getattr(attn, norm)(heads) if hasattr(attn, norm) else heads).transpose(1, 2)
+
+
+def check_layers(layers: Iterable[Any]) -> None:
+    """Raise `FieldError` for decoder layers whose attention could not be computed again from their parts.
+
+    Rows are made of `input_layernorm`, `q_proj`, `k_proj` and norms per head; other decoders fuse their projections,
+    normalise elsewhere, or rotate a part of each head, and their rows would be wrong without anybody noticing.
+    """
+    for layer in layers:
+        attn: Any = getattr(layer, "self_attn", None)
+        missing = [name for name in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attn, name)]
+        missing += [] if hasattr(layer, "input_layernorm") else ["input_layernorm"]
+        if missing:
+            raise FieldError(
+                "model",
+                f"its {type(layer).__name__} has no {missing[0]}, so the attention of single tokens cannot be computed "
+                "again",
+                fix="see docs/add_a_model.md for what a decoder needs",
+            )
+        for name in ("q_norm", "k_norm"):
+            weight = getattr(getattr(attn, name, None), "weight", None)
+            if isinstance(weight, Tensor) and weight.shape != (attn.head_dim,):
+                raise FieldError(
+                    "model",
+                    f"{name} of its {type(layer).__name__} normalises {list(weight.shape)}, not the {attn.head_dim} of "
+                    "one head",
+                )
 
 
 def visual_rows(
@@ -97,7 +126,7 @@ def visual_rows(
     length, known = keys.shape[2], inside.shape[1]
     last = slice(length - skip - rows, length - skip)
     asking = inside[:, known - skip - rows : known - skip]
-    query, (cos, sin) = split_heads(attn.q_proj(as_weights(attn.q_proj, asking)), attn), rotary
+    query, (cos, sin) = split_heads(attn.q_proj(as_weights(attn.q_proj, asking)), attn, "q_norm"), rotary
     query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])
     # query heads of one group share their keys; folding them into the rows avoids repeating the keys
     grouped = query.float().unflatten(1, (keys.shape[1], -1)).flatten(2, 3)

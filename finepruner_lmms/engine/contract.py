@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from finepruner_lmms.engine.prompt_layout import Layout
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, VisionPruner
@@ -50,16 +49,22 @@ def check_stages(pruner: Pruner, stages: Sequence[Stage], num_layers: int) -> No
 
 
 def check_selection(
-    pruner: DecoderPruner, chosen: Selection, stage: Stage, layout: Layout, hidden: Tensor, trace: Trace
+    pruner: DecoderPruner,
+    chosen: Selection,
+    stage: Stage,
+    present: Tensor,
+    required: Tensor | None,
+    hidden: Tensor,
+    trace: Trace,
 ) -> None:
-    """Raise `FieldError` unless `chosen` is a choice among the visual tokens of `layout` for `stage`.
+    """Raise `FieldError` unless `chosen` is a choice among the tokens that are `present` `[B, V]` for `stage`.
 
-    `hidden` `[B, L, D]` is what enters the stage's layer.
+    `required` is that of the `DecoderContext`; `hidden` `[B or more, L, D]` is what enters the stage's layer.
     """
     where = f"{pruner.name!r} at layer {stage.layer}"
     if not isinstance(chosen, Selection):
         raise FieldError("select", f"{where} returned a {type(chosen).__name__}; expected a Selection", value=chosen)
-    rows, places = layout.present.shape
+    rows, places = present.shape
     _check_tensor("keep", where, chosen.keep, (rows, places), hidden.device, "bool")
     for name in ("scores", "heads", "head_scores"):
         if (value := getattr(chosen, name)) is not None:
@@ -76,8 +81,8 @@ def check_selection(
         trace.expect(FieldError("select", f"{where} takes positions of visual tokens that there are not"), inside)
     elif chosen.merged is not None:
         raise FieldError("select", f"{where} gave merged tokens, but its Stage promises none", fix="set Stage.merged")
-    kept, there = (chosen.keep & layout.present).sum(1), layout.present.sum(1)
-    most = stage.retained if layout.required() is None else max(stage.retained, 1)
+    kept, there = (chosen.keep & present).sum(1), present.sum(1)
+    most = stage.retained if required is None else max(stage.retained, 1)
     trace.expect(
         FieldError("select", f"{where} kept more than the {stage.retained} visual tokens of its Stage"),
         (kept <= most).all(),

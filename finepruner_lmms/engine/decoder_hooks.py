@@ -2,8 +2,10 @@
 
 `attach` registers hooks, which transformers calls with the arguments of each layer, and removes them again:
 
-- on the LLaVA model: reads the prompt of a prefill (where the visual tokens stand, which columns are padding), finds
+- on the model inside: reads the prompt of a prefill (where the visual tokens stand, which columns are padding), finds
   the prompt that a decode step goes on with by its cache, and checks after a prefill that every drop took place;
+- on the decoder: drops at its entrance what a method before the language model has not chosen, and takes over what is
+  the prompt's own: positions in a grid, and features that are added to the visual tokens after later layers;
 - on the attention of the layer before a drop: keeps a reference to its input, from which the rows that a method reads
   are recomputed in float32 with the layer's own query projection and cached keys. No full attention map is ever
   built, so SDPA or flash attention stays on in every layer;
@@ -16,26 +18,31 @@ The caches of the layers need no care: each layer caches what it is given.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import create_causal_mask
 
+from finepruner_lmms.engine.attention_rows import check_layers
 from finepruner_lmms.engine.dropping import Dropping
+from finepruner_lmms.engine.entrance import Entrance
+from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.generation_modes import checked_generation
-from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.engine.prompt_layout import read_layout
+from finepruner_lmms.engine.prompt_reading import read_prompt
 from finepruner_lmms.engine.prompt_state import PromptState, View
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.versions import cache_of_output, find_cache, warn_if_untested
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.ops.selection import take
 from finepruner_lmms.pruners.base import Pruner
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -44,20 +51,18 @@ _UNCOMPILED = "use the model as transformers loads it, without torch.compile"
 
 
 @contextmanager
-def attach(
-    model: LlavaForConditionalGeneration, pruner: Pruner, *, num_visual_tokens: int | None = None
-) -> Iterator[Trace]:
+def attach(model: Any, pruner: Pruner, *, num_visual_tokens: int | None = None) -> Iterator[Trace]:
     """Install the decoder-side hooks of `pruner`, and yield the `Trace` of the calls made under it.
 
     Every prefill inside (a forward with an empty cache) is pruned and starts the trace anew; decoding goes on with
-    what was kept of the prompt whose cache it is given, in any order of several prompts. `num_visual_tokens` is the
-    number of placeholders of an image where it is not the model's own. On leaving, also by an exception, nothing of it
+    what was kept of the prompt whose cache it is given, in any order of several prompts. `model` is an unmodified one
+    of any family; its own `generate` and the outputs of its processor work inside. `num_visual_tokens` is the number of
+    placeholders of an image where it is not the model's own. On leaving, also by an exception, nothing of it
     remains on the model. Raises `FieldError` for a vision-side method (these shorten the prompt: use `generate`), for
     a budget out of reach, for a compiled model and for a method that breaks the contract of `pruners.base`; and, when
     the model runs, for calls that cannot be pruned correctly.
     """
-    check_model(model)
-    warn_if_untested()
+    family_of(model)
     if pruner.side in ("vision", "both"):
         raise FieldError(
             "method",
@@ -65,15 +70,25 @@ def attach(
             value=pruner.name,
             fix="use finepruner_lmms.generate",
         )
+    with attached(model, pruner, num_visual_tokens) as trace:
+        yield trace
+
+
+@contextmanager
+def attached(
+    model: Any, pruner: Pruner, num_visual_tokens: int | None = None, entrance: Entrance | None = None
+) -> Iterator[Trace]:
+    """`attach` for any method; what one before the language model leaves of each image is given as `entrance`."""
+    warn_if_untested()
     if model in _attached:
         raise RuntimeError("a pruner is attached to this model already; leave its `with` block first")
     trace = Trace()
-    hooks = _Hooks(model, pruner, trace, num_visual_tokens)
+    hooks = _Hooks(model, pruner, trace, num_visual_tokens, entrance)
     with ExitStack() as undo:
         _attached.add(model)
         undo.callback(_attached.discard, model)
         hooks.register(undo)
-        undo.enter_context(checked_generation(model))
+        undo.enter_context(checked_generation(model, hooks.on_generate))
         # what was compiled outside of the model, such as torch.compile(model.forward), runs its hooks only when eager
         undo.enter_context(torch.compiler.set_stance("force_eager"))
         yield trace
@@ -84,16 +99,26 @@ class _Hooks:
     """The hooks of one `attach`, and what they remember of the prompts that were read under it."""
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, pruner: Pruner, trace: Trace, num_visual_tokens: int | None
+        self,
+        model: Any,
+        pruner: Pruner,
+        trace: Trace,
+        num_visual_tokens: int | None = None,
+        entrance: Entrance | None = None,
     ) -> None:
-        self.top, self.llava, self.decoder = model, model.model, model.model.language_model
-        self.dropping = Dropping(model, pruner, trace, num_visual_tokens)
-        self.geometry, self.stages, self.trace = self.dropping.geometry, self.dropping.stages, trace
-        if self.stages:
-            _check_not_compiled([self.top, self.llava, self.decoder, *self.decoder.layers])
+        self.dropping = Dropping(model, pruner, trace, num_visual_tokens, entrance)
+        self.top, self.inner, self.decoder = model, model.model, self.dropping.decoder
+        self.family, self.config, self.shortened = self.dropping.family, model.config, num_visual_tokens
+        self.geometry, self.trace, self.entrance = self.dropping.geometry, trace, entrance
+        self.stages = self.dropping.stages
+        self.prunes = self.dropping.prunes
+        if self.prunes:
+            check_layers(self.decoder.layers)
+            _check_not_compiled([self.top, self.inner, self.decoder, *self.decoder.layers])
         self.prompts: weakref.WeakKeyDictionary[Cache, PromptState] = weakref.WeakKeyDictionary()
         self.current: PromptState | None = None  # of the forward that is under way
-        self.reached = False  # whether the forward of the whole model came to the LLaVA model inside
+        self.reached = False  # whether the forward of the whole model came to the model inside
+        self.told: Mapping[str, Any] = {}  # the arguments of the `generate` that is under way
 
     def register(self, undo: ExitStack) -> None:
         """Put the hooks on the model; `undo` takes them off again, also when this stops half way."""
@@ -101,20 +126,29 @@ class _Hooks:
         def add(register: Any, hook: Any, **how: Any) -> None:
             undo.callback(register(hook, **how).remove)
 
-        add(self.llava.register_forward_pre_hook, self.on_call, with_kwargs=True)
+        add(self.inner.register_forward_pre_hook, self.on_call, with_kwargs=True)
         add(self.decoder.register_forward_hook, self.after_decoder)
-        if not self.stages:
+        if not self.prunes:
             return
         layers = self.decoder.layers
         add(self.top.register_forward_pre_hook, self.on_top, with_kwargs=True)
         add(self.top.register_forward_hook, self.after_top)
-        add(self.llava.register_forward_hook, self.after_call, always_call=True)
+        add(self.inner.register_forward_hook, self.after_call, always_call=True)
+        if self.family.grid_positions or self.entrance is not None:
+            add(self.decoder.register_forward_pre_hook, self.on_decoder, with_kwargs=True)
         add(layers[0].register_forward_pre_hook, self.on_first_layer, with_kwargs=True)
-        for stage in self.stages:
-            watch = partial(self.on_attention, stage.layer)
-            add(layers[stage.layer - 1].self_attn.register_forward_pre_hook, watch, with_kwargs=True)
-        for index in range(self.stages[0].layer, len(layers)):
+        for layer in range(1, len(layers)) if self.anywhere else sorted({stage.layer for stage in self.stages}):
+            watch = partial(self.on_attention, layer)
+            add(layers[layer - 1].self_attn.register_forward_pre_hook, watch, with_kwargs=True)
+        for index in range(1 if self.anywhere else self.stages[0].layer, len(layers)):
             add(layers[index].register_forward_pre_hook, partial(self.on_layer, index), with_kwargs=True)
+        for index in range(self.family.deep_features(self.config)):
+            add(layers[index].register_forward_hook, partial(self.after_layer, index))
+
+    @property
+    def anywhere(self) -> bool:
+        """Whether tokens may be dropped before any layer: it depends on the images of a prompt."""
+        return self.dropping.varies or self.entrance is not None
 
     # -- around a forward ---------------------------------------------------------------------------------------------
 
@@ -141,16 +175,21 @@ class _Hooks:
         if not self.reached:
             raise FieldError("model", _COMPILED, fix=_UNCOMPILED)
 
-    def on_call(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the LLaVA model: tell prefill from decode, and read the prompt of a prefill."""
-        self.reached = True
-        cache = find_cache(kwargs)
-        if cache is None or not cache.get_seq_length():
-            self.current = self.read_prompt(kwargs)
-        elif self.stages:
-            self.current = self.find_prompt(cache, kwargs)
+    def on_generate(self, arguments: Mapping[str, Any]) -> None:
+        """Before `generate` of the model: what it was given describes the images of the prefill to come."""
+        self.told = arguments
 
-    def read_prompt(self, kwargs: dict[str, Any]) -> PromptState:
+    def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model inside: tell prefill from decode, and read the prompt of a prefill."""
+        self.reached = True
+        given = _bound(module, args, kwargs)
+        cache = find_cache(given)
+        if cache is None or not cache.get_seq_length():
+            self.current = self.read_prompt(given)
+        elif self.prunes:
+            self.current = self.find_prompt(cache, given)
+
+    def read_prompt(self, kwargs: Mapping[str, Any]) -> PromptState:
         """The state of a new prompt, which also starts the trace anew."""
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         if ids is None:
@@ -159,12 +198,18 @@ class _Hooks:
             raise FieldError(
                 "attention_mask", f"has {mask.ndim} dimensions", fix="pass the 2-D mask of the tokenizer", value=mask
             )
-        geometry = self.geometry
-        layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
-        self.trace.start(geometry.num_layers, geometry.num_visual_tokens, layout.has_image)
-        return PromptState(layout if self.stages and any(layout.has_image) else None, len(ids))
+        if self.shortened is not None:
+            layout = read_layout(ids, mask, self.geometry.image_token_id, self.shortened)
+        else:
+            # the images of beams are described once
+            given = self.told.get("input_ids", self.told.get("inputs"))
+            copies = len(ids) // len(given) if given is not None and len(given) else 1
+            about = {name: kwargs[name] for name in self.family.media if kwargs.get(name) is not None}
+            about = about or {name: self.told[name] for name in self.family.media if self.told.get(name) is not None}
+            layout = read_prompt(self.family, self.config, ids, mask, about, copies)
+        return self.dropping.start(layout, len(ids))
 
-    def find_prompt(self, cache: Cache, kwargs: dict[str, Any]) -> PromptState:
+    def find_prompt(self, cache: Cache, kwargs: Mapping[str, Any]) -> PromptState:
         """The state of the prompt that `cache` holds, for one more token."""
         state = self.prompts.get(cache)
         if state is None:
@@ -173,7 +218,7 @@ class _Hooks:
                 "was not filled under this attach, so how its prompt was pruned is not known",
                 fix="start from an empty cache inside the `with` block",
             )
-        if kwargs.get("pixel_values") is not None or kwargs.get("mm_encoder_outputs"):
+        if kwargs.get("mm_encoder_outputs") or any(kwargs.get(name) is not None for name in self.family.media):
             raise FieldError(
                 "past_key_values",
                 "holds tokens already; an image can be pruned only where the cache before it is empty",
@@ -197,7 +242,7 @@ class _Hooks:
         cache = cache_of_output(output)
         if self.current is not None and self.current.prefill and isinstance(cache, Cache):
             self.trace.kv_lengths = [cache.get_seq_length(layer) for layer in range(self.geometry.num_layers)]
-        if not self.stages:
+        if not self.prunes:
             self.current = None
 
     def after_call(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
@@ -206,7 +251,7 @@ class _Hooks:
         if state is None or not state.prefill:
             return
         state.end_prefill()
-        missing = [stage.layer for stage in self.stages if stage.layer not in state.views]
+        missing = [layer for layer in state.layers if layer not in state.views]
         if output is not None and state.layout is not None and missing:
             raise _not_dropped(missing[0])
 
@@ -222,8 +267,51 @@ class _Hooks:
             )
         return self.current
 
+    def on_decoder(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before the decoder: read positions in a grid, take deep features over, and drop what is not to enter."""
+        state = self.running()
+        if state.layout is None:
+            return None
+        embeds = kwargs["inputs_embeds"]
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            start = 0 if state.prefill else find_cache(kwargs).get_seq_length()
+            positions = torch.arange(start, start + embeds.shape[1], device=embeds.device)[None]
+        if self.family.grid_positions:
+            # a first row may hold the places in the text, from which transformers makes its mask
+            positions = positions[1:] if positions.ndim == 3 and len(positions) == 4 else positions
+            positions = positions.expand(3, *positions.shape[-2:]) if positions.ndim == 2 else positions
+            state.positions = positions
+        if state.prefill and (deep := kwargs.get("deepstack_visual_embeds")) is not None:
+            at = kwargs["visual_pos_masks"].to(embeds.device)
+            nothing = embeds.new_zeros(embeds.shape)
+            state.deep = [nothing.masked_scatter(at[..., None], some.to(embeds)) for some in deep]
+            state.origin = torch.arange(embeds.shape[1], device=embeds.device).expand(len(embeds), -1)
+            kwargs = kwargs | {"deepstack_visual_embeds": None}
+        if state.layers[0] > 0:
+            return args, kwargs
+        if state.prefill:
+            embeds = self.dropping.enter(state, embeds, positions)
+        else:
+            _check_length(_supported_cache(find_cache(kwargs)), 0, state.views[0])
+            state.views[0].grow(positions, state.new_valid)
+        view = state.views[0]
+        state.positions = view.positions if self.family.grid_positions else None
+        # with padding the mask is needed, and not asking whether it is spares a wait for the device
+        mask = None if view.valid is None else view.valid.long()
+        return args, kwargs | {"inputs_embeds": embeds, "position_ids": view.positions, "attention_mask": mask}
+
+    def after_layer(self, index: int, _layer: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """After a decoder layer: add the deep features of the prompt, at the columns where its tokens stand now."""
+        state = self.running()
+        if not state.prefill or index >= len(state.deep) or state.origin is None:
+            return None
+        return output + take(state.deep[index].to(output.device), state.origin.to(output.device))
+
     def on_first_layer(self, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the decoder: tie a prompt to its cache, and keep its embeddings until the last drop."""
+        """Before the first layer: tie a prompt to its cache, and keep its embeddings until the last drop."""
         state, cache = self.running(), find_cache(kwargs)
         if state.prefill:
             if isinstance(cache, Cache):
@@ -231,25 +319,26 @@ class _Hooks:
             if state.layout is not None:
                 state.embeds = args[0]
 
-    def on_attention(self, stage: int, attn: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_attention(self, layer: int, attn: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the attention of the layer ahead of a drop: keep what its rows are recomputed from."""
         state = self.running()
-        if state.prefill and state.layout is not None:
-            state.inputs[stage] = (kwargs["hidden_states"], attn, kwargs["position_embeddings"])
+        if state.prefill and layer in state.layers:
+            state.inputs[layer] = (kwargs["hidden_states"], attn, kwargs["position_embeddings"])
 
     def on_layer(
         self, index: int, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a decoder layer: drop tokens where a stage begins, and swap in what belongs to the short sequence."""
         state = self.running()
-        if state.layout is None:
+        # what is dropped at the entrance is gone from the decoder's own mask and positions
+        layer = max((layer for layer in state.layers if 0 < layer <= index), default=None)
+        if state.layout is None or layer is None:
             return None
         (hidden,) = args
-        stage = max(s for s in self.stages if s.layer <= index)
-        if stage.layer == index:
-            cache, positions = _supported_cache(find_cache(kwargs)), kwargs["position_ids"].to(hidden.device)
+        if layer == index:
+            cache, positions = _supported_cache(find_cache(kwargs)), self.positions(state, kwargs).to(hidden.device)
             if state.prefill:
-                hidden = self.dropping.drop(state, stage, hidden, cache.layers[index - 1].keys, positions)
+                hidden = self.dropping.drop(state, index, hidden, cache.layers[index - 1].keys, positions)
             else:
                 _check_length(cache, index, state.views[index])
                 state.views[index].grow(positions, state.new_valid)
@@ -261,7 +350,7 @@ class _Hooks:
                     hidden,
                     view.valid,
                     cache,
-                    view.positions,
+                    None if self.family.grid_positions else view.positions,
                     layer_idx=index,
                     allow_is_causal_skip=view.valid is None,
                 ),
@@ -269,9 +358,29 @@ class _Hooks:
                 "position_ids": None,
                 "position_embeddings": self.decoder.rotary_emb(hidden, position_ids=view.positions),
             }
-        elif stage.layer not in state.views:
-            raise _not_dropped(stage.layer)
-        return (hidden,), kwargs | state.views[stage.layer].kwargs
+        elif layer not in state.views:
+            raise _not_dropped(layer)
+        return (hidden,), kwargs | state.views[layer].kwargs
+
+    def positions(self, state: PromptState, kwargs: Mapping[str, Any]) -> Tensor:
+        """The positions of this forward as the model counts them: `[B or 1, L]`, or `[3, B, L]`."""
+        if self.family.grid_positions:
+            assert state.positions is not None
+            return state.positions
+        return kwargs["position_ids"]
+
+
+@functools.cache
+def _parameters(forward: Any) -> inspect.Signature:
+    return inspect.signature(forward)
+
+
+def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a forward by name: some models pass some of them by position."""
+    if not args:
+        return dict(kwargs)
+    names = list(_parameters(type(module).forward).parameters)[1:]
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
 def _not_dropped(layer: int) -> FieldError:

@@ -6,95 +6,256 @@ walks through a decoder call `Dropping.drop` where a stage begins.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
+from finepruner_lmms.budget import keeps_all
 from finepruner_lmms.engine.attention_rows import Rows
+from finepruner_lmms.engine.by_image import Chosen, Gathering, ImageRows, gather_images, remember_images
 from finepruner_lmms.engine.contract import check_selection, check_stages
+from finepruner_lmms.engine.entrance import Entrance
+from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.prompt_layout import drop_visual
+from finepruner_lmms.engine.image_drops import plan_drops
+from finepruner_lmms.engine.prompt_layout import Layout, drop_visual
 from finepruner_lmms.engine.prompt_state import PromptState, View, on_device
 from finepruner_lmms.engine.trace import Trace
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import take, with_required
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage
-from finepruner_lmms.pruners.decoder_context import DecoderContext
+from finepruner_lmms.pruners.chain import Chain
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
+
+
+@dataclass(frozen=True)
+class _Before:
+    """A prompt ahead of a drop, on the device of the layer that comes next."""
+
+    layout: Layout
+    positions: Tensor  # [B, L] or [3, B, L]
+    shift: Tensor | int
 
 
 class Dropping:
     """The stages of `pruner` in `model`, and what happens at each. What was chosen is recorded in `trace`.
 
-    `num_visual_tokens` is the number of placeholders per image where it is not the model's own. Raises `FieldError`
-    for a budget out of reach and for a method that breaks the contract of `pruners.base`.
+    `num_visual_tokens` is the number of placeholders per image where it is not the model's own; `entrance` what a
+    method before the language model has left. Raises `FieldError` for a budget out of reach and for a method that
+    breaks the contract of `pruners.base`.
     """
 
     def __init__(
         self,
-        model: LlavaForConditionalGeneration,
+        model: Any,
         pruner: Pruner,
         trace: Trace,
         num_visual_tokens: int | None = None,
+        entrance: Entrance | None = None,
     ) -> None:
-        self.decoder = model.model.language_model
+        self.family, self.config = family_of(model), model.config
+        self.decoder: Any = self.family.decoder(model)
         self.geometry = Geometry.of(model.config)
         if num_visual_tokens is not None:
             self.geometry = replace(self.geometry, num_visual_tokens=num_visual_tokens)
-        self.pruner, self.trace = pruner, trace
+        self.pruner, self.trace, self.entrance = pruner, trace, entrance
         pruner.check_heads(self.geometry.num_heads)
-        self.stages = tuple(pruner.stages(self.geometry.num_layers, self.geometry.num_visual_tokens))
-        check_stages(pruner, self.stages, self.geometry.num_layers)
+        if self.family.grid_positions and getattr(pruner, "positions", None) == "renumbered":
+            raise FieldError(
+                "positions",
+                f"got 'renumbered', but visual tokens of {self.family.title} have places in a grid, which cannot be "
+                "numbered anew",
+                value="renumbered",
+                fix="leave it out: every token keeps its place",
+            )
+        self.varies = self.family.num_visual_tokens(model.config) is None
+        """Whether images differ in their number of visual tokens."""
+        self.stages: tuple[Stage, ...] = ()
+        """Where tokens are dropped of an image of `geometry.num_visual_tokens`, inside the decoder."""
+        if entrance is None and not self.varies:
+            self.stages = tuple(pruner.stages(self.geometry.num_layers, self.geometry.num_visual_tokens))
+            check_stages(pruner, self.stages, self.geometry.num_layers)
 
-    def drop(self, state: PromptState, stage: Stage, hidden: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
+    @property
+    def prunes(self) -> bool:
+        """Whether any image could lose tokens."""
+        if self.varies and self.entrance is None:
+            return not keeps_all(self.pruner.budget, self.geometry.num_visual_tokens)
+        return bool(self.stages) or self.entrance is not None
+
+    def start(self, layout: Layout, rows: int) -> PromptState:
+        """The state of a prompt that was read, with the drops that it will see; starts the trace anew."""
+        counts = [group.num_visual_tokens for group in layout.groups]
+        self.trace.start(self.geometry.num_layers, self.geometry.num_visual_tokens, layout.has_image)
+        if not any(layout.has_image):
+            return PromptState(None, rows)
+        if not layout.groups:
+            layers = tuple(stage.layer for stage in self.stages)
+            return PromptState(layout if layers else None, rows, layers=layers)
+        self.trace.tell_images(layout)
+        stages = {count: self.stages_of(count) for count in set(counts)}
+        drops = plan_drops(layout, [stages[count] for count in counts])
+        return PromptState(layout if drops else None, rows, layers=tuple(drops), drops=drops)
+
+    def stages_of(self, num_visual_tokens: int) -> tuple[Stage, ...]:
+        """Where tokens are dropped of an image of so many, the decoder's entrance included."""
+        if self.varies and keeps_all(self.pruner.budget, num_visual_tokens):
+            return ()
+        found, left = [], num_visual_tokens
+        inside: Pruner | None = self.pruner
+        if self.entrance is not None:
+            before, inside = self.pruner.parts(num_visual_tokens)
+            if before is not None and (stage := self.entrance.stage(num_visual_tokens)) is not None:
+                found.append(stage)
+                left = stage.retained + stage.merged
+        if inside is not None:
+            own = tuple(inside.stages(self.geometry.num_layers, left))
+            check_stages(inside, own, self.geometry.num_layers)
+            found += own
+        return tuple(found)
+
+    def inside(self) -> DecoderPruner:
+        """The method that chooses by what the decoder's layers say."""
+        pruner = self.pruner.inside if isinstance(self.pruner, Chain) else self.pruner
+        assert isinstance(pruner, DecoderPruner)
+        return pruner
+
+    @property
+    def renumbers(self) -> bool:
+        """Whether tokens are numbered anew after a drop inside; where they have places in a grid, they keep these."""
+        return self.inside().renumber_positions and not self.family.grid_positions
+
+    # -- a drop -------------------------------------------------------------------------------------------------------
+
+    def drop(self, state: PromptState, layer: int, hidden: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
         """Choose and gather: `hidden` `[B, L, D]` → `[B, L', D]`, and `state.views` gets the layers from here on.
 
         `keys` `[B, KV heads, L, head_dim]` are the rotated keys of the layer before, whose input `state.inputs` holds;
-        `positions` `[B or 1, L]` those of the prompt, which only the first drop reads.
+        `positions` `[B or 1, L]`, or `[3, B, L]`, those of the prompt, which only the first drop reads.
         """
-        assert state.layout is not None and isinstance(self.pruner, DecoderPruner)
-        layer, device = stage.layer, hidden.device
+        before = self._before(state, layer, positions, hidden)
+        with for_choosing(hidden.device):
+            rows = Rows(self.decoder, state, layer, hidden, keys, before.layout, before.positions)
+            if before.layout.groups:
+                moved = self._choose_by_image(state, layer, rows)
+            else:
+                moved = self._choose(state, self._stage(layer), rows)
+        del state.inputs[layer]
+        return self._gather(state, layer, hidden, before, moved, self.renumbers, self.inside().fills_budget)
+
+    def enter(self, state: PromptState, embeds: Tensor, positions: Tensor) -> Tensor:
+        """Drop at the decoder's entrance: `embeds` `[B, L, D]` → `[B, L', D]`; `state.views[0]` and the layout follow.
+
+        Positions `[B, L]` are numbered anew, as those of a prompt that never had the dropped tokens.
+        """
+        assert self.entrance is not None
+        before, drop = self._before(state, 0, positions, embeds), state.drops[0]
+        chosen = [
+            None if stage is None else self.entrance.chosen(group)
+            for group, stage in zip(before.layout.groups, drop.stages, strict=True)
+        ]
+        moved = gather_images(before.layout, drop, chosen, embeds)
+        hidden = self._gather(state, 0, embeds, before, moved, not self.family.grid_positions, True)
+        state.layout = moved.layout
+        return hidden
+
+    def _before(self, state: PromptState, layer: int, positions: Tensor, hidden: Tensor) -> _Before:
+        assert state.layout is not None
+        device = hidden.device
         earlier = [view for start, view in sorted(state.views.items()) if start < layer]
-        if earlier:
-            before, old, shift = (
-                on_device(earlier[-1].layout, device),
-                earlier[-1].positions.to(device),
-                earlier[-1].shift,
-            )
-        else:
-            before, old, shift = on_device(state.layout, device), positions.expand(len(hidden), -1), 0
-        shift = shift.to(device) if isinstance(shift, Tensor) else shift
-        with for_choosing(device):
-            rows = Rows(self.decoder, state, layer, hidden, keys, before, old)
-            chosen = self.pruner.select(self.context(stage, rows).remember_in(state.memory), stage.retained)
-            check_selection(self.pruner, chosen, stage, before, hidden, self.trace)
-            if chosen.scores is not None:
-                self.trace.watch(f"token scores of {self.pruner.name!r} at layer {layer}", chosen.scores)
-            keep, required = chosen.keep, before.required()
-            if required is not None:
-                keep = with_required(keep, required, stage.retained, chosen.scores)
-            index, layout = drop_visual(before, keep, stage.retained, stage.merged)
-        if stage.merged:
-            assert chosen.merged is not None and chosen.merged_from is not None
-            hidden = torch.cat([hidden, chosen.merged.to(hidden.dtype)], dim=1)
-            source = chosen.merged_from.clamp(0, before.columns.shape[1] - 1)
-            old = torch.cat([old, old.gather(1, before.columns.gather(1, source))], dim=1)
-        if self.pruner.renumber_positions:
+        if not earlier:
+            return _Before(on_device(state.layout, device), _of_rows(positions, len(hidden)), 0)
+        view = earlier[-1]
+        shift = view.shift.to(device) if isinstance(view.shift, Tensor) else view.shift
+        return _Before(on_device(view.layout, device), view.positions.to(device), shift)
+
+    def _stage(self, layer: int) -> Stage:
+        return next(stage for stage in self.stages if stage.layer == layer)
+
+    def _choose(self, state: PromptState, stage: Stage, rows: Rows) -> Gathering:
+        """One image per row, all of one size."""
+        pruner, layout, hidden = self.inside(), rows.layout, rows.hidden
+        context = self.context(stage, rows).remember_in(state.memory)
+        chosen, keep = self._ask(pruner, stage, context, hidden)
+        index, after = drop_visual(layout, keep, stage.retained, stage.merged)
+        self._remember(stage.layer, chosen)
+        if not stage.merged:
+            return Gathering(index, after)
+        assert chosen.merged is not None and chosen.merged_from is not None
+        source = layout.columns.gather(1, chosen.merged_from.clamp(0, layout.columns.shape[1] - 1))
+        return Gathering(index, after, chosen.merged.to(hidden.dtype), source)
+
+    def _choose_by_image(self, state: PromptState, layer: int, rows: Rows) -> Gathering:
+        """Each group of images by itself."""
+        pruner, drop, shared = self.inside(), state.drops[layer], ImageRows(rows)
+        found: list[Selection | None] = []
+        chosen: list[Chosen | None] = []
+        for place, (group, stage) in enumerate(zip(rows.layout.groups, drop.stages, strict=True)):
+            if stage is None:
+                found.append(None)
+                chosen.append(None)
+                continue
+            memory = state.memory.setdefault(f"images {place}", {})
+            context = shared.context(group, layer, max(group.counts), memory)
+            selection, keep = self._ask(pruner, stage, context, rows.hidden)
+            found.append(selection)
+            chosen.append(Chosen(keep, selection.merged, selection.merged_from))
+        remember_images(self.trace, layer, rows.layout.groups, found, len(rows.hidden))
+        return gather_images(rows.layout, drop, chosen, rows.hidden)
+
+    def _ask(
+        self, pruner: DecoderPruner, stage: Stage, context: DecoderContext, hidden: Tensor
+    ) -> tuple[Selection, Tensor]:
+        """What the method chooses, and which tokens stay then, `[B, V]`."""
+        chosen = pruner.select(context, stage.retained)
+        check_selection(pruner, chosen, stage, context.present, context.required, hidden, self.trace)
+        if chosen.scores is not None:
+            self.trace.watch(f"token scores of {pruner.name!r} at layer {stage.layer}", chosen.scores)
+        if context.required is None:
+            return chosen, chosen.keep
+        return chosen, with_required(chosen.keep, context.required, stage.retained, chosen.scores)
+
+    def _gather(
+        self,
+        state: PromptState,
+        layer: int,
+        hidden: Tensor,
+        before: _Before,
+        moved: Gathering,
+        renumber: bool,
+        fills_budget: bool,
+    ) -> Tensor:
+        """Move the tokens, their positions and their origins; `state.views` gets the layers from here on."""
+        old, origin, shift, layout, index = before.positions, state.origin, before.shift, moved.layout, moved.index
+        if moved.tokens is not None and moved.source is not None:
+            hidden = torch.cat([hidden, moved.tokens], dim=1)
+            old = torch.cat([old, old.gather(-1, _of_rows(moved.source, *old.shape[:-1]))], dim=-1)
+            if origin is not None:
+                origin = torch.cat([origin, origin.gather(1, moved.source)], dim=1)
+        if renumber:
             new = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
-            shift = old[:, before.width - 1 : before.width] - new[:, -1:] + shift
+            width = before.layout.width
+            shift = old[:, width - 1 : width] - new[:, -1:] + shift
         else:
-            new = old.gather(1, index)
+            new = old.gather(-1, _of_rows(index, *old.shape[:-1]))
+        if origin is not None:
+            state.origin = origin.gather(1, index)
         # a data-dependent method may keep fewer than `retained`, which the host does not know: then a mask is needed
-        exact = bool(not layout.padded and self.pruner.fills_budget)
+        exact = bool(not layout.padded and fills_budget)
         state.views[layer] = View(layout, new, None if exact else layout.valid, layout.width, shift)
         self.trace.keep_masks[layer] = layout.present
+        return take(hidden, index)
+
+    # -- what is told and remembered ----------------------------------------------------------------------------------
+
+    def _remember(self, layer: int, chosen: Selection) -> None:
         if chosen.heads is not None and chosen.head_scores is not None:
             self.trace.chosen_heads[layer] = chosen.heads, chosen.head_scores
         if chosen.details is not None:
             self.trace.details[layer] = chosen.details
-        del state.inputs[layer]
-        return take(hidden, index)
 
     def context(self, stage: Stage, rows: Rows) -> DecoderContext:
         """What the method may look at; everything but the layout is computed when it is read."""
@@ -117,3 +278,9 @@ class Dropping:
         """The visual tokens of an image just before a drop, by the schedule."""
         earlier = [one.retained + one.merged for one in self.stages if one.layer < stage.layer]
         return earlier[-1] if earlier else self.geometry.num_visual_tokens
+
+
+def _of_rows(values: Tensor, *rows: int) -> Tensor:
+    """`values` `[..., 1 or B, L]` as `[..., B, L]`, or `[B, L]` as `[3, B, L]`."""
+    shape = (*values.shape[:-2], rows[0]) if len(rows) == 1 else rows
+    return values.expand(*shape, values.shape[-1])

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.engine.clock import Clock
 from finepruner_lmms.engine.contract import check_reduction
 from finepruner_lmms.engine.decoder_hooks import attach
 from finepruner_lmms.engine.execution import EXECUTIONS
+from finepruner_lmms.engine.families.family import Family
+from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.fixed.answer import Prompts, answer
 from finepruner_lmms.engine.fixed.decoding import Ending
 from finepruner_lmms.engine.fixed.programs import programs_of
 from finepruner_lmms.engine.fixed.support import why_not
 from finepruner_lmms.engine.fixed.vision import vision_programs
+from finepruner_lmms.engine.generate_by_image import generate_by_image
+from finepruner_lmms.engine.generation import Generation, marked
 from finepruner_lmms.engine.generation_modes import check_generation, setting
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.images import encoded, image_arguments, outputs_for, visual_tokens
-from finepruner_lmms.engine.parts import check_model, device_of
+from finepruner_lmms.engine.parts import device_of
 from finepruner_lmms.engine.prompt_layout import find_padding, read_layout, shorten_prompt
+from finepruner_lmms.engine.prompt_reading import read_prompt
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.vision_tower import encoder_outputs
 from finepruner_lmms.errors import FieldError, check_choice, nearest
@@ -36,31 +38,12 @@ from finepruner_lmms.pruners.base import Reduction
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 _log = logging.getLogger("finepruner_lmms")
-_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_features", "vision")
-
-
-@dataclass(frozen=True)
-class Generation:
-    """`sequences` `[B, T]`: new token ids only; `logits`: T tensors `[B, V]` if asked for; `trace`: what was kept.
-
-    `execution` is how it ran, `"eager"` or `"graphs"`.
-    """
-
-    sequences: Tensor
-    logits: tuple[Tensor, ...] | None
-    trace: Trace
-    execution: str = "eager"
-    clock: Clock | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def seconds_to_first_token(self) -> float | None:
-        """From the call until the first token of all rows was there. Waits for the device where it is not done."""
-        return None if self.clock is None else self.clock.seconds
+_INPUTS = ("input_ids", "attention_mask", "image_features", "vision")
 
 
 @torch.no_grad()
 def generate(
-    model: LlavaForConditionalGeneration,
+    model: Any,
     pruner: Pruner,
     inputs: Mapping[str, Any],
     *,
@@ -68,15 +51,17 @@ def generate(
     execution: str = "auto",
     **generation_kwargs: Any,
 ) -> Generation:
-    """Answer a batch of prompts with `pruner` at work on an unmodified transformers LLaVA.
+    """Answer a batch of prompts with `pruner` at work on an unmodified model of transformers, of any known family.
 
     `inputs` holds `input_ids` `[B, L]` (placeholders expanded, left-padded; best on the host), `attention_mask`
-    `[B, L]` (found by the model's padding id where it is not given and can be told), and one of
-    `pixel_values` `[images, 3, S, S]`, `image_features` `[images, N, D]` (projected visual tokens; not for
-    vision-side methods) or `vision` (what `encode_images` returned, to encode an image once for several methods).
-    Images belong to the rows that hold placeholders, in order; one for each of the B rows is accepted as well.
+    `[B, L]` (found by the model's padding id where it is not given and can be told), and the images as the family's
+    processor returns them. Rows may show several images, of any sizes, or none; budgets are per image. A row gets in a
+    batch what it gets alone. A prompt with earlier turns is one prompt; a cache that holds tokens is refused.
+    For LLaVA-1.5 the images are one of `pixel_values` `[images, 3, S, S]`, `image_features` `[images, N, D]` (projected
+    visual tokens; not for vision-side methods) or `vision` (what `encode_images` returned, to encode an image once for
+    several methods), in the order of the prompts; one for each of the B rows is accepted as well where each shows one.
     `questions`, one per row, is for methods that read the question apart from the prompt. Everything else goes to
-    `model.generate`. A row gets in a batch what it gets alone.
+    `model.generate`.
 
     `execution`: `"eager"` runs transformers' own loop; `"graphs"` runs prefill and decode on buffers of fixed size,
     which a GPU records once and replays (`engine.fixed`); `"auto"` is `"graphs"` on a GPU and `"eager"` elsewhere.
@@ -85,18 +70,23 @@ def generate(
     Raises `FieldError` for inputs and generation modes that cannot be pruned correctly, and for a budget out of reach
     on this model.
     """
-    check_model(model)
+    family = family_of(model)
     check_choice("execution", execution, EXECUTIONS)
     geometry = Geometry.of(model.config)
-    check_call(model, inputs, questions, generation_kwargs)
+    check_call(model, family, inputs, questions, generation_kwargs)
     clock = Clock(model.lm_head.weight.device)
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if mask is None:
         mask = find_padding(ids, *special_ids(model, generation_kwargs))
-    fixed = _on_fixed_buffers(model, execution, ids, generation_kwargs)
+    fixed = _on_fixed_buffers(model, family, execution, ids, generation_kwargs)
     if fixed:  # what is known of the prompts is worked out on the host, and their images stay where they are
         ids, mask = ids.cpu(), mask.cpu()
-    layout = read_layout(ids, mask, geometry.image_token_id, geometry.num_visual_tokens)
+    layout = read_prompt(family, model.config, ids, mask, inputs)
+    if geometry.varies or layout.groups:
+        if fixed:
+            say_once("a row shows several images")
+        inputs = {**inputs, "attention_mask": mask}
+        return generate_by_image(model, family, pruner, inputs, layout, questions, clock, generation_kwargs)
     pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
     if fixed:
         inputs = encoded(model, inputs, layout, lambda pixels: vision_programs(model).encode(pixels))
@@ -132,7 +122,7 @@ def generate(
         shown_as = image_arguments(inputs, layout) if reduced is None else encoder_outputs(reduced.tokens)
         where = device_of(model.get_input_embeddings(), ids.device)
         arguments = {"input_ids": ids.to(where), "attention_mask": mask.to(where)} | shown_as
-        with attach(model, within, num_visual_tokens=left) as trace, _marked(model, clock):
+        with attach(model, within, num_visual_tokens=left) as trace, marked(model, clock):
             output = model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
         sequences, found = output.sequences[:, ids.shape[1] :], getattr(output, "logits", None)
         trace = trace.drop_beams(len(trace.has_image) // len(ids))
@@ -154,10 +144,13 @@ def _reduced(pruner: VisionPruner, vision: VisionOutputs) -> Reduction:
 
 
 def _on_fixed_buffers(
-    model: LlavaForConditionalGeneration, execution: str, ids: Tensor, generation_kwargs: Mapping[str, Any]
+    model: Any, family: Family, execution: str, ids: Tensor, generation_kwargs: Mapping[str, Any]
 ) -> bool:
     """Whether a call runs on fixed buffers. Where it was to be and is not, the reason is logged."""
     if execution == "eager" or (execution == "auto" and not model.lm_head.weight.is_cuda):
+        return False
+    if family.num_visual_tokens(model.config) is None:
+        say_once(f"images of {family.title} differ in their number of visual tokens")
         return False
     reason = why_not(model, generation_kwargs, ids.shape[1]) or programs_of(model).why_not(model)
     if reason is not None:
@@ -171,17 +164,7 @@ def say_once(reason: str) -> None:
     _log.warning("execution: eager, because %s", reason)
 
 
-@contextmanager
-def _marked(model: LlavaForConditionalGeneration, clock: Clock) -> Iterator[None]:
-    """Inside, the first forward of the model stops `clock`."""
-    hook = model.register_forward_hook(lambda *_: clock.mark())
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def ending_of(model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]) -> Ending:
+def ending_of(model: Any, generation_kwargs: Mapping[str, Any]) -> Ending:
     """What ends an answer, and fills its row from then on, as transformers finds it."""
 
     def named(name: str) -> Any:
@@ -193,9 +176,7 @@ def ending_of(model: LlavaForConditionalGeneration, generation_kwargs: Mapping[s
     return Ending(ends[0] if padding is None and ends else padding or 0, ends)
 
 
-def _lengths(
-    model: LlavaForConditionalGeneration, given: Mapping[str, Any], prompt: int, shorter_by: int = 0
-) -> dict[str, Any]:
+def _lengths(model: Any, given: Mapping[str, Any], prompt: int, shorter_by: int = 0) -> dict[str, Any]:
     """`max_length` and `min_length`, which count the prompt that the user gave, for one that is shorter."""
     changed: dict[str, Any] = {}
     most, least = setting(model, given, "max_length"), setting(model, given, "min_length")
@@ -214,16 +195,18 @@ def _lengths(
 
 
 def check_call(
-    model: LlavaForConditionalGeneration,
+    model: Any,
+    family: Family,
     inputs: Mapping[str, Any],
     questions: list[str] | None,
     generation_kwargs: dict[str, Any],
 ) -> None:
     """Raise `FieldError` for inputs and ways of generating that cannot be pruned."""
+    known = (*_INPUTS[:2], *family.media, *family.passes, *_INPUTS[2:])
     for key in inputs:
-        if key not in _INPUTS:
-            known = ", ".join(_INPUTS)
-            raise FieldError("inputs", f"unknown key {key!r}{nearest(key, _INPUTS)}; known: {known}", value=key)
+        if key not in known:
+            problem = f"unknown key {key!r}{nearest(key, known)}; known: {', '.join(known)}"
+            raise FieldError("inputs", problem, value=key)
     if "input_ids" not in inputs:
         raise FieldError("inputs", "'input_ids' is missing")
     given = [key for key in ("pixel_values", "image_features", "vision") if inputs.get(key) is not None]
@@ -238,9 +221,7 @@ def check_call(
         raise FieldError("return_dict_in_generate", "the result is always a Generation", fix="leave it out")
 
 
-def special_ids(
-    model: LlavaForConditionalGeneration, generation_kwargs: Mapping[str, Any]
-) -> tuple[int | None, tuple[int, ...]]:
+def special_ids(model: Any, generation_kwargs: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:
     """The id that pads, where one is named, and those that end an answer."""
     config = generation_kwargs.get("generation_config") or model.generation_config
     text = model.config.get_text_config()
@@ -253,7 +234,7 @@ def special_ids(
     return named("pad_token_id"), tuple(end) if isinstance(end, list | tuple) else () if end is None else (end,)
 
 
-def padding_id(model: LlavaForConditionalGeneration, geometry: Geometry) -> int:
+def padding_id(model: Any, geometry: Geometry) -> int:
     """An id for padding; any but the placeholder's, because padding is masked."""
     padding = model.config.text_config.pad_token_id
     if isinstance(padding, int) and 0 <= padding != geometry.image_token_id:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import LlavaForConditionalGeneration
-
+from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.versions import find_cache
 from finepruner_lmms.errors import FieldError
 
@@ -52,18 +51,19 @@ _REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def setting(model: LlavaForConditionalGeneration, given: Mapping[str, Any], name: str) -> Any:
+def setting(model: Any, given: Mapping[str, Any], name: str) -> Any:
     """A setting of `generate` as transformers finds it: the argument, the given configuration, the model's own."""
     sources = (given.get("generation_config"), model.generation_config)
     values = (given.get(name), *(getattr(source, name, None) for source in sources))
     return next((value for value in values if value is not None), None)
 
 
-def check_generation(model: LlavaForConditionalGeneration, given: Mapping[str, Any]) -> None:
+def check_generation(model: Any, given: Mapping[str, Any]) -> None:
     """Raise `FieldError` where `generate` with the arguments `given` could not be pruned correctly."""
+    media = family_of(model).media
     for name, (refused, reason) in _REFUSED.items():
         value = setting(model, given, name)
-        if refused(value):
+        if refused(value) and name not in media:
             raise FieldError(name, f"cannot be combined with pruning, because {reason}", value=value)
     implementation = setting(model, given, "cache_implementation")
     if implementation not in (None, "dynamic"):
@@ -81,8 +81,11 @@ def check_generation(model: LlavaForConditionalGeneration, given: Mapping[str, A
 
 
 @contextmanager
-def checked_generation(model: LlavaForConditionalGeneration) -> Iterator[None]:
-    """Inside, `model.generate` refuses what cannot be pruned; a hook on the model never sees its arguments."""
+def checked_generation(model: Any, tell: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Inside, `model.generate` refuses what cannot be pruned, and `tell` gets its arguments before it runs.
+
+    A hook on the model never sees them: images are encoded, and what describes them is gone, before the model runs.
+    """
     own, run = vars(model).get("generate"), model.generate
     signature = inspect.signature(run)
 
@@ -91,6 +94,7 @@ def checked_generation(model: LlavaForConditionalGeneration) -> Iterator[None]:
         arguments = signature.bind_partial(*args, **kwargs).arguments
         more = arguments.pop("kwargs", {})
         check_generation(model, arguments | more)
+        tell(arguments | more)
         return run(*args, **kwargs)
 
     model.generate = generate

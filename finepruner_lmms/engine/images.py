@@ -91,7 +91,23 @@ def outputs_for(
         )
     else:
         raise _no_images()
-    ids, device = inputs["input_ids"], vision.features.device
+    return with_questions(model, pruner, vision, rows, inputs["input_ids"], layout, questions)
+
+
+def with_questions(
+    model: Any,
+    pruner: VisionPruner,
+    vision: VisionOutputs,
+    rows: list[int],
+    ids: Tensor,
+    layout: Layout,
+    questions: list[str] | None,
+) -> VisionOutputs:
+    """Images that are shown in `rows` of the prompts `ids` `[B, L]`, with their questions where the method reads them.
+
+    Sample keys tell image and prompt apart. `FieldError` where the method reads questions and there are none.
+    """
+    device = vision.features.device
     prompts = fingerprint(ids, layout.valid)[rows].to(device)
     keys = fingerprint(vision.features) if vision.sample_keys is None else vision.sample_keys
     vision = vision.replace(sample_keys=keys.to(device) ^ prompts)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from finepruner_lmms.engine.prompt_layout import Layout
+from finepruner_lmms.engine.image_drops import LayerDrop
+from finepruner_lmms.engine.prompt_layout import ImageGroup, Layout
+
+T = TypeVar("T", Layout, ImageGroup)
 
 
 @dataclass
@@ -16,14 +19,14 @@ class View:
     """What the layers from one drop to the next see: the layout, and positions grown by decode."""
 
     layout: Layout
-    positions: Tensor  # [B, L] of the current forward
+    positions: Tensor  # [B, L] of the current forward, or [3, B, L] where they are those of a grid
     valid: Tensor | None  # [B, L + decoded] over the whole cache; None: no padding, and so no mask is needed
     length: int  # tokens in the cache of these layers
     shift: Tensor | int = 0  # [B, 1], subtracted from the positions of decode where a stage renumbers
     kwargs: dict[str, Any] = field(default_factory=dict)  # mask, positions and rotary embeddings of the current forward
 
     def grow(self, positions: Tensor, new: Tensor | None) -> None:
-        """One more token: `positions` `[B, 1]` as the model counts them, and whether it is valid, `[B, 1]`."""
+        """One more token: `positions` `[..., B, 1]` as the model counts them, and whether it is valid, `[B, 1]`."""
         self.length += 1
         self.positions = positions - self.shift
         if self.valid is not None:
@@ -43,6 +46,13 @@ class PromptState:
     prefill: bool = True
     new_valid: Tensor | None = None  # [B, 1] of the token of this decode step
     views: dict[int, View] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
+    """The layers before which tokens are dropped, ascending; 0 is the decoder's entrance."""
+    drops: dict[int, LayerDrop] = field(default_factory=dict)
+    """What happens there, where images are told apart (`Layout.groups`)."""
+    positions: Tensor | None = None  # of this forward where they are those of a grid: [3, B, L]
+    deep: list[Tensor] = field(default_factory=list)  # [B, L, D] each: added to the prompt's columns after a layer
+    origin: Tensor | None = None  # [B, L']: the column of the prompt that each of the current ones was
     inputs: dict[int, tuple[Tensor, Any, tuple[Tensor, Tensor]]] = field(default_factory=dict)
     embeds: Tensor | None = None  # [B, L, D], what enters the first layer
     memory: dict[str, Any] = field(default_factory=dict)
@@ -50,14 +60,19 @@ class PromptState:
     def end_prefill(self) -> None:
         """Forget what decode does not need."""
         self.prefill, self.embeds, self.inputs, self.memory = False, None, {}, {}
+        self.deep, self.origin, self.drops = [], None, {}
 
 
 def on_device(layout: Layout, device: torch.device) -> Layout:
     """The layout with its tensors on the device of the layer that needs them."""
     if layout.valid.device == device:
         return layout
-    moved: dict[str, Any] = {}
-    for f in fields(layout):
-        if isinstance(value := getattr(layout, f.name), Tensor):
-            moved[f.name] = value.to(device)
-    return replace(layout, **moved)
+    groups = tuple(_moved(group, device) for group in layout.groups)
+    return replace(_moved(layout, device), groups=groups)
+
+
+def _moved(record: T, device: torch.device) -> T:
+    """A dataclass with its tensors on `device`."""
+    found = {f.name: getattr(record, f.name) for f in fields(record)}
+    moved: dict[str, Any] = {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor)}
+    return replace(record, **moved)

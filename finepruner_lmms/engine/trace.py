@@ -11,6 +11,7 @@ from torch import Tensor
 from finepruner_lmms.errors import FieldError
 
 if TYPE_CHECKING:
+    from finepruner_lmms.engine.prompt_layout import Layout
     from finepruner_lmms.pruners.base import Reduction
 
 
@@ -27,8 +28,9 @@ class Trace:
     """The record of one prefill.
 
     `keep_masks` maps the first decoder layer that sees fewer tokens to the kept ones, `[B, V]` bool (key 0 for
-    vision-side methods): the N of the image, then tokens that a method made. They stay on the device until somebody
-    looks at `kept` or `tokens_entering`.
+    vision-side methods): the placeholders of the row, then tokens that a method made. They stay on the device until
+    somebody looks at `kept` or `tokens_entering`. `num_visual_tokens` is the most placeholders of a row: N where each
+    row shows one image.
     """
 
     num_layers: int = 0
@@ -43,6 +45,10 @@ class Trace:
     """By layer, what a method says of its choice (`consensus.Consensus`): `Details`, or a tensor with a row per row."""
     expected: dict[str, tuple[FieldError, Tensor]] = field(default_factory=dict)
     """What must hold, as a bool on the device, and the error if it does not; of every prefill under one `attach`."""
+    counted: Tensor | None = None
+    """`[B, V]`, where images are told apart: what budgets count of a row's placeholders. The rest are newlines."""
+    entering: tuple[int, ...] = ()
+    """And how many these are of each row."""
 
     @property
     def heads(self) -> Tensor | None:
@@ -56,19 +62,24 @@ class Trace:
 
     @property
     def kept(self) -> dict[int, list[Tensor]]:
-        """First layer that sees only these → per row the retained visual tokens, ascending indices into 0..N-1."""
+        """First layer that sees only these → per row the retained visual tokens, as ascending indices.
+
+        They count every placeholder of the row in the order of the prompt, over all its images; newlines and
+        separators, which always stay, are among them.
+        """
         layers = sorted(self.keep_masks)
         masks = on_host([self.keep_masks[layer][:, : self.num_visual_tokens] for layer in layers])
         return {layer: [row.nonzero().squeeze(1) for row in mask] for layer, mask in zip(layers, masks, strict=True)}
 
     @property
     def tokens_entering(self) -> list[list[int]]:
-        """Per row, per layer: the visual tokens that enter it."""
-        sums = on_host([mask.sum(1) for mask in self.keep_masks.values()])
+        """Per row, per layer: the visual tokens that enter it, of all images of the row, as budgets count them."""
+        sums = on_host([self._budgeted(mask).sum(1) for mask in self.keep_masks.values()])
         counts = {layer: count.tolist() for layer, count in zip(self.keep_masks, sums, strict=True)}
         table = []
         for row, shown in enumerate(self.has_image):
-            current, entering = self.num_visual_tokens if shown else 0, []
+            whole = self.entering[row] if self.entering else self.num_visual_tokens
+            current, entering = whole if shown else 0, []
             for layer in range(self.num_layers):
                 current = counts[layer][row] if layer in counts else current
                 entering.append(current)
@@ -78,6 +89,24 @@ class Trace:
     def start(self, num_layers: int, num_visual_tokens: int, has_image: tuple[bool, ...]) -> None:
         """Begin a new prefill: forget the previous one, but not what is still to be checked of it."""
         self.__init__(num_layers, num_visual_tokens, has_image, expected=self.expected)  # type: ignore[misc]
+
+    def tell_images(self, layout: Layout) -> None:
+        """That the images of this prefill are told apart, and what of them budgets count."""
+        self.num_visual_tokens = layout.columns.shape[1]
+        self.counted = torch.zeros_like(layout.present)
+        entering = [0] * len(self.has_image)
+        for group in layout.groups:
+            self.counted[group.index[:, None], group.places] = True
+            for row in group.rows:
+                entering[row] += group.num_visual_tokens
+        self.entering = tuple(entering)
+
+    def _budgeted(self, mask: Tensor) -> Tensor:
+        """Of the kept tokens `[B, V ...]`, those that budgets count; what a method made is among them."""
+        if self.counted is None:
+            return mask
+        places = self.counted.shape[1]
+        return torch.cat([mask[:, :places] & self.counted.to(mask.device), mask[:, places:]], dim=1)
 
     def expect(self, error: FieldError, holds: Tensor) -> None:
         """Remember to raise `error` unless `holds` (a bool on the device), without waiting for the device now."""
@@ -109,6 +138,8 @@ class Trace:
             self,
             has_image=self.has_image[rows],
             keep_masks={layer: mask[rows].clone() for layer, mask in self.keep_masks.items()},
+            counted=None if self.counted is None else self.counted[rows].clone(),
+            entering=self.entering[rows],
             kv_lengths=list(self.kv_lengths),
             chosen_heads=_cloned(heads),
             details=_cloned(details),
@@ -159,6 +190,8 @@ class Trace:
             self,
             has_image=self.has_image[rows],
             keep_masks={layer: mask[rows] for layer, mask in self.keep_masks.items()},
+            counted=None if self.counted is None else self.counted[rows],
+            entering=self.entering[rows],
             chosen_heads={layer: (heads[rows], scores[rows]) for layer, (heads, scores) in self.chosen_heads.items()},
             details={layer: _details_of_rows(details, rows) for layer, details in self.details.items()},
         )

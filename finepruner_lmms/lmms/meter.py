@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from finepruner_lmms.engine.generate import Generation
+from finepruner_lmms.engine.generation import Generation
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from finepruner_lmms.checkpoints.processor import check_template
 from finepruner_lmms.checkpoints.prompts import prompt, prompt_ids
 from finepruner_lmms.engine.cost import DecoderSizes
 from finepruner_lmms.engine.fixed.programs import forget_programs
-from finepruner_lmms.engine.generate import Generation, generate
+from finepruner_lmms.engine.generate import generate
+from finepruner_lmms.engine.generation import Generation
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block

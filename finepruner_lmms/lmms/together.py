@@ -16,7 +16,7 @@ from loguru import logger
 
 from finepruner_lmms.engine.fan_out import answer_together, why_apart
 from finepruner_lmms.engine.fan_out.memory import free_bytes, predicted_bytes
-from finepruner_lmms.engine.generate import Generation
+from finepruner_lmms.engine.generation import Generation
 from finepruner_lmms.errors import first_line
 from finepruner_lmms.lmms.batching import Prepared
 from finepruner_lmms.lmms.journal import Answer, Journal

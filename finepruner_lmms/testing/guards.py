@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache
 from finepruner_lmms.engine.decoder_hooks import _Hooks
 from finepruner_lmms.engine.parts import decoder_layers
 from finepruner_lmms.engine.prompt_layout import read_layout, shorten_prompt
-from finepruner_lmms.engine.prompt_state import PromptState, on_device
+from finepruner_lmms.engine.prompt_state import on_device
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.pruners import DecoderContext
 from finepruner_lmms.testing.samples import (
@@ -168,7 +168,7 @@ def prefill_without_host_copy(pruner: Any, *rows: tuple[int, int] | int) -> None
     with ExitStack() as undo:
         hooks.register(undo)
         there = torch.device("meta")
-        hooks.current = PromptState(on_device(read_layout(ids, mask, IMAGE, left), there), len(ids))
+        hooks.current = hooks.dropping.start(on_device(read_layout(ids, mask, IMAGE, left), there), len(ids))
         embeds = torch.empty(*ids.shape, model.config.text_config.hidden_size, device=there)
         positions = torch.arange(ids.shape[1], device=there)[None]
         with torch.no_grad(), no_host_sync(), _OneDevice():

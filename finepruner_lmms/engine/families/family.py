@@ -70,6 +70,8 @@ class Family(ABC):
     """Known `vision_config.model_type`s; empty where the family's own is the only one."""
     media: ClassVar[tuple[str, ...]]
     """The arguments of a call, beside ids and mask, that hold or describe its images and videos."""
+    passes: ClassVar[tuple[str, ...]] = ()
+    """What else the processor returns, and the model's `generate` takes."""
     grid_positions: ClassVar[bool] = False
     """Whether positions are those of a grid (M-RoPE, `[3, B, L]`), which cannot be numbered anew."""
     has_cls: ClassVar[bool] = False
@@ -142,6 +144,10 @@ class Family(ABC):
     def tower(self, model: Any) -> nn.Module:
         """The vision tower."""
         return model.model.vision_tower
+
+    def deep_features(self, config: Any) -> int:
+        """After how many of the first decoder layers features of the tower are added to the visual tokens."""
+        return len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
 
     # -- what the tower says ------------------------------------------------------------------------------------------
 

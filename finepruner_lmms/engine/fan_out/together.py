@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.fan_out.decoding import decode
 from finepruner_lmms.engine.fan_out.greedy import why_apart
 from finepruner_lmms.engine.fan_out.layers import CHUNK
@@ -18,7 +19,8 @@ from finepruner_lmms.engine.fan_out.member import Member, shared_vision
 from finepruner_lmms.engine.fan_out.prompts import Prompt
 from finepruner_lmms.engine.fan_out.stream import Segment, Sprout, Stream
 from finepruner_lmms.engine.fixed.decoding import Ending
-from finepruner_lmms.engine.generate import Generation, check_call, ending_of, padding_id, special_ids
+from finepruner_lmms.engine.generate import check_call, ending_of, padding_id, special_ids
+from finepruner_lmms.engine.generation import Generation
 from finepruner_lmms.engine.generation_modes import setting
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.images import outputs_for, visual_tokens
@@ -57,7 +59,7 @@ def answer_together(
     (`why_apart`). A method that raises fails alone. Raises `FieldError` for what no method could be given.
     """
     check_model(model)
-    check_call(model, inputs, questions, generation_kwargs)
+    check_call(model, family_of(model), inputs, questions, generation_kwargs)
     if (reason := why_apart(model, generation_kwargs)) is not None:
         raise FieldError("generation_kwargs", f"methods cannot answer together: {reason}", fix="call generate for each")
     ending = ending_of(model, generation_kwargs)
