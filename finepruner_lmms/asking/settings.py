@@ -38,7 +38,7 @@ def evaluation(family: Family, given: Any = None) -> Evaluation:
 
     `FieldError` for what the family does not read.
     """
-    own = dict(family.evaluation)
+    own: dict[str, Any] = dict(family.evaluation)
     conv = _asked(given, "conv") or own.pop("conv", "chat_template")
     own.pop("conv", None)
     if conv == "vicuna_v1" and family.model_type not in _VICUNA:
@@ -48,7 +48,7 @@ def evaluation(family: Family, given: Any = None) -> Evaluation:
             value=conv,
             fix="leave it out",
         )
-    settings = {}
+    settings: dict[str, Any] = {}
     for name in ImageSettings._fields:
         asked = _asked(given, name)
         if asked is not None and name not in own:

@@ -22,6 +22,6 @@ def manifests() -> list[ModelManifest]:
 
     home = "finepruner_lmms.lmms.model"
     return [
-        ModelManifest("llava_finepruner", f"{home}.LlavaFinePruner", f"{home}.LlavaFinePrunerChat"),
+        ModelManifest("llava_finepruner", f"{home}.LlavaFinePruner", f"{home}.FinePruner"),
         ModelManifest("finepruner", None, f"{home}.FinePruner"),
     ]
