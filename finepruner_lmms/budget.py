@@ -15,10 +15,11 @@ from fractions import Fraction
 from finepruner_lmms.errors import FieldError
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_OF = re.compile(r"(\d{1,9})\s*/\s*(\d{1,9})")
 
 
 BudgetValue = int | str | Fraction | None
-"""What a budget may be written as: a count, a share of N such as `"22%"`, or None for every token."""
+"""What a budget may be written as: a count, a share of N such as `"22%"` or `"640/2880"`, or None for every token."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Budget:
 
 
 def parse_budget(value: BudgetValue, field: str = "budget") -> Budget:
-    """`128`, `"128"` or `"22%"`; `None` keeps every token. A method that works for another may get a `Fraction`.
+    """`128`, `"128"`, `"22%"`, or `"640/2880"`, a share as papers count it; `None` keeps every token.
 
+    Each is per image. A method that works for another may get a `Fraction`, which is a count.
     Anything else is a `FieldError` of `field`.
     """
     if value is None:
@@ -47,6 +49,9 @@ def parse_budget(value: BudgetValue, field: str = "budget") -> Budget:
             fraction = Fraction(share[1]) / 100
             if 0 < fraction <= 1:
                 return Budget(share=fraction)
+        elif of := _OF.fullmatch(value.strip()):
+            if 0 < int(of[1]) <= int(of[2]):
+                return Budget(share=Fraction(int(of[1]), int(of[2])))
         elif value.strip().isdecimal() and int(value) > 0:
             return Budget(count=int(value))
     elif isinstance(value, numbers.Rational) and not isinstance(value, bool) and value > 0:
@@ -55,7 +60,7 @@ def parse_budget(value: BudgetValue, field: str = "budget") -> Budget:
     raise FieldError(
         field,
         f"got {value!r}; expected a positive number of visual tokens, such as 128, "
-        "or a share of them, such as '22%' (above 0%, at most 100%)",
+        "or a share of them, such as '22%' or '640/2880' (above 0%, at most 100%)",
         value=value,
     )
 
@@ -66,10 +71,15 @@ def keeps_all(value: BudgetValue, num_visual_tokens: int) -> bool:
 
 
 def plain_budget(value: BudgetValue, field: str = "budget") -> BudgetValue:
-    """The one way to write a budget: `64` for `"64"` and NumPy's 64, `"22.5%"` for `" 22.50 %"`. Errors as above."""
+    """The one way to write a budget: `64` for `"64"` and NumPy's 64, `"22.5%"` for `" 22.50 %"`. Errors as above.
+
+    A share keeps the numbers in which it was given: `"640/2880"` stays that.
+    """
     budget = parse_budget(value, field)
     if budget.share is None:
         return budget.count
+    if of := _OF.fullmatch(str(value).strip()):
+        return f"{int(of[1])}/{int(of[2])}"
     percent = budget.share * 100  # was written as a decimal, so its decimals end
     decimals = 0
     while (percent * 10**decimals).denominator > 1:
@@ -88,4 +98,4 @@ def show_tokens(value: Fraction) -> str:
     return f"{float(value):.2f}".rstrip("0").rstrip(".")
 
 
-__all__ = ["Budget", "BudgetValue", "parse_budget", "plain_budget", "round_half_up", "show_tokens"]
+__all__ = ["Budget", "BudgetValue", "keeps_all", "parse_budget", "plain_budget", "round_half_up", "show_tokens"]

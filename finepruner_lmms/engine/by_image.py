@@ -18,7 +18,7 @@ from finepruner_lmms.engine.attention_rows import Rows
 from finepruner_lmms.engine.image_drops import LayerDrop
 from finepruner_lmms.engine.prompt_layout import ImageGroup, Layout, Made, compact
 from finepruner_lmms.engine.trace import Trace
-from finepruner_lmms.ops.selection import take
+from finepruner_lmms.ops.selection import mask_to_index, take
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 
 
@@ -68,6 +68,7 @@ def gather_images(layout: Layout, drop: LayerDrop, chosen: Sequence[Chosen | Non
         keep[row, group.places] = choice.keep & keep[row, group.places]
         if slots is not None:
             assert choice.merged is not None and tokens is not None and source is not None and made is not None
+            slots = slots.to(row.device)  # layers of one model may stand on several devices
             columns, present = group.cut(layout.columns), group.cut(layout.present)
             tokens[row, slots] = choice.merged.to(tokens.dtype)
             made.order[row, slots] = _order(group, columns, present, slots.shape[1], choice.lead)
@@ -80,6 +81,22 @@ def gather_images(layout: Layout, drop: LayerDrop, chosen: Sequence[Chosen | Non
         groups.append(replace(group, counts=counts))
     index, after = compact(layout, keep, drop.lengths, drop.visual, made)
     return Gathering(index, replace(after, groups=tuple(groups)), tokens, source)
+
+
+def only_what_is_left(layout: Layout, drop: LayerDrop, chosen: Sequence[Chosen | None]) -> Layout:
+    """`layout` after a drop at the entrance, whose groups are made of what is left alone: a method that chooses later
+    sees images of that many tokens, the new ones among them."""
+    groups = []
+    for group, choice, stage in zip(layout.groups, chosen, drop.stages, strict=True):
+        if choice is None or stage is None:
+            groups.append(group)
+            continue
+        own = group.places[:, : choice.keep.shape[1]]
+        new = group.places[:, choice.keep.shape[1] :]
+        kept = own.gather(1, mask_to_index(choice.keep, stage.retained))
+        places = torch.cat([new[:, : choice.lead], kept, new[:, choice.lead :]], dim=1)
+        groups.append(replace(group, places=places))
+    return replace(layout, groups=tuple(groups))
 
 
 def _order(group: ImageGroup, columns: Tensor, present: Tensor, count: int, lead: int) -> Tensor:

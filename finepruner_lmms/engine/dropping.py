@@ -14,7 +14,14 @@ from torch import Tensor
 
 from finepruner_lmms.budget import keeps_all
 from finepruner_lmms.engine.attention_rows import Rows
-from finepruner_lmms.engine.by_image import Chosen, Gathering, ImageRows, gather_images, remember_images
+from finepruner_lmms.engine.by_image import (
+    Chosen,
+    Gathering,
+    ImageRows,
+    gather_images,
+    only_what_is_left,
+    remember_images,
+)
 from finepruner_lmms.engine.contract import check_selection, check_stages
 from finepruner_lmms.engine.entrance import Entrance
 from finepruner_lmms.engine.families.registry import family_of
@@ -159,17 +166,20 @@ class Dropping:
         ]
         moved = gather_images(before.layout, drop, chosen, embeds)
         hidden = self._gather(state, 0, embeds, before, moved, not self.family.grid_positions, True)
-        state.layout = moved.layout
+        state.layout = only_what_is_left(moved.layout, drop, chosen)
+        state.views[0].layout = state.layout
         return hidden
 
     def _before(self, state: PromptState, layer: int, positions: Tensor, hidden: Tensor) -> _Before:
         assert state.layout is not None
         device = hidden.device
-        earlier = [view for start, view in sorted(state.views.items()) if start < layer]
+        earlier = [start for start in sorted(state.views) if start < layer]
         if not earlier:
             return _Before(on_device(state.layout, device), _of_rows(positions, len(hidden)), 0)
-        view = earlier[-1]
-        shift = view.shift.to(device) if isinstance(view.shift, Tensor) else view.shift
+        view = state.views[earlier[-1]]
+        # behind the entrance the decoder itself counts from the positions that its prompt was given there
+        shift = 0 if earlier[-1] == 0 else view.shift
+        shift = shift.to(device) if isinstance(shift, Tensor) else shift
         return _Before(on_device(view.layout, device), view.positions.to(device), shift)
 
     def _stage(self, layer: int) -> Stage:

@@ -66,7 +66,7 @@ class Family(ABC):
     """As papers write it."""
     decoders: ClassVar[frozenset[str]]
     """Known `text_config.model_type`s: their layers are Llama's in all that the engine reads."""
-    towers: ClassVar[frozenset[str]]
+    towers: ClassVar[frozenset[str]] = frozenset()
     """Known `vision_config.model_type`s; empty where the family's own is the only one."""
     media: ClassVar[tuple[str, ...]]
     """The arguments of a call, beside ids and mask, that hold or describe its images and videos."""
@@ -151,12 +151,12 @@ class Family(ABC):
 
     # -- what the tower says ------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def encode(self, model: Any, arguments: Mapping[str, Any], received: bool = False) -> Encoded:
         """Run the tower and the projector on the images of a call.
 
         With `received`, `VisionOutputs.received_attention` is computed, which needs whole attention maps of one layer.
         """
+        raise NotImplementedError
 
 
 def misfit(run: Run, images: Sequence[ImageSpan]) -> FieldError:
