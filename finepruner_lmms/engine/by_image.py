@@ -68,6 +68,7 @@ def gather_images(layout: Layout, drop: LayerDrop, chosen: Sequence[Chosen | Non
         keep[row, group.places] = choice.keep & keep[row, group.places]
         if slots is not None:
             assert choice.merged is not None and tokens is not None and source is not None and made is not None
+            slots = slots.to(row.device)  # layers of one model may stand on several devices
             columns, present = group.cut(layout.columns), group.cut(layout.present)
             tokens[row, slots] = choice.merged.to(tokens.dtype)
             made.order[row, slots] = _order(group, columns, present, slots.shape[1], choice.lead)
