@@ -376,7 +376,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "pool": ("pool", {}),
     "fastv": ("fastv", {}),
     "finepruner": ("finepruner", {"heads": 4}),
-    "finepruner consensus": ("finepruner", {"head_strategy": "consensus"}),
     "pdrop": ("pdrop", {}),
     "pdrop official": ("pdrop", {"variant": "official"}),
     "sparsevlm": ("sparsevlm", {}),
