@@ -30,6 +30,7 @@ class LlavaOnevision(AnyResolution):
         "pixel_values_videos",
         "image_sizes_videos",
     )
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template", "num_frames": 32}
 
     def check(self, config: Any) -> None:
         """All of SigLIP's patches; it has no CLS token."""
