@@ -76,6 +76,8 @@ class Family(ABC):
     """Whether positions are those of a grid (M-RoPE, `[3, B, L]`), which cannot be numbered anew."""
     has_cls: ClassVar[bool] = False
     """Whether the vision tower has a CLS token apart from its patches."""
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template"}
+    """Its own evaluation: the prompt, and each image setting that it reads (`asking.settings`)."""
 
     # -- what the configuration says ----------------------------------------------------------------------------------
 

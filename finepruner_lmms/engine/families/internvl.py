@@ -25,6 +25,7 @@ class InternVL(Family):
     towers: ClassVar[frozenset[str]] = frozenset({"internvl_vision"})
     media: ClassVar[tuple[str, ...]] = ("pixel_values",)
     has_cls: ClassVar[bool] = True
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template", "max_tiles": 12, "num_frames": 32}
 
     def check(self, config: Any) -> None:
         """Patches of one layer, without the CLS token."""

@@ -18,6 +18,7 @@ class Llava(Family):
     towers: ClassVar[frozenset[str]] = frozenset({"clip_vision_model"})
     media: ClassVar[tuple[str, ...]] = ("pixel_values",)
     has_cls: ClassVar[bool] = True
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "vicuna_v1", "image_aspect_ratio": "pad"}
 
     def most_visual_tokens(self, config: Any) -> int:
         """576 for LLaVA-1.5."""

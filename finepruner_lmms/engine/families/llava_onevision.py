@@ -31,6 +31,7 @@ class LlavaOnevision(AnyResolution):
         "image_sizes_videos",
     )
     described_by: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images")
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template", "num_frames": 32}
 
     def check(self, config: Any) -> None:
         """All of SigLIP's patches; it has no CLS token."""

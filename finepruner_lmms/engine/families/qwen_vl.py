@@ -27,6 +27,13 @@ class QwenVL(Family):
     )
     passes: ClassVar[tuple[str, ...]] = ("mm_token_type_ids",)
     grid_positions: ClassVar[bool] = True
+    # as lmms-eval's own models of the family: at least 256 tokens of 28 × 28 pixels, at most 2,048
+    evaluation: ClassVar[Mapping[str, str | int]] = {
+        "conv": "chat_template",
+        "min_pixels": 256 * 28 * 28,
+        "max_pixels": 2048 * 28 * 28,
+        "num_frames": 32,
+    }
 
     def most_visual_tokens(self, config: Any) -> int:
         """16,384: what the released processors' `max_pixels` allow. The model itself has no limit."""
