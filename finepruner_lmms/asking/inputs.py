@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from finepruner_lmms.asking.settings import Evaluation, ImageSettings
 from finepruner_lmms.asking.videos import read_video
 from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.checkpoints.prompts import prompt_ids, render
-from finepruner_lmms.engine.families.family import Family, ImageSpan
+from finepruner_lmms.engine.families.family import Family, ImageSpan, Run
 from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.errors import FieldError
 
@@ -63,16 +64,17 @@ class SquareInputs:
     def __init__(self, config: Any, processor: Any, asked: Evaluation) -> None:
         self._family = find_family(config.model_type)
         self._config, self._processor, self._asked = config, processor, asked
+        count = self._family.num_visual_tokens(config)
+        assert count is not None
+        ((self._span,),) = self._family.spans(config, [Run(count)], {})
 
     def ids(self, conversation: Conversation) -> Prompt:
         """The prompt without its pictures, for who has them encoded already."""
         if conversation.videos:
             raise FieldError("video", f"{self._family.title} is shown images", fix="give frames as images")
-        count = self._family.num_visual_tokens(self._config)
-        assert count is not None
         text = render(self._asked.conv, self._processor, conversation.messages())
-        ids = prompt_ids(self._processor.tokenizer, text, self._config.image_token_id, count)
-        return Prompt(ids, conversation.question, spans=(ImageSpan(count),) * len(conversation.images))
+        ids = prompt_ids(self._processor.tokenizer, text, self._config.image_token_id, self._span.length)
+        return Prompt(ids, conversation.question, spans=(self._span,) * len(conversation.images))
 
     def pixels(self, picture: Any) -> Tensor:
         """`[3, S, S]` of a picture in RGB."""
@@ -112,13 +114,12 @@ class ProcessorInputs:
         made = self._processor(text=[text], return_tensors="pt", **{k: v for k, v in asked.items() if v})
         media = {key: value for key, value in made.items() if key not in PER_TOKEN}
         kinds = made["mm_token_type_ids"][0].tolist() if "mm_token_type_ids" in made else None
-        spans = tuple(self._family.described(self._config, media)) if media else ()
         ids = made["input_ids"][0].tolist()
-        self._check(ids, spans)
-        return Prompt(ids, conversation.question, media, kinds, spans)
+        spans = self._family.spans(self._config, self._runs(ids), media)
+        return Prompt(ids, conversation.question, media, kinds, tuple(span for run in spans for span in run))
 
     def _videos(self, conversation: Conversation) -> dict[str, Any]:
-        if "video" not in self._family.placeholders(self._config):
+        if getattr(self._processor, "video_processor", None) is None:
             raise FieldError("video", f"{self._family.title} is shown images here", fix="give frames as images")
         frames, about = zip(
             *(read_video(video, self._asked.images.num_frames) for video in conversation.videos), strict=True
@@ -134,16 +135,11 @@ class ProcessorInputs:
             text = text.replace(token, "")
         return part | {"text": text.strip()}
 
-    def _check(self, ids: list[int], spans: Sequence[ImageSpan]) -> None:
-        """That the prompt shows what was processed: a template may leave out what it does not know."""
-        places = set(self._family.placeholders(self._config).values())
-        found, known = sum(token in places for token in ids), sum(span.length for span in spans)
-        if found != known:
-            raise FieldError(
-                "chat_template",
-                f"the prompt holds {found} placeholders, but its images and videos have {known} tokens",
-                fix="use the checkpoint's own chat template and processor",
-            )
+    def _runs(self, ids: list[int]) -> list[Run]:
+        """The runs of placeholders of one kind."""
+        kinds = {token: kind == "video" for kind, token in self._family.placeholders(self._config).items()}
+        grouped = [(token, len(list(same))) for token, same in groupby(ids)]
+        return [Run(length, kinds[token]) for token, length in grouped if token in kinds]
 
 
 def images_kwargs(settings: ImageSettings) -> dict[str, Any]:

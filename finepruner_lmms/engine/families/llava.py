@@ -48,10 +48,12 @@ class Llava(Family):
                 raise misfit(run, [one] * max(run.length // count, 1))
         return [[one] * (run.length // count) for run in runs]
 
-    def encode(self, model: Any, arguments: Mapping[str, Any], received: bool = False) -> Encoded:
+    def encode(
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+    ) -> Encoded:
         """The tower and the projector, one image per entry of `pixel_values` `[images, 3, S, S]`."""
         from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 
-        vision = encode_images(model, arguments["pixel_values"])
+        vision = encode_images(model, arguments["pixel_values"], received)
         images = [vision.of_rows(slice(row, row + 1)) for row in range(len(vision.projected))]
         return Encoded(encoder_outputs(vision.projected)["mm_encoder_outputs"], images)
