@@ -19,33 +19,41 @@ __version__ = "0.1.0"
 _HOME = {
     "HEAD_STRATEGIES": "heads",
     "METHODS": "pruners",
+    "Answer": "asking.answer",
     "Generation": "engine.generation",
     "Pruner": "pruners",
     "Trace": "engine.trace",
     "VisionOutputs": "pruners.vision_outputs",
+    "answer": "asking.answer",
     "attach": "engine.decoder_hooks",
     "build_pruner": "pruners",
     "encode_images": "engine.vision_tower",
     "generate": "engine.generate",
     "load_model": "checkpoints.load",
+    "show": "asking.show",
 }
 _LIVE = ("HEAD_STRATEGIES", "METHODS")  # these grow when something is registered
 
 __all__ = [
     "HEAD_STRATEGIES",
     "METHODS",
+    "Answer",
     "Generation",
     "Pruner",
     "Trace",
     "VisionOutputs",
+    "answer",
     "attach",
     "build_pruner",
     "encode_images",
     "generate",
     "load_model",
+    "show",
 ]
 
 if TYPE_CHECKING:
+    from finepruner_lmms.asking.answer import Answer, answer
+    from finepruner_lmms.asking.show import show
     from finepruner_lmms.checkpoints.load import load_model
     from finepruner_lmms.engine.decoder_hooks import attach
     from finepruner_lmms.engine.generate import generate

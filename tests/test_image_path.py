@@ -18,18 +18,21 @@ from PIL import Image, ImageFile
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import finepruner_lmms as fp
+from finepruner_lmms.asking.conversation import shown, single
 from finepruner_lmms.checkpoints.images import preprocess, whole_files
+from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.ahead import one_ahead
-from finepruner_lmms.lmms.batching import read_picture, windows
+from finepruner_lmms.lmms.batching import windows
 from finepruner_lmms.lmms.documents import Documents, Once
 from finepruner_lmms.lmms.identity import answer_settings
 from finepruner_lmms.lmms.image_cache import ImageCache, Storage
 from finepruner_lmms.lmms.image_encoding import ImageEncoder, Picture, content_key
 from finepruner_lmms.lmms.model_args import ModelArguments
+from finepruner_lmms.lmms.requests import Asked
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 from finepruner_lmms.testing import no_host_sync, tiny_llava
 
@@ -243,10 +246,10 @@ def test_half_precision_takes_half_the_room_of_features():
 
 
 def test_only_what_changes_answers_is_part_of_their_identity():
-    plain = answer_settings(ModelArguments())
+    plain = answer_settings(ModelArguments(), find_family("llava"))
     for same_answers in ({"image_cache": 7}, {"image_cache_place": "host"}, {"image_chunk": 4}):
-        assert answer_settings(ModelArguments(**same_answers)) == plain
-    assert answer_settings(ModelArguments(image_cache_dtype="float16")) != plain
+        assert answer_settings(ModelArguments(**same_answers), find_family("llava")) == plain
+    assert answer_settings(ModelArguments(image_cache_dtype="float16"), find_family("llava")) != plain
     assert ModelArguments(image_cache_dtype="float16").canonical() != ModelArguments().canonical()
 
 
@@ -380,8 +383,11 @@ def test_a_damaged_file_is_the_error_of_every_document_that_shows_it(monkeypatch
     half = jpeg(1, (200, 150))
     documents, memory = Documents(split(jpeg(2), half[: len(half) // 2], half[: len(half) // 2])), Once()
     for place in (1, 2):
-        with pytest.raises(FieldError, match=f"^document {place}: its image cannot be read .image file is truncated"):
-            read_picture(lambda at=place: documents.read(at, memory), lambda row: [row["image"]], f"document {place}")
+        with pytest.raises(
+            FieldError, match=f"^task 't', document {place}: its image cannot be read .image file is truncated"
+        ):
+            asked = Asked("t", "test", place, "", {}, lambda row, where: single("", [shown(row["image"], where)]))
+            asked.conversation(lambda at=place: documents.read(at, memory))
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 

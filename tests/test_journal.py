@@ -12,7 +12,7 @@ from lmms_eval.api.instance import Instance
 from PIL import Image
 
 from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost
-from finepruner_lmms.lmms import model as lmms_model
+from finepruner_lmms.lmms import pruned_model as lmms_model
 from finepruner_lmms.lmms.batch_sizes import VARIABLE, BatchSizes
 from finepruner_lmms.lmms.journal import Answer, Journal, Origin, Written, read_journal
 from finepruner_lmms.lmms.meter import BatchTime, ImageUse

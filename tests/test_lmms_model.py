@@ -124,7 +124,7 @@ def test_arguments_are_checked_before_weights_are_read(arguments, message, monke
     def read(*_, **__):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("finepruner_lmms.lmms.model.read_model", read)
+    monkeypatch.setattr("finepruner_lmms.lmms.pruned_model.read_model", read)
     with pytest.raises(ValueError, match=message):
         LlavaFinePruner(**({"pretrained": "demo"} | arguments))
 
@@ -177,14 +177,14 @@ def test_a_chat_template_is_checked_before_weights_are_read_and_starts_once(tmp_
         arguments = (QUESTIONS[0], {"max_new_tokens": 2}, lambda picture: [picture], 0, "t", "test")
         metadata = {"task": "t", "doc_id": 0, "repeats": 1}
         request = Instance(request_type="generate_until", arguments=arguments, idx=0, metadata=metadata)
-        ((prepared,),) = model._prepared_windows([request])
-        rows.append(prepared.ids)
+        ((prepared,),) = model._prepared_windows([model.asked(request)])
+        rows.append(prepared.prompt.ids)
     assert rows[0] == rows[1] and rows[0].count(plain.tokenizer.bos_token_id) == 1
 
     def read(*_, **__):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("finepruner_lmms.lmms.model.read_model", read)
+    monkeypatch.setattr("finepruner_lmms.lmms.pruned_model.read_model", read)
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(FieldError, match="conv: 'chat_template' needs the checkpoint's own template, and it has none"):
         LlavaFinePruner(pretrained=str(folder), conv="chat_template")
@@ -334,7 +334,7 @@ def test_errors_are_raised_not_answered(model, toy, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("finepruner_lmms.lmms.model.generate", fail)
+    monkeypatch.setattr("finepruner_lmms.lmms.pruned_model.generate", fail)
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(model, toy)
 
@@ -342,9 +342,9 @@ def test_errors_are_raised_not_answered(model, toy, monkeypatch):
 def test_generation_arguments_of_the_task_stay_as_they_are(model):
     given = {"max_new_tokens": 3, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
     copy = dict(given)
-    assert model._decoding(given, "t") == {"max_new_tokens": 3, "do_sample": False}
+    assert model._decoding.of(given, "t") == {"max_new_tokens": 3, "do_sample": False}
     assert given == copy
-    assert model._decoding({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, "t") == {
+    assert model._decoding.of({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, "t") == {
         "do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 128,
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from lmms_eval.tasks import TaskManager
 from studies import cell, method
 
 from finepruner_lmms.data import task_folders
-from finepruner_lmms.lmms import model as lmms_model
+from finepruner_lmms.lmms import pruned_model as lmms_model
 from finepruner_lmms.lmms import together
 from finepruner_lmms.lmms.identity import cell_identity
 from finepruner_lmms.lmms.journal import Journal
@@ -197,8 +197,10 @@ def test_a_cell_that_would_be_computed_otherwise_than_planned_is_not_answered_fo
 
 
 def test_answers_that_are_drawn_are_given_one_cell_after_the_other(lm, manager, tmp_path, calls, monkeypatch):
-    real = lm._decoding
-    monkeypatch.setattr(lm, "_decoding", lambda *arguments: real(*arguments) | {"do_sample": True, "temperature": 0.7})
+    real = lm._decoding.of
+    monkeypatch.setattr(
+        lm._decoding, "of", lambda *arguments: real(*arguments) | {"do_sample": True, "temperature": 0.7}
+    )
     cells = planned(lm, tmp_path)[:2]
     company = gather(lm, cells, monitor=False)
     for one in cells:

@@ -13,8 +13,6 @@ from finepruner_lmms.lazy import np, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-ASPECT_RATIOS = ("pad", "crop")
-
 
 def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     """The picture in the middle of a square of its longer side, the rest filled with `color`."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 IMAGE = "<image>"
-CONVERSATIONS = ("vicuna_v1", "chat_template")
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -22,25 +22,54 @@ VICUNA_TEMPLATE = (
 
 def vicuna_v1(question: str, has_image: bool) -> str:
     """The conversation LLaVA-1.5 was evaluated with; `<image>` stands where the visual tokens go."""
-    shown = f"{IMAGE}\n" if has_image else ""
-    return f"{_VICUNA_SYSTEM} USER: {shown}{question} ASSISTANT:"
+    return _vicuna([_message(question, has_image)])
 
 
 def chat_template(processor: Any, question: str, has_image: bool) -> str:
     """The checkpoint's own template."""
-    content = [{"type": "image"}] if has_image else []
-    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True)
+    return processor.apply_chat_template([_message(question, has_image)], add_generation_prompt=True)
 
 
 def prompt(conv: str, processor: Any, question: str, has_image: bool) -> str:
-    """The prompt of a question in the conversation `conv`.
+    """The prompt of a question in the conversation `conv`."""
+    return render(conv, processor, [_message(question, has_image)])
 
-    A placeholder inside the question itself would claim an image that is not there, so it is taken out, as LLaVA's
-    own evaluation does.
+
+def render(conv: str, processor: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt of a conversation in the form `conv`, up to where the model goes on.
+
+    `messages` have a `role` and a `content`, a list of `{"type": "text", "text": …}` and `{"type": "image"}` as chat
+    templates read it. A placeholder inside a text would claim an image that is not there, so it is taken out, as
+    LLaVA's own evaluation does.
     """
-    question = question.replace(IMAGE, "").strip() if IMAGE in question else question
-    return vicuna_v1(question, has_image) if conv == "vicuna_v1" else chat_template(processor, question, has_image)
+    messages = [{**message, "content": [_own_text(part) for part in message["content"]]} for message in messages]
+    return (
+        _vicuna(messages)
+        if conv == "vicuna_v1"
+        else processor.apply_chat_template(messages, add_generation_prompt=True)
+    )
+
+
+def _message(question: str, has_image: bool) -> dict[str, Any]:
+    shown = [{"type": "image"}] if has_image else []
+    return {"role": "user", "content": [*shown, {"type": "text", "text": question}]}
+
+
+def _own_text(part: Mapping[str, str]) -> Mapping[str, str]:
+    text = part.get("text", "")
+    return {**part, "text": text.replace(IMAGE, "").strip()} if IMAGE in text else part
+
+
+def _vicuna(messages: Sequence[Mapping[str, Any]]) -> str:
+    """LLaVA's `conv_vicuna_v1`; a message of the system stands in place of its own."""
+    system, said = _VICUNA_SYSTEM, ""
+    for message in messages:
+        text = "".join(part["text"] if part["type"] == "text" else f"{IMAGE}\n" for part in message["content"])
+        if message["role"] == "system":
+            system = text
+        else:
+            said += f"USER: {text} " if message["role"] == "user" else f"ASSISTANT: {text}</s>"
+    return f"{system} {said}ASSISTANT:"
 
 
 def prompt_ids(tokenizer: Any, text: str, image_token_id: int, num_visual_tokens: int) -> list[int]:

@@ -43,7 +43,7 @@ def generate_by_image(
     given = {name: inputs[name] for name in (*family.media, *family.passes) if inputs.get(name) is not None}
     arguments, entrance = dict(given), None
     asked = _asked_before(family, pruner, layout)
-    encoded = _encoded(model, family, inputs, asked)
+    encoded = _encoded(model, family, inputs, asked, layout)
     if encoded is not None:
         arguments = {name: value for name, value in given.items() if name not in _PIXELS}
         arguments["mm_encoder_outputs"] = dict(encoded.outputs)
@@ -100,7 +100,11 @@ def _asked_before(family: Family, pruner: Pruner, layout: Layout) -> list[tuple[
 
 
 def _encoded(
-    model: Any, family: Family, inputs: Mapping[str, Any], asked: list[tuple[ImageGroup, VisionPruner]]
+    model: Any,
+    family: Family,
+    inputs: Mapping[str, Any],
+    asked: list[tuple[ImageGroup, VisionPruner]],
+    layout: Layout,
 ) -> Encoded | None:
     """The images of the call where they have to be encoded now, or were before; None where `generate` encodes them."""
     if isinstance(vision := inputs.get("vision"), Encoded):
@@ -121,8 +125,10 @@ def _encoded(
         return Encoded(encoder_outputs(features)["mm_encoder_outputs"])
     if not asked:
         return None
-    received = any(getattr(before, "reads_tower", "") == "received" for _, before in asked)
-    return family.encode(model, {name: inputs[name] for name in family.media if inputs.get(name) is not None}, received)
+    received = any(before.reads_tower == "received" for _, before in asked)
+    counts = {number: group.num_visual_tokens for group in layout.groups for number in group.number}
+    media = {name: inputs[name] for name in family.media if inputs.get(name) is not None}
+    return family.encode(model, media, [counts[number] for number in sorted(counts)], received)
 
 
 def _of_group(images: list[VisionOutputs], group: ImageGroup) -> VisionOutputs:

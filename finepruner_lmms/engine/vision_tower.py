@@ -10,6 +10,13 @@ from transformers import LlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from finepruner_lmms.engine.parts import as_weights, check_model, device_of, vision_blocks
+from finepruner_lmms.engine.tower_reading import (
+    attention_of,
+    heads_of,
+    read_block,
+    received_attention,
+    watch,
+)
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import fingerprint
@@ -17,15 +24,27 @@ from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
 @torch.no_grad()
-def encode_images(model: LlavaForConditionalGeneration, pixel_values: Tensor) -> VisionOutputs:
+def encode_images(model: LlavaForConditionalGeneration, pixel_values: Tensor, received: bool = False) -> VisionOutputs:
     """Run the vision tower and the projector on `pixel_values` `[B, 3, S, S]`, one image per row.
 
-    All of the result is on the device of the projected tokens. Raises `FieldError` for a `vision_feature_layer` that
-    the tower does not have, or that joins several.
+    With `received`, `VisionOutputs.received_attention` is there, too. All of the result is on the device of the
+    projected tokens. Raises `FieldError` for a `vision_feature_layer` that the tower does not have, or that joins
+    several.
     """
     check_model(model)
     tower = model.model.vision_tower
-    return encode_chunk(model, pixel_values.to(device_of(tower, pixel_values.device), model.dtype))
+    pixels = pixel_values.to(device_of(tower, pixel_values.device), model.dtype)
+    if not received:
+        return encode_chunk(model, pixels)
+    attention = attention_of(read_block(tower, feature_layer(model)))
+    with watch(attention) as (attending,):
+        vision = encode_chunk(model, pixels)
+    if attention is None:
+        return vision
+    with for_choosing(pixels.device):
+        # CLIP's CLS token stands first, whatever LLaVA does with it
+        found = received_attention(*heads_of(attention, attending), special=1)
+    return vision.replace(received_attention=found.to(vision.projected.device))
 
 
 @torch.no_grad()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
-from finepruner_lmms.checkpoints.images import as_rgb, whole_files
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.asking.inputs import Prompt, batch_key
 from finepruner_lmms.lmms.image_encoding import Picture
 
 _WINDOW = 8  # batches
@@ -17,13 +14,15 @@ _WINDOW = 8  # batches
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request, ready to be batched: `ids` are the prompt's, with a placeholder per visual token of `image`."""
+    """A request, ready to be batched. `pictures` are those of LLaVA-1.5, which are encoded once for all who show them.
+
+    Other families have theirs in `prompt.media`.
+    """
 
     task: str
     doc_id: int
-    question: str
-    ids: list[int]
-    image: Picture | None
+    prompt: Prompt
+    pictures: tuple[Picture, ...]
     decoding: dict[str, Any]
     key: str
     """Tells it from every other question of the evaluation."""
@@ -31,12 +30,17 @@ class Prepared:
     @property
     def length(self) -> int:
         """Tokens of the prompt."""
-        return len(self.ids)
+        return len(self.prompt.ids)
 
     @property
-    def decoding_key(self) -> str:
+    def words(self) -> int:
+        """Those that stand for no visual token."""
+        return self.length - self.prompt.num_visual_tokens
+
+    @property
+    def call_key(self) -> str:
         """The same text for requests that can share a call of `generate`."""
-        return str(sorted(self.decoding.items()))
+        return f"{sorted(self.decoding.items())}{batch_key(self.prompt)}"
 
 
 def windows(count: int, batch_size: int) -> Iterator[slice]:
@@ -53,29 +57,15 @@ def windows(count: int, batch_size: int) -> Iterator[slice]:
 
 def batches(prepared: Sequence[Prepared], batch_size: int) -> Iterator[list[int]]:
     """The requests' numbers in batches: decoded alike, prompts of about the same length together."""
-    order = sorted(range(len(prepared)), key=lambda i: (prepared[i].decoding_key, prepared[i].length, i))
+    order = sorted(range(len(prepared)), key=lambda i: (prepared[i].call_key, prepared[i].length, i))
     batch: list[int] = []
     for i in order:
-        if batch and (len(batch) == batch_size or prepared[i].decoding_key != prepared[batch[0]].decoding_key):
+        if batch and (len(batch) == batch_size or prepared[i].call_key != prepared[batch[0]].call_key):
             yield batch
             batch = []
         batch.append(i)
     if batch:
         yield batch
-
-
-def read_picture(read: Callable[[], Any], doc_to_visual: Callable[[Any], Any], where: str) -> Image.Image | None:
-    """The picture of a document in RGB, read to its end; None if it has none. `FieldError` saying `where` it is."""
-    try:
-        with whole_files():
-            visuals = list(doc_to_visual(read()) or [])
-            if len(visuals) > 1:
-                raise FieldError(where, f"{len(visuals)} images; LLaVA-1.5 answers about one")
-            if visuals and not isinstance(visuals[0], Image.Image):
-                raise FieldError(where, f"the visual is a {type(visuals[0]).__name__}, not an image")
-            return as_rgb(visuals[0]) if visuals else None
-    except (OSError, SyntaxError) as error:  # Pillow raises either where a file is damaged
-        raise FieldError(where, f"its image cannot be read ({error})") from error
 
 
 def count_output(row: list[int], ends: set[int]) -> int:

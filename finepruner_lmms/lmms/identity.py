@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finepruner_lmms.asking.settings import evaluation
 from finepruner_lmms.data.hub import commit_of
 from finepruner_lmms.data.identity import UNKNOWN_COMMIT
 from finepruner_lmms.data.manifest import MANIFEST, identity_of
@@ -23,6 +24,8 @@ from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.sources import Sources, own_sources, short_hash
 
 if TYPE_CHECKING:
+    from finepruner_lmms.budget import BudgetValue
+    from finepruner_lmms.engine.families.family import Family
     from finepruner_lmms.pruners import Pruner
 
 LIBRARIES = {
@@ -45,12 +48,16 @@ def answer_identity(
     checkpoint: str,
     num_visual_tokens: int,
     sources: Sources | None = None,
+    *,
+    varies: bool = False,
 ) -> Identity:
     """Of the answers of a model and a pruner, whatever they are asked.
 
     `settings` are `answer_settings`, `dtype` is a `resolved_dtype` and `checkpoint` a `checkpoint_identity`.
     """
-    text = json.dumps({**settings, **canonical_parameters(pruner, num_visual_tokens)}, sort_keys=True, default=str)
+    text = json.dumps(
+        {**settings, **canonical_parameters(pruner, num_visual_tokens, varies)}, sort_keys=True, default=str
+    )
     sources = own_sources() if sources is None else sources
     return Identity(
         settings=short_hash(text),
@@ -71,14 +78,17 @@ def cell_identity(
     return answers.model_copy(update={"settings": asked, "task": code, "data": data})
 
 
-def answer_settings(model: Any) -> dict[str, Any]:
+def answer_settings(model: Any, family: Family) -> dict[str, Any]:
     """The settings of a model that change its answers: of a matrix file's section, or of `ModelArguments`.
 
-    The checkpoint and the type count as parts of their own, and where it runs not at all.
+    What a family decides is told as decided. The checkpoint and the type count as parts of their own, and where it runs
+    not at all. `FieldError` for a setting that the family does not read.
     """
-    names = ("conv", "image_aspect_ratio", "attn_implementation", "max_new_tokens")
-    settings = {name: getattr(model, name) for name in names}
-    if model.image_cache_dtype != "auto":  # images are rounded
+    found = evaluation(family, model)
+    settings = {"conv": found.conv, "attn_implementation": model.attn_implementation}
+    settings |= {name: value for name, value in found.images._asdict().items() if value is not None}
+    settings["max_new_tokens"] = model.max_new_tokens
+    if model.image_cache_dtype != "auto" and family.model_type == "llava":  # images are rounded
         settings["image_cache_dtype"] = model.image_cache_dtype
     return settings
 
@@ -86,20 +96,25 @@ def answer_settings(model: Any) -> dict[str, Any]:
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-def canonical_parameters(pruner: Pruner, num_visual_tokens: int) -> dict[str, Any]:
+def canonical_parameters(pruner: Pruner, num_visual_tokens: int, varies: bool = False) -> dict[str, Any]:
     """Method, budget and all parameters, defaults among them; the same for settings that mean the same.
 
-    A budget is the number of tokens that it means, so that `64`, `"64"` and a share of that size are one.
+    A budget is the number of tokens that it means, so that `64`, `"64"` and a share of that size are one. Where N
+    `varies` with the image, a count and a share are never the same.
     """
-    from finepruner_lmms.budget import parse_budget
+    from finepruner_lmms.budget import parse_budget, plain_budget
+
+    def meant(budget: BudgetValue) -> str:
+        if varies:
+            return str(plain_budget(budget))
+        return str(parse_budget(budget).tokens(num_visual_tokens))
 
     parameters = pruner.parameters()
     if "first" in parameters and parameters["first"] is not None:
-        parameters["first"] = str(parse_budget(parameters["first"]).tokens(num_visual_tokens))
+        parameters["first"] = meant(parameters["first"])
     if reads_clip(pruner, num_visual_tokens):
         parameters.pop("clip", None)  # counts by its content, with the checkpoint
-    budget = str(parse_budget(pruner.budget).tokens(num_visual_tokens))
-    return {"method": pruner.name, "budget": budget, "parameters": parameters}
+    return {"method": pruner.name, "budget": meant(pruner.budget), "parameters": parameters}
 
 
 def resolved_dtype(dtype: str, device: str, pretrained: str) -> str:

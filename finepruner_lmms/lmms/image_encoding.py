@@ -39,7 +39,10 @@ class ImageEncoder:
         image_processor: Any,
         arguments: ModelArguments,
     ) -> None:
-        self._processor, self._aspect_ratio = image_processor, arguments.image_aspect_ratio
+        self._processor, self._aspect_ratio = (
+            image_processor,
+            "crop" if arguments.image_aspect_ratio == "crop" else "pad",
+        )
         self._chunks = ChunkEncoder(model, arguments.image_chunk, arguments.execution)
         dtype = None if arguments.image_cache_dtype == "auto" else getattr(torch, arguments.image_cache_dtype)
         self._storage = Storage(model.device, arguments.image_cache_place, dtype)

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from finepruner_lmms.checkpoints.images import ASPECT_RATIOS
-from finepruner_lmms.checkpoints.prompts import CONVERSATIONS
+from finepruner_lmms.asking.settings import ASPECT_RATIOS, CONVERSATIONS, Evaluation, ImageSettings, evaluation
 from finepruner_lmms.engine.execution import EXECUTIONS
+from finepruner_lmms.engine.families.family import Family
 from finepruner_lmms.errors import FieldError, check_choice, check_integer, nearest, show
 from finepruner_lmms.files import expand_home
 from finepruner_lmms.lazy import np
@@ -24,6 +24,8 @@ _DEVICE = re.compile(r"auto|cpu|(cuda|xpu|npu|mps)(:(0|[1-9][0-9]?))?")
 _CACHE_PLACES = ("device", "host")
 _CACHE_DTYPES = ("auto", "float16", "bfloat16")
 _DTYPES = ("auto", "float16", "bfloat16", "float32")
+_PICTURE_SIZES = ("min_pixels", "max_pixels", "max_tiles", "num_frames")
+_MOST_PIXELS = 2**40
 # other names of the same argument
 _SYNONYMS = {"visual_token_num": "budget", "H": "heads"}
 # what lmms-eval passes to every model of its own accord
@@ -37,8 +39,14 @@ class ModelArguments:
     pretrained: str = "llava-hf/llava-1.5-7b-hf"
     method: str = "vanilla"
     method_arguments: dict[str, Any] = field(default_factory=dict)
-    conv: str = "vicuna_v1"
-    image_aspect_ratio: str = "pad"
+    conv: str = "auto"
+    """`auto` is the family's own: `vicuna_v1` for LLaVA-1.5, the checkpoint's chat template for all others."""
+    image_aspect_ratio: str = "auto"
+    """Of LLaVA-1.5, where `auto` is `pad`; the four that follow are of other families (`asking.settings`)."""
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    max_tiles: int | None = None
+    num_frames: int | None = None
     dtype: str = "auto"
     device: str = "auto"
     attn_implementation: str = "sdpa"
@@ -69,7 +77,7 @@ class ModelArguments:
                 problem = f"unknown argument {show(key)}{hint}; known: {', '.join(everything)}"
                 raise FieldError(key or "model_args", problem, value=given[key])
         settings = {key: given.pop(key) for key in own & set(given)}
-        for name in ("batch_size", "max_new_tokens", "image_cache", "image_chunk"):
+        for name in ("batch_size", "max_new_tokens", "image_cache", "image_chunk", *_PICTURE_SIZES):
             if name in settings:
                 settings[name] = _integer(name, settings[name])
         if "pretrained" in settings:  # a folder's name may be a number, which lmms-eval reads as one
@@ -88,12 +96,22 @@ class ModelArguments:
         """The pruner; `ValueError` for a parameter that the method does not read or that is out of range."""
         return build_pruner(self.method, **self.method_arguments)
 
+    def evaluation(self, family: Family) -> Evaluation:
+        """The prompt and the image settings for a family. `FieldError` for what it does not read."""
+        return evaluation(family, self)
+
+    def settled(self, family: Family) -> ModelArguments:
+        """The same with everything said that a family decides. `FieldError` for what it does not read."""
+        found = self.evaluation(family)
+        ratio = found.images.image_aspect_ratio or "auto"
+        return replace(self, conv=found.conv, **(found.images._asdict() | {"image_aspect_ratio": ratio}))
+
     def canonical(self) -> str:
         """The arguments that change an answer, in a fixed order: the same text for the same answers."""
         pruner = self.build_pruner()
         shown = {"pretrained": self.pretrained, "method": pruner.name, "budget": pruner.budget, **pruner.parameters()}
-        rest = ("conv", "image_aspect_ratio", "dtype", "attn_implementation", "max_new_tokens")
-        shown |= {key: getattr(self, key) for key in rest}
+        rest = ("conv", *ImageSettings._fields, "dtype", "attn_implementation", "max_new_tokens")
+        shown |= {key: value for key in rest if (value := getattr(self, key)) != "auto" or key == "dtype"}
         if self.image_cache_dtype != "auto":
             shown["image_cache_dtype"] = self.image_cache_dtype
         return ",".join(f"{key}={value}" for key, value in shown.items() if value is not None)
@@ -113,6 +131,9 @@ class ModelArguments:
         check_choice("image_cache_dtype", self.image_cache_dtype, _CACHE_DTYPES)
         if self.image_chunk is not None:
             check_integer("image_chunk", self.image_chunk, 1, MOST_BATCH)
+        for name in _PICTURE_SIZES:
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1, _MOST_PIXELS)
         if self.max_new_tokens is not None:
             check_integer("max_new_tokens", self.max_new_tokens, 1, _MOST_NEW_TOKENS)
         if not self.pretrained.strip() or "\0" in self.pretrained:

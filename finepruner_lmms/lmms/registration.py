@@ -10,14 +10,18 @@ if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
 
 
-def manifests() -> ModelManifest:
-    """The entry of the group `lmms_eval.models`."""
+def manifests() -> list[ModelManifest]:
+    """The entries of the group `lmms_eval.models`.
+
+    `llava_finepruner` has a class for each of lmms-eval's two interfaces: the chat one is taken unless lmms-eval is
+    told `--force_simple`. `finepruner` knows the chat interface alone.
+    """
     heartbeat.begin()  # the earliest moment at which a plain `lmms_eval` process runs code of ours
     # importing lmms-eval calls this function: at the top of the module it would find the module half made
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(
-        model_id="llava_finepruner",
-        simple_class_path="finepruner_lmms.lmms.model.LlavaFinePruner",
-        aliases=("finepruner",),
-    )
+    home = "finepruner_lmms.lmms.model"
+    return [
+        ModelManifest("llava_finepruner", f"{home}.LlavaFinePruner", f"{home}.FinePruner"),
+        ModelManifest("finepruner", None, f"{home}.FinePruner"),
+    ]

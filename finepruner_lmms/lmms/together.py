@@ -17,7 +17,6 @@ from loguru import logger
 from finepruner_lmms.engine.fan_out import answer_together, why_apart
 from finepruner_lmms.engine.fan_out.memory import free_bytes, predicted_bytes
 from finepruner_lmms.engine.generation import Generation
-from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import first_line
 from finepruner_lmms.lmms.batching import Prepared
 from finepruner_lmms.lmms.journal import Answer, Journal
@@ -40,6 +39,13 @@ def too_few(device: torch.device, cells: int) -> str | None:
     if device.type != "cuda" or cells >= _WORTH:
         return None
     return f"fewer than {_WORTH} are faster as recordings of their own"
+
+
+def other_pictures(batch: Sequence[Prepared]) -> str | None:
+    """Why a batch with such pictures is answered for one cell alone; None if it need not be."""
+    if any(item.prompt.media for item in batch):
+        return "only LLaVA-1.5 answers for several at once"
+    return "a prompt shows several images" if any(len(item.pictures) > 1 for item in batch) else None
 
 
 @dataclass
@@ -118,11 +124,11 @@ class Seat:
         companion selected, and makes answers of what it generated. A companion that raises is left alone from then on.
         """
         keys, decoding = [item.key for item in batch], batch[0].decoding
-        questions = [item.question for item in batch]
+        questions = [item.prompt.question for item in batch]
         waiting = [
             member for member in self._company.members.values() if not member.failed and member.journal.lacks(keys)
         ]
-        reason = why_apart(model, decoding) or too_few(model.device, 1 + len(waiting))
+        reason = other_pictures(batch) or why_apart(model, decoding) or too_few(model.device, 1 + len(waiting))
         if waiting and reason is not None:
             self._company.say(f"cells are answered one after the other: {reason}")
             waiting = []
@@ -159,8 +165,7 @@ class Seat:
         """How many of the companions can be answered at once, by the memory that is free: one at least."""
         most = len(waiting) if self._company.most is None else min(len(waiting), self._company.most - len(lead))
         free = _SHARE * free_bytes(model.device)
-        visual = Geometry.of(model.config).num_visual_tokens
-        words = max(item.length - (visual if item.image is not None else 0) for item in batch)
+        words = max(item.words for item in batch)
         low, high = 1 - len(lead), most
         while low < high:  # the most that fit, by bisection
             middle = (low + high + 1) // 2

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.matrix.config import Matrix
 from finepruner_lmms.matrix.plan import Cell, Method
 from finepruner_lmms.matrix.rows import Row
@@ -69,8 +70,9 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
     )
     from finepruner_lmms.matrix.gpus import count_gpus
 
-    model, tokens = matrix.file.model, matrix.num_visual_tokens
-    pretrained, settings = resolve(model.pretrained), answer_settings(model)
+    model, geometry = matrix.file.model, Geometry.of(matrix.shape)
+    tokens = geometry.num_visual_tokens
+    pretrained, settings = resolve(model.pretrained), answer_settings(model, matrix.family)
     device = ("cuda" if count_gpus() else "cpu") if model.device == "auto" else model.device
     dtype = resolved_dtype(model.dtype, device, pretrained)
     pruners = [row.pruner for row in matrix.rows]
@@ -82,6 +84,7 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
             dtype,
             checkpoint_identity(pretrained, pruner, tokens) if reads_clip(pruner, tokens) else plain,
             tokens,
+            varies=geometry.varies,
         )
         for pruner in pruners
     ]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finepruner_lmms.checkpoints.shape import ModelShape
+from finepruner_lmms.engine.families.family import Family
+from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.matrix.checks import check_settings, missing_data
@@ -21,6 +23,11 @@ class Matrix:
     file: MatrixFile
     rows: tuple[Row, ...]
     shape: ModelShape
+
+    @property
+    def family(self) -> Family:
+        """Of the model."""
+        return find_family(getattr(self.shape, "model_type", "llava"))
 
     @property
     def num_layers(self) -> int:

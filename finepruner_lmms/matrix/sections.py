@@ -41,8 +41,12 @@ class ModelSection(_Section):
     """Which model, and how it is run: the `model_args` that are not the method's."""
 
     pretrained: HomePath = "llava-hf/llava-1.5-7b-hf"
-    conv: str = "vicuna_v1"
-    image_aspect_ratio: str = "pad"
+    conv: str = "auto"
+    image_aspect_ratio: str = "auto"
+    min_pixels: PositiveInt | None = None
+    max_pixels: PositiveInt | None = None
+    max_tiles: PositiveInt | None = None
+    num_frames: PositiveInt | None = None
     dtype: str = "auto"
     device: str = "auto"
     attn_implementation: str = "sdpa"

@@ -126,6 +126,11 @@ class VisionPruner(Pruner):
         """How the question reaches `VisionOutputs.text_embeds`: not, through CLIP, or as the model embeds it."""
         return ""
 
+    @property
+    def reads_tower(self) -> Literal["", "cls", "received"]:
+        """Which attention of the vision tower the method reads: none, its CLS token's, or what patches receive."""
+        return ""
+
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """One drop, before layer 0."""
         retained = self.retained(num_visual_tokens)

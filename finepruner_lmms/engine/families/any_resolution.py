@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from finepruner_lmms.engine.families.family import Family, ImageSpan
+from finepruner_lmms.engine.families.family import Encoded, Family, ImageSpan, pixels_for
 from finepruner_lmms.errors import FieldError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
 
 class AnyResolution(Family):
     """A picture is seen as a whole and in tiles; the model's own packing says which of their tokens are left."""
+
+    described_by: ClassVar[tuple[str, ...]] = ("image_sizes",)
+    """The arguments of `get_image_features` beside the pixels."""
 
     def side(self, config: Any) -> int:
         """Patches along one side of a tile."""
@@ -56,10 +61,13 @@ class AnyResolution(Family):
         spans = []
         for size, tiles in self.pictures(config, arguments):
             newlines = self.newlines(config, size, tiles)
-            side = self.side(config)
-            grid = (1, side, side) if tiles == 1 else None
-            spans.append(ImageSpan(len(newlines), tuple(newlines.nonzero().flatten().tolist()), grid))
+            places = tuple(newlines.nonzero().flatten().tolist())
+            spans.append(ImageSpan(len(newlines), places, self.grid_of(config, tiles)))
         return spans
+
+    def grid_of(self, config: Any, tiles: int) -> tuple[int, int, int] | None:
+        """The grid of an image that is one tile."""
+        return (1, self.side(config), self.side(config)) if tiles == 1 else None
 
     def newlines(self, config: Any, size: tuple[int, int], tiles: int) -> Tensor:
         """Which tokens of a packed image are newlines: `[length]` bool."""
@@ -68,25 +76,67 @@ class AnyResolution(Family):
         nothing = torch.zeros(tiles, self.side(config) ** 2, 1)
         return self.pack(config, nothing, size, torch.ones(1)).squeeze(1) > 0
 
-    def check_features(self, config: Any, strategy: str) -> None:
-        """Raise `FieldError` unless all patches of one layer of the tower, and they alone, are projected."""
-        if config.vision_feature_select_strategy != strategy:
-            raise FieldError(
-                "vision_feature_select_strategy",
-                f"got {config.vision_feature_select_strategy!r}; {self.title} is supported with {strategy!r}",
-                value=config.vision_feature_select_strategy,
+    def encode(
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+    ) -> Encoded:
+        """Each tile by itself; what is said of its patches is packed as the projected tokens are."""
+        pictures, outputs = self.pictures(model.config, arguments), {}
+        images: list[VisionOutputs] = []
+        if pictures and (pixels := arguments.get("pixel_values")) is not None:
+            pixels = [tiles[:count] for tiles, (_, count) in zip(pixels, pictures, strict=True)]
+            outputs["image"], images = self._encode_images(model, arguments, pixels, received)
+        return Encoded(outputs, images)
+
+    def _encode_images(
+        self, model: Any, arguments: Mapping[str, Any], pixels: list[Tensor], received: bool
+    ) -> tuple[Any, list[VisionOutputs]]:
+        import torch
+
+        from finepruner_lmms.engine.tiles import read_tiles
+        from finepruner_lmms.ops.selection import fingerprint
+        from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+        config, inner = model.config, model.model
+        tower, known = self.tower(model), {name: arguments[name] for name in self.described_by if name in arguments}
+
+        def run() -> Any:
+            joined = pixels_for(tower, torch.cat(pixels))
+            return inner.get_image_features(joined, return_dict=True, **known)
+
+        with torch.no_grad():
+            outputs, tiles = read_tiles(inner, tower, config.vision_feature_layer, self.has_cls, received, run)
+        images, start = [], 0
+        for (size, count), own, packed in zip(
+            self.pictures(config, arguments), pixels, outputs.pooler_output, strict=True
+        ):
+            patches = ~self.newlines(config, size, count).to(packed.device)
+
+            def pack(values: Tensor, size: Any = size, patches: Tensor = patches) -> Tensor:
+                packed = self.pack(config, values, size, values.new_zeros(values.shape[-1]))
+                return packed.to(patches.device)[patches][None]
+
+            one = tiles.of(start, start + count)
+            start += count
+            images.append(
+                VisionOutputs(
+                    features=pack(one.features),
+                    projected=packed[patches][None],
+                    cls_attention=by_heads(pack, one.cls_attention),
+                    received_attention=by_heads(pack, one.received),
+                    keys=None if one.keys is None else pack(one.keys),
+                    # of the first tile, which is the whole picture
+                    cls_projected=None if one.cls is None else one.projector(one.cls[:1]).to(packed.device),
+                    sample_keys=fingerprint(own[None]).to(packed.device),
+                    projector=one.projector,
+                    grid=self.grid_of(config, count),
+                )
             )
-        check_layer(config)
+        return outputs, images
 
 
-def check_layer(config: Any) -> None:
-    """Raise `FieldError` where features of several layers of the tower are joined."""
-    if not isinstance(config.vision_feature_layer, int):
-        raise FieldError(
-            "vision_feature_layer",
-            f"{config.vision_feature_layer} joins several layers; only a single one is supported",
-            value=config.vision_feature_layer,
-        )
+def by_heads(change: Callable[[Tensor], Tensor], attention: Tensor | None) -> Tensor | None:
+    """Attention `[T, Hc, n]`, where there is any, through a change of `[T, n, Hc]` to `[1, N, Hc]`: `[1, Hc, N]`."""
+    return None if attention is None else change(attention.transpose(1, 2).contiguous()).transpose(1, 2)
 
 
 def _plain(values: Any) -> Iterable[Any]:

@@ -76,6 +76,8 @@ class Family(ABC):
     """Whether positions are those of a grid (M-RoPE, `[3, B, L]`), which cannot be numbered anew."""
     has_cls: ClassVar[bool] = False
     """Whether the vision tower has a CLS token apart from its patches."""
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template"}
+    """Its own evaluation: the prompt, and each image setting that it reads (`asking.settings`)."""
 
     # -- what the configuration says ----------------------------------------------------------------------------------
 
@@ -149,12 +151,15 @@ class Family(ABC):
 
     # -- what the tower says ------------------------------------------------------------------------------------------
 
-    def encode(self, model: Any, arguments: Mapping[str, Any], received: bool = False) -> Encoded:
+    @abstractmethod
+    def encode(
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+    ) -> Encoded:
         """Run the tower and the projector on the images of a call.
 
-        With `received`, `VisionOutputs.received_attention` is computed, which needs whole attention maps of one layer.
+        `counts` are N of each image, and then of each video, for families whose arguments do not tell. With `received`,
+        `VisionOutputs.received_attention` is computed, which needs whole attention maps of one layer.
         """
-        raise NotImplementedError
 
 
 def misfit(run: Run, images: Sequence[ImageSpan]) -> FieldError:
@@ -185,6 +190,22 @@ def check_decoder(text: Any) -> None:
             f"got {text.sliding_window}; pruning needs full attention in every layer",
             value=text.sliding_window,
             fix="take a checkpoint without a sliding window (LLaVA-NeXT's Mistral has none)",
+        )
+
+
+def check_features(config: Any, strategy: str, title: str) -> None:
+    """Raise `FieldError` unless the patches of one layer of the tower are projected, as `strategy` says."""
+    if config.vision_feature_select_strategy != strategy:
+        raise FieldError(
+            "vision_feature_select_strategy",
+            f"got {config.vision_feature_select_strategy!r}; {title} is supported with {strategy!r}",
+            value=config.vision_feature_select_strategy,
+        )
+    if not isinstance(config.vision_feature_layer, int):
+        raise FieldError(
+            "vision_feature_layer",
+            f"{config.vision_feature_layer} joins several layers; only a single one is supported",
+            value=config.vision_feature_layer,
         )
 
 

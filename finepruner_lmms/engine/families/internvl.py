@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from finepruner_lmms.engine.families.any_resolution import check_layer
-from finepruner_lmms.engine.families.family import Family, ImageSpan, Run, misfit
+from finepruner_lmms.engine.families.any_resolution import by_heads
+from finepruner_lmms.engine.families.family import Encoded, Family, ImageSpan, Run, check_features, misfit, pixels_for
 from finepruner_lmms.errors import FieldError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST_TILES = 13  # the released processor's twelve, and the whole picture
 
@@ -22,17 +25,12 @@ class InternVL(Family):
     towers: ClassVar[frozenset[str]] = frozenset({"internvl_vision"})
     media: ClassVar[tuple[str, ...]] = ("pixel_values",)
     has_cls: ClassVar[bool] = True
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template", "max_tiles": 12, "num_frames": 32}
 
     def check(self, config: Any) -> None:
         """Patches of one layer, without the CLS token."""
         super().check(config)
-        check_layer(config)
-        if config.vision_feature_select_strategy != "default":
-            raise FieldError(
-                "vision_feature_select_strategy",
-                f"got {config.vision_feature_select_strategy!r}; InternVL3 is supported with 'default'",
-                value=config.vision_feature_select_strategy,
-            )
+        check_features(config, "default", self.title)
 
     def tile_side(self, config: Any) -> int:
         """Visual tokens along one side of a tile."""
@@ -63,3 +61,49 @@ class InternVL(Family):
                 fix="expand the placeholders of the prompt with the processor",
             )
         return [[tile if run.length == tile.length else ImageSpan(run.length)] for run in runs]
+
+    def encode(
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+    ) -> Encoded:
+        """Each tile by itself; what is said of four patches goes to the visual token that they become, as their mean.
+
+        The CLS token is as wide as one patch, so the projector cannot take it.
+        """
+        import torch
+
+        from finepruner_lmms.engine.tiles import read_tiles
+        from finepruner_lmms.ops.selection import fingerprint
+        from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+        config, inner, tower = model.config, model.model, self.tower(model)
+        pixels, per_tile, side = arguments["pixel_values"], self.tile_side(config) ** 2, self.tile_side(config)
+
+        def run() -> Any:
+            return inner.get_image_features(pixels_for(tower, pixels), return_dict=True)
+
+        def shuffle(values: Tensor) -> Tensor:
+            """`[T, patches, K]` → `[1, N, K]`."""
+            width = round(values.shape[1] ** 0.5)
+            shuffled = inner.pixel_shuffle(values.unflatten(1, (width, width)), config.downsample_ratio)
+            return shuffled.unflatten(-1, (-1, values.shape[-1])).mean(-2).flatten(0, 2)[None]
+
+        with torch.no_grad():
+            outputs, tiles = read_tiles(inner, tower, config.vision_feature_layer, True, received, run)
+        images, start = [], 0
+        for count in (number // per_tile for number in counts):
+            one, own = tiles.of(start, start + count), slice(start, start + count)
+            projected = outputs.pooler_output[own].flatten(0, 1)[None]
+            images.append(
+                VisionOutputs(
+                    features=one.features.flatten(0, 1)[None],
+                    projected=projected,
+                    cls_attention=by_heads(shuffle, one.cls_attention),
+                    received_attention=by_heads(shuffle, one.received),
+                    keys=None if one.keys is None else shuffle(one.keys),
+                    sample_keys=fingerprint(pixels[own][None]).to(projected.device),
+                    projector=one.projector,
+                    grid=(1, side, side) if count == 1 else None,
+                )
+            )
+            start += count
+        return Encoded({"image": outputs}, images)

@@ -18,6 +18,7 @@ class Llava(Family):
     towers: ClassVar[frozenset[str]] = frozenset({"clip_vision_model"})
     media: ClassVar[tuple[str, ...]] = ("pixel_values",)
     has_cls: ClassVar[bool] = True
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "vicuna_v1", "image_aspect_ratio": "pad"}
 
     def most_visual_tokens(self, config: Any) -> int:
         """576 for LLaVA-1.5."""
@@ -47,10 +48,12 @@ class Llava(Family):
                 raise misfit(run, [one] * max(run.length // count, 1))
         return [[one] * (run.length // count) for run in runs]
 
-    def encode(self, model: Any, arguments: Mapping[str, Any], received: bool = False) -> Encoded:
+    def encode(
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+    ) -> Encoded:
         """The tower and the projector, one image per entry of `pixel_values` `[images, 3, S, S]`."""
         from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 
-        vision = encode_images(model, arguments["pixel_values"])
+        vision = encode_images(model, arguments["pixel_values"], received)
         images = [vision.of_rows(slice(row, row + 1)) for row in range(len(vision.projected))]
         return Encoded(encoder_outputs(vision.projected)["mm_encoder_outputs"], images)

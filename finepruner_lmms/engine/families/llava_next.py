@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finepruner_lmms.engine.families.any_resolution import AnyResolution
+from finepruner_lmms.engine.families.family import check_features
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ class LlavaNext(AnyResolution):
     def check(self, config: Any) -> None:
         """CLIP's patches without its CLS token."""
         super().check(config)
-        self.check_features(config, "default")
+        check_features(config, "default", self.title)
 
     def most_visual_tokens(self, config: Any) -> int:
         """2,880: the whole picture and four tiles, without newlines, as papers count."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finepruner_lmms.engine.families.any_resolution import AnyResolution
-from finepruner_lmms.engine.families.family import ImageSpan
+from finepruner_lmms.engine.families.any_resolution import AnyResolution, by_heads
+from finepruner_lmms.engine.families.family import Encoded, ImageSpan, check_features, pixels_for
 from finepruner_lmms.errors import FieldError
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ class LlavaOnevision(AnyResolution):
         "pixel_values_videos",
         "image_sizes_videos",
     )
+    described_by: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images")
+    evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template", "num_frames": 32}
 
     def check(self, config: Any) -> None:
         """All of SigLIP's patches; it has no CLS token."""
         super().check(config)
-        self.check_features(config, "full")
+        check_features(config, "full", self.title)
 
     def most_visual_tokens(self, config: Any) -> int:
         """The whole picture and the largest grid of tiles, which is shrunk to about nine (`anyres_max_9`)."""
@@ -68,6 +70,46 @@ class LlavaOnevision(AnyResolution):
                 count = frames * side * side
                 spans.append(ImageSpan(count + 1, (count,), (frames, side, side), video=True))
         return spans
+
+    def encode(
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+    ) -> Encoded:
+        """Images as tiles; of a video, what is said of patches is pooled as the projected tokens are."""
+        found = super().encode(model, arguments, counts, received)
+        if (pixels := arguments.get("pixel_values_videos")) is None:
+            return found
+        import torch
+
+        from finepruner_lmms.engine.tiles import read_tiles
+        from finepruner_lmms.ops.selection import fingerprint
+        from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+        config, inner, tower = model.config, model.model, self.tower(model)
+
+        def run() -> Any:
+            return inner.get_video_features(pixels_for(tower, pixels), return_dict=True)
+
+        def pool(values: Tensor) -> Tensor:
+            return inner.apply_pooling(values).flatten(0, 1)[None]
+
+        with torch.no_grad():
+            outputs, frames = read_tiles(inner, tower, config.vision_feature_layer, False, received, run)
+        videos, count = [], pixels.shape[1]
+        for number, packed in enumerate(outputs.pooler_output):
+            one = frames.of(number * count, (number + 1) * count)
+            side = math.ceil(self.side(config) / 2)
+            videos.append(
+                VisionOutputs(
+                    features=pool(one.features),
+                    projected=packed[None, :-1],
+                    received_attention=by_heads(pool, one.received),
+                    keys=None if one.keys is None else pool(one.keys),
+                    sample_keys=fingerprint(pixels[number : number + 1]).to(packed.device),
+                    projector=one.projector,
+                    grid=(count, side, side),
+                )
+            )
+        return Encoded(found.outputs | {"video": outputs}, found.images, videos)
 
     def pack(self, config: Any, tiles: Tensor, size: tuple[int, int], newline: Tensor) -> Tensor:
         """`LlavaOnevisionModel.pack_image_features`, which reads nothing of the model but its configuration."""

@@ -25,3 +25,7 @@ class Qwen3VL(QwenVL):
             for steps, rows, columns in self.grids(config, arguments, True)
             for _ in range(steps)
         ]
+
+    def apart(self, grid: tuple[int, int, int], video: bool) -> int:
+        """The steps of a video."""
+        return grid[0] if video else 1

@@ -1,0 +1,1 @@
+"""Asking a model: from a conversation with pictures to the inputs of its family, and to an answer."""
