@@ -76,14 +76,21 @@ def attach(model: Any, pruner: Pruner, *, num_visual_tokens: int | None = None) 
 
 @contextmanager
 def attached(
-    model: Any, pruner: Pruner, num_visual_tokens: int | None = None, entrance: Entrance | None = None
+    model: Any,
+    pruner: Pruner,
+    num_visual_tokens: int | None = None,
+    entrance: Entrance | None = None,
+    media: Mapping[str, Any] | None = None,
 ) -> Iterator[Trace]:
-    """`attach` for any method; what one before the language model leaves of each image is given as `entrance`."""
+    """`attach` for any method; what one before the language model leaves of each image is given as `entrance`.
+
+    `media` (`Family.media`) describe the images of the call to come where it has them encoded already.
+    """
     warn_if_untested()
     if model in _attached:
         raise RuntimeError("a pruner is attached to this model already; leave its `with` block first")
     trace = Trace()
-    hooks = _Hooks(model, pruner, trace, num_visual_tokens, entrance)
+    hooks = _Hooks(model, pruner, trace, num_visual_tokens, entrance, media)
     with ExitStack() as undo:
         _attached.add(model)
         undo.callback(_attached.discard, model)
@@ -105,7 +112,9 @@ class _Hooks:
         trace: Trace,
         num_visual_tokens: int | None = None,
         entrance: Entrance | None = None,
+        media: Mapping[str, Any] | None = None,
     ) -> None:
+        self.media = media or {}
         self.dropping = Dropping(model, pruner, trace, num_visual_tokens, entrance)
         self.top, self.inner, self.decoder = model, model.model, self.dropping.decoder
         self.family, self.config, self.shortened = self.dropping.family, model.config, num_visual_tokens
@@ -204,7 +213,9 @@ class _Hooks:
             # the images of beams are described once
             given = self.told.get("input_ids", self.told.get("inputs"))
             copies = len(ids) // len(given) if given is not None and len(given) else 1
-            about = {name: kwargs[name] for name in self.family.media if kwargs.get(name) is not None}
+            about = {name: kwargs[name] for name in self.family.media if kwargs.get(name) is not None} | dict(
+                self.media
+            )
             about = about or {name: self.told[name] for name in self.family.media if self.told.get(name) is not None}
             layout = read_prompt(self.family, self.config, ids, mask, about, copies)
         return self.dropping.start(layout, len(ids))
