@@ -80,21 +80,22 @@ def attached(
     pruner: Pruner,
     num_visual_tokens: int | None = None,
     entrance: Entrance | None = None,
-    media: Mapping[str, Any] | None = None,
+    described: Mapping[str, Any] | None = None,
 ) -> Iterator[Trace]:
     """`attach` for any method; what one before the language model leaves of each image is given as `entrance`.
 
-    `media` (`Family.media`) describe the images of the call to come where it has them encoded already.
+    `described` tells of the images what the calls inside do not: of encoded ones, `generate` is not given the pixels.
     """
     warn_if_untested()
     if model in _attached:
         raise RuntimeError("a pruner is attached to this model already; leave its `with` block first")
     trace = Trace()
-    hooks = _Hooks(model, pruner, trace, num_visual_tokens, entrance, media)
+    hooks = _Hooks(model, pruner, trace, num_visual_tokens, entrance)
     with ExitStack() as undo:
         _attached.add(model)
         undo.callback(_attached.discard, model)
         hooks.register(undo)
+        hooks.described = described or {}
         undo.enter_context(checked_generation(model, hooks.on_generate))
         # what was compiled outside of the model, such as torch.compile(model.forward), runs its hooks only when eager
         undo.enter_context(torch.compiler.set_stance("force_eager"))
@@ -112,9 +113,7 @@ class _Hooks:
         trace: Trace,
         num_visual_tokens: int | None = None,
         entrance: Entrance | None = None,
-        media: Mapping[str, Any] | None = None,
     ) -> None:
-        self.media = media or {}
         self.dropping = Dropping(model, pruner, trace, num_visual_tokens, entrance)
         self.top, self.inner, self.decoder = model, model.model, self.dropping.decoder
         self.family, self.config, self.shortened = self.dropping.family, model.config, num_visual_tokens
@@ -127,6 +126,7 @@ class _Hooks:
         self.prompts: weakref.WeakKeyDictionary[Cache, PromptState] = weakref.WeakKeyDictionary()
         self.current: PromptState | None = None  # of the forward that is under way
         self.reached = False  # whether the forward of the whole model came to the model inside
+        self.described: Mapping[str, Any] = {}  # of the images, where no call says it
         self.told: Mapping[str, Any] = {}  # the arguments of the `generate` that is under way
 
     def register(self, undo: ExitStack) -> None:
@@ -213,10 +213,10 @@ class _Hooks:
             # the images of beams are described once
             given = self.told.get("input_ids", self.told.get("inputs"))
             copies = len(ids) // len(given) if given is not None and len(given) else 1
-            about = {name: kwargs[name] for name in self.family.media if kwargs.get(name) is not None} | dict(
-                self.media
-            )
-            about = about or {name: self.told[name] for name in self.family.media if self.told.get(name) is not None}
+            # `generate` hands on some of what describes images, and keeps the rest
+            about: dict[str, Any] = {}
+            for known in (self.described, self.told, kwargs):
+                about |= {name: known[name] for name in self.family.media if known.get(name) is not None}
             layout = read_prompt(self.family, self.config, ids, mask, about, copies)
         return self.dropping.start(layout, len(ids))
 
@@ -229,7 +229,8 @@ class _Hooks:
                 "was not filled under this attach, so how its prompt was pruned is not known",
                 fix="start from an empty cache inside the `with` block",
             )
-        if kwargs.get("mm_encoder_outputs") or any(kwargs.get(name) is not None for name in self.family.media):
+        pixels = [name for name in self.family.media if name.startswith("pixel_values")]
+        if kwargs.get("mm_encoder_outputs") or any(kwargs.get(name) is not None for name in pixels):
             raise FieldError(
                 "past_key_values",
                 "holds tokens already; an image can be pruned only where the cache before it is empty",

@@ -61,8 +61,7 @@ def generate_by_image(
             entrance.add(group.number, reduced, before)
     where = device_of(model.get_input_embeddings(), ids.device)
     arguments |= {"input_ids": ids.to(where), "attention_mask": inputs["attention_mask"].to(where)}
-    media = {name: given[name] for name in family.media if name in given}
-    with attached(model, pruner, entrance=entrance, media=media) as trace, marked(model, clock):
+    with attached(model, pruner, entrance=entrance, described=given) as trace, marked(model, clock):
         output = model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
         checks.check()
     logits = getattr(output, "logits", None)
