@@ -72,7 +72,7 @@ def test_a_method_before_the_decoder_equals_brute_force_or_is_refused(which, lab
                 compare(which, pruner_of(label), rows, "sdpa")
         return
     for name, rows in batches_of(which).items():
-        # of the two, the one that the towers are loaded with goes with every other batch: the choice is made before
+        # both ways for one method; for the others they take turns, since the choice is made before the decoder
         for attention in ATTENTION if label == "divprune" else ATTENTION[:: 1 if "row" in name else -1][:1]:
             found = compare(which, pruner_of(label), rows, attention)
             assert found.logits <= TOLERANCE and found.positions <= 1e-6, (name, attention)
