@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ _WANTED = ("task", "group", "tag", "include", "output_type", "class", "dataset_p
 _TOP = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEEPEST = 20  # includes
+_BESIDE = (".py", ".json", ".jsonl", ".txt")
 ANSWERED = ("generate_until", "generate_until_multi_round")
 """The kinds of questions that a model answers with text; the others are likelihoods, tools or pictures."""
 
@@ -85,14 +85,30 @@ def folder_tasks(root: Path) -> dict[str, TaskFile]:
     return {name: TaskFile(name, "", tuple(members)) for name, members in tags.items()} | found
 
 
-def definition_files(task: TaskFile) -> list[Path]:
-    """The files that say what a task is: its YAML file, what that includes, and the code beside these."""
+def definition_files(definition: str) -> list[Path]:
+    """The files that say what a task is: its YAML file, what that includes, and code and texts beside these."""
     found: dict[Path, None] = {}
-    file = Path(task.file)
+    file = Path(definition)
     for place in (file, *_included(file)):
         found[place] = None
-        found.update(dict.fromkeys(sorted(place.parent.rglob("*.py"))))
+        found.update(dict.fromkeys(one for one in sorted(place.parent.iterdir()) if one.suffix in _BESIDE))
     return list(found)
+
+
+def definition_of(definition: str) -> dict[str, Any]:
+    """What a task's YAML file says, with what it includes; functions by their names."""
+    whole: dict[str, Any] = {}
+    for place in (*reversed(_included(Path(definition))), Path(definition)):
+        value = yaml.load(place.read_text(encoding="utf-8"), _Functions)
+        whole |= value if isinstance(value, dict) else {}
+    return whole
+
+
+class _Functions(_LOADER):  # type: ignore[misc, valid-type]  # the faster, where it was built
+    """YAML with lmms-eval's `!function`."""
+
+
+_Functions.add_constructor("!function", lambda loader, node: str(loader.construct_scalar(node)))
 
 
 def _package() -> Path:
@@ -139,7 +155,7 @@ def _included(file: Path) -> list[Path]:
     while waiting and len(found) < _DEEPEST:
         one = waiting.pop()
         for name in _names(_about(one).get("include")):
-            place = Path(name) if os.path.isabs(name) else one.parent / name
+            place = Path(name) if Path(name).is_absolute() else one.parent / name
             if place.is_file() and place not in found:
                 found.append(place)
                 waiting.append(place)

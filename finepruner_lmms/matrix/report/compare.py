@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.record import Sample as Logged
 from finepruner_lmms.benchmarks.statistics import spread
 from finepruner_lmms.lazy import np
+from finepruner_lmms.matrix.measures import benchmark_for, has_samples
 from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.report.leaderboard import damage_notes
 from finepruner_lmms.matrix.results import read_lines
 from finepruner_lmms.matrix.store import Store, StoreError
@@ -94,10 +95,13 @@ def _by_task(
         if len(set(judges)) > 1:
             one_judge, other_judge = ("nobody" if name is None else repr(name) for name in judges)
             raise StoreError(f"compare: the two rows of {task} were judged by {one_judge} and {other_judge}")
-        one, other = (_samples(store, cell) for cell in cells)
+        one, other = (_samples(store, cell, result) for cell, result in zip(cells, results, strict=True) if result)
         if [s["doc_id"] for s in one] != [s["doc_id"] for s in other]:
             raise StoreError(f"compare: the two rows answered different questions of {task}")
-        benchmark = BENCHMARKS[task]
+        assert results[0] is not None and results[1] is not None, "both are done"
+        if not (has_samples(results[0]) and has_samples(results[1])):
+            continue
+        benchmark = benchmark_for(task, results[0])
         images = {sample["doc_id"]: sample["image"] for sample in one}
         _check_same(task, cells, one, other)
         draws = benchmark.replicates(one, images) - benchmark.replicates(other, images)
@@ -128,8 +132,8 @@ def find_row(study: Study, label: str) -> int:
     return labels.index(wanted)
 
 
-def _samples(store: Store, cell: Cell) -> list[Logged]:
+def _samples(store: Store, cell: Cell, result: Result) -> list[Logged]:
     """The logged samples of a finished cell, as its benchmark reads them."""
-    metric = BENCHMARKS[cell.task].metric.partition(",")[0]
+    metric = benchmark_for(cell.task, result).metric.partition(",")[0]
     samples = read_lines(store.cell_dir(cell) / "samples.jsonl")
     return [{**sample, metric: sample["score"]} for sample in samples]
