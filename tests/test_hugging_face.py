@@ -44,7 +44,7 @@ def no_weights(monkeypatch):
     def read(*_, **__):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("finepruner_lmms.checkpoints.hugging_face.LlavaForConditionalGeneration.from_pretrained", read)
+    monkeypatch.setattr("transformers.LlavaForConditionalGeneration.from_pretrained", read)
 
 
 @pytest.fixture

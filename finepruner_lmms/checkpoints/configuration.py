@@ -26,26 +26,30 @@ def read_raw_config(pretrained: str) -> dict[str, Any]:
         return load_object(fetch_file(resolve(pretrained), "config.json"))
 
 
-def read_shape(pretrained: str) -> ModelShape:
-    """The sizes of a checkpoint's model. `FieldError` if it is not a LLaVA that can be pruned."""
+def read_shape(pretrained: str) -> Any:
+    """The sizes of a checkpoint's model: a `ModelShape`, or what has them by the same names.
+
+    `FieldError` if it is of no family that can be pruned.
+    """
     raw = read_raw_config(pretrained)
     with naming("cannot prune", pretrained):
         return original_shape(raw, resolve(pretrained)) if is_original(raw) else _hugging_face_shape(raw)
 
 
-def _hugging_face_shape(raw: dict[str, Any]) -> ModelShape:
-    check_supported(raw)
-    shape = read_plain(raw)
+def _hugging_face_shape(raw: dict[str, Any]) -> Any:
+    family = check_supported(raw)
+    shape = read_plain(raw) if family.model_type == "llava" else None
     if shape is None:
         from finepruner_lmms.checkpoints.hugging_face import hugging_face_config
 
-        return ModelShape.of(hugging_face_config(raw))
+        config = hugging_face_config(raw)
+        return ModelShape.of(config) if family.model_type == "llava" else config
     check_token(shape.image_token_id, shape.text_config.vocab_size)
     return shape
 
 
 def read_geometry(pretrained: str) -> tuple[int, int]:
-    """Decoder layers and visual tokens per image, read from the checkpoint's configuration only."""
+    """Decoder layers and visual tokens per image (the most that papers count, where images differ)."""
     geometry = Geometry.of(read_shape(pretrained))
     return geometry.num_layers, geometry.num_visual_tokens
 
@@ -53,10 +57,12 @@ def read_geometry(pretrained: str) -> tuple[int, int]:
 def check_pruner(pruner: Pruner, config: Any) -> None:
     """Raise `ValueError` where a model of this configuration cannot do what the pruner asks: no weights are read.
 
-    `config` is a `LlavaConfig` or a `ModelShape`.
+    `config` is one of transformers or a `ModelShape`. Where images differ in their number of tokens, whether a budget
+    can be reached is asked of each image.
     """
     geometry = Geometry.of(config)
-    pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
+    if not geometry.varies:
+        pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
     pruner.check_heads(geometry.num_heads)
     before, _ = pruner.parts(geometry.num_visual_tokens)
     if before is not None and before.reads_question == "clip":

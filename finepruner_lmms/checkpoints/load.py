@@ -1,4 +1,4 @@
-"""Loading a LLaVA: a checkpoint of either format (hub id or folder), or the small model that ships with the package."""
+"""Loading a model: a checkpoint of either format (hub id or folder), or the small one that ships with the package."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from finepruner_lmms.checkpoints.configuration import check_pruner, naming, read_geometry, read_raw_config
 from finepruner_lmms.checkpoints.fetch import resolve
 from finepruner_lmms.checkpoints.hugging_face import HuggingFaceCheckpoint, hugging_face_config
 from finepruner_lmms.checkpoints.original import OriginalCheckpoint
 from finepruner_lmms.checkpoints.original_config import convert_config, is_original
-from finepruner_lmms.engine.parts import check_model
+from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.errors import FieldError, check_choice
 
 __all__ = [
@@ -36,21 +35,19 @@ class Checkpoint(Protocol):
     """A checkpoint of either format, all but its weights read."""
 
     @property
-    def config(self) -> LlavaConfig:
-        """As transformers' LLaVA has it."""
+    def config(self) -> Any:
+        """As transformers has it."""
 
     @property
     def processor(self) -> Any:
         """Left padding; pictures only where the checkpoint has no tokenizer."""
 
-    def model(
-        self, dtype: torch.dtype | None, device: torch.device, attn_implementation: str
-    ) -> LlavaForConditionalGeneration:
+    def model(self, dtype: torch.dtype | None, device: torch.device, attn_implementation: str) -> Any:
         """Read the weights, each to `device` at once; `dtype` None is the checkpoint's own type."""
 
 
-def read_config(pretrained: str) -> LlavaConfig:
-    """The configuration of a checkpoint, without its weights. `FieldError` if it is not a LLaVA that can be pruned."""
+def read_config(pretrained: str) -> Any:
+    """The configuration of a checkpoint, without its weights. `FieldError` if it is of no family that can be pruned."""
     raw = read_raw_config(pretrained)
     with naming("cannot prune", pretrained):
         return convert_config(raw, resolve(pretrained)) if is_original(raw) else hugging_face_config(raw)
@@ -71,13 +68,13 @@ def read_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     attn_implementation: str = "sdpa",
-) -> LlavaForConditionalGeneration:
+) -> Any:
     """The model of an open checkpoint, ready for inference; the arguments are those of `load_model`."""
     chosen = choose_device(device)
     wanted = _dtype(dtype, chosen)
     with naming("cannot load", pretrained):
         model = checkpoint.model(wanted, chosen, attn_implementation)
-    check_model(model)
+    family_of(model)
     return model.eval()
 
 
@@ -86,10 +83,11 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     attn_implementation: str = "sdpa",
-) -> tuple[LlavaForConditionalGeneration, Any]:
+) -> tuple[Any, Any]:
     """The model, ready for inference, and its processor (left padding).
 
-    `pretrained` is a hub id or a folder, of a Hugging Face LLaVA or of the original code base, or `demo`.
+    `pretrained` is a hub id or a folder, of a Hugging Face model of any known family (docs/models.md) or of LLaVA's
+    original code base, or `demo`.
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; `device="auto"` the first GPU if there
     is one, to which each tensor is read at once. Weights are read without unpickling code. The model answers greedily
     unless it is told otherwise, whatever the checkpoint's generation_config.json says. The processor of a checkpoint

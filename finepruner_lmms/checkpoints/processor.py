@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformers import AutoImageProcessor, AutoTokenizer, LlavaConfig, LlavaProcessor
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, LlavaConfig, LlavaProcessor
 
 from finepruner_lmms.checkpoints.prompts import IMAGE, chat_template
 from finepruner_lmms.checkpoints.sentencepiece_tokenizer import read_sentencepiece
@@ -78,6 +78,37 @@ def read_processor(folder: Path, config: LlavaConfig, name: str) -> Any:
         chat_template=_template(folder) or getattr(tokenizer, "chat_template", None),
         image_token=tokenizer.convert_ids_to_tokens(config.image_token_id),
     )
+
+
+def read_family_processor(folder: Path, config: Any, name: str) -> Any:
+    """The processor of a Hugging Face checkpoint of another family than LLaVA-1.5, with left padding.
+
+    How many placeholders an image has is told by the family's own processor. `FieldError` naming what is damaged or
+    missing, or does not belong to this model.
+    """
+    for file in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        if (folder / file).is_file():
+            check_code(load_object(folder / file), file)
+    tokenizer = read_tokenizer(folder)  # says what is wrong with it, where something is
+    if tokenizer is None:
+        raise FieldError("pretrained", f"{name!r} holds no tokenizer", value=name, fix="put its tokenizer.json there")
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except _READ_ERRORS as error:
+        problem = f"cannot read the processor in {str(folder)!r}: {first_line(error)}"
+        raise FieldError("processor_config.json", problem, value=str(folder)) from error
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or getattr(processor, "image_processor", None) is None:
+        problem = f"{str(folder)!r} holds no processor of {config.model_type}: {type(processor).__name__}"
+        raise FieldError("processor_config.json", problem, value=str(folder))
+    tokenizer.padding_side = "left"
+    _check_colours(processor.image_processor)
+    wanted, given = config.image_token_id, getattr(processor, "image_token_id", None)
+    if given != wanted:
+        problem = f"got {wanted} in config.json, but the processor's placeholder is {given}; they are not of one model"
+        raise FieldError("image_token_index", problem, value=wanted)
+    _name_padding(tokenizer, config)
+    return processor
 
 
 def check_template(processor: Any) -> None:

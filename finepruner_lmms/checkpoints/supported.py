@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from finepruner_lmms.engine.families.family import Family
+from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.errors import FieldError, show
 
-# part of the configuration → what it is where the file is silent, and what can be pruned
-_PARTS = {"vision_config": "clip_vision_model", "text_config": "llama"}
-_WHY = {
-    "vision_config": "other towers have no CLS token where the engine looks for one",
-    "text_config": "the decoders of LLaVA-1.5 are Llamas",
-}
 # entry → the largest value that is not taken for a mistake: far above any model that exists
 _MOST = {
+    "depth": 1_000, "num_heads": 1_000,
     "num_hidden_layers": 1_000, "num_attention_heads": 1_000, "num_key_value_heads": 1_000, "head_dim": 10_000,
     "hidden_size": 1_000_000, "intermediate_size": 10_000_000, "vocab_size": 10_000_000,
     "image_size": 100_000, "patch_size": 100_000, "projection_dim": 1_000_000, "max_position_embeddings": 1_000_000_000,
@@ -52,11 +49,11 @@ def check_tokens(image_size: Any, patch_size: Any) -> None:
         raise FieldError("vision_config.image_size", f"{problem}; expected 1 to {_MOST_TOKENS:,}", value=image_size)
 
 
-def check_token(image_token: int, rows: int) -> None:
+def check_token(image_token: int, rows: int, field: str = "image_token_index") -> None:
     """Raise `FieldError` where the placeholder of an image is no token of a vocabulary of so many rows."""
     if not 0 <= image_token < rows:
         problem = f"got {image_token}, but the vocabulary has {rows} rows"
-        raise FieldError("image_token_index", problem, value=image_token)
+        raise FieldError(field, problem, value=image_token)
 
 
 def check_code(given: dict[str, Any], file: str) -> None:
@@ -82,22 +79,22 @@ def check_layer(layer: int, num_layers: int, field: str = "vision_feature_layer"
         raise FieldError(field, f"{problem}; expected {-num_layers - 1} to {num_layers}", value=layer)
 
 
-def check_supported(raw: dict[str, Any]) -> None:
-    """Raise `FieldError` naming the first entry of a Hugging Face config.json that makes it no LLaVA-1.5."""
+def check_supported(raw: dict[str, Any]) -> Family:
+    """The family of a Hugging Face config.json. `FieldError` naming the first entry with which it cannot be pruned."""
     check_code(raw, "config.json")
     kind = raw.get("model_type")
-    if kind != "llava":
-        raise FieldError("model_type", f"got {show(kind)}; only LLaVA-1.5 ('llava') can be pruned", value=kind)
-    for part, known in _PARTS.items():
+    family = find_family(kind if isinstance(kind, str) else show(kind))
+    for part, known in (("vision_config", family.towers), ("text_config", family.decoders)):
         given = raw.get(part, {})
         if not isinstance(given, dict):
             raise FieldError(part, f"got {given!r}; expected an object", value=given)
-        if (kind := given.get("model_type", known)) != known:
-            field = f"{part}.model_type"
-            raise FieldError(field, f"got {kind!r}; only {known!r} is supported ({_WHY[part]})", value=kind)
+        if known and (own := given.get("model_type")) is not None and own not in known:
+            field, names = f"{part}.model_type", " or ".join(map(repr, sorted(known)))
+            raise FieldError(field, f"got {own!r}; {family.title} is supported with {names}", value=own)
         check_sizes(given, f"{part}.")
     check_sizes(raw)
     layer = raw.get("vision_feature_layer", -2)
     if isinstance(layer, bool) or not isinstance(layer, int):
         problem = f"got {layer!r}; only the number of a single layer is supported"
         raise FieldError("vision_feature_layer", problem, value=layer)
+    return family

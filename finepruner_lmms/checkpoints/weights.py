@@ -75,19 +75,19 @@ class Weights:
                 )
 
 
-def check_size(shape: ModelShape, weights: Weights) -> None:
-    """Raise `FieldError` where a config.json describes a far larger model than the weights are of.
+def check_size(described: int, weights: Weights) -> None:
+    """Raise `FieldError` where a config.json describes a far larger model, of so many numbers, than the weights are of.
 
     What weights lack is made up, in memory, before anybody can say that it is missing.
     """
-    described, held = _parameters(shape), sum(map(_elements, weights.shards()))
+    held = sum(map(_elements, weights.shards()))
     if described > _FACTOR * held + _SMALL:
         problem = f"describes a model of about {described:,} numbers, but the weights hold {held:,}"
         fix = "put the config.json there that came with the weights"
         raise FieldError("config.json", problem, value=described, fix=fix)
 
 
-def _parameters(shape: ModelShape) -> int:
+def parameters(shape: ModelShape) -> int:
     """About how many numbers a model of these sizes has: its large matrices."""
     text, vision = shape.text_config, shape.vision_config
     attention = 2 * text.hidden_size * text.head_dim * (text.num_attention_heads + text.num_key_value_heads)

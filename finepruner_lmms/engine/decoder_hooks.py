@@ -76,9 +76,16 @@ def attach(model: Any, pruner: Pruner, *, num_visual_tokens: int | None = None) 
 
 @contextmanager
 def attached(
-    model: Any, pruner: Pruner, num_visual_tokens: int | None = None, entrance: Entrance | None = None
+    model: Any,
+    pruner: Pruner,
+    num_visual_tokens: int | None = None,
+    entrance: Entrance | None = None,
+    described: Mapping[str, Any] | None = None,
 ) -> Iterator[Trace]:
-    """`attach` for any method; what one before the language model leaves of each image is given as `entrance`."""
+    """`attach` for any method; what one before the language model leaves of each image is given as `entrance`.
+
+    `described` tells of the images what the calls inside do not: of encoded ones, `generate` is not given the pixels.
+    """
     warn_if_untested()
     if model in _attached:
         raise RuntimeError("a pruner is attached to this model already; leave its `with` block first")
@@ -88,6 +95,7 @@ def attached(
         _attached.add(model)
         undo.callback(_attached.discard, model)
         hooks.register(undo)
+        hooks.described = described or {}
         undo.enter_context(checked_generation(model, hooks.on_generate))
         # what was compiled outside of the model, such as torch.compile(model.forward), runs its hooks only when eager
         undo.enter_context(torch.compiler.set_stance("force_eager"))
@@ -118,6 +126,7 @@ class _Hooks:
         self.prompts: weakref.WeakKeyDictionary[Cache, PromptState] = weakref.WeakKeyDictionary()
         self.current: PromptState | None = None  # of the forward that is under way
         self.reached = False  # whether the forward of the whole model came to the model inside
+        self.described: Mapping[str, Any] = {}  # of the images, where no call says it
         self.told: Mapping[str, Any] = {}  # the arguments of the `generate` that is under way
 
     def register(self, undo: ExitStack) -> None:
@@ -204,8 +213,10 @@ class _Hooks:
             # the images of beams are described once
             given = self.told.get("input_ids", self.told.get("inputs"))
             copies = len(ids) // len(given) if given is not None and len(given) else 1
-            about = {name: kwargs[name] for name in self.family.media if kwargs.get(name) is not None}
-            about = about or {name: self.told[name] for name in self.family.media if self.told.get(name) is not None}
+            # `generate` hands on some of what describes images, and keeps the rest
+            about: dict[str, Any] = {}
+            for known in (self.described, self.told, kwargs):
+                about |= {name: known[name] for name in self.family.media if known.get(name) is not None}
             layout = read_prompt(self.family, self.config, ids, mask, about, copies)
         return self.dropping.start(layout, len(ids))
 
@@ -218,7 +229,8 @@ class _Hooks:
                 "was not filled under this attach, so how its prompt was pruned is not known",
                 fix="start from an empty cache inside the `with` block",
             )
-        if kwargs.get("mm_encoder_outputs") or any(kwargs.get(name) is not None for name in self.family.media):
+        pixels = [name for name in self.family.media if name.startswith("pixel_values")]
+        if kwargs.get("mm_encoder_outputs") or any(kwargs.get(name) is not None for name in pixels):
             raise FieldError(
                 "past_key_values",
                 "holds tokens already; an image can be pruned only where the cache before it is empty",

@@ -62,7 +62,7 @@ def generate_by_image(
             entrance.add(group.number, reduced, before)
     where = device_of(model.get_input_embeddings(), ids.device)
     arguments |= {"input_ids": ids.to(where), "attention_mask": inputs["attention_mask"].to(where)}
-    with attached(model, pruner, entrance=entrance) as trace, marked(model, clock):
+    with attached(model, pruner, entrance=entrance, described=given) as trace, marked(model, clock):
         output = model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
         checks.check()
     logits = getattr(output, "logits", None)
