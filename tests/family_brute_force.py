@@ -181,7 +181,8 @@ class BruteForce:
         media = {name: self.inputs[name] for name in family.media if name in self.inputs}
         received = getattr(before, "reads_tower", "") == "received"
         with torch.no_grad():
-            encoded = family.encode(self.model, media, received)
+            counts = [len(image.tokens) for film in (False, True) for image in self.shown if image.film == film]
+            encoded = family.encode(self.model, media, counts, received)
         films = [image.film for image in self.shown]
         among = films[:number].count(films[number])
         vision = (encoded.videos if films[number] else encoded.images)[among]

@@ -51,12 +51,59 @@ def test_a_method_inside_the_decoder_equals_brute_force(which, label):
             assert found.logits <= TOLERANCE and found.positions <= 1e-6, (name, attention)
 
 
+NO_CLS = {"llava_onevision", "qwen2_5_vl", "qwen3_vl"}
+REFUSED = {
+    **{(which, label): "cls_attention" for which in NO_CLS for label in ("fastervlm", "vispruner")},
+    ("llava_onevision", "visionzip"): "cls_attention",
+    ("internvl", "visionzip"): "cls_projected",
+    **{(which, "visionzip"): "makes new tokens before the language model" for which in GRID_FAMILIES},
+    **{(which, "pool"): "pool needs a square grid" for which in MAIN if which != "llava"},
+}
+"""What does not run on the pictures of `testing.families`, and a part of the reason that is given."""
+BEFORE = [label for label in METHODS if label not in INSIDE]
+
+
+@pytest.mark.parametrize("label", BEFORE)
+@pytest.mark.parametrize("which", MAIN)
+def test_a_method_before_the_decoder_equals_brute_force_or_is_refused(which, label):
+    if (which, label) in REFUSED:
+        for rows in list(batches_of(which).values())[:1]:
+            with pytest.raises(FieldError, match=REFUSED[which, label]):
+                compare(which, pruner_of(label), rows, "sdpa")
+        return
+    for name, rows in batches_of(which).items():
+        # both ways for one method; for the others they take turns, since the choice is made before the decoder
+        for attention in ATTENTION if label == "divprune" else ATTENTION[:: 1 if "row" in name else -1][:1]:
+            found = compare(which, pruner_of(label), rows, attention)
+            assert found.logits <= TOLERANCE and found.positions <= 1e-6, (name, attention)
+
+
 @pytest.mark.parametrize("label", ["fastv", "pdrop official", "sparsevlm"])
 @pytest.mark.parametrize("which", [which for which in FAMILIES if which not in MAIN])
 def test_the_other_decoders_of_a_family_equal_brute_force(which, label):
     for rows in (rows for name, rows in batches_of(which).items() if name.startswith(("mixed", "with"))):
         for attention in ATTENTION:
             assert compare(which, pruner_of(label), rows, attention).logits <= TOLERANCE
+
+
+ODD_ROWS = {
+    "films and images": ((2, "v", 1, "a", 3), (1, "b", 2, "v", 2), (4,)),
+    "two films": ((2, "v", 1, "v", 3), (1, "a", 2)),
+    "no text between": ((2, "a", "b", 3), (3, "b", 2)),
+    "begins with an image": (("a", 3), (2, "b", 5)),
+    "three images": ((2, "a", 1, "b", 1, "a", 2), (3, "b", 5)),
+    "long text": ((2, "a", 70), (90,)),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ROWS)
+@pytest.mark.parametrize("which", MAIN)
+def test_rows_of_any_make_equal_brute_force(which, name):
+    rows = ODD_ROWS[name]
+    if "film" in name and not FAMILIES[which].films:
+        pytest.skip("knows no films")
+    for label in ("sparsevlm", "divprune+pdrop"):
+        assert compare(which, pruner_of(label), rows, "sdpa").logits <= TOLERANCE
 
 
 @pytest.mark.parametrize("which", ["llava", "llava_next", "llava_onevision"])
