@@ -86,6 +86,26 @@ def test_the_other_decoders_of_a_family_equal_brute_force(which, label):
             assert compare(which, pruner_of(label), rows, attention).logits <= TOLERANCE
 
 
+ODD_ROWS = {
+    "films and images": ((2, "v", 1, "a", 3), (1, "b", 2, "v", 2), (4,)),
+    "two films": ((2, "v", 1, "v", 3), (1, "a", 2)),
+    "no text between": ((2, "a", "b", 3), (3, "b", 2)),
+    "begins with an image": (("a", 3), (2, "b", 5)),
+    "three images": ((2, "a", 1, "b", 1, "a", 2), (3, "b", 5)),
+    "long text": ((2, "a", 70), (90,)),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ROWS)
+@pytest.mark.parametrize("which", MAIN)
+def test_rows_of_any_make_equal_brute_force(which, name):
+    rows = ODD_ROWS[name]
+    if "film" in name and not FAMILIES[which].films:
+        pytest.skip("knows no films")
+    for label in ("sparsevlm", "divprune+pdrop"):
+        assert compare(which, pruner_of(label), rows, "sdpa").logits <= TOLERANCE
+
+
 @pytest.mark.parametrize("which", ["llava", "llava_next", "llava_onevision"])
 @pytest.mark.parametrize("label", ["fastv", "sparsevlm"])
 def test_a_prompt_that_ends_with_its_image_equals_brute_force(which, label):

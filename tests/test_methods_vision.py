@@ -331,3 +331,12 @@ def test_autocast_changes_no_choice(name):
     plain = pruner.select_visual(vision)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(pruner.select_visual(vision), plain)
+
+
+def test_divprune_starts_with_the_lower_of_two_tokens_that_are_each_others_nearest():
+    """Their distances to their nearest are one number, whichever way a product of matrices has rounded it."""
+    distance = torch.tensor([[[0.0, 0.2, 0.9, 0.9], [0.2, 0.0, 0.9, 0.9], [0.9, 0.9, 0.0, 0.5], [0.9, 0.9, 0.5, 0.0]]])
+    for low, high in ((2, 3), (3, 2)):
+        rounded = distance.clone()
+        rounded[0, low, high] = torch.nextafter(rounded[0, low, high], torch.tensor(1.0))
+        assert farthest_points(rounded, 2)[0].tolist()[0] == 2

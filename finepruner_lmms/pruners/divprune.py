@@ -37,7 +37,10 @@ def farthest_points(distance: Tensor, count: int) -> Tensor:
     if size == 1:
         return torch.zeros(len(distance), count, dtype=torch.long, device=distance.device)
     itself = torch.eye(size, dtype=torch.bool, device=distance.device)
-    pick = distance.masked_fill(itself, float("inf")).amin(1).argmax(1, keepdim=True)
+    # two tokens that are each other's nearest tie, unless their distance was rounded in two ways: a product of matrices
+    # need not be symmetric in its last bit
+    alike = torch.maximum(distance, distance.transpose(1, 2))
+    pick = alike.masked_fill(itself, float("inf")).amin(1).argmax(1, keepdim=True)
     rows = distance.masked_fill(itself, float("-inf"))  # so that a picked token is never the farthest again
     if (fused := kernels_for(rows)) is not None:
         return fused.farthest_points(rows, pick, count)

@@ -16,7 +16,7 @@ _WHY = {
     "cls_attention": "there is none in this vision tower, or none apart from the patches in the layer that LLaVA reads",
     "cls_projected": "this vision tower has no CLS token apart from its patches",
     "received_attention": "it is computed where a method asks for it; pass it",
-    "keys": "this vision tower has no CLS token apart from its patches",
+    "keys": "no layer of the vision tower made the patches that are projected, or it merges them",
     "image_embeds": "pass the patches in CLIP's joint space",
     "text_embeds": "pass the question as vectors, one [M, P] a row",
 }
