@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark
-from finepruner_lmms.benchmarks.measure import benchmark_of
-from finepruner_lmms.matrix.records import Damage, Result
+from finepruner_lmms.benchmarks.measure import benchmark_of, title_of
+from finepruner_lmms.matrix.records import Damage, Measure, Result
 
 
 def benchmark_for(task: str, result: Result) -> Benchmark:
@@ -21,9 +21,11 @@ def has_samples(result: Result) -> bool:
     return result.measure is None or result.measure.per_sample
 
 
-def title(task: str) -> str:
+def title(task: str, measure: Measure | None = None) -> str:
     """What a task is called for people."""
-    return BENCHMARKS[task].title if task in BENCHMARKS else task
+    return (
+        BENCHMARKS[task].title if task in BENCHMARKS else title_of(task, None if measure is None else measure.measured)
+    )
 
 
 def name_of_task(task: str) -> str:
