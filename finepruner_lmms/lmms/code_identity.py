@@ -149,16 +149,21 @@ def task_code(task: str, submission: bool, sources: Sources) -> str:
     return short_hash(json.dumps([definition, sources.fingerprint(modules)], sort_keys=True))
 
 
-@functools.cache
 def other_task_code(definition: str, sources: Sources) -> str:
     """A fingerprint of a task that is none of the ten: the files that define it, and how its metric is read.
 
     What its functions import from elsewhere in lmms-eval counts by lmms-eval's version.
     """
     root = Path(definition).parent
-    files = {os.path.relpath(file, root): content_hash(file) for file in definition_files(definition)}
+    files = [(os.path.relpath(file, root), file, file.stat().st_mtime_ns) for file in definition_files(definition)]
+    return _other_task_code(tuple(files), sources)
+
+
+@functools.cache
+def _other_task_code(files: tuple[tuple[str, Path, int], ...], sources: Sources) -> str:
+    contents = {name: content_hash(file) for name, file, _ in files}
     modules = {f"{sources.name}.benchmarks.{name}" for name in ("measure", "record", "statistics", "images")}
-    return short_hash(json.dumps([files, sources.fingerprint(modules)], sort_keys=True))
+    return short_hash(json.dumps([contents, sources.fingerprint(modules)], sort_keys=True))
 
 
 class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the faster, where it was built
