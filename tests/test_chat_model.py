@@ -26,10 +26,16 @@ from finepruner_lmms.asking.inputs import Prompt, batch_inputs, input_maker
 from finepruner_lmms.asking.settings import evaluation
 from finepruner_lmms.asking.videos import read_video
 from finepruner_lmms.checkpoints.prompts import VICUNA_TEMPLATE, render
+from finepruner_lmms.data.task_folders import folder
 from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lmms.identity import answer_settings
 from finepruner_lmms.lmms.model import FinePruner, LlavaFinePruner
+from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.names import model_name
+from finepruner_lmms.matrix.cells import expand
+from finepruner_lmms.matrix.config import load_matrix
+from finepruner_lmms.matrix.evaluate import evaluate_cell
 from finepruner_lmms.testing.families import FAMILIES, tiny_model
 
 SETTINGS = {
@@ -392,3 +398,29 @@ def test_two_ranks_answer_as_one_on_another_family(checkpoints, toy, tmp_path):
         answers.append({s["doc_id"]: (s["filtered_resps"], s["token_counts"]) for s in found})
         assert len(answers[-1]) == len(ROWS), done.stderr[-2000:]
     assert answers[0] == answers[1]
+
+
+def test_a_matrix_runs_another_family_under_its_name(checkpoints, tmp_path):
+    """What is planned from config.json alone is what the loaded model says it answers."""
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        f"name: study\nmodel: {{pretrained: {checkpoints / 'qwen2_5_vl'}, max_pixels: 256, min_pixels: 64, "
+        "max_new_tokens: 2}\ndata: demo\ntasks: [pope]\nlimit: 4\nmethods: [{method: fastv, budget: 50%}]\n"
+    )
+    matrix = load_matrix(file)
+    (cell,) = expand(matrix)
+    lm = FinePruner(**matrix.file.model.model_dump(exclude_none=True), batch_size=2)
+    manager = TaskManager(include_path=str(folder("demo", limit=4)), include_defaults=False, model_name="finepruner")
+    outcome, samples = evaluate_cell(lm, manager, cell, tmp_path / "attempt", tmp_path / "cache")
+    assert outcome.answered == len(samples) == 4 and outcome.scores is not None
+    assert outcome.cost is not None and outcome.speed is not None and outcome.speed.questions == 4
+    again = ModelArguments.parse({"pretrained": str(checkpoints / "qwen2_5_vl"), "max_pixels": 512, "min_pixels": 64})
+    assert answer_settings(again, lm.family) != answer_settings(lm.arguments, lm.family)
+
+
+def test_a_matrix_says_where_a_setting_is_not_of_its_model(checkpoints, tmp_path):
+    file = tmp_path / "study.yaml"
+    model = f"{{pretrained: {checkpoints / 'qwen2_5_vl'}, max_tiles: 4}}"
+    file.write_text(f"name: study\nmodel: {model}\ndata: demo\ntasks: [pope]\nmethods: [vanilla]\n")
+    with pytest.raises(ValueError, match=r"study.yaml:2:\d+: model.max_tiles: Qwen2.5-VL does not read it"):
+        load_matrix(file)

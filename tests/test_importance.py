@@ -141,3 +141,42 @@ def test_llava_1_5_takes_received_attention_too() -> None:
     scores = maps[:, :, 1:, 1:].mean((1, 2))
     wanted = [row.topk(8).indices.sort().values.tolist() for row in scores]
     assert [row.tolist() for row in trace.kept[0]] == wanted
+
+
+def test_uniform_spreads_over_a_picture_that_is_no_square() -> None:
+    vision = fp.VisionOutputs(torch.rand(1, 6 * 12, 8), torch.rand(1, 6 * 12, 8), grid=(1, 6, 12))
+    (kept,) = fp.build_pruner("uniform", budget=8).select_visual(vision)
+    assert kept.view(6, 12).nonzero().tolist() == [[row, column] for row in (1, 4) for column in (1, 4, 7, 10)]
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 3), (1, 3, 7), (4, 5, 5), (1, 40, 2), (1, 2, 40), (1, 1, 9)])
+def test_uniform_keeps_its_budget_on_any_grid(shape: tuple[int, int, int]) -> None:
+    count = shape[0] * shape[1] * shape[2]
+    tokens = torch.rand(1, count, 4)
+    for budget in range(1, count):
+        kept = fp.build_pruner("uniform", budget=budget).select_visual(fp.VisionOutputs(tokens, tokens, grid=shape))
+        assert int(kept.sum()) == budget
+
+
+def test_tiles_that_could_be_a_square_are_not_taken_for_one() -> None:
+    """Four tiles of 16 × 16 have as many tokens as one square of 32 × 32."""
+    tokens = torch.rand(1, 1024, 4)
+    square, tiles = fp.VisionOutputs(tokens, tokens), fp.VisionOutputs(tokens, tokens, tiled=True)
+    pool, uniform = fp.build_pruner("pool", budget=64), fp.build_pruner("uniform", budget=64)
+    assert pool.reduce(square).tokens.shape == (1, 64, 4)
+    for vision in (tiles, fp.VisionOutputs(tokens, tokens, grid=(4, 16, 16))):
+        with pytest.raises(FieldError, match="pool needs a square"):
+            pool.reduce(vision)
+    (kept,) = uniform.select_visual(tiles)
+    assert kept.nonzero().flatten().tolist() == list(range(8, 1024, 16))
+
+
+def test_families_say_which_images_are_tiled() -> None:
+    model = tiny_model("internvl")
+    inputs = family_prompts("internvl", (5, "a", 3, "b", 2))
+    tiles = len(inputs["pixel_values"])
+    side = find_family("internvl").tile_side(model.config)  # type: ignore[attr-defined]
+    counts = [(tiles - 1) * side**2, side**2]
+    found = find_family("internvl").encode(model, {"pixel_values": inputs["pixel_values"]}, counts)
+    assert [image.tiled for image in found.images] == [tiles > 2, False]
+    assert [image.grid for image in found.images][1] == (1, side, side)

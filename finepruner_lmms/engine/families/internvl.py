@@ -107,6 +107,7 @@ class InternVL(Family):
                     sample_keys=fingerprint(pixels[own][None]).to(projected.device),
                     projector=one.projector,
                     grid=(1, side, side) if count == 1 else None,
+                    tiled=count > 1,
                 )
             )
             start += count
