@@ -416,3 +416,11 @@ def test_a_matrix_runs_another_family_under_its_name(checkpoints, tmp_path):
     assert outcome.cost is not None and outcome.speed is not None and outcome.speed.questions == 4
     again = ModelArguments.parse({"pretrained": str(checkpoints / "qwen2_5_vl"), "max_pixels": 512, "min_pixels": 64})
     assert answer_settings(again, lm.family) != answer_settings(lm.arguments, lm.family)
+
+
+def test_a_matrix_says_where_a_setting_is_not_of_its_model(checkpoints, tmp_path):
+    file = tmp_path / "study.yaml"
+    model = f"{{pretrained: {checkpoints / 'qwen2_5_vl'}, max_tiles: 4}}"
+    file.write_text(f"name: study\nmodel: {model}\ndata: demo\ntasks: [pope]\nmethods: [vanilla]\n")
+    with pytest.raises(ValueError, match=r"study.yaml:2:\d+: model.max_tiles: Qwen2.5-VL does not read it"):
+        load_matrix(file)
