@@ -32,7 +32,7 @@ _NAMES = {
 }  # fmt: skip
 _TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
-    "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}SHOWN{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}SHOWN{% endif %}{% endfor %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 

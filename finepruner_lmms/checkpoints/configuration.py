@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from finepruner_lmms.budget import keeps_all
 from finepruner_lmms.checkpoints.fetch import check_name, fetch_file, resolve
 from finepruner_lmms.checkpoints.original_config import is_original, original_shape
 from finepruner_lmms.checkpoints.shape import ModelShape, read_plain
 from finepruner_lmms.checkpoints.supported import check_supported, check_token
 from finepruner_lmms.engine.clip_names import clip_checkpoint
+from finepruner_lmms.engine.families.fits import check_fits
+from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.files import load_object
@@ -64,6 +67,8 @@ def check_pruner(pruner: Pruner, config: Any) -> None:
     if not geometry.varies:
         pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
     pruner.check_heads(geometry.num_heads)
+    if pruner.budget is not None and not keeps_all(pruner.budget, geometry.num_visual_tokens):
+        check_fits(find_family(getattr(config, "model_type", "llava")), pruner)
     before, _ = pruner.parts(geometry.num_visual_tokens)
     if before is not None and before.reads_question == "clip":
         clip_checkpoint(config, getattr(before, "clip", None))

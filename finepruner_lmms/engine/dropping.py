@@ -24,13 +24,13 @@ from finepruner_lmms.engine.by_image import (
 )
 from finepruner_lmms.engine.contract import check_selection, check_stages
 from finepruner_lmms.engine.entrance import Entrance
+from finepruner_lmms.engine.families.fits import check_positions
 from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.image_drops import plan_drops
 from finepruner_lmms.engine.prompt_layout import Layout, drop_visual
 from finepruner_lmms.engine.prompt_state import PromptState, View, on_device
 from finepruner_lmms.engine.trace import Trace
-from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import take, with_required
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage
@@ -70,14 +70,7 @@ class Dropping:
             self.geometry = replace(self.geometry, num_visual_tokens=num_visual_tokens)
         self.pruner, self.trace, self.entrance = pruner, trace, entrance
         pruner.check_heads(self.geometry.num_heads)
-        if self.family.grid_positions and getattr(pruner, "positions", None) == "renumbered":
-            raise FieldError(
-                "positions",
-                f"got 'renumbered', but visual tokens of {self.family.title} have places in a grid, which cannot be "
-                "numbered anew",
-                value="renumbered",
-                fix="leave it out: every token keeps its place",
-            )
+        check_positions(self.family, pruner)
         self.varies = self.family.num_visual_tokens(model.config) is None
         """Whether images differ in their number of visual tokens."""
         self.stages: tuple[Stage, ...] = ()

@@ -15,8 +15,9 @@ from finepruner_lmms.engine.contract import check_reduction
 from finepruner_lmms.engine.decoder_hooks import attached
 from finepruner_lmms.engine.entrance import Entrance
 from finepruner_lmms.engine.families.family import Encoded, Family
+from finepruner_lmms.engine.families.fits import check_fits
 from finepruner_lmms.engine.generation import Generation, marked
-from finepruner_lmms.engine.images import with_questions
+from finepruner_lmms.engine.images import reads_received, with_questions
 from finepruner_lmms.engine.parts import device_of
 from finepruner_lmms.engine.prompt_layout import ImageGroup, Layout
 from finepruner_lmms.engine.trace import Trace
@@ -87,15 +88,8 @@ def _asked_before(family: Family, pruner: Pruner, layout: Layout) -> list[tuple[
         before, _ = pruner.parts(count)
         if before is not None and not keeps_all(before.budget, count) and before.retained(count) < count:
             asked.append((group, before))
-    if asked and family.grid_positions and type(asked[0][1]).reduce is not VisionPruner.reduce:
-        name = asked[0][1].name
-        raise FieldError(
-            "method",
-            f"{name!r} makes new tokens before the language model, and {family.title} numbers visual tokens by their "
-            "places in a grid, where new ones have none",
-            value=name,
-            fix="use a method that keeps tokens as they are",
-        )
+    if asked:
+        check_fits(family, asked[0][1])
     return asked
 
 
@@ -125,7 +119,7 @@ def _encoded(
         return Encoded(encoder_outputs(features)["mm_encoder_outputs"])
     if not asked:
         return None
-    received = any(before.reads_tower == "received" for _, before in asked)
+    received = any(reads_received(before) for _, before in asked)
     counts = {number: group.num_visual_tokens for group in layout.groups for number in group.number}
     media = {name: inputs[name] for name in family.media if inputs.get(name) is not None}
     return family.encode(model, media, [counts[number] for number in sorted(counts)], received)

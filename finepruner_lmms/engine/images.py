@@ -14,7 +14,7 @@ from finepruner_lmms.engine.prompt_layout import Layout
 from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.selection import fingerprint
-from finepruner_lmms.pruners import VisionPruner
+from finepruner_lmms.pruners import Pruner, VisionPruner
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 
@@ -82,7 +82,8 @@ def outputs_for(
     if (vision := inputs.get("vision")) is not None:
         vision = vision.of_rows(_images_of_rows("vision", len(vision.features), layout))
     elif (pixels := inputs.get("pixel_values")) is not None:
-        vision = encode_images(model, pixels[_images_of_rows("pixel_values", len(pixels), layout)])
+        pixels = pixels[_images_of_rows("pixel_values", len(pixels), layout)]
+        vision = encode_images(model, pixels, reads_received(pruner))
     elif inputs.get("image_features") is not None:
         raise FieldError(
             "image_features",
@@ -92,6 +93,12 @@ def outputs_for(
     else:
         raise _no_images()
     return with_questions(model, pruner, vision, rows, inputs["input_ids"], layout, questions)
+
+
+def reads_received(pruner: Pruner) -> bool:
+    """Whether what works before the language model reads the attention that patches receive."""
+    before = getattr(pruner, "before", pruner)
+    return isinstance(before, VisionPruner) and "received_attention" in before.reads
 
 
 def with_questions(

@@ -22,7 +22,7 @@ class Decoding:
     def of(self, gen_kwargs: Mapping[str, Any], task: str) -> dict[str, Any]:
         """Read from the task's `generation_kwargs`, which are shared and stay as they are."""
         for key in set(gen_kwargs) - set(_DECODING) - _IGNORED - self._warned:
-            logger.warning(f"task {task!r}: generation_kwargs {key!r} is not used by llava_finepruner")
+            logger.warning(f"task {task!r}: generation_kwargs {key!r} is not used by finepruner")
             self._warned.add(key)
         given = {key: gen_kwargs[key] for key in _DECODING if gen_kwargs.get(key) is not None}
         sample = bool(given.pop("do_sample", False)) and given.get("temperature", 1) > 0

@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration
 
 from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.engine.image_chunks import ChunkEncoder
+from finepruner_lmms.engine.vision_tower import encode_images
 from finepruner_lmms.lmms.image_cache import ImageCache, Storage
 from finepruner_lmms.lmms.meter import ImageUse
 from finepruner_lmms.lmms.model_args import ModelArguments
@@ -43,6 +44,7 @@ class ImageEncoder:
             image_processor,
             "crop" if arguments.image_aspect_ratio == "crop" else "pad",
         )
+        self._model = model
         self._chunks = ChunkEncoder(model, arguments.image_chunk, arguments.execution)
         dtype = None if arguments.image_cache_dtype == "auto" else getattr(torch, arguments.image_cache_dtype)
         self._storage = Storage(model.device, arguments.image_cache_place, dtype)
@@ -90,6 +92,13 @@ class ImageEncoder:
         outputs = VisionOutputs.join([self._held[picture.key] for picture in pictures])
         self._drop_unexpected()
         return outputs
+
+    def encode_apart(self, pictures: Sequence[Picture]) -> VisionOutputs:
+        """The same with the attention that patches receive, which is not kept: few methods read it."""
+        self.asked += len(pictures)
+        self.encoded += len(pictures)
+        pixels = [self._pixels(p.content) if isinstance(p.content, Image.Image) else p.content for p in pictures]
+        return encode_images(self._model, torch.stack(pixels), received=True)
 
     def _no_longer_expect(self, pictures: Sequence[Picture]) -> None:
         asked = Counter(picture.key for picture in pictures)

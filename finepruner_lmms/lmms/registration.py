@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.lmms import heartbeat
+from finepruner_lmms.lmms.names import ANY, LLAVA
 
 if TYPE_CHECKING:
     from lmms_eval.models.registry_v2 import ModelManifest
@@ -22,6 +23,6 @@ def manifests() -> list[ModelManifest]:
 
     home = "finepruner_lmms.lmms.model"
     return [
-        ModelManifest("llava_finepruner", f"{home}.LlavaFinePruner", f"{home}.FinePruner"),
-        ModelManifest("finepruner", None, f"{home}.FinePruner"),
+        ModelManifest(LLAVA, f"{home}.LlavaFinePruner", f"{home}.FinePruner"),
+        ModelManifest(ANY, None, f"{home}.FinePruner"),
     ]

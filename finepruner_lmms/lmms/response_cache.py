@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 from lmms_eval import evaluator
 
-_NAMES = ("llava_finepruner", "finepruner")
+from finepruner_lmms.lmms.names import ANY, LLAVA
+
+_NAMES = (LLAVA, ANY)
 
 
 class Identified(Protocol):

@@ -28,8 +28,9 @@ from finepruner_lmms.files import load_object, read_json_lines
 from finepruner_lmms.lmms.identity import cell_identity
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.lmms.journal import Journal, read_journal, set_aside
-from finepruner_lmms.lmms.model import LlavaFinePruner
+from finepruner_lmms.lmms.names import model_name
 from finepruner_lmms.lmms.plain_run import Answerer
+from finepruner_lmms.lmms.pruned_model import PrunedModel
 from finepruner_lmms.lmms.together import Companion, Company
 from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
 from finepruner_lmms.matrix.records import Outcome, Sample, Scores
@@ -43,11 +44,11 @@ class InvalidResult(RuntimeError):
 def task_manager(plan: Plan) -> TaskManager:
     """The tasks of a plan, and none besides."""
     where = str(task_folder(plan.data, plan.submission, plan.limit))
-    return TaskManager(include_path=where, include_defaults=False, model_name="llava_finepruner")
+    return TaskManager(include_path=where, include_defaults=False, model_name=model_name(plan.model.pretrained))
 
 
 def evaluate_cell(
-    lm: LlavaFinePruner, manager: TaskManager, cell: Cell, attempt: Path, journal: Path, company: Company | None = None
+    lm: PrunedModel, manager: TaskManager, cell: Cell, attempt: Path, journal: Path, company: Company | None = None
 ) -> tuple[Outcome, list[Sample]] | None:
     """Result and samples of one cell; None in all processes but the first.
 
@@ -165,7 +166,7 @@ def _outcome(
     return outcome, [_line(sample, metric, images) for sample in logged]
 
 
-def gather(lm: LlavaFinePruner, cells: Sequence[PlannedCell], monitor: bool) -> Company:
+def gather(lm: PrunedModel, cells: Sequence[PlannedCell], monitor: bool) -> Company:
     """The cells of a task as a company, but for those that cannot be computed: each says why when it is evaluated."""
     members: dict[str, Companion] = {}
     for cell in cells if len(cells) > 1 else ():
@@ -182,7 +183,7 @@ def gather(lm: LlavaFinePruner, cells: Sequence[PlannedCell], monitor: bool) -> 
 
 
 def _method(cell: Cell) -> dict[str, Any]:
-    """A cell's method as the arguments of `LlavaFinePruner.configure`."""
+    """A cell's method as the arguments of `PrunedModel.configure`."""
     return {"method": cell.method.method, "budget": cell.method.budget, **cell.method.parameters}
 
 

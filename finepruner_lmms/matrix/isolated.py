@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.lmms import heartbeat
+from finepruner_lmms.lmms.names import model_name
 from finepruner_lmms.matrix.launch import MARK, accelerate, heartbeat_of, last_error, sweep, tethered
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
 
@@ -49,7 +50,7 @@ def run_isolated(plan: Plan, events: Events, folder: Path) -> None:
 def command(plan: Plan, cell: PlannedCell, attempt: Path, tasks: Path) -> list[str]:
     """What a user would type for a cell."""
     module = [
-        *("lmms_eval", "--model", "llava_finepruner", "--model_args", model_args(plan, cell)),
+        *("lmms_eval", "--model", model_name(plan.model.pretrained), "--model_args", model_args(plan, cell)),
         *("--tasks", BENCHMARKS[cell.task].task, "--include_path", str(tasks)),
         *("--batch_size", str(plan.batch_size), "--output_path", str(attempt / "lmms"), "--log_samples"),
     ]

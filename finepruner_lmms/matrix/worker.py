@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lmms_eval.tasks import TaskManager
 
     from finepruner_lmms.claims import Claim
-    from finepruner_lmms.lmms.model import LlavaFinePruner
+    from finepruner_lmms.lmms.pruned_model import PrunedModel
     from finepruner_lmms.lmms.together import Company
 
 LEFT = 75  # exit status of a worker that leaves cells to a fresh one
@@ -57,10 +57,10 @@ def main() -> None:
 def _run(plan: Plan, events: Events, first: bool) -> None:
     """Load the model and work through the cells that can be had."""
     heartbeat.phase("load")
-    from finepruner_lmms.lmms.model import LlavaFinePruner
+    from finepruner_lmms.lmms.model import FinePruner
     from finepruner_lmms.matrix.evaluate import gather, task_manager
 
-    lm = LlavaFinePruner(**plan.model.model_dump(exclude_none=True), batch_size=plan.batch_size)
+    lm = FinePruner(**plan.model.model_dump(exclude_none=True), batch_size=plan.batch_size)
     lm.on_progress = events.progress if first else None
     heartbeat.phase("index")
     manager = task_manager(plan)
@@ -83,7 +83,7 @@ def at_once(cells: Sequence[PlannedCell], most: int | None) -> Iterator[list[Pla
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _claimed(lm: LlavaFinePruner, cells: Sequence[PlannedCell], first: bool) -> list[tuple[PlannedCell, Claim | None]]:
+def _claimed(lm: PrunedModel, cells: Sequence[PlannedCell], first: bool) -> list[tuple[PlannedCell, Claim | None]]:
     """Those of the cells that nobody else has taken, each with the claim of the first process."""
     from accelerate.utils import broadcast_object_list
 
@@ -101,7 +101,7 @@ def _claimed(lm: LlavaFinePruner, cells: Sequence[PlannedCell], first: bool) -> 
 
 
 def _attempt(
-    lm: LlavaFinePruner,
+    lm: PrunedModel,
     manager: TaskManager,
     cell: PlannedCell,
     claim: Claim | None,

@@ -1,4 +1,4 @@
-"""The square grid of an image's visual tokens, in raster order."""
+"""The grid of an image's visual tokens, in raster order."""
 
 from __future__ import annotations
 
@@ -23,21 +23,27 @@ def grid_shape(count: int, side: int) -> tuple[int, int] | None:
     return (factors[-1], count // factors[-1]) if factors else None
 
 
-def grid_indices(num_visual: int, retained: int, device: torch.device | str = "cpu") -> Tensor:
+def grid_indices(
+    num_visual: int,
+    retained: int,
+    device: torch.device | str = "cpu",
+    shape: tuple[int, int] | None = None,
+) -> Tensor:
     """`retained` evenly spread places of an image of `num_visual` tokens in raster order, ascending: `[retained]`.
 
-    A square image of side g gets a grid of rows × columns: the factors of `retained` where these are within 1:2
-    (64 = 8×8, 128 = 8×16, 192 = 12×16), else rows whose lengths differ by at most one. Other images are a line.
-    Computed on `device`, because copying the places there would wait for it.
+    `shape` is rows × columns of the image; by default it is a square, or a line where it can be none. A square gets a
+    grid of rows × columns: the factors of `retained` where these are within 1:2 (64 = 8×8, 128 = 8×16, 192 = 12×16).
+    Otherwise rows differ in length by at most one, and are about as far apart as the tokens in them. Computed on
+    `device`, because copying the places there would wait for it.
     """
     place, side = torch.arange(retained, device=device), image_side(num_visual)
-    if side is None:
-        return spread(place, retained, num_visual)
-    shape = grid_shape(retained, side)
-    rows = shape[0] if shape else max(round(math.sqrt(retained)), math.ceil(retained / side))
+    height, width = shape or ((num_visual, 1) if side is None else (side, side))
+    even = grid_shape(retained, height) if height == width else None
+    wanted = round(math.sqrt(retained * height / width))
+    rows = even[0] if even else min(max(wanted, math.ceil(retained / width)), height, retained)
     row = ((place + 1) * rows - 1) // retained  # row r holds the places from r·R/rows on, rounded down
     start, end = row * retained // rows, (row + 1) * retained // rows
-    return spread(row, rows, side) * side + spread(place - start, end - start, side)
+    return spread(row, rows, height) * width + spread(place - start, end - start, width)
 
 
 def spread(place: Tensor, count: int | Tensor, length: int) -> Tensor:

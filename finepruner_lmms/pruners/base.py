@@ -127,9 +127,9 @@ class VisionPruner(Pruner):
         return ""
 
     @property
-    def reads_tower(self) -> Literal["", "cls", "received"]:
-        """Which attention of the vision tower the method reads: none, its CLS token's, or what patches receive."""
-        return ""
+    def reads(self) -> tuple[str, ...]:
+        """The fields of `VisionOutputs` that the method needs, beyond features and projected tokens."""
+        return ()
 
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """One drop, before layer 0."""

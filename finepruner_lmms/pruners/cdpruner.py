@@ -50,6 +50,11 @@ class CDPruner(VisionPruner):
         """Through what the question becomes vectors."""
         return {"clip": "clip", "embedding": "embedding"}.get(self.relevance, "")  # type: ignore[return-value]
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Patches in CLIP's joint space, where relevance is by CLIP."""
+        return ("image_embeds",) if self.relevance == "clip" else ()
+
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The greedy choice: `[B, N]`."""
         retained = self.retained(vision.num_visual_tokens)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.ops.selection import top_mask
-from finepruner_lmms.pruners.base import VisionPruner
+from finepruner_lmms.pruners.importance import ByImportance
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
 @register("fastervlm")
 @dataclass(frozen=True, kw_only=True)
-class FasterVLM(VisionPruner):
-    """Keeps the tokens that the vision tower's CLS token attends to most (section 3.2)."""
+class FasterVLM(ByImportance):
+    """Keeps the tokens that the vision tower's CLS token attends to most (section 3.2); see `ByImportance`."""
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The best of the mean over the tower's heads: `[B, N]`."""
-        scores = vision.need("cls_attention", self.name).double().mean(1)
-        return top_mask(scores, self.retained(vision.num_visual_tokens))
+        return top_mask(self.by_head(vision).mean(1), self.retained(vision.num_visual_tokens))

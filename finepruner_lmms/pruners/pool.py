@@ -48,6 +48,10 @@ class Pool(VisionPruner):
     def reduce(self, vision: VisionOutputs) -> Reduction:
         """The means, in raster order."""
         side = image_side(vision.num_visual_tokens)
+        if vision.shape != (side, side) or (vision.grid is not None and vision.grid[0] > 1):
+            raise FieldError(
+                "method", "pool needs a square grid of visual tokens; this image is of several tiles, or frames"
+            )
         shape = grid_shape(self.retained(vision.num_visual_tokens), side or 0)
         assert side is not None and shape is not None
         square = vision.projected.float().transpose(1, 2).unflatten(2, (side, side))

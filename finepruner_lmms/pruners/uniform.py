@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 @register("uniform")
 @dataclass(frozen=True, kw_only=True)
 class Uniform(VisionPruner):
-    """Keeps the tokens of an even grid, the same in every image."""
+    """Keeps the tokens of an even grid, the same in every image of one shape; of several tiles, every so many."""
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The grid, for each of B images: `[B, N]`."""
         num_visual, batch = vision.num_visual_tokens, len(vision.features)
-        places = grid_indices(num_visual, self.retained(num_visual), vision.features.device)
+        places = grid_indices(
+            num_visual, self.retained(num_visual), vision.features.device, vision.shape or (num_visual, 1)
+        )
         return index_to_mask(places[None], num_visual).expand(batch, -1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lazy import torch
+from finepruner_lmms.ops.grid import image_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,7 @@ _WHY = {
     "cls_attention": "there is none in this vision tower, or none apart from the patches in the layer that LLaVA reads",
     "cls_projected": "this vision tower has no CLS token apart from its patches",
     "received_attention": "it is computed where a method asks for it; pass it",
-    "keys": "this vision tower has no CLS token apart from its patches",
+    "keys": "no layer of the vision tower made the patches that are projected, or it merges them",
     "image_embeds": "pass the patches in CLIP's joint space",
     "text_embeds": "pass the question as vectors, one [M, P] a row",
 }
@@ -33,8 +34,9 @@ class VisionOutputs:
     relevance by embedding, `text_embeds` are `[M, D]` word embeddings. `projector` maps features to projected tokens.
     `received_attention` `[B, Hc, N]` is what the patches receive from all patches of their image, mean of the queries,
     in a late layer, where it was asked for. `grid`, the same for all images of the batch, is frames × rows × columns of
-    the N tokens where they fill one. `sample_keys` `[B]` int64 identify the content of each sample, for methods that
-    draw at random; without them the draw follows `features`.
+    the N tokens where they fill one; `tiled` tells that they fill none, as those of several tiles. `sample_keys`
+    `[B]` int64 identify the content of each sample, for methods that draw at random; without them the draw follows
+    `features`.
     """
 
     features: Tensor
@@ -48,6 +50,7 @@ class VisionOutputs:
     projector: Callable[[Tensor], Tensor] | None = None
     received_attention: Tensor | None = None
     grid: tuple[int, int, int] | None = None
+    tiled: bool = False
 
     @property
     def num_visual_tokens(self) -> int:
@@ -65,6 +68,17 @@ class VisionOutputs:
         if self.text_embeds:
             named["text_embeds"] = torch.cat([text.flatten() for text in self.text_embeds])
         return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """Rows × columns of the tokens, the frames of a video below each other; None where they fill no grid.
+
+        Without `grid`, tokens that can be a square are one.
+        """
+        if self.grid is not None:
+            return self.grid[0] * self.grid[1], self.grid[2]
+        side = None if self.tiled else image_side(self.num_visual_tokens)
+        return None if side is None else (side, side)
 
     def need(self, name: str, method: str) -> Any:
         """The field `name`; `FieldError` saying who needs it if it is not there."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.selection import mask_to_index, take, top_mask, unit_vectors
-from finepruner_lmms.pruners.base import Reduction, VisionPruner
+from finepruner_lmms.pruners.base import Reduction
 from finepruner_lmms.pruners.budget import round_half_up
+from finepruner_lmms.pruners.importance import ByImportance
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
@@ -19,36 +20,48 @@ if TYPE_CHECKING:
 
 @register("visionzip")
 @dataclass(frozen=True, kw_only=True)
-class VisionZip(VisionPruner):
+class VisionZip(ByImportance):
     """Keeps the CLS token and the dominant patches, and merges the rest into contextual tokens (section 3.2).
 
     10 of 64 tokens are contextual, as published for 64, and the same share of other budgets. The CLS token counts.
+    Without importance by the CLS token (see `ByImportance`) it is not kept either, and one more patch is.
     """
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The CLS token itself, too, and the keys by which tokens are merged."""
+        return (*super().reads, *(("cls_projected",) if self.lead else ()), "keys")
+
+    @property
+    def lead(self) -> int:
+        """Whether the CLS token is kept."""
+        return int(self.importance == "cls")
 
     def contextual(self, num_visual_tokens: int) -> int:
         """How many tokens are merged ones."""
         retained = self.retained(num_visual_tokens)
         wanted = round_half_up(Fraction(10 * retained, 64))
-        return min(wanted, num_visual_tokens - (retained - wanted - 1))
+        return min(wanted, num_visual_tokens - (retained - wanted - self.lead))
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The dominant patches, `[B, N]`: fewer than the budget by the CLS token and the contextual ones."""
-        scores = vision.need("cls_attention", self.name).double().sum(1)
-        dominant = self.retained(vision.num_visual_tokens) - self.contextual(vision.num_visual_tokens) - 1
+        scores = self.by_head(vision).sum(1)
+        dominant = self.retained(vision.num_visual_tokens) - self.contextual(vision.num_visual_tokens) - self.lead
         return top_mask(scores, dominant)
 
     def reduce(self, vision: VisionOutputs) -> Reduction:
         """CLS, the dominant patches in raster order, and the contextual tokens."""
         keep, contextual = self.choose(vision), self.contextual(vision.num_visual_tokens)
-        dominant = self.retained(vision.num_visual_tokens) - contextual - 1
+        dominant = self.retained(vision.num_visual_tokens) - contextual - self.lead
         order = mask_to_index(keep, vision.num_visual_tokens)
         own, rest = order[:, :dominant], order[:, dominant:]
-        tokens = [vision.need("cls_projected", self.name), take(vision.projected, own)]
+        tokens = [vision.need("cls_projected", self.name)] if self.lead else []
+        tokens.append(take(vision.projected, own))
         if contextual:
             keys = take(vision.need("keys", self.name), rest)
             merged = merge_into_targets(take(vision.features, rest), keys, contextual)
             tokens.append(vision.project(merged.to(vision.features.dtype)))
-        return Reduction(torch.cat(tokens, dim=1), keep, lead=1)
+        return Reduction(torch.cat(tokens, dim=1), keep, lead=self.lead)
 
 
 def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tensor:

@@ -9,7 +9,7 @@ from finepruner_lmms.errors import check_share
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.fused import kernels_for
 from finepruner_lmms.ops.selection import index_to_mask, take, unit_vectors
-from finepruner_lmms.pruners.base import VisionPruner
+from finepruner_lmms.pruners.importance import ByImportance
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
@@ -21,13 +21,13 @@ _STEP = 8  # tokens removed per round
 
 @register("vispruner")
 @dataclass(frozen=True, kw_only=True)
-class VisPruner(VisionPruner):
+class VisPruner(ByImportance):
     """Keeps important tokens, by the attention of the tower's CLS token, and diverse ones among the rest.
 
     `important_ratio` of the budget is important (section 3.2); the others remain after rounds of bipartite matching
     that remove, of every second token, those most similar to one of the others (3.3). With ratio 1 this is FasterVLM.
     Computed in float64: a round's outcome decides who meets whom in the next, so one rounding error changes a third
-    of the tokens.
+    of the tokens. `importance`: see `ByImportance`.
     """
 
     important_ratio: float = 0.5
@@ -39,7 +39,7 @@ class VisPruner(VisionPruner):
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The important and the diverse tokens: `[B, N]`."""
-        scores = vision.need("cls_attention", self.name).double().mean(1)
+        scores = self.by_head(vision).mean(1)
         retained = self.retained(vision.num_visual_tokens)
         order = scores.argsort(dim=1, descending=True, stable=True)
         important = int(retained * self.important_ratio)

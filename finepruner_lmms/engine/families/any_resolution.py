@@ -129,6 +129,7 @@ class AnyResolution(Family):
                     sample_keys=fingerprint(own[None]).to(packed.device),
                     projector=one.projector,
                     grid=self.grid_of(config, count),
+                    tiled=count > 1,
                 )
             )
         return outputs, images

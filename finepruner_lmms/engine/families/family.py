@@ -74,6 +74,8 @@ class Family(ABC):
     """What else the processor returns, and the model's `generate` takes."""
     grid_positions: ClassVar[bool] = False
     """Whether positions are those of a grid (M-RoPE, `[3, B, L]`), which cannot be numbered anew."""
+    lacks: ClassVar[Mapping[str, str]] = {}
+    """The fields of `VisionOutputs` that `encode` never has, and why."""
     has_cls: ClassVar[bool] = False
     """Whether the vision tower has a CLS token apart from its patches."""
     evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template"}

@@ -25,6 +25,10 @@ class InternVL(Family):
     towers: ClassVar[frozenset[str]] = frozenset({"internvl_vision"})
     media: ClassVar[tuple[str, ...]] = ("pixel_values",)
     has_cls: ClassVar[bool] = True
+    lacks: ClassVar[Mapping[str, str]] = {
+        "cls_projected": "the projector takes four patches, and the CLS token is as wide as one",
+        "image_embeds": "InternViT is no tower of CLIP",
+    }
     evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template", "max_tiles": 12, "num_frames": 32}
 
     def check(self, config: Any) -> None:
@@ -103,6 +107,7 @@ class InternVL(Family):
                     sample_keys=fingerprint(pixels[own][None]).to(projected.device),
                     projector=one.projector,
                     grid=(1, side, side) if count == 1 else None,
+                    tiled=count > 1,
                 )
             )
             start += count

@@ -30,6 +30,11 @@ class LlavaOnevision(AnyResolution):
         "pixel_values_videos",
         "image_sizes_videos",
     )
+    lacks: ClassVar[Mapping[str, str]] = {
+        "cls_attention": "SigLIP has no CLS token",
+        "cls_projected": "SigLIP has no CLS token",
+        "image_embeds": "SigLIP's text tower is not that of CLIP",
+    }
     described_by: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images")
     evaluation: ClassVar[Mapping[str, str | int]] = {"conv": "chat_template", "num_frames": 32}
 

@@ -27,6 +27,11 @@ class QwenVL(Family):
     )
     passes: ClassVar[tuple[str, ...]] = ("mm_token_type_ids",)
     grid_positions: ClassVar[bool] = True
+    lacks: ClassVar[Mapping[str, str]] = {
+        "cls_attention": "its vision tower has no CLS token",
+        "cls_projected": "its vision tower has no CLS token",
+        "image_embeds": "its vision tower is not that of CLIP",
+    }
     # as lmms-eval's own models of the family: at least 256 tokens of 28 × 28 pixels, at most 2,048
     evaluation: ClassVar[Mapping[str, str | int]] = {
         "conv": "chat_template",

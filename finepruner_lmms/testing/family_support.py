@@ -1,0 +1,80 @@
+"""Which methods run on which families, found out by running them on the small models: the table of docs/models.md.
+
+`python -m finepruner_lmms.testing.family_support` prints it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import finepruner_lmms as fp
+from finepruner_lmms.engine.families.registry import find_family
+from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners import Pruner, build_pruner
+from finepruner_lmms.testing.families import FAMILIES, family_prompts, tiny_model
+
+SUBSTITUTES: tuple[dict[str, Any], ...] = ({"importance": "received"}, {"relevance": "embedding"})
+"""Parameters under which a method runs where the published way is not there, in the order in which they are tried."""
+_BUDGET = "50%"
+
+
+@dataclass(frozen=True)
+class Support:
+    """How a method runs on a family: `parameters` it takes there, what is `kept` otherwise, or why it is `refused`."""
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    positions_kept: bool = False
+    refused: str = ""
+
+    @property
+    def text(self) -> str:
+        """A cell of the table."""
+        if self.refused:
+            return "refused"
+        changed = [f"`{name}={value}`" for name, value in self.parameters.items()]
+        changed += ["places kept"] if self.positions_kept else []
+        return ", ".join(changed) or "as published"
+
+
+def support(which: str, name: str) -> Support:
+    """How the method `name` runs on the tiny model `which`."""
+    first = ""
+    for parameters in ({}, *SUBSTITUTES):
+        try:
+            pruner = build_pruner(name, budget=None if name == "vanilla" else _BUDGET, **parameters)
+        except FieldError:  # the method has no such parameter
+            continue
+        try:
+            _run(which, pruner)
+        except FieldError as error:
+            first = first or str(error)
+            continue
+        grid = find_family(FAMILIES[which].config().model_type).grid_positions
+        return Support(parameters, grid and bool(getattr(pruner, "renumber_positions", False)))
+    return Support(refused=first)
+
+
+def _run(which: str, pruner: Pruner) -> None:
+    inputs = family_prompts(which, (3, "a", 4))
+    fp.generate(tiny_model(which), pruner, inputs, questions=["what is there"], max_new_tokens=1, do_sample=False)
+
+
+def table() -> str:
+    """The table, in Markdown, and under it why a method is refused somewhere."""
+    families = [which for which in FAMILIES if "-" not in which]
+    titles = [find_family(which).title for which in families]
+    lines = ["| method | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    reasons: dict[str, list[str]] = {}
+    for name in fp.METHODS:
+        found = {title: support(which, name) for which, title in zip(families, titles, strict=True)}
+        lines.append(f"| `{name}` | " + " | ".join(one.text for one in found.values()) + " |")
+        for title, one in found.items():
+            if one.refused:
+                reasons.setdefault(f"`{name}`: {one.refused.replace(title, 'this family')}", []).append(title)
+    refused = [f"- {reason} ({', '.join(where)})" for reason, where in reasons.items()]
+    return "\n".join([*lines, *([""] if refused else []), *refused])
+
+
+if __name__ == "__main__":
+    print(table())  # noqa: T201
