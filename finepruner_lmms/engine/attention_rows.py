@@ -110,7 +110,7 @@ def check_layers(layers: Iterable[Any]) -> None:
         if (odd := _unlike_llama(attn)) is not None:
             raise FieldError(
                 "model",
-                f"its {type(attn).__name__} {odd}, so the attention of single tokens, computed as Llama's, would be wrong",
+                f"its {type(attn).__name__} {odd}, so rows of attention computed as Llama's would be wrong",
                 fix="see docs/add_a_model.md for what a decoder needs",
             )
         for name in ("q_norm", "k_norm"):
