@@ -18,7 +18,6 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 from PIL import Image
-from tiny_processors import tiny_processor
 
 import finepruner_lmms as fp
 from finepruner_lmms.asking.conversation import Video, from_messages, single
@@ -37,6 +36,7 @@ from finepruner_lmms.matrix.cells import expand
 from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.matrix.evaluate import evaluate_cell
 from finepruner_lmms.testing.families import FAMILIES, tiny_model
+from finepruner_lmms.testing.tiny_checkpoints import tiny_processor
 
 SETTINGS = {
     "llava_next": {},
@@ -416,3 +416,11 @@ def test_a_matrix_runs_another_family_under_its_name(checkpoints, tmp_path):
     assert outcome.cost is not None and outcome.speed is not None and outcome.speed.questions == 4
     again = ModelArguments.parse({"pretrained": str(checkpoints / "qwen2_5_vl"), "max_pixels": 512, "min_pixels": 64})
     assert answer_settings(again, lm.family) != answer_settings(lm.arguments, lm.family)
+
+
+def test_a_matrix_says_where_a_setting_is_not_of_its_model(checkpoints, tmp_path):
+    file = tmp_path / "study.yaml"
+    model = f"{{pretrained: {checkpoints / 'qwen2_5_vl'}, max_tiles: 4}}"
+    file.write_text(f"name: study\nmodel: {model}\ndata: demo\ntasks: [pope]\nmethods: [vanilla]\n")
+    with pytest.raises(ValueError, match=r"study.yaml:2:\d+: model.max_tiles: Qwen2.5-VL does not read it"):
+        load_matrix(file)

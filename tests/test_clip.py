@@ -15,7 +15,9 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 import finepruner_lmms as fp
 from finepruner_lmms.engine.clip import bare_question, joint_space
 from finepruner_lmms.engine.clip_names import clip_checkpoint
+from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.testing.families import family_prompts, tiny_model
 
 # three layers of width 32 (48 in the middle) over up to 77 tokens, and the projection:
 # 3 (2*32 + 2*32 + 8 + 2*77 + 80) + 32 products in float32 sums; values are up to about 4
@@ -160,3 +162,21 @@ def test_a_matrix_knows_before_it_runs_that_the_demo_has_no_text_tower(tmp_path)
     file.write_text(f"name: study\nmodel: {{pretrained: demo}}\ndata: demo\ntasks: [pope]\n{rows}")
     with pytest.raises(ConfigError, match=r"study.yaml:6:5: methods.0.relevance: 'clip' needs the text tower"):
         load_matrix(file)
+
+
+def test_relevance_by_clip_on_tiles_is_that_of_each_patch(checkpoint):
+    """LLaVA-NeXT has CLIP's tower, too; its tiles are packed, and every patch keeps its place in the joint space."""
+    model = tiny_model("llava_next")
+    inputs = family_prompts("llava_next", (5, "a", 3, "b", 2), (2, "a", 4))
+    pruner = fp.build_pruner("cdpruner", budget=4, clip=checkpoint)
+    found = fp.generate(model, pruner, inputs, questions=["w1 w2", "w3"], max_new_tokens=1)
+    assert [row[0] for row in found.trace.tokens_entering] == [8, 4]
+    other = fp.generate(model, pruner, inputs, questions=["w1 w2", "w90 w91 w92"], max_new_tokens=1)
+    assert torch.equal(found.trace.kept[0][0], other.trace.kept[0][0])
+    assert not torch.equal(found.trace.kept[0][1], other.trace.kept[0][1])
+    space = joint_space(checkpoint, torch.device("cpu"))
+    media = {name: inputs[name] for name in ("pixel_values", "image_sizes")}
+    for image in find_family("llava_next").encode(model, media).images:
+        norm = model.model.vision_tower.post_layernorm
+        expected = norm(image.features) @ space.visual_projection.weight.T
+        torch.testing.assert_close(space.embed_patches(model, image.features), expected, rtol=1e-4, atol=1e-5)

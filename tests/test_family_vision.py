@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -191,3 +192,27 @@ def test_what_is_said_of_an_image_does_not_depend_on_its_batch(which: str) -> No
         if name == "sample_keys":
             assert torch.equal(value, together.images[-1].tensors()[name])
         torch.testing.assert_close(value, together.images[-1].tensors()[name], rtol=1e-4, atol=1e-5)
+
+
+def test_onevision_shrinks_what_is_said_of_patches_as_it_shrinks_tokens() -> None:
+    """Of a picture with more tiles than the checkpoint's limit, whose tokens are means of neighbours."""
+    model = copy.deepcopy(tiny_model("llava_onevision"))
+    family = family_of(model)
+    inputs = family_prompts("llava_onevision", (5, "a", 3))
+    before = family.described(model.config, inputs)[0]
+    model.config.vision_aspect_ratio = "anyres_max_1"
+    model.config.image_grid_pinpoints = [[24, 24]]
+    sizes = torch.tensor([[24, 24]])
+    pixels = torch.rand(1, 5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    media = {"pixel_values": pixels, "image_sizes": sizes, "batch_num_images": torch.tensor([1])}
+    (span,) = family.described(model.config, media)
+    assert span.num_visual_tokens == 9 + 9 != before.num_visual_tokens  # four tiles of 3 × 3 became one
+    assert span.num_visual_tokens == family.most_visual_tokens(model.config)
+    found = family.encode(model, media, received=True)
+    (image,), (packed,) = found.images, found.outputs["image"].pooler_output
+    kept = torch.ones(span.length, dtype=torch.bool)
+    kept[list(span.separators)] = False
+    torch.testing.assert_close(packed[kept], image.projected[0])
+    torch.testing.assert_close(packed[~kept], model.model.image_newline.expand(len(span.separators), -1))
+    assert image.received_attention is not None
+    assert image.received_attention.shape[-1] == image.features.shape[1] == span.num_visual_tokens

@@ -437,3 +437,15 @@ def test_normalising_by_table_is_the_processors_to_the_last_bit(settings):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))
     asked = processor(picture, return_tensors="pt")["pixel_values"][0].float()
     assert torch.equal(preprocess(processor, picture), asked)
+
+
+def test_pictures_encoded_apart_say_what_their_patches_receive():
+    images = encoder(image_cache=64)
+    shown = photos(images, 3)
+    kept = images.encode(shown)
+    apart = images.encode_apart(shown)
+    assert kept.received_attention is None
+    assert apart.received_attention is not None
+    assert apart.received_attention.shape == apart.cls_attention.shape
+    torch.testing.assert_close(apart.projected, kept.projected, rtol=1e-4, atol=1e-5)
+    assert (images.asked, images.encoded) == (6, 6)

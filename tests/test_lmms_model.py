@@ -447,7 +447,8 @@ def launch(toy: Path, out: Path, processes: int, arguments: str, **environment: 
 FAILING = """
 import os
 from lmms_eval.api.instance import Instance
-import finepruner_lmms.lmms.model as module
+import finepruner_lmms.lmms.pruned_model as module
+from finepruner_lmms.lmms.model import LlavaFinePruner
 
 second = os.environ["RANK"] == "1"
 def fail(*_, **__):
@@ -459,9 +460,9 @@ def attempt(what, call):
         print(what, type(error).__name__, error, flush=True)
 read, answer = module.read_model, module.generate
 module.read_model = fail if second else read
-attempt("loading:", lambda: module.LlavaFinePruner(pretrained="demo"))
+attempt("loading:", lambda: LlavaFinePruner(pretrained="demo"))
 module.read_model, module.generate = read, fail if second else answer
-model = module.LlavaFinePruner(pretrained="demo")
+model = LlavaFinePruner(pretrained="demo")
 model.task_dict = {"t": {"test": [None]}}
 request = Instance(
     request_type="generate_until", arguments=("Why?", {"max_new_tokens": 2}, lambda _: [], 0, "t", "test"), idx=0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from finepruner_lmms.asking.settings import evaluation
 from finepruner_lmms.checkpoints.shape import ModelShape
 from finepruner_lmms.engine.families.family import Family
 from finepruner_lmms.engine.families.registry import find_family
@@ -70,6 +71,10 @@ def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> M
             error.under("model") if isinstance(error, FieldError) else f"model.{error}", ("model", "pretrained")
         )
         return None
+    try:
+        evaluation(find_family(getattr(config, "model_type", "llava")), file.model)
+    except FieldError as error:
+        document.report(error.under("model"), ("model", error.field))
     for row in rows:
         try:
             check_pruner(row.pruner, config)

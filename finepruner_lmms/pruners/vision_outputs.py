@@ -34,8 +34,9 @@ class VisionOutputs:
     relevance by embedding, `text_embeds` are `[M, D]` word embeddings. `projector` maps features to projected tokens.
     `received_attention` `[B, Hc, N]` is what the patches receive from all patches of their image, mean of the queries,
     in a late layer, where it was asked for. `grid`, the same for all images of the batch, is frames × rows × columns of
-    the N tokens where they fill one; `tiled` tells that they fill none, as those of several tiles. `sample_keys` `[B]` int64 identify the content of each sample, for methods that
-    draw at random; without them the draw follows `features`.
+    the N tokens where they fill one; `tiled` tells that they fill none, as those of several tiles. `sample_keys`
+    `[B]` int64 identify the content of each sample, for methods that draw at random; without them the draw follows
+    `features`.
     """
 
     features: Tensor
