@@ -88,6 +88,7 @@ class QwenVL(Family):
         import torch
 
         from finepruner_lmms.engine import tower_reading
+        from finepruner_lmms.engine.parts import device_of
         from finepruner_lmms.ops.precision import for_choosing
         from finepruner_lmms.ops.selection import fingerprint
         from finepruner_lmms.pruners.vision_outputs import VisionOutputs
@@ -98,7 +99,7 @@ class QwenVL(Family):
         attention = tower_reading.attention_of(tower.blocks[self.whole_attention(config) - 1]) if received else None
         with torch.no_grad(), tower_reading.watch(tower.merger, attention) as (merging, attending):
             encode = inner.get_video_features if video else inner.get_image_features
-            outputs = encode(pixels_for(tower, pixels), places.to(tower.device), return_dict=True)
+            outputs = encode(pixels_for(tower, pixels), places.to(device_of(tower, pixels.device)), return_dict=True)
         merge = config.vision_config.spatial_merge_size**2
         patches = merging.first.unflatten(0, (-1, merge))
         order = self.window_order(config, places)
