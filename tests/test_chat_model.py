@@ -18,7 +18,6 @@ from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 from PIL import Image
-from tiny_processors import tiny_processor
 
 import finepruner_lmms as fp
 from finepruner_lmms.asking.conversation import Video, from_messages, single
@@ -37,6 +36,7 @@ from finepruner_lmms.matrix.cells import expand
 from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.matrix.evaluate import evaluate_cell
 from finepruner_lmms.testing.families import FAMILIES, tiny_model
+from finepruner_lmms.testing.tiny_checkpoints import tiny_processor
 
 SETTINGS = {
     "llava_next": {},

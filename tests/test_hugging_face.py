@@ -223,11 +223,12 @@ def test_damaged_settings_are_named_before_weights_are_read(folder, file, conten
     "change, message",
     [
         (lambda c: c["vision_config"].update(model_type="siglip_vision_model"),
-         "vision_config.model_type: got 'siglip_vision_model'; only 'clip_vision_model' is supported"),
+         "vision_config.model_type: got 'siglip_vision_model'; LLaVA-1.5 is supported with 'clip_vision_model'"),
         (lambda c: c["text_config"].update(model_type="mistral"),
-         "text_config.model_type: got 'mistral'; only 'llama' is supported"),
-        (lambda c: c["text_config"].update(model_type="no_such"), "text_config.model_type: got 'no_such'; only"),
-        (lambda c: c.update(model_type="llava_next"), r"model_type: got 'llava_next'; only LLaVA-1.5 \('llava'\)"),
+         "text_config.model_type: got 'mistral'; LLaVA-1.5 is supported with 'llama'"),
+        (lambda c: c["text_config"].update(model_type="no_such"),
+         "text_config.model_type: got 'no_such'; LLaVA-1.5 is supported with 'llama'"),
+        (lambda c: c.update(model_type="vipllava"), "model_type: got 'vipllava'.*; can be pruned: .*llava"),
         (lambda c: c.update(vision_feature_layer=[-2, -5]), r"vision_feature_layer: got \[-2, -5\]; only .* a single"),
         (lambda c: c.update(image_token_index=448), "image_token_index: got 448, but the vocabulary has 448 rows"),
     ],
@@ -253,12 +254,12 @@ def test_other_towers_in_memory_are_refused():
     config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=IMAGE, image_seq_length=VISUAL)
     model, pruner = LlavaForConditionalGeneration(config).eval(), fp.build_pruner("random", budget=4)
     inputs = prompts((5, 7))
-    for call in (
-        lambda: fp.generate(model, pruner, inputs, max_new_tokens=1),
-        lambda: fp.encode_images(model, inputs["pixel_values"]),
+    with pytest.raises(
+        FieldError, match=r"vision_config.model_type: got 'siglip_vision_model'; LLaVA-1.5 is supported"
     ):
-        with pytest.raises(TypeError, match="its vision tower is a 'siglip_vision_model'; only CLIP towers"):
-            call()
+        fp.generate(model, pruner, inputs, max_new_tokens=1)
+    with pytest.raises(TypeError, match="its vision tower is a 'siglip_vision_model'; only CLIP towers"):
+        fp.encode_images(model, inputs["pixel_values"])
 
 
 # -- older and thinner folders ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import yaml
 
 from finepruner_lmms.files import cache_dir, load_object, write_json
 
-_RULES = 1
+_RULES = 3
 """What was remembered under other rules is read again."""
 _WANTED = ("task", "group", "tag", "include", "output_type", "class", "dataset_path")
 _TOP = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
@@ -71,14 +71,13 @@ def folder_tasks(root: Path) -> dict[str, TaskFile]:
     found: dict[str, TaskFile] = {}
     tags: dict[str, list[str]] = {}
     for file in _yaml_files(root):
-        about = _about(file)
+        about = _with_includes(file)
         task, group = about.get("task"), about.get("group")
         if isinstance(task, list) and isinstance(group, str):
             found[group] = TaskFile(group, str(file), tuple(map(_member, task)))
         elif isinstance(task, str):
-            whole = _with_includes(file, about)
-            kind = None if "class" in about else str(whole.get("output_type", "generate_until"))
-            data = whole.get("dataset_path")
+            kind = None if "class" in about else str(about.get("output_type", "generate_until"))
+            data = about.get("dataset_path")
             found[task] = TaskFile(task, str(file), (), kind, data if isinstance(data, str) else None)
             for name in (*_names(about.get("tag")), *_names(group)):
                 tags.setdefault(name, []).append(task)
@@ -99,7 +98,7 @@ def definition_of(definition: str) -> dict[str, Any]:
     """What a task's YAML file says, with what it includes; functions by their names."""
     whole: dict[str, Any] = {}
     for place in (*reversed(_included(Path(definition))), Path(definition)):
-        value = yaml.load(place.read_text(encoding="utf-8"), _Functions)
+        value = yaml.load(place.read_text(encoding="utf-8-sig"), _Functions)
         whole |= value if isinstance(value, dict) else {}
     return whole
 
@@ -131,7 +130,7 @@ def _yaml_files(root: Path) -> Iterator[Path]:
 def _about(file: Path) -> dict[str, Any]:
     """The keys that matter, each read alone: what a file has besides may be long, or lmms-eval's own YAML."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # some begin with a byte order mark
     except (OSError, ValueError):
         return {}
     found: dict[str, Any] = {}
@@ -162,11 +161,11 @@ def _included(file: Path) -> list[Path]:
     return found
 
 
-def _with_includes(file: Path, about: dict[str, Any]) -> dict[str, Any]:
+def _with_includes(file: Path) -> dict[str, Any]:
+    """What a file says, and before it what it includes: even a task's name may stand there."""
+    about = _about(file)
     whole: dict[str, Any] = {}
-    if "output_type" in about and "dataset_path" in about:
-        return about
-    for place in reversed(_included(file)):
+    for place in reversed(_included(file) if "include" in about else []):
         whole |= _about(place)
     return whole | about
 
