@@ -59,6 +59,7 @@ from finepruner_lmms.testing.capture import (
     random_state,
     reduction_of,
 )
+from finepruner_lmms.testing.families import FAMILIES, family_prompts, tiny_model
 from finepruner_lmms.testing.ways import every_way
 
 STEPS = 32
@@ -172,7 +173,18 @@ class Run:
 
 SECTIONS: dict[str, tuple[Callable[[Run], None], float]] = {}
 ORDER = (
-    *("device", "graphs_equality", "cpu_equality", "prefill", "decode", "end_to_end", "batch32", "memory", "selection"),
+    *(
+        "device",
+        "graphs_equality",
+        "cpu_equality",
+        "families",
+        "prefill",
+        "decode",
+        "end_to_end",
+        "batch32",
+        "memory",
+        "selection",
+    ),
     *("capture", "waits", "vision", "drift", "bench", "sweep"),
 )
 """What matters most comes first, in case time runs out."""
@@ -296,6 +308,38 @@ def cpu_equality(run: Run) -> None:
     run.say(compared=count, wrong=wrong, largest_error_of_bound=worst, bound=testing.rounding()["atol"])
     found = f"{count - len(wrong)} of {count}, logits off by {worst:.0%} of their rounding at most"
     run.ask_all(f"float32: {run.device.type} = CPU", "every method, tokens kept and answered", found, not wrong)
+
+
+@section(30)
+def families(run: Run) -> None:
+    """Of every model family, one model: in float32 the device keeps the CPU's tokens, and answers with them."""
+    methods = ("fastv",) if run.quick else ("vanilla", "fastv", "sparsevlm", "divprune")
+    wrong, count = [], 0
+    with exact_float32():
+        for which in run.within(which for which in FAMILIES if "-" not in which):
+            here = tiny_model(which)
+            there = copied(here, run.device)
+            rows = [(4, "a", 3, "b", 5), (7,), (2, "b", 6)] + [(2, "v", 3)] * FAMILIES[which].films
+            inputs = family_prompts(which, *rows)
+            for name in methods:
+                pruner = fp.build_pruner(name, budget=None if name == "vanilla" else "50%")
+                options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "output_logits": True}
+                ours = fp.generate(here, pruner, inputs, **options)
+                theirs = fp.generate(there, pruner, moved(inputs, run.device), **options)
+                kept = all(
+                    torch.equal(a.cpu(), b.cpu())
+                    for layer, own in ours.trace.kept.items()
+                    for a, b in zip(own, theirs.trace.kept[layer], strict=True)
+                )
+                logits = torch.stack(ours.logits)
+                error = (logits - torch.stack(theirs.logits).cpu()).abs().max().item()
+                count += 1
+                if not kept or error > 1e-4:
+                    wrong.append(f"{which} {name}")
+                    run.say(family=which, method=name, kept=kept, error=error)
+    run.say(compared=count, wrong=wrong)
+    asked = "tokens kept, logits within 1e-4"
+    run.ask_all(f"families, float32: {run.device.type} = CPU", asked, f"{count - len(wrong)} of {count}", not wrong)
 
 
 @section(50)

@@ -153,6 +153,8 @@ class BruteForce:
         self.inputs = family_prompts(which, row)
         self.ids = self.inputs["input_ids"][0]
         self.prompt = entering(self.model, self.inputs)
+        if which in GRID_FAMILIES:  # text alone has one number for all three
+            self.prompt.positions = self.prompt.positions.expand(3, -1)
         self.shown = shown_in(which, row, self.inputs, self.prompt.embeds)
         self.words = list(range(max((image.columns[-1] for image in self.shown), default=0) + 1, len(self.ids)))
         self.choices: dict[tuple[int, int], Choice] = {}

@@ -43,7 +43,7 @@ def run(
     from finepruner_lmms.output import console, one_line
 
     matrix, store, study = open_study(config, output)
-    require_data(matrix.file.data, matrix.file.tasks, matrix.file.submission)
+    require_data(matrix.file.data, matrix.file.benchmarks, matrix.file.submission)
     check_machine(matrix.file)
     check_folder("--output", store.root, ROOM)
     launch, began = matrix.file.launch, time.time()

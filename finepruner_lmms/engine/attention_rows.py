@@ -5,6 +5,8 @@ No full attention map is ever built, so SDPA or flash attention stays on in ever
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +107,12 @@ def check_layers(layers: Iterable[Any]) -> None:
                 "again",
                 fix="see docs/add_a_model.md for what a decoder needs",
             )
+        if (odd := _unlike_llama(attn)) is not None:
+            raise FieldError(
+                "model",
+                f"its {type(attn).__name__} {odd}, so rows of attention computed as Llama's would be wrong",
+                fix="see docs/add_a_model.md for what a decoder needs",
+            )
         for name in ("q_norm", "k_norm"):
             weight = getattr(getattr(attn, name, None), "weight", None)
             if isinstance(weight, Tensor) and weight.shape != (attn.head_dim,):
@@ -113,6 +121,35 @@ def check_layers(layers: Iterable[Any]) -> None:
                     f"{name} of its {type(layer).__name__} normalises {list(weight.shape)}, not the {attn.head_dim} of "
                     "one head",
                 )
+
+
+def _unlike_llama(attn: Any) -> str | None:
+    """What this attention does to queries, keys or logits that Llama's does not; None where nothing is known."""
+    rotate = getattr(sys.modules[type(attn).__module__], "apply_rotary_pos_emb", None)
+    if rotate is not None and not _rotates_alike(rotate):
+        return "rotates queries and keys in a way of its own"
+    if (share := getattr(attn, "rotary_ndims", attn.head_dim)) != attn.head_dim:
+        return f"rotates {share} of the {attn.head_dim} values of a head"
+    if getattr(attn, "attn_logit_softcapping", None) is not None:
+        return "bounds its logits (softcapping)"
+    if not getattr(attn, "use_rope", True):
+        return "does not rotate in some layers"
+    for name in ("q_layernorm", "k_layernorm"):
+        if isinstance(getattr(attn, name, None), nn.Module):
+            return f"normalises by {name}"
+    return None
+
+
+@functools.cache
+def _rotates_alike(rotate: Any) -> bool:
+    """Whether a function rotates `[1, 1, 3, 8]` as Llama's does."""
+    heads = torch.linspace(-1, 1, 24).view(1, 1, 3, 8)
+    angles = torch.linspace(0, 1, 24).view(1, 3, 8).cos(), torch.linspace(0, 1, 24).view(1, 3, 8).sin()
+    try:
+        found = rotate(heads, heads, *angles)[0]
+    except (TypeError, RuntimeError):  # other arguments, or other shapes
+        return False
+    return found.shape == heads.shape and bool(torch.equal(found, apply_rotary_pos_emb(heads, heads, *angles)[0]))
 
 
 def visual_rows(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +20,9 @@ import yaml
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.submission import task_lines
+from finepruner_lmms.data.lmms_tasks import definition_files
 from finepruner_lmms.data.task_folders import overrides_dir
+from finepruner_lmms.files import content_hash
 from finepruner_lmms.sources import Sources, foreign_code, in_package, short_hash
 
 if TYPE_CHECKING:
@@ -144,6 +147,23 @@ def task_code(task: str, submission: bool, sources: Sources) -> str:
     others = {f"{sources.name}.benchmarks.{name}" for name in BENCHMARKS} - {f"{sources.name}.benchmarks.{task}"}
     modules = _follow(sources, roots, lambda _by, needed: needed in others)
     return short_hash(json.dumps([definition, sources.fingerprint(modules)], sort_keys=True))
+
+
+def other_task_code(definition: str, sources: Sources) -> str:
+    """A fingerprint of a task that is none of the ten: the files that define it, and how its metric is read.
+
+    What its functions import from elsewhere in lmms-eval counts by lmms-eval's version.
+    """
+    root = Path(definition).parent
+    files = [(os.path.relpath(file, root), file, file.stat().st_mtime_ns) for file in definition_files(definition)]
+    return _other_task_code(tuple(files), sources)
+
+
+@functools.cache
+def _other_task_code(files: tuple[tuple[str, Path, int], ...], sources: Sources) -> str:
+    contents = {name: content_hash(file) for name, file, _ in files}
+    modules = {f"{sources.name}.benchmarks.{name}" for name in ("measure", "record", "statistics", "images")}
+    return short_hash(json.dumps([contents, sources.fingerprint(modules)], sort_keys=True))
 
 
 class _TaskLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the faster, where it was built

@@ -19,7 +19,7 @@ from finepruner_lmms.data.hub import commit_of
 from finepruner_lmms.data.identity import UNKNOWN_COMMIT
 from finepruner_lmms.data.manifest import MANIFEST, identity_of
 from finepruner_lmms.files import content_hash, read_object
-from finepruner_lmms.lmms.code_identity import engine_code, method_code, task_code
+from finepruner_lmms.lmms.code_identity import engine_code, method_code, other_task_code, task_code
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.sources import Sources, own_sources, short_hash
 
@@ -70,11 +70,22 @@ def answer_identity(
 
 
 def cell_identity(
-    answers: Identity, task: str, limit: int | None, submission: bool, data: str, sources: Sources | None = None
+    answers: Identity,
+    task: str,
+    limit: int | None,
+    submission: bool,
+    data: str,
+    sources: Sources | None = None,
+    *,
+    definition: str = "",
 ) -> Identity:
-    """Of the result of a task; `data` is `data.identity.data_identity`."""
+    """Of the result of a task; `data` is `data.identity.data_identity`.
+
+    `definition` is the YAML file of a task that is none of the ten.
+    """
     asked = short_hash(json.dumps([answers.settings, task, limit, submission]))
-    code = task_code(task, submission, own_sources() if sources is None else sources)
+    sources = own_sources() if sources is None else sources
+    code = other_task_code(definition, sources) if definition else task_code(task, submission, sources)
     return answers.model_copy(update={"settings": asked, "task": code, "data": data})
 
 

@@ -26,20 +26,25 @@ def describe_row(row: Row) -> Method:
 
 def expand(matrix: Matrix) -> list[Cell]:
     """The cells of a matrix, task by task, so that the columns of the leaderboard fill one after the other."""
+    from finepruner_lmms.benchmarks import BENCHMARKS
     from finepruner_lmms.benchmarks.submission import SERVED
-    from finepruner_lmms.data.identity import data_identity
+    from finepruner_lmms.data.identity import data_identity, task_data_identity
+    from finepruner_lmms.data.lmms_tasks import all_tasks
     from finepruner_lmms.lmms.identity import cell_identity
     from finepruner_lmms.sources import remember_sources
 
     file = matrix.file
     rows = [describe_row(row) for row in matrix.rows]
     answers = _answer_identities(matrix)
+    others = all_tasks(file.tasks_dir) if len(file.benchmarks) < len(file.tasks) else {}
     cells = []
     for task in file.tasks:
         submitted = file.submission and task in SERVED
-        content = data_identity(file.data, task)
+        other = None if task in BENCHMARKS else others[task]
+        content = data_identity(file.data, task) if other is None else task_data_identity(other)
+        definition = "" if other is None else other.file
         for number, row in enumerate(rows):
-            identity = cell_identity(answers[number], task, file.limit, submitted, content)
+            identity = cell_identity(answers[number], task, file.limit, submitted, content, definition=definition)
             cells.append(
                 Cell(
                     id=identity.id,
@@ -49,9 +54,10 @@ def expand(matrix: Matrix) -> list[Cell]:
                     method=row,
                     model=file.model,
                     limit=file.limit,
-                    data=file.data,
+                    data=file.data if other is None else "its own",
                     submission=submitted,
                     identity=identity,
+                    definition=definition,
                 )
             )
     remember_sources()

@@ -33,7 +33,7 @@ from finepruner_lmms.matrix.modes import Mode, choose_mode, makespan, num_proces
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.store import State
-from finepruner_lmms.matrix.workloads import WORKLOADS
+from finepruner_lmms.matrix.workloads import workload
 
 CELL = Figure(
     3.0, "s", "starting and scoring an evaluation",
@@ -60,7 +60,7 @@ class Asked:
     @property
     def questions(self) -> int:
         """How many."""
-        whole = int(WORKLOADS[self.task].questions.value)
+        whole = int(workload(self.task).questions.value)
         return whole if self.limit is None else min(self.limit, whole)
 
 
@@ -87,7 +87,7 @@ class Parts:
 
 def cell_parts(sizes: Sizes, asked: Asked, how: Launched) -> Parts:
     """How long one cell takes where questions are shared evenly between processes, and each image is encoded once."""
-    work = WORKLOADS[asked.task]
+    work = workload(asked.task)
     share = math.ceil(asked.questions / how.processes)
     images = share * work.images.value / work.questions.value
     together = max(1, min(int(how.execution.images_at_once.value), how.batch_size))

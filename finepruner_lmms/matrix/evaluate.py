@@ -20,6 +20,7 @@ from loguru import logger
 
 from finepruner_lmms.benchmarks import BENCHMARKS, Benchmark, image_names, submission
 from finepruner_lmms.benchmarks.limits import document_numbers
+from finepruner_lmms.benchmarks.measure import benchmark_of, measure, pictures_of
 from finepruner_lmms.benchmarks.record import Sample as Logged
 from finepruner_lmms.data.task_folders import folder as task_folder
 from finepruner_lmms.engine.cost import PrefillCost
@@ -32,8 +33,9 @@ from finepruner_lmms.lmms.names import model_name
 from finepruner_lmms.lmms.plain_run import Answerer
 from finepruner_lmms.lmms.pruned_model import PrunedModel
 from finepruner_lmms.lmms.together import Companion, Company
+from finepruner_lmms.matrix.measures import name_of_task
 from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
-from finepruner_lmms.matrix.records import Outcome, Sample, Scores
+from finepruner_lmms.matrix.records import Measure, Outcome, Sample, Scores
 from finepruner_lmms.matrix.speed import measured
 
 
@@ -43,7 +45,9 @@ class InvalidResult(RuntimeError):
 
 def task_manager(plan: Plan) -> TaskManager:
     """The tasks of a plan, and none besides."""
-    where = str(task_folder(plan.data, plan.submission, plan.limit))
+    known = any(not cell.definition for cell in plan.cells)
+    where = [str(task_folder(plan.data, plan.submission, plan.limit))] if known else []
+    where += dict.fromkeys(str(Path(cell.definition).parent) for cell in plan.cells if cell.definition)
     return TaskManager(include_path=where, include_defaults=False, model_name=model_name(plan.model.pretrained))
 
 
@@ -60,7 +64,7 @@ def evaluate_cell(
     _check_identity(answers, cell)
     lm.seat = (company or Company({})).seat(cell.id, Journal(journal, answers.text(), lm.origin))
     lm.meter.start()
-    task = BENCHMARKS[cell.task].task
+    task = name_of_task(cell.task)
     try:
         out = simple_evaluate(
             model=lm,
@@ -70,9 +74,10 @@ def evaluate_cell(
             batch_size=lm.batch_size,
             log_samples=True,
             bootstrap_iters=0,
+            limit=cell.limit if cell.definition else None,  # the ten choose by themselves
             datetime_str=datetime.now(UTC).strftime("%Y%m%d_%H%M%S"),
-            # scoring reads no image: with them, each would be decoded a second time, in every process
-            cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=False),
+            # the ten read no image to score: with them, each would be decoded a second time, in every process
+            cli_args=SimpleNamespace(output_path=str(attempt), process_with_media=bool(cell.definition)),
         )
     finally:
         lm.seat = None
@@ -80,7 +85,7 @@ def evaluate_cell(
         return None
     if out is None:
         raise InvalidResult("lmms-eval returned no results")
-    asked = lm.task_dict[task][out["configs"][task]["test_split"]]
+    asked = lm.task_dict[task][_split(out, task)]
     return _outcome(
         cell, out, out["samples"][task], asked, attempt, journal, Answerer(identity=answers, sizes=lm.decoder_sizes)
     )
@@ -92,12 +97,12 @@ def collect_cell(manager: TaskManager, cell: Cell, attempt: Path, journal: Path)
     Its answers are in `journal` (`lmms.plain_run.VARIABLE`). `InvalidResult` where it has not ended well, which
     lmms-eval's exit status does not say.
     """
-    task = BENCHMARKS[cell.task].task
+    task = name_of_task(cell.task)
     try:
         answerer = Answerer.read(journal)
         out = load_object(_only(attempt, "*_results.json"))
         logged = read_json_lines(_only(attempt, f"*_samples_{task}.jsonl"))
-        split = out["configs"][task]["test_split"]
+        split = _split(out, task)
     except (FieldError, ValueError, KeyError, TypeError) as error:
         raise InvalidResult(f"the run left no whole result: {first_line(error)}") from error
     _check_identity(answerer.identity, cell)
@@ -111,6 +116,12 @@ def collect_cell(manager: TaskManager, cell: Cell, attempt: Path, journal: Path)
         for sample in logged
     ]
     return _outcome(cell, out, samples, asked, attempt, journal, answerer)
+
+
+def _split(out: Mapping[str, Any], task: str) -> str:
+    """The split whose questions were asked."""
+    configuration = out["configs"][task]
+    return str(configuration.get("test_split") or configuration["validation_split"])
 
 
 def _only(folder: Path, pattern: str) -> Path:
@@ -133,9 +144,10 @@ def _outcome(
 
     `asked` are the task's documents.
     """
-    benchmark = BENCHMARKS[cell.task]
+    benchmark, task = BENCHMARKS.get(cell.task), name_of_task(cell.task)
     logged = sorted(samples, key=lambda sample: sample["doc_id"])
-    expected = out["n-samples"][benchmark.task]["original"]  # of those that the task's limit has left
+    # of those that the task's limit has left
+    expected = out["n-samples"][task]["original" if benchmark is not None else "effective"]
     if cell.limit is not None and expected > cell.limit:
         raise InvalidResult(f"{expected} questions were asked, but the limit is {cell.limit}")
     documents = [sample["doc_id"] for sample in logged]
@@ -148,12 +160,18 @@ def _outcome(
         raise InvalidResult(f"{journal} holds {len(written.answers)} answers, {expected} expected")
     numbers = document_numbers(asked)  # in the whole data set, so that studies with other limits can be joined
     logged = [sample | {"doc_id": numbers[sample["doc_id"]]} for sample in logged]
-    images = dict(zip(numbers, image_names(asked, benchmark.image_column), strict=True))
-    metric, scores, submitted = benchmark.metric.partition(",")[0], None, None
-    if cell.submission:
+    names = pictures_of(asked) if benchmark is None else image_names(asked, benchmark.image_column)
+    images = dict(zip(numbers, names, strict=True))
+    scores, submitted = None, None
+    metric = "" if benchmark is None else benchmark.metric.partition(",")[0]
+    if benchmark is None:
+        scores = _measured(cell, out["results"][task], out["higher_is_better"][task], logged, images)
+        assert scores.measure is not None
+        metric = scores.measure.metric.partition(",")[0]
+    elif cell.submission:
         metric, submitted = "submission", _submission(attempt, benchmark.name, asked)
     elif not benchmark.judged:
-        scores = _scores(benchmark, out["results"][benchmark.task], logged, images)
+        scores = _scores(benchmark, out["results"][task], logged, images)
     cost = PrefillCost.of(answerer.sizes, written.lengths)
     outcome = Outcome(
         answered=len(logged),
@@ -189,7 +207,8 @@ def _method(cell: Cell) -> dict[str, Any]:
 
 def _check_identity(answers: Identity, cell: Cell) -> None:
     """`InvalidResult` if these are answers to something else than was planned."""
-    now = cell_identity(answers, cell.task, cell.limit, cell.submission, cell.identity.data)
+    data, definition = cell.identity.data, cell.definition
+    now = cell_identity(answers, cell.task, cell.limit, cell.submission, data, definition=definition)
     if changes := now.changes_since(cell.identity):
         raise InvalidResult(f"since this was planned, {'; '.join(changes)}; `run` again")
 
@@ -209,6 +228,32 @@ def _scores(
     return Scores(metrics=metrics, percent=benchmark.percent(logged), standard_error=error)
 
 
+def _measured(
+    cell: Cell,
+    results: Mapping[str, Any],
+    directions: Mapping[str, Any],
+    logged: list[Logged],
+    images: Mapping[int, str],
+) -> Scores:
+    """The metrics of a task that is none of the ten, with what is known of them; a standard error where it has one."""
+    metrics = {k: float(v) for k, v in results.items() if _numeric(v) and "_stderr," not in k}
+    found = measure(metrics, directions, logged)
+    if found is None:
+        given = ", ".join(directions) or "none"
+        raise InvalidResult(
+            f"none of {cell.task}'s metrics ({given}) is a number; lmms-eval left it to a server or judge"
+        )
+    about, each = found
+    benchmark, percent, error = benchmark_of(cell.task, about), None, None
+    if about.scale is not None:
+        percent = 100 * metrics[about.metric] / about.scale
+    if about.per_sample:
+        error = benchmark.standard_error(logged, images)
+    return Scores(
+        metrics=metrics, percent=percent, standard_error=error, measure=Measure(**asdict(about), directions=each)
+    )
+
+
 def _submission(attempt: Path, name: str, asked: Any) -> Path:
     """The file that the task wrote for the server, checked against all questions that were to be asked."""
     path = _only(attempt, "submissions/*")
@@ -222,10 +267,15 @@ def _line(sample: Logged, metric: str, images: Mapping[int, str]) -> Sample:
     return {
         "doc_id": sample["doc_id"],
         "image": images[sample["doc_id"]],
-        "target": sample["target"],
+        "target": json.loads(json.dumps(sample["target"], default=_plain)),
         "answer": sample["filtered_resps"][0],
-        "score": json.loads(json.dumps(sample.get(metric), default=float)),
+        "score": json.loads(json.dumps(sample.get(metric), default=_plain)),
     }
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: NumPy's numbers, or what a task has made."""
+    return float(value) if _numeric(value) else str(value)
 
 
 def _numeric(value: Any) -> bool:

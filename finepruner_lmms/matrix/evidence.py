@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.errors import first_line
 from finepruner_lmms.files import parse_json, parse_json_lines, read_bytes, write_bytes
 from finepruner_lmms.lazy import np
+from finepruner_lmms.matrix.measures import benchmark_for, has_samples
 from finepruner_lmms.matrix.records import Answered, Result, Sample
 
 _MEMORY = "verified.json"
@@ -134,12 +134,16 @@ def flaw_of_figures(task: str, result: Result, lines: Sequence[Sample]) -> str:
 
 def _figures(task: str, result: Result, lines: Sequence[Sample]) -> tuple[dict[str, float | None], dict[int, str]]:
     """The figures that are shown of a result, by name, and the image of each question."""
-    benchmark = BENCHMARKS[task]
+    benchmark = benchmark_for(task, result)
     metric = benchmark.metric.partition(",")[0]
     images = {line["doc_id"]: line["image"] for line in lines}
+    if not has_samples(result):
+        return {"standard_error": None}, images
     logged = [{**line, metric: line["score"]} for line in lines]
     value, percent, error = benchmark.figures(logged, images)
     found: dict[str, float | None] = {benchmark.metric: value, "percent": percent, "standard_error": error}
+    if result.measure is not None and result.measure.scale is None:
+        found["percent"] = None
     if result.judge is not None:
         from finepruner_lmms.judge.scoring import RULES
 

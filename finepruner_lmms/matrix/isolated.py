@@ -14,11 +14,11 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.lmms.names import model_name
 from finepruner_lmms.matrix.launch import MARK, accelerate, heartbeat_of, last_error, sweep, tethered
+from finepruner_lmms.matrix.measures import name_of_task
 from finepruner_lmms.matrix.plan import Event, Plan, PlannedCell
 
 if TYPE_CHECKING:
@@ -51,7 +51,13 @@ def command(plan: Plan, cell: PlannedCell, attempt: Path, tasks: Path) -> list[s
     """What a user would type for a cell."""
     module = [
         *("lmms_eval", "--model", model_name(plan.model.pretrained), "--model_args", model_args(plan, cell)),
-        *("--tasks", BENCHMARKS[cell.task].task, "--include_path", str(tasks)),
+        *(
+            "--tasks",
+            name_of_task(cell.task),
+            "--include_path",
+            str(Path(cell.definition).parent if cell.definition else tasks),
+        ),
+        *(("--limit", str(cell.limit)) if cell.definition and cell.limit is not None else ()),
         *("--batch_size", str(plan.batch_size), "--output_path", str(attempt / "lmms"), "--log_samples"),
     ]
     return accelerate(attempt, plan.processes, module)

@@ -23,6 +23,6 @@ def assign(study: Study, judge: Judge | None) -> Study:
 
 
 def _is_judged(cell: Cell, judge: Judge | None) -> bool:
-    if BENCHMARKS[cell.task].judged:
+    if cell.task in BENCHMARKS and BENCHMARKS[cell.task].judged:
         return True
     return isinstance(judge, JudgeServer) and cell.task in judge.also and not cell.submission  # its server scores it

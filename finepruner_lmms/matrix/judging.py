@@ -83,7 +83,8 @@ def _as_scored(store: Store, cell: Cell) -> Cell | None:
     if state.name == "done" and state.result is not None and state.result.judge is not None:
         return by_any.model_copy(update={"judge": state.result.judge.name})
     by_none = by_any.model_copy(update={"judged": False})
-    if BENCHMARKS[cell.task].judged or store.states([by_none])[0].name != "done":
+    judged = cell.task in BENCHMARKS and BENCHMARKS[cell.task].judged
+    if judged or store.states([by_none])[0].name != "done":
         return None
     return by_none
 

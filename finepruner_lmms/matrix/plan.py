@@ -53,6 +53,8 @@ class Cell(Record):
     """Whether a judge scores it, rather than its task alone."""
     judge: str | None = None
     """Whose scores make it done; None for any judge's."""
+    definition: str = ""
+    """The YAML file of a task that is none of the ten; "" for these."""
 
     @property
     def folder(self) -> str:
@@ -105,6 +107,8 @@ class Plan(Record):
     limit: int | None
     monitor: bool
     submission: bool
+    tasks_dir: str | None = None
+    """A folder with the user's own tasks."""
     fan_out: int | None
     """How many cells of a task are answered together at most; None for as many as memory allows."""
     mode: Literal["resident", "packed", "isolated"] = "resident"

@@ -26,9 +26,15 @@ def score_text(result: Result) -> str:
     else:
         error = measured(result.standard_error)
         shown = MISSING if error is None else f"{error:.1f}"
-        what = f"{result.percent:.1f} ± {shown} % of the maximum"
+        what = f"{result.percent:.1f} ± {shown} % of the maximum" if result.percent is not None else _own(result, shown)
     seconds = "" if result.seconds is None else f", {result.seconds:.1f} s"
     return f"{what}, {result.answered} questions{seconds}"
+
+
+def _own(result: Result, error: str) -> str:
+    """A score without a known maximum, as lmms-eval prints it."""
+    assert result.measure is not None, "otherwise there is a share of the maximum"
+    return f"{result.measure.metric.partition(',')[0]} {result.metrics[result.measure.metric]:.4g} ± {error}"
 
 
 class PlainDisplay:

@@ -31,6 +31,6 @@ def publish(
         result["submission"] = publish_submission(folder, found.submission).model_dump()
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"id": cell.id, "spec": cell.spec(), "seconds": round(seconds, 3), "finished": finished}
-    write = write_answered if BENCHMARKS[cell.task].judged else write_result
+    write = write_answered if cell.task in BENCHMARKS and BENCHMARKS[cell.task].judged else write_result
     write(folder, about | run | result, samples)
     shutil.rmtree(folder / "cache", ignore_errors=True)

@@ -61,6 +61,9 @@ def open_questions(data: str, name: str, submission: bool = False) -> Questions:
     """
     from finepruner_lmms.data.ready import hub_copies, missing_data
 
+    if name not in BENCHMARKS:
+        raise NoQuestions(f"{name}: its questions are lmms-eval's own, and are not loaded to be shown")
+
     if (missing := missing_data(data, [name], submission)) or (data == "hub" and not hub_copies(name)):
         why = str(missing[0]) if missing else "it was never loaded here, and is not fetched to be shown"
         raise NoQuestions(f"{name}: its data {data!r} is not at hand: {why}")

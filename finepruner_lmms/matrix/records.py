@@ -7,6 +7,7 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from finepruner_lmms.benchmarks.measure import Measured
 from finepruner_lmms.errors import first_line, show
 from finepruner_lmms.files import parse_json, read_bytes
 from finepruner_lmms.lmms.identity_record import Identity
@@ -109,12 +110,33 @@ class Fused(Selected):
     share_diversity: Number
 
 
+class Measure(Record):
+    """How a task that is none of the ten is measured, by lmms-eval's own metric (`benchmarks.measure.Measured`)."""
+
+    metric: str
+    """Its key in `metrics`."""
+    higher_is_better: bool
+    scale: Number | None = None
+    """What a perfect model gets; None where that is not known, or where less is better."""
+    per_sample: bool
+    """Whether each question has a score, of which the metric is the mean: only then there is a standard error."""
+    directions: dict[str, bool] = {}
+    """Of each metric of the task, whether more is better."""
+
+    @property
+    def measured(self) -> Measured:
+        """As the benchmarks take it."""
+        return Measured(self.metric, self.higher_is_better, self.scale, self.per_sample)
+
+
 class Scores(Record):
     """lmms-eval's metrics by name, the benchmark's own as a share of the maximum, and the standard error of that."""
 
     metrics: dict[str, float]
-    percent: float
+    percent: float | None
+    """None where no maximum is known (`measure`); the error is then that of the metric itself."""
     standard_error: float | None
+    measure: Measure | None = None
 
 
 class Conditions(Record):
@@ -244,6 +266,8 @@ class Result(Answered):
     """None in results of versions that did not measure; these measured only what no earlier attempt had answered."""
     submission: Submission | None = None
     judge: Verdict | None = None
+    measure: Measure | None = None
+    """How it was measured, of a task that is none of the ten."""
     provenance: Provenance | None = None
     """None in results of versions that did not write it down."""
 

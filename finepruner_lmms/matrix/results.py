@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.files import read_json_lines, set_aside, write_bytes, write_json, write_json_lines
 from finepruner_lmms.matrix.attempts import end_attempt
 from finepruner_lmms.matrix.evidence import (
@@ -19,6 +18,7 @@ from finepruner_lmms.matrix.evidence import (
     flaw_of_lines,
     flaw_of_submission,
 )
+from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.records import Answered, Damage, Result, Sample, Submission, load_json, parse, read
 from finepruner_lmms.sources import short_hash
@@ -111,9 +111,11 @@ def _verified_result(folder: Path, cell: Cell) -> tuple[Json, Result] | None:
         return None
     raw = load_json(content, "result.json")
     result = parse(Result, raw, "result.json")
-    metric = BENCHMARKS[cell.task].metric
     _check_about(cell, raw, result, "result.json")
-    numbers = {metric: result.metrics.get(metric), "percent": result.percent}  # the error may be None: not measured
+    metric = benchmark_for(cell.task, result).metric if not result.submission else ""
+    numbers = {metric: result.metrics.get(metric)}  # the error may be None: not measured
+    if result.measure is None or result.measure.scale is not None:
+        numbers["percent"] = result.percent
     for name, value in () if result.submission else numbers.items():
         if value is None:
             raise Damage(f"result.json: {name} is None, not a number")

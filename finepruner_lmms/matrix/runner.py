@@ -215,6 +215,7 @@ class Crew:
             limit=file.limit,
             monitor=file.monitor,
             submission=file.submission,
+            tasks_dir=file.tasks_dir,
             fan_out=most,
             mode=self._mode,
             processes=worker.slot.processes,

@@ -16,6 +16,7 @@ from pydantic import (
     ValidationError,
 )
 
+from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import FieldError, explain_problem, nearest, show
 from finepruner_lmms.files import expand_home
 from finepruner_lmms.judge.settings import Judge, JudgeServer
@@ -130,6 +131,8 @@ class MatrixFile(_Section):
     model: ModelSection = ModelSection()
     data: HomePath = "hub"
     tasks: list[str] = Field(min_length=1, max_length=100)
+    tasks_dir: HomePath | None = None
+    """A folder with lmms-eval tasks of one's own."""
     methods: list[str | dict[str, Any]] = Field(min_length=1, max_length=MOST_ROWS)
     limit: int | None = Field(default=None, ge=1, le=MOST_QUESTIONS)
     monitor: bool = False
@@ -137,6 +140,11 @@ class MatrixFile(_Section):
     """Tasks that only a server scores answer their test split and write its file."""
     judge: Judge | None = None
     launch: LaunchSection = LaunchSection()
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """Those of the tasks that are of the ten: `data` has their questions."""
+        return [task for task in self.tasks if task in BENCHMARKS]
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {"model": ModelSection, "launch": LaunchSection, "judge": JudgeServer}

@@ -273,7 +273,7 @@ def _load_study(file: Path) -> Study | None:
         raise Damage(f"{file.name} was changed after it was written (its checksum is of another content)")
     for number, cell in enumerate(study.cells):
         place = f"{file.name}: cells.{number}"
-        if cell.task not in BENCHMARKS:
+        if cell.task not in BENCHMARKS and not cell.definition:
             raise Damage(f"{place}.task is {cell.task!r}, which is no benchmark")
         if not 0 <= cell.row < len(study.rows) or study.rows[cell.row] != cell.method:
             raise Damage(f"{place}.row is {cell.row}, which is of another method")

@@ -69,7 +69,7 @@ def what_it_needs(config: Path) -> Request:
     file = matrix.file
     return Request(
         file.data,
-        file.tasks,
+        file.benchmarks,
         file.model.pretrained,
         file.model.attn_implementation,
         [row.pruner for row in matrix.rows],

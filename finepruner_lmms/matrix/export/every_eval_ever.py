@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import REPLICATES, measured
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.task_folders import DEMO_SPLITS
@@ -20,6 +19,7 @@ from finepruner_lmms.files import write_json, write_json_lines
 from finepruner_lmms.matrix.export.entries import correctness
 from finepruner_lmms.matrix.export.study import Exported, selections
 from finepruner_lmms.matrix.export.tables import Finished, as_text
+from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.questions import Questions
 from finepruner_lmms.matrix.records import Sample
 
@@ -110,9 +110,11 @@ def evaluation(source: Exported, one: Finished, model: str) -> Json:
     return about
 
 
+_CHOSEN = ("chosen in whole groups", "the first ones")
+
+
 def _result(source: Exported, one: Finished) -> Json:
-    cell, result, benchmark = one.cell, one.result, BENCHMARKS[one.cell.task]
-    assert result.percent is not None, "a finished cell without a submission has a score"
+    cell, result, benchmark = one.cell, one.result, benchmark_for(one.cell.task, one.result)
     shown = benchmark.shown(result.metrics[benchmark.metric])
     points = cell.task == "mme"
     full = (100 * shown / result.percent if result.percent else 2000.0) if points else 100.0
@@ -126,18 +128,25 @@ def _result(source: Exported, one: Finished) -> Json:
         "min_score": 0.0,
         "max_score": max(full, shown),  # which rounding may put above the other
     }
+    if result.measure is not None:
+        metric["lower_is_better"] = not result.measure.higher_is_better
+        if result.measure.scale is None:  # neither its unit nor its bounds are known
+            metric = {key: metric[key] for key in ("metric_id", "metric_name", "lower_is_better")}
     if benchmark.judged and result.judge is not None and result.judge.models:
         from finepruner_lmms.judge.mmvet import rubric
 
         details = {"deployment_type": _UNKNOWN, "model_availability": _UNKNOWN}
         judges = [{"model_info": {"name": m, "id": m, "additional_details": details}} for m in result.judge.models]
         metric["llm_scoring"] = {"judges": judges, "input_prompt": rubric()}
-    details = {"percent_of_maximum": repr(result.percent), "questions": str(result.answered)}
+    details = {"questions": str(result.answered)}
+    if result.percent is not None:
+        details["percent_of_maximum"] = repr(result.percent)
     if result.judge is not None:
         details["judge"] = result.judge.name
     uncertainty: Json = {"num_samples": result.answered}
-    if (error := measured(result.standard_error)) is not None and result.percent:
-        value = {"value": error * shown / result.percent, "method": "bootstrap over images"}
+    if (error := measured(result.standard_error)) is not None and (result.percent or result.measure is not None):
+        scaled = error if result.measure is not None or not result.percent else error * shown / result.percent
+        value = {"value": scaled, "method": "bootstrap over images"}
         uncertainty |= {"standard_error": value, "num_bootstrap_samples": REPLICATES}
     found: Json = {
         "evaluation_result_id": f"{cell.id}/{name}",
@@ -149,7 +158,9 @@ def _result(source: Exported, one: Finished) -> Json:
     if cell.method.imported is None:
         command = None if result.provenance is None else result.provenance.command
         arguments = {"temperature": 0.0} | ({"execution_command": command} if command else {})
-        limit = {} if cell.limit is None else {"limit": f"at most {cell.limit} questions, chosen in whole groups"}
+        limit = (
+            {} if cell.limit is None else {"limit": f"at most {cell.limit} questions, {_CHOSEN[bool(cell.definition)]}"}
+        )
         found["generation_config"] = {
             "generation_args": arguments,
             "additional_details": {"decoding": "greedy"} | limit,
@@ -158,9 +169,9 @@ def _result(source: Exported, one: Finished) -> Json:
 
 
 def _data(one: Finished) -> Json:
-    cell, title = one.cell, BENCHMARKS[one.cell.task].title
+    cell, title = one.cell, benchmark_for(one.cell.task, one.result).title
     details = {"identity": cell.identity.data}
-    if cell.method.imported is not None or cell.data in DEMO_SPLITS:
+    if cell.method.imported is not None or cell.data in DEMO_SPLITS or cell.definition:
         details["data"] = cell.data
         return {"dataset_name": title, "source_type": "other", "additional_details": details}
     facts = FACTS[cell.task]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.task_folders import DEMO_SPLITS
@@ -15,6 +14,7 @@ from finepruner_lmms.errors import FieldError
 from finepruner_lmms.files import write_text
 from finepruner_lmms.matrix.export.study import Exported
 from finepruner_lmms.matrix.export.tables import Finished
+from finepruner_lmms.matrix.measures import benchmark_for
 
 
 def write_entries(source: Exported, folder: Path) -> list[Path]:
@@ -27,7 +27,7 @@ def write_entries(source: Exported, folder: Path) -> list[Path]:
         if why := _no_result(one):
             source.note(f"{one.cell.label}: {why}, so it is left out of .eval_results")
             continue
-        benchmark, result, came = BENCHMARKS[one.cell.task], one.result, one.result.provenance
+        benchmark, result, came = benchmark_for(one.cell.task, one.result), one.result, one.result.provenance
         repository, _, commit = one.cell.identity.data.rpartition("@")
         entry = EvalResultEntry(
             dataset_id=FACTS[one.cell.task].repo,
@@ -56,6 +56,8 @@ def _no_result(one: Finished) -> str:
     cell = one.cell
     if cell.method.imported is not None:
         return "which data it was asked is not known"
+    if cell.definition:
+        return "which data set of the hub lmms-eval's own task reads is for its authors to say"
     if cell.data in DEMO_SPLITS:
         return "the miniature benchmarks are on no hub"
     if cell.limit is not None:
@@ -66,7 +68,7 @@ def _no_result(one: Finished) -> str:
 
 
 def _notes(one: Finished) -> str:
-    cell, result, benchmark = one.cell, one.result, BENCHMARKS[one.cell.task]
+    cell, result, benchmark = one.cell, one.result, benchmark_for(one.cell.task, one.result)
     parts = [
         cell.method.label,
         f"{benchmark.metric.partition(',')[0]}, {'points' if cell.task == 'mme' else 'percent'}",

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.matrix.export.entries import correctness
 from finepruner_lmms.matrix.export.every_eval_ever import question_text, references_of
 from finepruner_lmms.matrix.export.extras import need
 from finepruner_lmms.matrix.export.study import Exported, selections
 from finepruner_lmms.matrix.export.tables import Finished, as_text
+from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.questions import Questions
 from finepruner_lmms.matrix.records import Sample
 
@@ -46,13 +46,14 @@ def write_logs(source: Exported, folder: Path) -> list[Path]:
 
 
 def _log(log: Any, source: Exported, one: Finished, begun: datetime) -> Any:
-    cell, result, benchmark = one.cell, one.result, BENCHMARKS[one.cell.task]
+    cell, result, benchmark = one.cell, one.result, benchmark_for(one.cell.task, one.result)
     came = result.provenance
     samples = _samples(log, source, one)
     name = benchmark.metric.partition(",")[0]
     scores = []
     if result.submission is None:
         values = {"score": benchmark.shown(result.metrics[benchmark.metric]), "percent of the maximum": result.percent}
+        values = {metric: value for metric, value in values.items() if value is not None}
         if result.standard_error is not None:
             values["standard error, percent"] = result.standard_error
         metrics = {metric: log.EvalMetric(name=metric, value=value) for metric, value in values.items()}
@@ -90,7 +91,7 @@ def _samples(log: Any, source: Exported, one: Finished) -> list[Any]:
     """A sample per question, in the order of the data."""
     model, scorer = need("inspect_ai.model", "inspect", "--format"), need("inspect_ai.scorer", "inspect", "--format")
     kept = selections(source.store.root / one.folder)
-    metric = BENCHMARKS[one.cell.task].metric.partition(",")[0]
+    metric = benchmark_for(one.cell.task, one.result).metric.partition(",")[0]
     found = []
     for place, sample in enumerate(source.samples(one)):
         questions = source.asked(one, sample)

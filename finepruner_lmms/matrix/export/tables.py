@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.budget import parse_budget
+from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result, Sample
 from finepruner_lmms.matrix.results import read_lines
@@ -130,7 +130,6 @@ def _of_cell(cell: Cell, state: State, everything: int) -> Values:
 
 
 def _of_result(cell: Cell, result: Result) -> Values:
-    benchmark = BENCHMARKS[cell.task]
     found: Values = {
         "answered": result.answered,
         "expected": result.expected,
@@ -139,6 +138,7 @@ def _of_result(cell: Cell, result: Result) -> Values:
         "cost": None if result.cost is None else json.dumps(result.cost, sort_keys=True),
     }
     if result.submission is None:
+        benchmark = benchmark_for(cell.task, result)
         found |= {
             "metric": benchmark.metric,
             "score": benchmark.shown(result.metrics[benchmark.metric]),

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import spread
 from finepruner_lmms.files import parse_json, read_bytes, split_lines
 from finepruner_lmms.lazy import np
+from finepruner_lmms.matrix.measures import title as title_of
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.records import Fused, Selected
 from finepruner_lmms.matrix.report import head_plots
@@ -44,7 +44,7 @@ def head_study(store: Store, study: Study, board: Leaderboard) -> Iterator[str]:
             "report on the test split.</p>"
         )
     for task in (*board.tasks, "average"):
-        title = BENCHMARKS[task].title if task in BENCHMARKS else "average of all tasks"
+        title = "average of all tasks" if task == "average" else title_of(task)
         grid = _grid(chosen, task)
         if not grid:
             continue

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.statistics import error_of_mean, measured
+from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.plan import Cell, Study
-from finepruner_lmms.matrix.records import Result, Speed
+from finepruner_lmms.matrix.records import Measure, Result, Speed
 from finepruner_lmms.matrix.store import State, Store
 
 
@@ -25,6 +25,13 @@ class Score:
     shown_error: float | None
     percent: float
     percent_error: float | None
+    measure: Measure | None = None
+    """How a task that is none of the ten is measured. Without a scale, `percent` is the metric itself."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a share of a known maximum, and so a part of averages."""
+        return self.measure is None or self.measure.scale is not None
 
 
 class Timed(NamedTuple):
@@ -85,6 +92,10 @@ class Leaderboard:
     """How many answers to a task were put to its judge, in all rows."""
     damaged: tuple[str, ...] = ()
     """The cells that are shown as not done because their files are damaged, and what is wrong with them."""
+    measures: dict[str, Measure] = field(default_factory=dict)
+    """How each task that is none of the ten is measured."""
+    apart: tuple[str, ...] = ()
+    """The tasks that are no part of averages, since their maximum is not known or less is better."""
 
 
 def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
@@ -99,14 +110,17 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
     results = [state.result for state in states]
     lines = _lines(study, states)
     vanilla = next((line for line in lines if line.method == "vanilla"), None)
-    lines = [_summarise(line, study.tasks, vanilla) for line in lines]
+    apart = tuple(
+        task for task in study.tasks if any(task in line.scores and not line.scores[task].counts for line in lines)
+    )
+    lines = [_summarise(line, [task for task in study.tasks if task not in apart], vanilla) for line in lines]
     if merge_seeds:
         lines = _merge_seeds(lines, study.tasks)
     lines.sort(key=lambda line: -line.tokens)  # stable: inside a budget as in the file
     used = {name for line in lines for name in line.parameters}
     given = [name for row in study.rows for name in row.given]
     columns = tuple(name for name in dict.fromkeys(given) if name in used)
-    answered = zip(study.cells, results, strict=True)
+    answered = list(zip(study.cells, results, strict=True))
     questions = {cell.task: result.answered for cell, result in answered if result is not None}
     judges, asked = _judges(study, results)
     return Leaderboard(
@@ -119,6 +133,8 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
         judges,
         asked,
         damage_notes(study.cells, states),
+        {cell.task: result.measure for cell, result in answered if result is not None and result.measure is not None},
+        apart,
     )
 
 
@@ -179,9 +195,12 @@ def _lines(study: Study, states: Sequence[State]) -> list[Line]:
 
 
 def _score(task: str, result: Result) -> Score:
-    benchmark = BENCHMARKS[task]
-    assert result.percent is not None, "a valid result has what is scored"
+    benchmark = benchmark_for(task, result)
     shown, percent = benchmark.shown(result.metrics[benchmark.metric]), result.percent
+    if result.measure is not None:  # a scale's percentage, or the metric itself
+        error = measured(result.standard_error)
+        return Score(shown, error, shown, error, result.measure)
+    assert percent is not None, "a valid result has what is scored"
     error = measured(result.standard_error)
     # the metric is a multiple of the share, so its error is too; at 0 there is none
     return Score(shown, error * shown / percent if error is not None and percent else None, percent, error)
@@ -224,6 +243,7 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
                 _mean_error([score.shown_error for score in found]),
                 statistics.fmean(score.percent for score in found),
                 _mean_error([score.percent_error for score in found]),
+                found[0].measure,
             )
     line = replace(
         group[0],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.errors import list_names
+from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
@@ -40,7 +42,7 @@ def render_differences(found: Sequence[Difference], first: str, second: str) -> 
     """A paired comparison as Markdown, which reads well as text, too."""
     rows = [
         (
-            BENCHMARKS[d.task].title if d.task in BENCHMARKS else d.task,
+            title(d.task, d.measure),
             f"{d.first:.1f}",
             f"{d.second:.1f}",
             f"{d.value:+.1f} ± {MISSING if d.error is None else f'{d.error:.1f}'}",
@@ -50,7 +52,12 @@ def render_differences(found: Sequence[Difference], first: str, second: str) -> 
     ]
     frame = Frame(("task", first, second, "difference", "95 %"), rows)
     note = "Percent of the maximum, paired over images: 1000 bootstrap draws, the same for both rows."
-    if any(d.error is None for d in found):
+    alone = [d.task for d in found if d.measure is not None and not d.measure.per_sample]
+    if apart := [d.task for d in found if d.measure is not None and d.measure.scale is None]:
+        note += f" {', '.join(apart)}: as lmms-eval prints it, {APART}; no part of the average."
+    if alone:
+        note += f" {', '.join(alone)}: lmms-eval has no score of single questions, so that nothing can be paired."
+    if any(d.error is None and d.task not in alone for d in found):
         note += f" {MISSING}: not measured, because no draw changes the difference, of a task or of one averaged."
     return f"{as_markdown(frame)}{note}\n"
 
@@ -110,7 +117,7 @@ def with_error(value: float, error: float | None, plus_minus: str = " ± ") -> s
 
 def task_title(board: Leaderboard, task: str) -> str:
     """With a mark where the score is none that others print."""
-    return BENCHMARKS[task].title + (" (exact)" if "exact" in board.judges.get(task, ()) else "")
+    return title(task, board.measures.get(task)) + (" (exact)" if "exact" in board.judges.get(task, ()) else "")
 
 
 UNMEASURED = (
@@ -126,10 +133,8 @@ def _unmeasured(board: Leaderboard) -> bool:
 
 def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
     """What a reader must know about the numbers."""
-    counts = ", ".join(
-        f"{BENCHMARKS[task].title} {board.questions[task]}" for task in board.tasks if task in board.questions
-    )
-    served = [BENCHMARKS[task].title for task in board.tasks if any(task in line.submitted for line in board.lines)]
+    counts = ", ".join(f"{title(task)} {board.questions[task]}" for task in board.tasks if task in board.questions)
+    served = [title(task) for task in board.tasks if any(task in line.submitted for line in board.lines)]
     lines = [
         f"Questions: {counts or 'none answered yet'}.",
         "± is the standard error over images; MME in points, the rest in percent.",
@@ -138,15 +143,16 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
         f"average: mean share of the maximum. {RELATIVE[relative]}",
         *([f"{', '.join(served)}: for its server, in the cell's folder; no part of the average."] if served else []),
     ]
+    lines += _measures(board)
     for task, judges in board.judges.items():
-        title = BENCHMARKS[task].title
+        name = title(task)
         if "exact" in judges:
-            lines.append(f"{title} (exact) is scored by string match: not comparable with published scores.")
+            lines.append(f"{name} (exact) is scored by string match: not comparable with published scores.")
         if models := [name for name in judges if name != "exact"]:
             several = " More than one judge: scores of different judges are not comparable." if len(judges) > 1 else ""
             some = f": {board.asked[task]} answers without a letter read"
-            what = " is judged" if BENCHMARKS[task].judged else some
-            lines.append(f"{title}{what} by {', '.join(models)}.{several}")
+            what = " is judged" if task in BENCHMARKS and BENCHMARKS[task].judged else some
+            lines.append(f"{name}{what} by {', '.join(models)}.{several}")
     if there := [line.method for line in board.lines if line.imported]:
         lines.append(f"Imported, not run here: {', '.join(there)}.")
     if any(line.waiting for line in board.lines):
@@ -158,6 +164,24 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
                 f"{line.spread:.2f} (standard deviation)."
             )
     return lines + list(board.damaged)
+
+
+APART = "its maximum is not known or less is better"
+
+
+def _measures(board: Leaderboard) -> Iterator[str]:
+    """How the tasks that are none of the ten are measured."""
+    for task in board.tasks:
+        if (measure := board.measures.get(task)) is None:
+            continue
+        unit = "as lmms-eval prints it" if task in board.apart else "in percent"
+        less = "" if measure.higher_is_better else ", less is better"
+        alone = "" if measure.per_sample else "; single questions have no score, so that no error is known"
+        others = [name.partition(",")[0] for name in measure.directions if name != measure.metric]
+        more = f"; also measured: {list_names(others)}" if others else ""
+        yield f"{task}: lmms-eval's {measure.metric.partition(',')[0]}, {unit}{less}{alone}{more}."
+    if board.apart:
+        yield f"{', '.join(board.apart)}: no part of averages, since {APART}."
 
 
 def _text(board: Leaderboard, relative: str) -> str:
