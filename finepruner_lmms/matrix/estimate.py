@@ -168,7 +168,7 @@ def estimate_study(
     else:
         rests_on = "docs/performance.md" if machine is H100 else machine.flops.source
         alone = "" if file.launch.fan_out in ("off", 1) or len(left) == 1 else "; each cell answered alone"
-        most = f"; every image as the largest, {tokens:,} visual tokens, so at most" if _varies(matrix) else ""
+        most = f"; every image as the largest, {tokens:,} visual tokens" if _varies(matrix) else ""
         basis = f"an estimate for {machine.name}, by {rests_on}{alone}{most}"
     return Estimate(seconds, used, basis, modes, mode, processes)
 
