@@ -181,7 +181,7 @@ class BruteForce:
     def encoded(self, before: VisionPruner, number: int) -> Any:
         family = family_of(self.model)
         media = {name: self.inputs[name] for name in family.media if name in self.inputs}
-        received = getattr(before, "reads_tower", "") == "received"
+        received = getattr(before, "importance", "") == "received"
         with torch.no_grad():
             counts = [len(image.tokens) for film in (False, True) for image in self.shown if image.film == film]
             encoded = family.encode(self.model, media, counts, received)
@@ -375,6 +375,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cdpruner": ("cdpruner", {"relevance": "embedding"}),
     "fastervlm": ("fastervlm", {}),
     "vispruner": ("vispruner", {}),
+    "fastervlm received": ("fastervlm", {"importance": "received"}),
     "visionzip": ("visionzip", {}),
     "pool": ("pool", {}),
     "fastv": ("fastv", {}),

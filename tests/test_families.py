@@ -56,7 +56,7 @@ REFUSED = {
     **{(which, label): "cls_attention" for which in NO_CLS for label in ("fastervlm", "vispruner")},
     ("llava_onevision", "visionzip"): "cls_attention",
     ("internvl", "visionzip"): "cls_projected",
-    **{(which, "visionzip"): "makes new tokens before the language model" for which in GRID_FAMILIES},
+    **{(which, "visionzip"): "cls_attention" for which in GRID_FAMILIES},
     **{(which, "pool"): "pool needs a square grid" for which in MAIN if which != "llava"},
 }
 """What does not run on the pictures of `testing.families`, and a part of the reason that is given."""

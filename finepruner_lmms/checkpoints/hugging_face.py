@@ -72,8 +72,10 @@ class HuggingFaceCheckpoint:
         processor = read(folder, config, name)
         return cls(name, folder, config, processor, raw.get("quantization_config") is not None)
 
-    def model(self, dtype: torch.dtype | None, device: torch.device, attn_implementation: str) -> Any:
+    def model(self, dtype: torch.dtype | None, device: torch.device | str, attn_implementation: str) -> Any:
         """The model on `device`, each tensor read to where it stays; `dtype` None is the checkpoint's own type.
+
+        `device` is `"auto"` where accelerate is to spread the layers over all GPUs.
 
         `FieldError` naming the weights that are missing, unknown or of another shape, or the file that is damaged.
         """
@@ -96,7 +98,7 @@ class HuggingFaceCheckpoint:
                 config=self.config,
                 dtype="auto" if dtype is None else dtype,
                 attn_implementation=attn_implementation,
-                device_map={"": device},
+                device_map=device if isinstance(device, str) else {"": device},
                 generation_config=generation,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they come with the report

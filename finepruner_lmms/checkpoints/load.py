@@ -68,12 +68,18 @@ def read_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     attn_implementation: str = "sdpa",
+    device_map: str | None = None,
 ) -> Any:
     """The model of an open checkpoint, ready for inference; the arguments are those of `load_model`."""
     chosen = choose_device(device)
     wanted = _dtype(dtype, chosen)
+    if device_map is not None:
+        _check_map(device_map, device, checkpoint)
     with naming("cannot load", pretrained):
-        model = checkpoint.model(wanted, chosen, attn_implementation)
+        if device_map is not None and isinstance(checkpoint, HuggingFaceCheckpoint):
+            model = checkpoint.model(wanted, device_map, attn_implementation)
+        else:
+            model = checkpoint.model(wanted, chosen, attn_implementation)
     family_of(model)
     return model.eval()
 
@@ -83,19 +89,21 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     attn_implementation: str = "sdpa",
+    device_map: str | None = None,
 ) -> tuple[Any, Any]:
     """The model, ready for inference, and its processor (left padding).
 
     `pretrained` is a hub id or a folder, of a Hugging Face model of any known family (docs/models.md) or of LLaVA's
     original code base, or `demo`.
     `dtype="auto"` is float32 on a CPU and the checkpoint's own type elsewhere; `device="auto"` the first GPU if there
-    is one, to which each tensor is read at once. Weights are read without unpickling code. The model answers greedily
-    unless it is told otherwise, whatever the checkpoint's generation_config.json says. The processor of a checkpoint
-    without tokenizer files prepares pictures only. Raises `FieldError` naming the argument that is wrong, and the file
-    or the weights.
+    is one, to which each tensor is read at once; `device_map="auto"` instead spreads the layers of a model that is
+    larger than one GPU over all of them (Hugging Face layout only, needs accelerate). Weights are read without
+    unpickling code. The model answers greedily unless it is told otherwise, whatever the checkpoint's
+    generation_config.json says. The processor of a checkpoint without tokenizer files prepares pictures only. Raises
+    `FieldError` naming the argument that is wrong, and the file or the weights.
     """
     checkpoint = open_checkpoint(pretrained)
-    return read_model(checkpoint, pretrained, dtype, device, attn_implementation), checkpoint.processor
+    return read_model(checkpoint, pretrained, dtype, device, attn_implementation, device_map), checkpoint.processor
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -114,6 +122,19 @@ def choose_device(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return chosen
+
+
+def _check_map(device_map: str, device: str | torch.device, checkpoint: Checkpoint) -> None:
+    """Raise `FieldError` where the layers of a checkpoint cannot be spread as asked."""
+    check_choice("device_map", device_map, ["auto"])
+    if device != "auto":
+        raise FieldError(
+            "device_map", f"got {device_map!r} with device={str(device)!r}; each says where weights go",
+            value=device_map, fix="give one of them",
+        )  # fmt: skip
+    if not isinstance(checkpoint, HuggingFaceCheckpoint):
+        problem = f"got {device_map!r}, but checkpoints of the original code base are read to one device"
+        raise FieldError("device_map", problem, value=device_map, fix="take the checkpoint in Hugging Face's layout")
 
 
 def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
