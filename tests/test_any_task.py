@@ -11,10 +11,10 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from finepruner_lmms.benchmarks.measure import Measured, benchmark_of, measure
-from finepruner_lmms.cli import main
 from finepruner_lmms.data.lmms_tasks import all_tasks, lmms_tasks
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.matrix.config import load_matrix
@@ -122,6 +122,7 @@ def planned(store: Store, study: Study, config: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def lm() -> LlavaFinePruner:
+    torch.set_num_threads(1)
     return LlavaFinePruner(pretrained="demo", batch_size=4)
 
 
@@ -225,12 +226,19 @@ def test_a_changed_score_is_damage(done, tmp_path):
     assert state.damaged and "its samples give" in state.reason
 
 
-def test_reports_exports_and_status_show_these_tasks(done, tmp_path, capsys):
+def test_reports_exports_and_status_show_these_tasks(done, tmp_path):
     root = str(done[0].root)
-    assert main(["status", root]) == 0 and "own_total" in capsys.readouterr().out
-    assert main(["report", root, "--to", str(tmp_path / "report.html")]) == 0
+
+    def finepruner(*arguments: str) -> str:
+        command = [sys.executable, "-m", "finepruner_lmms.cli", *arguments]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    assert "done" in finepruner("status", root)
+    finepruner("report", root, "--to", str(tmp_path / "report.html"))
     assert "own_several" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert main(["export", root, "--format", "csv,eee", "--to", str(tmp_path / "export")]) == 0
+    finepruner("export", root, "--format", "csv,eee", "--to", str(tmp_path / "export"))
     (cells,) = (tmp_path / "export").rglob("cells.csv")
     assert "own_points,none" in cells.read_text(encoding="utf-8")
 

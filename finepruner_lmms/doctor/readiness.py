@@ -106,7 +106,8 @@ def checkpoint_checks(pretrained: str, attention: str) -> Iterator[Check]:
         fix = "finepruner prepare --data ROOT --checkpoint OWNER/NAME, then pretrained: ROOT/checkpoints/OWNER/NAME"
         yield Check("checkpoint", "missing", str(error), fix)
         return
-    about = f"{geometry.num_layers} layers, {geometry.num_visual_tokens} visual tokens"
+    most = "up to " if geometry.varies else ""
+    about = f"{geometry.num_layers} layers, {most}{geometry.num_visual_tokens} visual tokens"
     yield _weights(pretrained, folder, about)
     yield _attention(attention)
 

@@ -18,8 +18,9 @@ _TOWERS = {
 def clip_checkpoint(config: Any, given: str | None = None) -> str:
     """The CLIP checkpoint whose vision tower a LLaVA has. `ValueError` if neither it nor the caller names one."""
     tower = config.vision_config
-    sizes = (tower.hidden_size, tower.num_hidden_layers, tower.image_size, tower.patch_size)
-    name = given or getattr(config, "mm_vision_tower", None) or _TOWERS.get(sizes)
+    sizes = [getattr(tower, name, None) for name in ("hidden_size", "num_hidden_layers", "image_size", "patch_size")]
+    known = next((name for of, name in _TOWERS.items() if list(of) == sizes), None)  # others have lists for some
+    name = given or getattr(config, "mm_vision_tower", None) or known
     if not name:
         raise FieldError(
             "relevance",

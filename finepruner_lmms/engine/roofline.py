@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finepruner_lmms.engine.cost import DecoderSizes, cache_bytes, prefill_flops
+from finepruner_lmms.engine.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What of a LLaVA's configuration its time depends on; weights at `element_bytes` per value."""
+    """What of a model's configuration its time depends on; weights at `element_bytes` per value."""
 
     decoder: DecoderSizes
     layers: int
@@ -75,15 +76,35 @@ class Sizes:
     tower_hidden: int
     tower_feed_forward: int
     element_bytes: int = 2
+    merged: int = 1
+    """Patches that become one visual token."""
+    tile: int | None = None
+    """Patches that attend to each other in the tower; None where those of a whole image do."""
 
     @classmethod
     def of(cls, config: Any) -> Sizes:
-        """Read from a `LlavaConfig`, or what holds its sizes by the same names."""
+        """Read from a configuration of transformers, or from what holds its sizes by the same names.
+
+        `visual` is the most of an image, as `Geometry` has it: where images differ, most take less time.
+        """
         vision, text = config.vision_config, config.text_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        visual = patches + (config.vision_feature_select_strategy == "full")
-        tower = vision.num_hidden_layers, vision.hidden_size, vision.intermediate_size
-        return cls(DecoderSizes.of(text), text.num_hidden_layers, text.vocab_size, visual, *tower)
+        depth = vision.num_hidden_layers if hasattr(vision, "num_hidden_layers") else vision.depth
+        visual, merged = Geometry.of(config).num_visual_tokens, 1
+        if hasattr(vision, "spatial_merge_size"):
+            merged = vision.spatial_merge_size**2
+        elif hasattr(config, "downsample_ratio"):
+            merged = round(config.downsample_ratio**-2)
+        return cls(
+            DecoderSizes.of(text),
+            text.num_hidden_layers,
+            text.vocab_size,
+            visual,
+            depth,
+            vision.hidden_size,
+            vision.intermediate_size,
+            merged=merged,
+            tile=_tile(vision),
+        )
 
     @property
     def layer_bytes(self) -> int:
@@ -104,8 +125,9 @@ class Sizes:
     @property
     def image_flops(self) -> int:
         """Operations (2 per multiply-accumulate) of the tower and the projector for one image."""
-        n, d, m = self.visual + 1, self.tower_hidden, self.tower_feed_forward
-        tower = self.tower_layers * n * (4 * d * d + 2 * d * m + 2 * n * d)
+        n, d, m = self.visual * self.merged + 1, self.tower_hidden, self.tower_feed_forward
+        together = n if self.tile is None else min(n, self.tile + 1)
+        tower = self.tower_layers * n * (4 * d * d + 2 * d * m + 2 * together * d)
         projector = self.visual * (d * self.decoder.hidden + self.decoder.hidden**2)
         return 2 * (tower + projector)
 
@@ -117,6 +139,15 @@ class Sizes:
         """Of one more token after `cached` ones, on average over the layers."""
         d, q = self.decoder.hidden, self.decoder.query_width
         return 2 * (self.layers * (self._layer_weights + 2 * cached * q) + d * self.vocabulary)
+
+
+def _tile(vision: Any) -> int | None:
+    """The patches of the square that a tower takes; None for a tower that takes pictures of any size."""
+    size, patch = getattr(vision, "image_size", None), vision.patch_size
+    if size is None:
+        return None
+    size, patch = (value[0] if isinstance(value, list | tuple) else value for value in (size, patch))
+    return int(size // patch) ** 2
 
 
 def image_seconds(sizes: Sizes, machine: Machine, execution: Execution, images: int) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.roofline import (
     CPU,
     EAGER,
@@ -167,8 +168,14 @@ def estimate_study(
     else:
         rests_on = "docs/performance.md" if machine is H100 else machine.flops.source
         alone = "" if file.launch.fan_out in ("off", 1) or len(left) == 1 else "; each cell answered alone"
-        basis = f"an estimate for {machine.name}, by {rests_on}{alone}"
+        most = f"; every image as the largest, {tokens:,} visual tokens" if _varies(matrix) else ""
+        basis = f"an estimate for {machine.name}, by {rests_on}{alone}{most}"
     return Estimate(seconds, used, basis, modes, mode, processes)
+
+
+def _varies(matrix: Matrix) -> bool:
+    """Whether images differ in their number of visual tokens."""
+    return Geometry.of(matrix.shape).varies
 
 
 def cell_seconds(

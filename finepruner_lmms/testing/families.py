@@ -123,7 +123,7 @@ def _grids(names: Sequence[str], generator: torch.Generator) -> dict[str, Any]:
     return given
 
 
-_TILES = {"a": 3, "b": 4}
+_TILES = {"a": 3, "b": 4, "s": 1}  # `s` is one tile, a square
 
 
 def _tiles(names: Sequence[str], generator: torch.Generator) -> dict[str, Any]:
