@@ -11,6 +11,10 @@ from finepruner_lmms.doctor.readiness import checkpoint_checks
 from finepruner_lmms.engine.clip_names import clip_checkpoint
 from finepruner_lmms.engine.roofline import CPU, EAGER, Sizes, image_seconds
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.matrix.export.tables import cell_rows
+from finepruner_lmms.matrix.overview import plan_text
+from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.study import open_study
 from finepruner_lmms.testing.families import FAMILIES
 from finepruner_lmms.testing.tiny_checkpoints import write_checkpoint
 
@@ -45,3 +49,18 @@ def test_a_tower_that_is_no_clip_names_no_clip_checkpoint():
         clip_checkpoint(FAMILIES["qwen2_5_vl"].config())
     with pytest.raises(FieldError, match="relevance: 'clip' needs the text tower"):
         clip_checkpoint(FAMILIES["internvl"].config())
+
+
+def test_where_images_differ_no_number_of_tokens_is_made_up(tmp_path: Path):
+    write_checkpoint("qwen2_5_vl", tmp_path / "model")
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        f"name: s\nmodel: {{pretrained: {tmp_path / 'model'}, device: cpu}}\ndata: demo\ntasks: [pope]\nlimit: 2\n"
+        "methods: [vanilla, {method: divprune, budget: ['25%', 8]}]\n"
+    )
+    matrix, store, study = open_study(file, tmp_path / "out")
+    assert study.images_differ and "up to 16384 visual tokens per image" in plan_text(matrix, store, study)
+    store.save_study(study)
+    states = store.states(study.cells)
+    assert {line.budget for line in leaderboard(store).lines} == {"all", "25%", 8}
+    assert [row["tokens"] for row in cell_rows(store, study, states)] == [None, None, 8.0]

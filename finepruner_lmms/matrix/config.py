@@ -37,8 +37,13 @@ class Matrix:
 
     @property
     def num_visual_tokens(self) -> int:
-        """N, those of one image."""
+        """N, those of one image; the most that papers count of one where images differ."""
         return Geometry.of(self.shape).num_visual_tokens
+
+    @property
+    def images_differ(self) -> bool:
+        """Whether images differ in their number of visual tokens."""
+        return Geometry.of(self.shape).varies
 
 
 def load_matrix(path: Path, check_data: bool = True) -> Matrix:

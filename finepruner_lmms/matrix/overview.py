@@ -20,10 +20,11 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     states = store.states(cells)
     left = to_run(study, states)
     layers, tokens = study.num_layers, study.num_visual_tokens
+    most = "up to " if study.images_differ else ""
     lines = [
         f"{study.name}: {len(study.rows)} rows x {len(study.tasks)} tasks = {len(cells)} cells, "
         f"{len(cells) - len(left)} done, {len(left)} to do",
-        f"model: {study.model} ({layers} decoder layers, {tokens} visual tokens per image)",
+        f"model: {study.model} ({layers} decoder layers, {most}{tokens} visual tokens per image)",
     ]
     reasons = store.explain_missing(left)
     for cell, state in zip(cells, states, strict=True):

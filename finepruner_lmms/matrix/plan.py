@@ -87,6 +87,8 @@ class Study(Record):
     rows: tuple[Method, ...]
     cells: tuple[Cell, ...]
     judge: Judge | None = None
+    images_differ: bool = False
+    """In their number of visual tokens; `num_visual_tokens` is then the most that papers count of one."""
 
 
 class PlannedCell(Cell):

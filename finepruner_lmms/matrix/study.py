@@ -28,6 +28,7 @@ def open_study(config: Path, output: Path | None) -> tuple[Matrix, Store, Study]
         model=matrix.file.model.pretrained,
         num_layers=matrix.num_layers,
         num_visual_tokens=matrix.num_visual_tokens,
+        images_differ=matrix.images_differ,
         tasks=tuple(matrix.file.tasks),
         rows=tuple(describe_row(row) for row in matrix.rows),
         cells=tuple(expand(matrix)),

@@ -100,21 +100,23 @@ def cell_rows(store: Store, study: Study, states: Sequence[State]) -> list[Value
     folders = store.cell_dirs(study.cells)
     return [
         dict.fromkeys(CELL_COLUMNS)
-        | _of_cell(cell, state, study.num_visual_tokens)
+        | _of_cell(cell, state, None if study.images_differ else study.num_visual_tokens)
         | {"folder": folder.relative_to(store.root).as_posix()}
         | (_of_result(cell, state.result) if state.result is not None else {})
         for cell, state, folder in zip(study.cells, states, folders, strict=True)
     ]
 
 
-def _of_cell(cell: Cell, state: State, everything: int) -> Values:
+def _of_cell(cell: Cell, state: State, everything: int | None) -> Values:
     method, known = cell.method, cell.method.imported is None
+    budget = parse_budget(method.budget)
+    counted = known and (everything is not None or budget.count is not None)  # else each image has its own number
     return {
         "cell": cell.id,
         "row": method.label,
         "method": method.method,
         "budget": None if method.budget is None else str(method.budget),
-        "tokens": float(parse_budget(method.budget).tokens(everything)) if known else None,
+        "tokens": float(budget.tokens(everything or 0)) if counted else None,
         "parameters": json.dumps(method.parameters, ensure_ascii=False, sort_keys=True) if known else None,
         "imported": method.imported,
         "task": cell.task,

@@ -42,7 +42,8 @@ def build_report(store: Store) -> str:
 def _settings(study: Study) -> str:
     limit = study.cells[0].limit
     asked = f"{limit} questions per task" if limit else "all questions"
-    sizes = f"{study.num_layers} decoder layers, {study.num_visual_tokens} visual tokens"
+    most = "up to " if study.images_differ else ""
+    sizes = f"{study.num_layers} decoder layers, {most}{study.num_visual_tokens} visual tokens"
     text = f"{study.model}, {sizes}, {asked}" if study.num_layers else study.model  # nothing was run, all is imported
     return f'<p class="note">{html(text)}</p>'
 

@@ -84,7 +84,8 @@ class Leaderboard:
     tasks: tuple[str, ...]
     parameters: tuple[str, ...]
     lines: tuple[Line, ...]
-    num_visual_tokens: int
+    num_visual_tokens: int | None
+    """N of every image; None where images differ."""
     questions: dict[str, int] = field(default_factory=dict)
     judges: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Who scored a task: `exact`, or models as their servers call them."""
@@ -128,7 +129,7 @@ def leaderboard(store: Store, merge_seeds: bool = True) -> Leaderboard:
         tuple(study.tasks),
         columns,
         tuple(lines),
-        study.num_visual_tokens,
+        None if study.images_differ else study.num_visual_tokens,
         questions,
         judges,
         asked,
@@ -160,6 +161,7 @@ def _lines(study: Study, states: Sequence[State]) -> list[Line]:
     from finepruner_lmms.budget import parse_budget
 
     everything = study.num_visual_tokens
+    unpruned = "all" if study.images_differ else everything
     named = {name for row in study.rows for name in row.given}
     scores: list[dict[str, Score]] = [{} for _ in study.rows]
     submitted: list[set[str]] = [set() for _ in study.rows]
@@ -183,7 +185,7 @@ def _lines(study: Study, states: Sequence[State]) -> list[Line]:
     for number, row in enumerate(study.rows):
         found, spent = scores[number], costs[number]
         imported = row.imported is not None
-        budget = "" if imported else everything if row.budget is None else row.budget
+        budget = "" if imported else unpruned if row.budget is None else row.budget
         parameters = {name: value for name, value in row.parameters.items() if name in named}
         tokens = float(parse_budget(row.budget).tokens(everything))
         counted = [key for key in spent[0] if all(key in one for one in spent)] if spent else []

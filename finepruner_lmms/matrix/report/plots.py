@@ -55,7 +55,8 @@ def figure(board: Leaderboard) -> Figure:
     whole = next((line for line in lines if line.method == "vanilla"), None)
     if whole is not None:
         axes.axhline(whole.average, color="0.45", linestyle="--", linewidth=1.2)
-        text = f"vanilla, all {board.num_visual_tokens} tokens"
+        every = "" if board.num_visual_tokens is None else f"{board.num_visual_tokens} "
+        text = f"vanilla, all {every}tokens"
         place = axes.get_yaxis_transform()
         axes.text(0.01, whole.average, text, ha="left", va="bottom", color="0.35", transform=place)
     for line in done:
@@ -90,7 +91,8 @@ def figure(board: Leaderboard) -> Figure:
             axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=4)
         else:
             axes.legend(frameon=False, loc="lower right")
-    axes.set_xlabel("visual tokens entering a decoder layer, on average")
+    largest = " (shares: of the largest image)" if board.num_visual_tokens is None else ""
+    axes.set_xlabel(f"visual tokens entering a decoder layer, on average{largest}")
     axes.set_ylabel("mean score, % of the maximum")
     axes.set_title(f"{mathtext(board.name)}: {len(board.tasks)} tasks, ± standard error", loc="left", fontsize=11)
     axes.grid(axis="y", color="0.9")
