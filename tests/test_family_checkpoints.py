@@ -18,6 +18,8 @@ from tiny_processors import tiny_processor
 import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.configuration import check_pruner, read_geometry, read_shape
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lmms.model_args import ModelArguments
+from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.testing.families import family_prompts, tiny_model
 
 NAMES = ["llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"]
@@ -197,3 +199,25 @@ def test_sizes_and_what_a_pruner_asks_are_read_without_weights(name, written, tm
     check_pruner(fp.build_pruner("fastv", budget=3), shape)
     with pytest.raises(ValueError, match="heads"):
         check_pruner(fp.build_pruner("finepruner", budget=3, heads=1000), shape)
+
+
+def test_a_study_that_spreads_its_model_takes_one_process(tmp_path):
+    file = tmp_path / "study.yaml"
+    text = "name: s\nmodel: {pretrained: demo, device_map: auto}\ndata: demo\ntasks: [pope]\nmethods: [vanilla]\n"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"launch.processes: got 'auto', but with model.device_map one process"):
+        load_matrix(file)
+    file.write_text(text + "launch: {processes: 1}\n")
+    assert load_matrix(file).file.model.device_map == "auto"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"device_map": "balanced"}, "device_map: got 'balanced'"),
+        ({"device_map": "auto", "device": "cpu"}, "device_map: got 'auto' with device='cpu'"),
+    ],
+)
+def test_model_args_say_once_where_weights_go(given, said):
+    with pytest.raises(ValueError, match=said):
+        ModelArguments.parse({"pretrained": "demo", **given})

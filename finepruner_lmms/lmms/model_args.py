@@ -49,6 +49,8 @@ class ModelArguments:
     num_frames: int | None = None
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str | None = None
+    """`auto`: the layers of a model that is larger than one GPU are spread over all GPUs of one process."""
     attn_implementation: str = "sdpa"
     execution: str = "auto"
     """How `generate` runs: `eager`, or recorded and replayed, `graphs`; `auto` is `graphs` on a GPU."""
@@ -122,6 +124,11 @@ class ModelArguments:
         check_choice("dtype", self.dtype, _DTYPES)
         check_choice("attn_implementation", self.attn_implementation, _ATTENTION)
         check_choice("execution", self.execution, EXECUTIONS)
+        if self.device_map is not None:
+            check_choice("device_map", self.device_map, ("auto",))
+            if self.device != "auto":
+                problem = f"got 'auto' with device={show(self.device)}; each says where weights go"
+                raise FieldError("device_map", problem, value=self.device_map, fix="give one of them")
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             problem = f"got {show(self.device)}; expected auto, cpu, cuda or cuda:<number>, from 0 to 99"
             raise FieldError("device", problem, value=self.device)

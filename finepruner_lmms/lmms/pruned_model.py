@@ -32,6 +32,7 @@ from finepruner_lmms.engine.generate import generate
 from finepruner_lmms.engine.generation import Generation
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.images import reads_received
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms import heartbeat
@@ -69,6 +70,9 @@ class PrunedModel(lmms):
         self.pruner: Pruner = self.arguments.build_pruner()
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self.arguments.device_map is not None and self._world_size > 1:
+            problem = f"got 'auto' in {self._world_size} processes, but it gives all GPUs to one model"
+            raise FieldError("device_map", problem, value="auto", fix="start one process")
         device = self.arguments.device
         self._device = self.accelerator.device if device == "auto" else choose_device(device)
         with all_or_none(self.accelerator):
@@ -86,8 +90,9 @@ class PrunedModel(lmms):
                 checkpoint,
                 self.arguments.pretrained,
                 self.arguments.dtype,
-                self._device,
+                "auto" if self.arguments.device_map is not None else self._device,
                 self.arguments.attn_implementation,
+                self.arguments.device_map,
             )
         self.geometry = Geometry.of(self.model.config)
         self.images: ImageEncoder | None = None

@@ -139,6 +139,9 @@ def _check_model(file: MatrixFile) -> Iterator[FieldError]:
         ModelArguments.parse(file.model.model_dump(exclude_none=True))
     except FieldError as error:
         yield error.under("model")
+    if file.model.device_map is not None and file.launch.processes != 1:
+        problem = f"got {file.launch.processes!r}, but with model.device_map one process takes all GPUs"
+        yield FieldError("launch.processes", problem, value=file.launch.processes, fix="write `processes: 1`")
 
 
 def _check_executor(file: MatrixFile) -> Iterator[FieldError]:

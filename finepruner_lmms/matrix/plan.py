@@ -69,7 +69,7 @@ class Cell(Record):
     def spec(self) -> dict[str, Any]:
         """Its settings, as `result.json` has them."""
         # where and how it ran changed nothing
-        how = {"device", "execution", "image_cache", "image_cache_place", "image_chunk"}
+        how = {"device", "device_map", "execution", "image_cache", "image_cache_place", "image_chunk"}
         settings = {"model": self.model.model_dump(exclude=how), "limit": self.limit, "task": self.task}
         settings |= {"data": self.data} | ({"submission": True} if self.submission else {})
         method = self.method.model_dump(exclude={"imported"})

@@ -50,6 +50,7 @@ class ModelSection(_Section):
     num_frames: PositiveInt | None = None
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str | None = None
     attn_implementation: str = "sdpa"
     execution: str = "auto"
     max_new_tokens: PositiveInt | None = None
