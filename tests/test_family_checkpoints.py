@@ -13,7 +13,6 @@ import torch
 from accelerate import cpu_offload
 from hugging_face import change_json, change_weights
 from safetensors import safe_open
-from tiny_processors import tiny_processor
 
 import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.configuration import check_pruner, read_geometry, read_shape
@@ -21,6 +20,7 @@ from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.testing.families import family_prompts, tiny_model
+from finepruner_lmms.testing.tiny_checkpoints import tiny_processor
 
 NAMES = ["llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl"]
 

@@ -18,27 +18,34 @@ The caches of the layers need no care: each layer caches what it is given.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
 from finepruner_lmms.engine.attention_rows import check_layers
+from finepruner_lmms.engine.calls import (
+    COMPILED,
+    UNCOMPILED,
+    bound,
+    check_length,
+    check_not_compiled,
+    not_dropped,
+    supported_cache,
+)
 from finepruner_lmms.engine.dropping import Dropping
 from finepruner_lmms.engine.entrance import Entrance
 from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.generation_modes import checked_generation
 from finepruner_lmms.engine.prompt_layout import read_layout
 from finepruner_lmms.engine.prompt_reading import read_prompt
-from finepruner_lmms.engine.prompt_state import PromptState, View
+from finepruner_lmms.engine.prompt_state import PromptState
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.versions import cache_of_output, find_cache, warn_if_untested
 from finepruner_lmms.errors import FieldError
@@ -46,8 +53,6 @@ from finepruner_lmms.ops.selection import take
 from finepruner_lmms.pruners.base import Pruner
 
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-_COMPILED = "is compiled, and compiled code may pass by the hooks that prune"
-_UNCOMPILED = "use the model as transformers loads it, without torch.compile"
 
 
 @contextmanager
@@ -122,7 +127,7 @@ class _Hooks:
         self.prunes = self.dropping.prunes
         if self.prunes:
             check_layers(self.decoder.layers)
-            _check_not_compiled([self.top, self.inner, self.decoder, *self.decoder.layers])
+            check_not_compiled([self.top, self.inner, self.decoder, *self.decoder.layers])
         self.prompts: weakref.WeakKeyDictionary[Cache, PromptState] = weakref.WeakKeyDictionary()
         self.current: PromptState | None = None  # of the forward that is under way
         self.reached = False  # whether the forward of the whole model came to the model inside
@@ -182,7 +187,7 @@ class _Hooks:
     def after_top(self, *_: Any) -> None:
         """After the whole model: it must have run the model inside, or nothing was pruned."""
         if not self.reached:
-            raise FieldError("model", _COMPILED, fix=_UNCOMPILED)
+            raise FieldError("model", COMPILED, fix=UNCOMPILED)
 
     def on_generate(self, arguments: Mapping[str, Any]) -> None:
         """Before `generate` of the model: what it was given describes the images of the prefill to come."""
@@ -191,7 +196,7 @@ class _Hooks:
     def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model inside: tell prefill from decode, and read the prompt of a prefill."""
         self.reached = True
-        given = _bound(module, args, kwargs)
+        given = bound(module, args, kwargs)
         cache = find_cache(given)
         if cache is None or not cache.get_seq_length():
             self.current = self.read_prompt(given)
@@ -265,7 +270,7 @@ class _Hooks:
         state.end_prefill()
         missing = [layer for layer in state.layers if layer not in state.views]
         if output is not None and state.layout is not None and missing:
-            raise _not_dropped(missing[0])
+            raise not_dropped(missing[0])
 
     # -- inside a forward ---------------------------------------------------------------------------------------------
 
@@ -307,7 +312,7 @@ class _Hooks:
         if state.prefill:
             embeds = self.dropping.enter(state, embeds, positions)
         else:
-            _check_length(_supported_cache(find_cache(kwargs)), 0, state.views[0])
+            check_length(supported_cache(find_cache(kwargs)), 0, state.views[0])
             state.views[0].grow(positions, state.new_valid)
         view = state.views[0]
         state.positions = view.positions if self.family.grid_positions else None
@@ -348,11 +353,11 @@ class _Hooks:
             return None
         (hidden,) = args
         if layer == index:
-            cache, positions = _supported_cache(find_cache(kwargs)), self.positions(state, kwargs).to(hidden.device)
+            cache, positions = supported_cache(find_cache(kwargs)), self.positions(state, kwargs).to(hidden.device)
             if state.prefill:
                 hidden = self.dropping.drop(state, index, hidden, cache.layers[index - 1].keys, positions)
             else:
-                _check_length(cache, index, state.views[index])
+                check_length(cache, index, state.views[index])
                 state.views[index].grow(positions, state.new_valid)
             view = state.views[index]
             view.kwargs = {
@@ -371,7 +376,7 @@ class _Hooks:
                 "position_embeddings": self.decoder.rotary_emb(hidden, position_ids=view.positions),
             }
         elif layer not in state.views:
-            raise _not_dropped(layer)
+            raise not_dropped(layer)
         return (hidden,), kwargs | state.views[layer].kwargs
 
     def positions(self, state: PromptState, kwargs: Mapping[str, Any]) -> Tensor:
@@ -380,60 +385,3 @@ class _Hooks:
             assert state.positions is not None
             return state.positions
         return kwargs["position_ids"]
-
-
-@functools.cache
-def _parameters(forward: Any) -> inspect.Signature:
-    return inspect.signature(forward)
-
-
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a forward by name: some models pass some of them by position."""
-    if not args:
-        return dict(kwargs)
-    names = list(_parameters(type(module).forward).parameters)[1:]
-    return dict(zip(names, args, strict=False)) | dict(kwargs)
-
-
-def _not_dropped(layer: int) -> FieldError:
-    return FieldError(
-        "model",
-        f"no token was dropped before decoder layer {layer}, because its hooks did not run: the model is compiled, or "
-        "its layers were replaced",
-        fix=_UNCOMPILED,
-    )
-
-
-def _check_not_compiled(modules: Sequence[nn.Module]) -> None:
-    """Raise `FieldError` if one of the modules with hooks is compiled: its code may have been made without them."""
-    for module in modules:
-        # what `module.compile()` and `module.forward = torch.compile(module.forward)` leave behind
-        called = getattr(module, "_compiled_call_impl", None)
-        if called is not None or hasattr(module.forward, "_torchdynamo_orig_callable"):
-            raise FieldError("model", f"its {type(module).__name__} {_COMPILED}", fix=_UNCOMPILED)
-
-
-def _check_length(cache: Cache, layer: int, view: View) -> None:
-    """Raise `FieldError` unless the cache of a layer holds what was put there under this `attach`."""
-    if (length := cache.get_seq_length(layer)) != view.length:
-        raise FieldError(
-            "past_key_values",
-            f"holds {length} tokens at layer {layer}, where pruning and decoding left {view.length}: it was changed "
-            "meanwhile",
-            fix="leave the cache to the model",
-        )
-
-
-def _supported_cache(cache: Any) -> Cache:
-    """The cache, if each of its layers may have a length of its own; else `FieldError`."""
-    if cache is None:
-        raise FieldError("use_cache", "pruning needs the key-value cache", fix="call the model with use_cache=True")
-    plain = isinstance(cache, Cache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-    if not plain or cache.offloading:
-        raise FieldError(
-            "past_key_values",
-            f"a {type(cache).__name__} of this kind gives every layer the same length or keeps its keys elsewhere, "
-            "which pruning cannot use",
-            fix="pass none, or a DynamicCache",
-        )
-    return cache
