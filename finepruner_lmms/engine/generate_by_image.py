@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from finepruner_lmms.budget import keeps_all
 from finepruner_lmms.engine.clock import Clock
 from finepruner_lmms.engine.contract import check_reduction
@@ -61,7 +63,8 @@ def generate_by_image(
             check_reduction(before, reduced, vision.projected, checks)
             entrance.add(group.number, reduced, before)
     where = device_of(model.get_input_embeddings(), ids.device)
-    arguments |= {"input_ids": ids.to(where), "attention_mask": inputs["attention_mask"].to(where)}
+    arguments |= {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
+    arguments = {name: value.to(where) if isinstance(value, Tensor) else value for name, value in arguments.items()}
     with attached(model, pruner, entrance=entrance, described=given) as trace, marked(model, clock):
         output = model.generate(**arguments, return_dict_in_generate=True, **generation_kwargs)
         checks.check()
