@@ -19,7 +19,7 @@ MALFORMED: list[tuple[str, str, str]] = [
     ("method=fastv,budget=64, budget=128", "budget", "is given 2 times in --model_args; give it once"),
     ("method=fastv,budgett=64", "budgett", "unknown argument 'budgett' (did you mean 'budget'?); known: "),
     ("trust_remote_code=true", "trust_remote_code", "unknown argument 'trust_remote_code'; known: "),
-    ("device_map=auto", "device_map", "unknown argument 'device_map'"),
+    ("device_map=balanced", "device_map", "got 'balanced'"),
     # -- methods ------------------------------------------------------------------------------------------------------
     ("method=fastvv", "method", f"unknown method 'fastvv' (did you mean 'fastv'?); {_METHODS}"),
     ("method=", "method", _METHODS),
