@@ -7,7 +7,8 @@ WORKERS ?= 2
 # the oldest and the newest transformers that pyproject.toml allows and that the engine is known to work with
 TRANSFORMERS ?= 5.18.0 5.24.0
 # tests of everything that touches transformers' internals
-ENGINE_TESTS := tests/test_engine.py tests/test_engine_faults.py tests/test_golden_llm.py tests/test_fixed.py
+ENGINE_TESTS := tests/test_engine.py tests/test_engine_faults.py tests/test_golden_llm.py tests/test_fixed.py \
+  tests/test_several_images.py tests/test_families.py tests/test_family_spans.py tests/test_family_vision.py
 # tests whose outcome could depend on how this processor rounds a sum
 NUMERIC_TESTS := $(ENGINE_TESTS) tests/test_methods_decoder.py tests/test_methods_vision.py tests/test_pruners.py \
   tests/test_heads.py tests/test_queries.py tests/test_clip.py tests/test_original.py

@@ -9,6 +9,7 @@ import torch
 from conftest import IMAGE, PAD, VISUAL, rounding, tiny_llava
 
 import finepruner_lmms as fp
+from finepruner_lmms.engine.versions import copies_images
 
 OPTIONS = {"max_new_tokens": 4, "do_sample": False, "output_logits": True}
 SHOWN = (2, 1, 0, 2, 1)
@@ -98,6 +99,10 @@ def test_heads_are_told_by_image_where_a_row_shows_several():
 @pytest.mark.parametrize("name", ["fastv", "divprune"])
 def test_beams_are_copies_of_a_sample(name):
     pruner = fp.build_pruner(name, budget=8)
+    if not copies_images():
+        with pytest.raises(ValueError, match=r"num_beams: transformers 5.1\d.\d gives beams .* take transformers 5.20"):
+            fp.generate(tiny_llava(), pruner, batch(0, 1, 2), max_new_tokens=4, num_beams=3)
+        return
     found = fp.generate(tiny_llava(), pruner, batch(0, 1, 2), max_new_tokens=4, num_beams=3)
     assert len(found.sequences) == 3 and len(found.trace.has_image) == 3
     greedy = fp.generate(tiny_llava(), pruner, batch(0, 1, 2), max_new_tokens=1)

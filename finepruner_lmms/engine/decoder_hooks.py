@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
@@ -47,7 +48,7 @@ from finepruner_lmms.engine.prompt_layout import read_layout
 from finepruner_lmms.engine.prompt_reading import read_prompt
 from finepruner_lmms.engine.prompt_state import PromptState
 from finepruner_lmms.engine.trace import Trace
-from finepruner_lmms.engine.versions import cache_of_output, find_cache, warn_if_untested
+from finepruner_lmms.engine.versions import cache_of_output, copies_images, find_cache, warn_if_untested
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.selection import take
 from finepruner_lmms.pruners.base import Pruner
@@ -223,6 +224,12 @@ class _Hooks:
             for known in (self.described, self.told, kwargs):
                 about |= {name: known[name] for name in self.family.media if known.get(name) is not None}
             layout = read_prompt(self.family, self.config, ids, mask, about, copies)
+            if copies > 1 and not copies_images() and layout.shows_several:
+                raise FieldError(
+                    "num_beams",
+                    f"transformers {transformers.__version__} gives beams of a row with several images other images",
+                    fix="take transformers 5.20 or newer, or answer without beams",
+                )
         return self.dropping.start(layout, len(ids))
 
     def find_prompt(self, cache: Cache, kwargs: Mapping[str, Any]) -> PromptState:

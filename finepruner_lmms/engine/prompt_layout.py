@@ -88,6 +88,12 @@ class Layout:
         return tuple(count > 0 for count in self.visual_counts)
 
     @property
+    def shows_several(self) -> bool:
+        """Whether any row shows more than one image."""
+        rows = [row for group in self.groups for row in group.rows]
+        return len(set(rows)) < len(rows)
+
+    @property
     def tail(self) -> int:
         """The most text after an image."""
         return max((tail for tail, count in zip(self.tails, self.visual_counts, strict=True) if count), default=0)

@@ -18,6 +18,8 @@ from torch import nn
 OLDEST, NEWEST = "5.18.0", "5.24.0"
 """The engine's tests ran on these versions of transformers and on some between them."""
 
+_COPIES_IMAGES = "5.20.0"
+"""From this version on, beams of a row that shows several images see them in its order; before, they are shuffled."""
 _CACHE_NAMES = ("cache", "past_key_values")
 
 
@@ -37,6 +39,11 @@ def cache_keyword(module: nn.Module) -> str:
     # a decorator that moves old names to new ones may hide the signature, but not the wrapped function
     parameters = inspect.signature(inspect.unwrap(type(module).forward)).parameters
     return next(name for name in _CACHE_NAMES if name in parameters)
+
+
+def copies_images(version: str = transformers.__version__) -> bool:
+    """Whether beams, or several answers, of a row that shows several images see these in its order."""
+    return Version(version).release >= Version(_COPIES_IMAGES).release
 
 
 @functools.cache
