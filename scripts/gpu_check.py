@@ -292,11 +292,7 @@ def cpu_equality(run: Run) -> None:
             options = {**testing.OPTIONS, "questions": ["what is it"] * 4, "execution": "eager"}
             ours = fp.generate(here, pruner, inputs, **options)
             theirs = fp.generate(there, pruner, moved(inputs, run.device), **options)
-            kept = all(
-                torch.equal(a.cpu(), b.cpu())
-                for layer, rows in ours.trace.kept.items()
-                for a, b in zip(rows, theirs.trace.kept[layer], strict=True)
-            )
+            kept = kept_alike(ours, theirs)
             tokens = torch.equal(ours.sequences, theirs.sequences.cpu())
             logits = torch.stack(ours.logits)
             error = (logits - torch.stack(theirs.logits).cpu()).abs().max().item() / rounding_of(logits)
@@ -326,11 +322,7 @@ def families(run: Run) -> None:
                 options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "output_logits": True}
                 ours = fp.generate(here, pruner, inputs, **options)
                 theirs = fp.generate(there, pruner, moved(inputs, run.device), **options)
-                kept = all(
-                    torch.equal(a.cpu(), b.cpu())
-                    for layer, own in ours.trace.kept.items()
-                    for a, b in zip(own, theirs.trace.kept[layer], strict=True)
-                )
+                kept = kept_alike(ours, theirs)
                 logits = torch.stack(ours.logits)
                 error = (logits - torch.stack(theirs.logits).cpu()).abs().max().item()
                 count += 1
@@ -376,6 +368,15 @@ def graphs_equality(run: Run) -> None:
     text += f"; {len(eager_instead)} methods ran eagerly" if eager_instead else ""
     asked = f"every method × batch mix × {steps} steps"
     run.ask_all("float32: graphs = eager", asked, text, bool(count) and not wrong and not eager_instead)
+
+
+def kept_alike(ours: fp.Generation, theirs: fp.Generation) -> bool:
+    """Whether both kept the same tokens, at every drop and in every row."""
+    return all(
+        torch.equal(a.cpu(), b.cpu())
+        for layer, rows in ours.trace.kept.items()
+        for a, b in zip(rows, theirs.trace.kept[layer], strict=True)
+    )
 
 
 def rounding_of(logits: torch.Tensor) -> float:
