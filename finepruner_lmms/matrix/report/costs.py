@@ -103,6 +103,11 @@ def speed_notes(board: Leaderboard) -> list[str]:
     return notes
 
 
+def measured_costs(board: Leaderboard, line: Line) -> dict[str, float | None]:
+    """What was measured of a row, by the names of CSV; None where it was not, or is not of the row alone."""
+    return {column.name: column.of(board, line) for column in _COLUMNS}
+
+
 def _name(line: Line) -> str:
     given = (f"{name}={value}" for name, value in line.given.items())
     return " ".join([line.method, *([] if line.method == "vanilla" else [str(line.budget)]), *given])
