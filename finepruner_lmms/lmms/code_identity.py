@@ -50,6 +50,8 @@ SILENT = {
     "lmms.batch_sizes": "says how many questions share a forward, which changes no answer",
     "lmms.meter": "measures time and memory",
     "lmms.monitor": "writes down what was selected",
+    "lmms.recorder": "writes down what was selected",
+    "lmms.traced": "writes down what was selected",
     "pruners.plugins": "finds plug-ins, which count by themselves",
 }
 """Code that runs in a cell and cannot change its answers, and why."""
