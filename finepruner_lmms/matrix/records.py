@@ -206,6 +206,8 @@ class Outcome(Record):
     speed: Speed | None = None
     scores: Scores | None = None
     submission: Path | None = None
+    traces: dict[int, dict[str, Any]] = {}
+    """What was recorded of its questions, by number (`lmms.traced`)."""
 
 
 class Provenance(Record):
