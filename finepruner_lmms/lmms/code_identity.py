@@ -51,6 +51,8 @@ SILENT = {
     "lmms.meter": "measures time and memory",
     "lmms.monitor": "writes down what was selected",
     "plugins": "finds plug-ins, which count by themselves",
+    "lmms.recorder": "writes down what was selected",
+    "lmms.traced": "writes down what was selected",
 }
 """Code that runs in a cell and cannot change its answers, and why."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "PIL", "numpy", "lmms_eval")
