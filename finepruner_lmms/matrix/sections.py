@@ -143,6 +143,8 @@ class MatrixFile(_Section):
     tasks: list[str] = Field(min_length=1, max_length=100)
     tasks_dir: HomePath | None = None
     """A folder with lmms-eval tasks of one's own."""
+    plugins: tuple[HomePath, ...] = ()
+    """Python files that register methods, head strategies or queries: relative to the matrix file's folder."""
     methods: list[str | dict[str, Any]] = Field(min_length=1, max_length=MOST_ROWS)
     limit: int | None = Field(default=None, ge=1, le=MOST_QUESTIONS)
     monitor: bool = False

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads import consensus
-from finepruner_lmms.heads.queries import Words, known_queries, query_weights
+from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
+from finepruner_lmms.heads.registry import RESERVED, STRATEGIES
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
-CONSENSUS, FIXED, RECOMMENDED = "consensus", "fixed", "recommended"
+CONSENSUS, FIXED, RECOMMENDED = RESERVED
 PER_HEAD = {"rows": "renormalised", "aggregate": "max"}
 """What `recommended` stands for, with all heads: see docs/head_study.md."""
 
@@ -63,9 +64,7 @@ class FinePruner(AttentionGuided):
             raise self._unread("layer", f"guide={self.guide!r} has depths of its own")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
-        check_choice(
-            "head_strategy", self.head_strategy, (*head_selection.known_strategies(), CONSENSUS, FIXED, RECOMMENDED)
-        )
+        STRATEGIES.check(self.head_strategy)
         self._check_fixed()
         if self.head_strategy == RECOMMENDED:
             self._check_recommended()
@@ -73,7 +72,7 @@ class FinePruner(AttentionGuided):
             self._check_consensus()
         elif self.preset is not None:
             raise self._unread("preset", "only head_strategy='consensus' reads it")
-        check_choice("query", self.query, known_queries())
+        QUERIES.check(self.query)
         if self.query != "last" and self.guide == "sparsevlm":
             raise self._unread("query", "guide='sparsevlm' asks by its raters")
         check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
