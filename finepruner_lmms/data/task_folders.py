@@ -10,6 +10,7 @@ import glob
 import hashlib
 import math
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,9 @@ def folder(data: str, submission: bool = False, limit: int | None = None) -> Pat
         check_task(root, name, tables(name))
     if not (present if submission else scored):
         problem = f"{data!r} holds none of the folders {', '.join(available_tasks())}"
-        raise DataError("data", problem, value=data, fix=f"`finepruner prepare --data {data}` fetches them")
+        raise DataError(
+            "data", problem, value=data, fix=f"`finepruner prepare --data {shlex.quote(data)}` fetches them"
+        )
     if not submission:
         return _write(_Tasks(scored, root.resolve(), limit=limit))
     served = [name for name in SERVED if (root / name / TEST).is_dir()]
