@@ -181,7 +181,8 @@ def _outcome(
         scores=scores,
         submission=submitted,
     )
-    return outcome, [_line(sample, metric, images) for sample in logged]
+    kept = (lambda sample: sample.get(metric)) if benchmark is None or cell.submission else benchmark.kept
+    return outcome, [_line(sample, kept(sample), images) for sample in logged]
 
 
 def gather(lm: PrunedModel, cells: Sequence[PlannedCell], monitor: bool) -> Company:
@@ -262,14 +263,14 @@ def _submission(attempt: Path, name: str, asked: Any) -> Path:
     return path
 
 
-def _line(sample: Logged, metric: str, images: Mapping[int, str]) -> Sample:
+def _line(sample: Logged, score: Any, images: Mapping[int, str]) -> Sample:
     """What is kept of a question that lmms-eval logged."""
     return {
         "doc_id": sample["doc_id"],
         "image": images[sample["doc_id"]],
         "target": json.loads(json.dumps(sample["target"], default=_plain)),
         "answer": sample["filtered_resps"][0],
-        "score": json.loads(json.dumps(sample.get(metric), default=_plain)),
+        "score": json.loads(json.dumps(score, default=_plain)),
     }
 
 
