@@ -116,7 +116,7 @@ def registered() -> Iterator[Check]:
 
 def methods() -> Iterator[Check]:
     """Whether the methods of other packages can be loaded."""
-    from finepruner_lmms.pruners.plugins import load_plugins, plugins
+    from finepruner_lmms.plugins import load_plugins, plugins
 
     try:
         load_plugins()

@@ -32,6 +32,7 @@ from finepruner_lmms.lmms.journal import Journal, read_journal, set_aside
 from finepruner_lmms.lmms.names import model_name
 from finepruner_lmms.lmms.plain_run import Answerer
 from finepruner_lmms.lmms.pruned_model import PrunedModel
+from finepruner_lmms.lmms.recorder import Recorder
 from finepruner_lmms.lmms.together import Companion, Company
 from finepruner_lmms.matrix.measures import name_of_task
 from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
@@ -180,6 +181,7 @@ def _outcome(
         speed=measured(written, cell.identity.dtype),
         scores=scores,
         submission=submitted,
+        traces=written.traces,
     )
     kept = (lambda sample: sample.get(metric)) if benchmark is None or cell.submission else benchmark.kept
     return outcome, [_line(sample, kept(sample), images) for sample in logged]
@@ -199,6 +201,11 @@ def gather(lm: PrunedModel, cells: Sequence[PlannedCell], monitor: bool) -> Comp
         journal = Journal(cell.path / "cache", answers.text(), lm.origin)
         members[cell.id] = Companion(cell.label, pruner, journal, lm.monitor_in(cell.path if monitor else None))
     return Company(members)
+
+
+def recorder_of(plan: Plan, cell: Cell) -> Recorder:
+    """Of which questions of a cell the traces are kept: what lmms-eval limits itself is among the first."""
+    return Recorder(plan.record, cell.limit if cell.definition else None)
 
 
 def _method(cell: Cell) -> dict[str, Any]:

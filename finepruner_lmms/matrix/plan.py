@@ -108,6 +108,8 @@ class Plan(Record):
     data: str
     limit: int | None
     monitor: bool
+    record: int = 0
+    """Of how many questions of a cell the traces are kept."""
     submission: bool
     tasks_dir: str | None = None
     """A folder with the user's own tasks."""

@@ -214,6 +214,7 @@ class Crew:
             data=file.data,
             limit=file.limit,
             monitor=file.monitor,
+            record=file.record.questions,
             submission=file.submission,
             tasks_dir=file.tasks_dir,
             fan_out=most,
