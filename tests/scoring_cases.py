@@ -214,14 +214,16 @@ RULES = {
     "they stand, as VizWiz's API does. lmms-eval normalises the annotators', too.",
     "pope": "LLaVA's `eval_pope.py`: no if *No*, *no* or *not* stands between spaces in the first sentence, else yes. "
     "lmms-eval accepts nothing but *yes* and *no*, and counts F1 over all questions, not the mean of three kinds.",
-    "mme": "MME's `calculation.py`: *yes* or *no* among the first four characters. lmms-eval drops dots first and reads "
-    "a single letter. Both totals are told, `mme_perception_score` and `mme_total_score`, with `mme_cognition_score`.",
-    "sqa": "Here alone we follow nobody: *B*, *B.*, *B. brick* and *The answer is B* with and without a dot all count, "
-    "so that no method gains by the form of its answers. The count of LLaVA's `eval_science_qa.py` is told beside it as "
-    "`exact_match_llava`.",
-    "mmbench": "One letter that stands alone, else the text of just one option (MMBench's rule in VLMEvalKit, as far as "
-    "it goes without a model). What is left goes to a model there; here it is *unreadable*: wrong, counted in the metric "
-    "`unreadable`, and read by [a judge](judge.md#mmbench) if one is asked for. lmms-eval's static scorer guesses.",
+    "mme": "MME's `calculation.py`: *yes* or *no* among the first four characters. lmms-eval drops dots first and "
+    "reads a single letter. Both totals are told, `mme_perception_score` and `mme_total_score`, with "
+    "`mme_cognition_score`.",
+    "sqa": "Here alone we follow nobody: *B*, *B.*, *B. brick* and *The answer is B* with and without a dot all "
+    "count, so that no method gains by the form of its answers. The count of LLaVA's `eval_science_qa.py` is told "
+    "beside it as `exact_match_llava`.",
+    "mmbench": "One letter that stands alone, else the text of just one option (MMBench's rule in VLMEvalKit, as far "
+    "as it goes without a model). What is left goes to a model there; here it is *unreadable*: wrong, counted in the "
+    "metric `unreadable`, and read by [a judge](judge.md#mmbench) if one is asked for. lmms-eval's static "
+    "scorer guesses.",
     "mmbench_cn": "The same; full-width letters are letters, and `答案是B`, `选B`, `B选项` name one.",
 }
 

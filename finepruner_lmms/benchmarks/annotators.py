@@ -1,7 +1,7 @@
 """VQA accuracy: how far ten annotators agree with an answer, by three conventions for what "agree" means.
 
 LLaVA normalises the model's answer (`convert_*_for_submission.py`, Pythia's answer processor) and uploads it; a server
-compares it with the annotators' answers. What the servers do to those answers differs, and lmms-eval does another thing:
+compares it with the annotators' answers. What the servers do to those answers differs, and so does lmms-eval:
 
 - VQAv2 (`vqaEval.py` of the VQA API): where the annotators do not all say the same, both sides are normalised; where
   they do, neither is, so that "2" does not match ten times "two".

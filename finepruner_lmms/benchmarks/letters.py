@@ -1,8 +1,8 @@
 """Which option a free answer to a multiple-choice question of MMBench names, without a judge.
 
 The rule is that of MMBench's evaluation (`matching_util.py` of VLMEvalKit) as far as it goes without a model: one
-letter that stands alone, else the text of just one option. What it leaves open goes to a model there; here it is unreadable
-until a judge reads it, and is never guessed.
+letter that stands alone, else the text of just one option. What it leaves open goes to a model there; here it is
+unreadable until a judge reads it, and is never guessed.
 """
 
 from __future__ import annotations
