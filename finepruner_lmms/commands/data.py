@@ -19,11 +19,15 @@ def tasks(
     limit: Annotated[
         int | None, typer.Option(help="So many questions of each task, in whole groups, instead of lmms-eval's first.")
     ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="llava, or lmms_eval: by whose rules answers are scored (docs/scoring.md).")
+    ] = "llava",
 ) -> None:
     """Print the folder to pass to lmms-eval's --include_path, so that the tasks fp_<name> read that data."""
+    from finepruner_lmms.benchmarks.protocol import check_protocol
     from finepruner_lmms.data.task_folders import folder
 
-    sys.stdout.write(f"{folder(data, submission, limit)}\n")
+    sys.stdout.write(f"{folder(data, submission, limit, check_protocol(protocol))}\n")
 
 
 def prepare(
