@@ -20,6 +20,9 @@ def tasks(
     limit: Annotated[
         int | None, typer.Option(help="So many questions of each task, in whole groups, instead of lmms-eval's first.")
     ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="llava, or lmms_eval: by whose rules answers are scored (docs/scoring.md).")
+    ] = "llava",
     find: Annotated[
         str | None, typer.Option(metavar="WORD", help="Instead: the names of tasks that hold WORD, lmms-eval's too.")
     ] = None,
@@ -28,9 +31,10 @@ def tasks(
     if find is not None:
         _list_tasks(find)
         return
+    from finepruner_lmms.benchmarks.protocol import check_protocol
     from finepruner_lmms.data.task_folders import folder
 
-    sys.stdout.write(f"{folder(data, submission, limit)}\n")
+    sys.stdout.write(f"{folder(data, submission, limit, check_protocol(protocol))}\n")
 
 
 def _list_tasks(word: str) -> None:

@@ -97,7 +97,7 @@ class Sample(TypedDict):
     answer: Any
     score: Any
     question: NotRequired[str]
-    """Its text, in samples that were imported with it."""
+    """What was asked; not in samples of older versions, nor in imported ones that do not carry it."""
 
 
 class Selected(Record):
@@ -206,6 +206,8 @@ class Outcome(Record):
     speed: Speed | None = None
     scores: Scores | None = None
     submission: Path | None = None
+    traces: dict[int, dict[str, Any]] = {}
+    """What was recorded of its questions, by number (`lmms.traced`)."""
 
 
 class Provenance(Record):

@@ -16,7 +16,7 @@ from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
-from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows
 from finepruner_lmms.pruners.fastv import FastV
 from finepruner_lmms.pruners.pdrop import PDrop
 from finepruner_lmms.pruners.registry import register
@@ -174,7 +174,8 @@ class FinePruner(AttentionGuided):
         # ascending, so that choosing every head adds them up in the same order as without a choice
         index = chosen.sort(dim=1).values[..., None].expand(-1, -1, attention.shape[2])
         tokens = token_scores(attention.gather(1, index), **self.combination)
-        return replace(self.guided.choose(tokens, context, retained), heads=chosen, head_scores=scores)
+        selection = self.guided.choose(tokens, context, retained)
+        return replace(selection, heads=chosen, head_scores=scores, guides=guiding_rows(attention, chosen))
 
     def _rank(self, attention: Tensor) -> tuple[Tensor, Tensor]:
         """The heads that guide, best first, and the scores of all."""
@@ -200,4 +201,5 @@ class FinePruner(AttentionGuided):
         place = torch.arange(found.order.shape[1], device=found.order.device)
         chosen = found.order.masked_fill(place >= found.count[:, None], -1)
         selection = self.guided.choose(tokens, context, retained)
-        return replace(selection, heads=chosen, head_scores=found.weights, details=found)
+        guides = guiding_rows(attention, chosen)
+        return replace(selection, heads=chosen, head_scores=found.weights, details=found, guides=guides)

@@ -92,7 +92,8 @@ class SparseVLM(AttentionGuided):
         rest = scores.masked_fill(~context.present | keep, float("-inf"))
         again = rest.argsort(dim=1, descending=True, stable=True)[:, :recycled]
         merged, centres = merge_by_density_peaks(take(context.hidden, again), clusters)
-        return Selection(keep, scores, merged=merged, merged_from=again.gather(1, centres))
+        sources = torch.zeros_like(keep).scatter(1, again, True) & context.present
+        return Selection(keep, scores, merged=merged, merged_from=again.gather(1, centres), sources=sources)
 
 
 def rater_weights(visual: Tensor, text: Tensor, text_present: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class VisionZip(ByImportance):
             keys = take(vision.need("keys", self.name), rest)
             merged = merge_into_targets(take(vision.features, rest), keys, contextual)
             tokens.append(vision.project(merged.to(vision.features.dtype)))
-        return Reduction(torch.cat(tokens, dim=1), keep, lead=self.lead)
+        return Reduction(torch.cat(tokens, dim=1), keep, lead=self.lead, merged=~keep if contextual else None)
 
 
 def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tensor:
