@@ -108,6 +108,11 @@ def test_the_original_code_gives_what_the_page_says(case):
     assert THERE[case.task](case.doc, case.said.strip()) == pytest.approx(case.there)
 
 
+def test_lmms_eval_takes_every_short_answer_that_counts_here():
+    """So that a score it reports is only ever lowered where its answers are read again (`import`)."""
+    assert all(case.lmms >= case.here for case in CASES if case.task in ("gqa", "vqav2", "vizwiz", "mme"))
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
