@@ -47,14 +47,19 @@ class Matrix:
         return Geometry.of(self.shape).varies
 
 
-def load_matrix(path: Path, check_data: bool = True) -> Matrix:
+def load_matrix(path: Path, check_data: bool = True, limit: int | None = None) -> Matrix:
     """Read and check a matrix file; `ConfigError` listing every mistake found.
 
-    `check_data`: whether data that is not there is a mistake of the file.
+    `check_data`: whether data that is not there is a mistake of the file. `limit`: that of the command line, which
+    goes before the file's; `FieldError` where a task cannot have so few questions.
     """
     document = Document(Path(path))
     file = _with_plugins(check_shape(document), document)
+    if limit is not None:
+        file = file.model_copy(update={"limit": limit})
     for error in check_settings(file):
+        if limit is not None and error.field == "limit":
+            raise error.renamed("--limit")
         document.report(error)
     for problem in missing_data(file) if check_data else []:
         document.report(problem, ("data",))

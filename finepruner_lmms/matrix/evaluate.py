@@ -47,7 +47,7 @@ class InvalidResult(RuntimeError):
 def task_manager(plan: Plan) -> TaskManager:
     """The tasks of a plan, and none besides."""
     known = any(not cell.definition for cell in plan.cells)
-    where = [str(task_folder(plan.data, plan.submission, plan.limit))] if known else []
+    where = [str(task_folder(plan.data, plan.submission, plan.limit, plan.protocol))] if known else []
     where += dict.fromkeys(str(Path(cell.definition).parent) for cell in plan.cells if cell.definition)
     return TaskManager(include_path=where, include_defaults=False, model_name=model_name(plan.model.pretrained))
 
@@ -183,7 +183,8 @@ def _outcome(
         submission=submitted,
         traces=written.traces,
     )
-    return outcome, [_line(sample, metric, images) for sample in logged]
+    kept = (lambda sample: sample.get(metric)) if benchmark is None or cell.submission else benchmark.kept
+    return outcome, [_line(sample, kept(sample), images) for sample in logged]
 
 
 def gather(lm: PrunedModel, cells: Sequence[PlannedCell], monitor: bool) -> Company:
@@ -214,8 +215,15 @@ def _method(cell: Cell) -> dict[str, Any]:
 
 def _check_identity(answers: Identity, cell: Cell) -> None:
     """`InvalidResult` if these are answers to something else than was planned."""
-    data, definition = cell.identity.data, cell.definition
-    now = cell_identity(answers, cell.task, cell.limit, cell.submission, data, definition=definition)
+    now = cell_identity(
+        answers,
+        cell.task,
+        cell.limit,
+        cell.submission,
+        cell.identity.data,
+        definition=cell.definition,
+        protocol=cell.protocol,
+    )
     if changes := now.changes_since(cell.identity):
         raise InvalidResult(f"since this was planned, {'; '.join(changes)}; `run` again")
 
@@ -269,15 +277,19 @@ def _submission(attempt: Path, name: str, asked: Any) -> Path:
     return path
 
 
-def _line(sample: Logged, metric: str, images: Mapping[int, str]) -> Sample:
+def _line(sample: Logged, score: Any, images: Mapping[int, str]) -> Sample:
     """What is kept of a question that lmms-eval logged."""
-    return {
+    line: Sample = {
         "doc_id": sample["doc_id"],
         "image": images[sample["doc_id"]],
         "target": json.loads(json.dumps(sample["target"], default=_plain)),
         "answer": sample["filtered_resps"][0],
-        "score": json.loads(json.dumps(sample.get(metric), default=_plain)),
+        "score": json.loads(json.dumps(score, default=_plain)),
     }
+    asked = sample["input"] if "input" in sample else next(iter(sample.get("arguments") or ()), None)  # in its files
+    if isinstance(asked, str):
+        line["question"] = asked
+    return line
 
 
 def _plain(value: Any) -> Any:

@@ -120,7 +120,7 @@ def _launch(plan: Plan, cell: PlannedCell, attempt: Path, folder: Path, events: 
     signs.mkdir(exist_ok=True)
     for file in signs.glob("rank-*.json"):  # of the cell before
         file.unlink()
-    typed = command(plan, cell, attempt, task_folder(plan.data, plan.submission, plan.limit))
+    typed = command(plan, cell, attempt, task_folder(plan.data, plan.submission, plan.limit, plan.protocol))
     (attempt / "command.txt").write_text(shlex.join(typed) + "\n", encoding="utf-8")
     environment = os.environ | {
         heartbeat.VARIABLE: str(signs),

@@ -97,7 +97,7 @@ class Sample(TypedDict):
     answer: Any
     score: Any
     question: NotRequired[str]
-    """Its text, in samples that were imported with it."""
+    """What was asked; not in samples of older versions, nor in imported ones that do not carry it."""
 
 
 class Selected(Record):

@@ -216,6 +216,7 @@ class Crew:
             monitor=file.monitor,
             record=file.record.questions,
             submission=file.submission,
+            protocol=file.protocol,
             tasks_dir=file.tasks_dir,
             fan_out=most,
             mode=self._mode,

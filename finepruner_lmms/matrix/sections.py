@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.errors import FieldError, explain_problem, nearest, show
 from finepruner_lmms.files import expand_home
 from finepruner_lmms.judge.settings import Judge, JudgeServer
@@ -151,6 +152,8 @@ class MatrixFile(_Section):
     record: RecordSection = RecordSection()
     submission: bool = False
     """Tasks that only a server scores answer their test split and write its file."""
+    protocol: Protocol = LLAVA
+    """By whose rules answers are scored: LLaVA's, or those of lmms-eval's own tasks."""
     judge: Judge | None = None
     launch: LaunchSection = LaunchSection()
 

@@ -57,6 +57,9 @@ class Pruner(ABC):
     side: ClassVar[Side]
     fills_budget: ClassVar[bool] = True
     """Whether each row keeps exactly its stage's count (or all it has); a method that may keep fewer says False."""
+    paper: ClassVar[str] = ""
+    """Where the method is published, and `code` where its authors' program is: what `finepruner methods` shows."""
+    code: ClassVar[str] = ""
 
     budget: BudgetValue = None
 

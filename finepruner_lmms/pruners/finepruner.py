@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
@@ -47,6 +47,8 @@ class FinePruner(AttentionGuided):
     `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="recommended"` is what our head
     study supports (docs/head_study.md): all heads, with per-head normalisation and the maximum.
     """
+
+    code: ClassVar[str] = "https://github.com/EasonAI-5589/LLaVA-FinePruner-Head"
 
     guide: str = "fastv"
     layer: int = 2

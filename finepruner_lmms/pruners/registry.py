@@ -108,6 +108,11 @@ def canonical_name(name: str) -> str:
     return "+".join(cls.name for cls in _classes(name))
 
 
+def aliases_of(name: str) -> list[str]:
+    """Other names of a method."""
+    return sorted(alias for alias, of in _ALIASES.items() if of == name)
+
+
 def parameter_names(name: str) -> list[str]:
     """The parameters that a method reads, `budget` first."""
     classes = _classes(name)

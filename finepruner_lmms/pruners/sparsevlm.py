@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.lazy import torch
@@ -41,6 +41,9 @@ class SparseVLM(AttentionGuided):
     budget by the tokens entering a layer, dropping one layer earlier than the released code; `"official"` is the
     released code's tables, for 576 tokens and 32 layers at the budgets 192, 128, 96 and 64.
     """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.04417"
+    code: ClassVar[str] = "https://github.com/Gumpest/SparseVLMs"
 
     variant: str = "equal"
 
