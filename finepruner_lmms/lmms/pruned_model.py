@@ -432,8 +432,8 @@ class PrunedModel(lmms):
         if not (self.arguments.debug or monitor.active):
             return
         for row, item in enumerate(batch):
-            about = {"task": item.task, "doc_id": item.doc_id, "pruner": pruner}
-            selections = describe(result.trace, row, image_row(batch, row), **about)
+            image = image_row(batch, row)
+            selections = describe(result.trace, row, image, task=item.task, doc_id=item.doc_id, pruner=pruner)
             for record in selections:
                 monitor.write(record)
             if self.arguments.debug:
