@@ -29,6 +29,7 @@ _HOME = {
     "build_pruner": "pruners",
     "encode_images": "engine.vision_tower",
     "generate": "engine.generate",
+    "leaderboard": "matrix.report.opened",
     "load_model": "checkpoints.load",
     "show": "asking.show",
 }
@@ -47,6 +48,7 @@ __all__ = [
     "build_pruner",
     "encode_images",
     "generate",
+    "leaderboard",
     "load_model",
     "show",
 ]
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from finepruner_lmms.engine.trace import Trace
     from finepruner_lmms.engine.vision_tower import encode_images
     from finepruner_lmms.heads import HEAD_STRATEGIES
+    from finepruner_lmms.matrix.report.opened import leaderboard
     from finepruner_lmms.pruners import METHODS, Pruner, build_pruner
     from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ class Strong:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A value with something small below it where there is room, and beside it elsewhere."""
+    """A value with something small below it where there is room, and beside it elsewhere; both are numbers of ours."""
 
     value: object
     below: str
@@ -54,6 +55,34 @@ class Frame:
         rows = list(rows)
         columns = list(dict.fromkeys(name for row in rows for name in row))
         return cls(columns, [[row.get(name, "") for name in columns] for row in rows], groups or {}, words)
+
+    def beside(self, more: Sequence[Mapping[str, object]]) -> Frame:
+        """With more columns to the right; `more` has a mapping per row."""
+        names = list(dict.fromkeys(name for row in more for name in row))
+        rows = [[*row, *(new.get(name, "") for name in names)] for row, new in zip(self.rows, more, strict=True)]
+        return Frame([*self.columns, *names], rows, self.groups, self.words)
+
+    def split(self, most: int) -> list[Frame]:
+        """Frames of at most `most` rows, each of whole groups but where a group alone is longer."""
+        starts = sorted({0, *self.groups})
+        cuts, begin = [0], 0
+        for start, end in zip(starts, [*starts[1:], len(self.rows)], strict=True):
+            if end - begin > most and start > begin:
+                begin = start
+                cuts.append(begin)
+            while end - begin > most:
+                begin += most
+                cuts.append(begin)
+        ends = [*cuts[1:], len(self.rows)]
+        return [
+            Frame(
+                self.columns,
+                self.rows[first:last],
+                {row - first: heading for row, heading in self.groups.items() if first <= row < last},
+                self.words,
+            )
+            for first, last in zip(cuts, ends, strict=True)
+        ]
 
     def text(self, title: str = "", mark: str = "*") -> str:
         """For a terminal, as wide as it is; what stands out has a `mark` before it."""
@@ -107,7 +136,8 @@ class Frame:
                 if heading := self.groups[number]:
                     lines.append(rf"\multicolumn{{{len(self.columns)}}}{{c}}{{\textit{{{latex(heading)}}}}} \\")
                     lines.append(r"\midrule")
-            lines.append(_latex_row(row))
+            room = r"\addlinespace[2pt]" if any(isinstance(value, Stacked) for value in row) else ""
+            lines.append(_latex_row(row) + room)
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def html(self) -> str:
@@ -133,13 +163,18 @@ def _latex_row(values: Iterable[object]) -> str:
 
 def _latex_cell(value: object) -> str:
     if isinstance(value, Stacked):
-        return rf"\shortstack[r]{{{_latex_cell(value.value)}\\{{\tiny {latex(value.below)}}}}}"
+        return rf"\shortstack[r]{{{_minus(_latex_cell(value.value))}\\{{\tiny {_minus(latex(value.below))}}}}}"
     return rf"\textbf{{{latex(value)}}}" if isinstance(value, Strong) else latex(value)
+
+
+def _minus(text: str) -> str:
+    """With minus signs where LaTeX would print hyphens."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)
 
 
 def _markdown_cell(value: object) -> str:
     if isinstance(value, Stacked):
-        return f"{_markdown_cell(value.value)} {markdown(value.below)}"
+        return f"{_markdown_cell(value.value)} {value.below}"  # brackets that nothing follows are no link
     return f"**{markdown(value)}**" if isinstance(value, Strong) else markdown(value)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.report.frame import Frame
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard
+from finepruner_lmms.matrix.report.board import Leaderboard
+from finepruner_lmms.matrix.report.latex import HEAD, floats
 from finepruner_lmms.matrix.report.reference import rules
 from finepruner_lmms.matrix.report.reference.comparison import Against, Held, Literature, name_of, reasons
 from finepruner_lmms.matrix.report.reference.records import MODEL, citations
@@ -132,10 +133,10 @@ def _markdown(board: Leaderboard, found: Literature) -> str:
 
 
 def _latex(board: Leaderboard, found: Literature) -> str:
-    from finepruner_lmms.matrix.report.latex import floating
-
-    tables = [floating(frame, [heading]) for heading, frame in _frames(board, found)]
-    return "\n".join([*tables, *(f"% {plain(line)}" for line in _said(board, found))]) + "\n"
+    tables: list[str] = []
+    for heading, frame in _frames(board, found):
+        tables += floats(frame, [f"{heading}.", *([] if tables else _said(board, found))])
+    return HEAD + "\n".join(tables)
 
 
 def literature_frame(found: Literature) -> Frame:
