@@ -37,7 +37,7 @@ from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.lmms.batch_sizes import BatchSizes, out_of_memory
-from finepruner_lmms.lmms.batching import Prepared, batches, count_output
+from finepruner_lmms.lmms.batching import Prepared, batches, count_output, image_row
 from finepruner_lmms.lmms.command_line import read_arguments, told_in_one_line
 from finepruner_lmms.lmms.decoding import Decoding
 from finepruner_lmms.lmms.identity import answer_identity, answer_settings, checkpoint_identity
@@ -105,7 +105,7 @@ class PrunedModel(lmms):
         self.recorder = Recorder.of_environment()
         """Of which questions the coming evaluations keep a trace."""
         self._recorded: frozenset[tuple[str, int]] = frozenset()
-        self.on_progress: Callable[[int, int], None] | None = None
+        self.on_progress: Callable[[int, int, int], None] | None = None
         self.meter = Meter(self._device)
         session = every_rank(self.accelerator, uuid4().hex[:12])[0]
         self.origin = Origin(session, self._rank, self._world_size, device_name(self._device))
@@ -290,10 +290,10 @@ class PrunedModel(lmms):
                     self._say_how_input_kept_up()
                 yield from answers
 
-    def _tell_progress(self, done: int, total: int) -> None:
+    def _tell_progress(self, done: int, total: int, together: int = 1) -> None:
         heartbeat.progress(done, total)
         if self.on_progress is not None:
-            self.on_progress(done, total)
+            self.on_progress(done, total, together)
 
     def _log_metrics(self, elapsed: float, tokens: int) -> None:
         """For lmms-eval's throughput summary, which covers this process alone."""
@@ -394,7 +394,7 @@ class PrunedModel(lmms):
         if seat.journal is not None:
             seat.journal.add(keys, answers, time_of, drawn=bool(batch[0].decoding["do_sample"]))
         self._computed += len(batch)
-        self._tell_progress(self._computed, self._asked)
+        self._tell_progress(self._computed, self._asked, 1 + len(shared.others))
         return [answer.result() for answer in answers]
 
     def _generate(self, batch: list[Prepared], inputs: dict[str, Any]) -> Generation:
@@ -432,11 +432,12 @@ class PrunedModel(lmms):
         if not (self.arguments.debug or monitor.active):
             return
         for row, item in enumerate(batch):
-            records = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=pruner)
-            for record in records:
+            image = image_row(batch, row)
+            selections = describe(result.trace, row, image, task=item.task, doc_id=item.doc_id, pruner=pruner)
+            for record in selections:
                 monitor.write(record)
             if self.arguments.debug:
-                for record in records:
+                for record in selections:
                     found = result.trace.details.get(record["layer"])
                     shown = debug_block(found, row) if isinstance(found, Consensus) else f"selection: {record}"
                     logger.info(f"{item.task} {item.doc_id}, layer {record['layer']}\n{shown}")
