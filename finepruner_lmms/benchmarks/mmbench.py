@@ -104,4 +104,4 @@ BENCHMARK = Benchmark(
     full=accuracy.hundred,
     sampling=Sampling(("index",), group=lambda row: int(row["index"]) % MILLION),
 )
-BENCHMARK_CN = replace(BENCHMARK, name="mmbench_cn", title="MMBench-CN")
+BENCHMARK_CN = replace(BENCHMARK, name="mmbench_cn", title="MMBench-CN", pool="mmbench")

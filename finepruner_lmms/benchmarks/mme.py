@@ -82,5 +82,7 @@ BENCHMARK = Benchmark(
     rows=rows,
     points=points,
     full=full,
+    is_mean=False,
+    pseudo=0.5,  # as simulated: a question moves the points of its pair by half as much as that of a mean
     sampling=Sampling(("category", "question_id"), group=pair_of, stratum=lambda row: row["category"]),
 )

@@ -91,6 +91,7 @@ BENCHMARK = Benchmark(
     points=points,
     full=accuracy.one,
     factor=100,
+    is_mean=False,
     sampling=Sampling(
         ("question_id", "category", "answer"),
         group=lambda row: row["question_id"],

@@ -11,6 +11,7 @@ from finepruner_lmms.benchmarks.measure import Measured
 from finepruner_lmms.errors import first_line, show
 from finepruner_lmms.files import parse_json, read_bytes
 from finepruner_lmms.lmms.identity_record import Identity
+from finepruner_lmms.statistics.effects import NOISE
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -270,6 +271,12 @@ class Result(Answered):
     """How it was measured, of a task that is none of the ten."""
     provenance: Provenance | None = None
     """None in results of versions that did not write it down."""
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of `percent`; None where nothing was measured, for which older results have 0."""
+        known = self.standard_error is not None and self.standard_error > NOISE
+        return self.standard_error if known else None
 
 
 _MOST = 1 << 26
