@@ -27,6 +27,20 @@ class Figures(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Another figure of a benchmark, told beside its score.
+
+    `metric` is its key in lmms-eval's results, `title` what people call it, `factor` what it is multiplied by to be
+    shown. `of` is the metric of kept samples, None of them that do not have it; without it, samples do not tell.
+    """
+
+    metric: str
+    title: str
+    factor: float = 1.0
+    of: Callable[[Sequence[Sample]], float | None] | None = None
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One benchmark of the leaderboard.
 
@@ -48,8 +62,8 @@ class Benchmark:
     judged: bool = False
     """Whether only a judge can score the answers, so that they have no score when lmms-eval is done."""
     sampling: Sampling = EACH_ALONE
-    is_mean: bool = True
-    """Whether each row is a question, with its score and a count; where not, samples have scores of their own."""
+    each: Callable[[Sequence[Sample]], Sequence[tuple[int, float]]] | None = None
+    """The documents that count, with the score of each from 0 to 1; None where each row is a score and a count."""
     bounded: bool = True
     """Whether a score lies between 0 and the maximum."""
     pool: str = ""
@@ -57,10 +71,24 @@ class Benchmark:
     pseudo: float = 1.0
     """What an answer is worth that a difference is taken to have missed, in questions."""
 
+    beside: tuple[Beside, ...] = ()
+    """What is told beside the score, never instead of it."""
+    entry: Callable[[Sample], Any] | None = None
+    """What is kept of a logged sample as its score, where that is more than what its metric says."""
+
     @property
     def task(self) -> str:
         """The name of the lmms-eval task."""
         return f"fp_{self.name}"
+
+    def kept(self, sample: Sample) -> Any:
+        """What is kept of a logged sample as its score: what `rows` reads under the metric's name."""
+        return sample.get(self.metric.partition(",")[0]) if self.entry is None else self.entry(sample)
+
+    def beside_of(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """The figures beside the score that kept samples tell, by the metric's key."""
+        found = {one.metric: one.of(samples) for one in self.beside if one.of is not None}
+        return {metric: value for metric, value in found.items() if value is not None}
 
     def percent(self, samples: Sequence[Sample]) -> float:
         """The score as a share of what a perfect model gets, 0 to 100."""
@@ -109,15 +137,14 @@ class Benchmark:
         self, samples: Sequence[Sample], rows: np.ndarray, documents: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The questions one by one, ascending, and the score of each from 0 to 1: what a pair wins and loses."""
-        if self.is_mean:
+        if self.each is None:
             counted = rows[:, 1] > 0
             scores = self.points(rows[counted]) / self.full(rows[counted])
             numbers = np.array(documents, dtype=np.int64)[counted]
         else:
-            metric = self.metric.partition(",")[0]
-            entries = [(s["doc_id"], s[metric]) for s in samples if s.get(metric) is not None]
-            numbers = np.array([number for number, _ in entries], dtype=np.int64)
-            scores = np.array([float(entry["score"]) for _, entry in entries])
+            found = self.each(samples)
+            numbers = np.array([number for number, _ in found], dtype=np.int64)
+            scores = np.array([score for _, score in found], dtype=float)
         order = np.argsort(numbers, kind="stable")
         return numbers[order], scores[order]
 

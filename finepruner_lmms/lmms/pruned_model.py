@@ -37,7 +37,7 @@ from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.lmms.batch_sizes import BatchSizes, out_of_memory
-from finepruner_lmms.lmms.batching import Prepared, batches, count_output
+from finepruner_lmms.lmms.batching import Prepared, batches, count_output, image_row
 from finepruner_lmms.lmms.command_line import read_arguments, told_in_one_line
 from finepruner_lmms.lmms.decoding import Decoding
 from finepruner_lmms.lmms.identity import answer_identity, answer_settings, checkpoint_identity
@@ -50,6 +50,7 @@ from finepruner_lmms.lmms.monitor import Monitor, describe
 from finepruner_lmms.lmms.plain_run import Answerer, journal_folder
 from finepruner_lmms.lmms.preparing import Preparer
 from finepruner_lmms.lmms.ranks import all_or_none, every_rank
+from finepruner_lmms.lmms.recorder import Recorder, records
 from finepruner_lmms.lmms.requests import Asked
 from finepruner_lmms.lmms.response_cache import identify
 from finepruner_lmms.lmms.rounds import Round, play_rounds
@@ -101,6 +102,9 @@ class PrunedModel(lmms):
         self._preparer = Preparer(self.model.config, self.processor, self.arguments, self.images)
         self._decoding = Decoding(self.arguments.max_new_tokens)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
+        self.recorder = Recorder.of_environment()
+        """Of which questions the coming evaluations keep a trace."""
+        self._recorded: frozenset[tuple[str, int]] = frozenset()
         self.on_progress: Callable[[int, int], None] | None = None
         self.meter = Meter(self._device)
         session = every_rank(self.accelerator, uuid4().hex[:12])[0]
@@ -234,6 +238,8 @@ class PrunedModel(lmms):
                 missing.append(request)
                 seen.add(key)
         self._asked, self._computed = len(missing), 0
+        splits = {asked.task: self.task_dict[asked.task][asked.split] for asked in missing}
+        self._recorded = self.recorder.numbers(splits)
         if not missing:
             self._tell_progress(len(requests), len(requests))
         repeated: dict[str, GenerationResult] = {}
@@ -398,16 +404,12 @@ class PrunedModel(lmms):
     def _answers_of(self, batch: list[Prepared], result: Generation) -> list[Answer]:
         texts = self.tokenizer.batch_decode(result.sequences, skip_special_tokens=True)
         ends = self._end_ids()
+        wanted = [row for row, item in enumerate(batch) if (item.task, item.doc_id) in self._recorded]
+        traces = records(batch, result.trace, wanted)
         return [
-            Answer(
-                text.strip(),
-                item.length,
-                count_output(row, ends),
-                item.words,
-                tuple(entering),
-            )
-            for text, item, row, entering in zip(
-                texts, batch, result.sequences.tolist(), result.trace.tokens_entering, strict=True
+            Answer(text.strip(), item.length, count_output(tokens, ends), item.words, tuple(entering), traces.get(row))
+            for row, (text, item, tokens, entering) in enumerate(
+                zip(texts, batch, result.sequences.tolist(), result.trace.tokens_entering, strict=True)
             )
         ]
 
@@ -430,11 +432,12 @@ class PrunedModel(lmms):
         if not (self.arguments.debug or monitor.active):
             return
         for row, item in enumerate(batch):
-            records = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=pruner)
-            for record in records:
+            image = image_row(batch, row)
+            selections = describe(result.trace, row, image, task=item.task, doc_id=item.doc_id, pruner=pruner)
+            for record in selections:
                 monitor.write(record)
             if self.arguments.debug:
-                for record in records:
+                for record in selections:
                     found = result.trace.details.get(record["layer"])
                     shown = debug_block(found, row) if isinstance(found, Consensus) else f"selection: {record}"
                     logger.info(f"{item.task} {item.doc_id}, layer {record['layer']}\n{shown}")
