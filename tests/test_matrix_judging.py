@@ -112,7 +112,7 @@ def test_a_judge_that_dies_leaves_no_cell_half_judged(store):
 
 def test_rows_of_different_judges_are_not_compared(store):
     current = score(store, "exact")
-    assert differences(store, current, 0, 1)[0].value == 25
+    assert differences(store, current, 0, 1)[0].difference.value == 25
     rewrite(store.cell_dir(CELLS[1]), judge={"name": "judge-1", "models": ["judge-1"]})
     with pytest.raises(StoreError, match="were judged by 'exact' and 'judge-1'"):
         differences(store, planned("later"), 0, 1)

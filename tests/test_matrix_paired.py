@@ -62,21 +62,32 @@ def store(tmp_path) -> Store:
 
 
 def test_differences_are_paired(store):
-    (found,) = differences(store, store.study(), 1, 0)
+    (compared,) = differences(store, store.study(), 1, 0)
+    found = compared.difference
     one, other = answers(1), answers(0)
     assert found.value == pytest.approx(100 * (one.mean() - other.mean()))
     per_image = 100 * (one.mean(1) - other.mean(1))
-    assert found.error == pytest.approx(per_image.std(ddof=1) / IMAGES**0.5, rel=0.1)
+    unseen = 2 * (100 / 200) ** 2
+    assert found.error == pytest.approx((per_image.var(ddof=1) / IMAGES + unseen) ** 0.5)
+    assert (found.won, found.lost) == (0, (other & ~one).sum()) and found.p < 0.001
     unpaired = 100 * (one.mean(1).var(ddof=1) / IMAGES + other.mean(1).var(ddof=1) / IMAGES) ** 0.5
     assert found.error < unpaired / 2  # what pairing is for
     assert found.low < found.value < found.high < 0
 
 
-def test_a_difference_that_no_draw_changes_has_no_measured_error(store):
+def test_rows_alike_differ_by_nothing_with_an_interval(store):
     (same,) = differences(store, store.study(), 0, 0)
-    assert (same.value, same.error, same.low, same.high) == (0, None, None, None)
-    text = render_differences([same], "one", "other")
-    assert " +0.0 ± – |" in text and "0.0 to" not in text and "–: not measured" in text
+    assert (same.difference.value, same.difference.p) == (0, 1) and same.difference.low < 0 < same.difference.high
+    assert " +0.0 ± 0.7 |" in render_differences([same], "one", "other")
+
+
+def test_the_leaderboard_has_the_same_differences_to_its_baseline(store):
+    board = leaderboard(store)
+    (fastv,) = [line for line in board.lines if line.label == "fastv 64"]
+    (compared,) = differences(store, store.study(), 1, 0)
+    assert fastv.deltas["gqa"].baseline == "vanilla" and fastv.deltas["gqa"].difference == compared.difference
+    assert fastv.deltas["gqa"].mark == fastv.deltas["average"].mark == "worse"
+    assert fastv.relative_error > 0 and not next(line for line in board.lines if line.method == "vanilla").deltas
 
 
 def test_rows_are_named_as_people_see_them(store):

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 from boards import ROWS, write_board
-from studies import method
 from typer.testing import CliRunner
 
 from finepruner_lmms.commands.app import app
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.matrix.report.board import AVERAGE, Leaderboard
+from finepruner_lmms.matrix.report.board import Leaderboard
 from finepruner_lmms.matrix.report.costs import render_costs
 from finepruner_lmms.matrix.report.exact import dataframe
 from finepruner_lmms.matrix.report.frame import Frame, Stacked, Strong
@@ -104,7 +103,9 @@ def test_a_data_frame_has_numbers_and_nan(store, board):
     shown = fp.leaderboard(str(store.root), baseline="vanilla")
     assert "minus vanilla" in str(shown) and shown._repr_markdown_().startswith("**study")
     assert frame["gqa"].dtype == frame["mme"].dtype == frame["average_low"].dtype == float
-    assert frame["mme"].isna().sum() == 1 and frame.set_index(["method", "budget"]).loc[("fastv", 64), "gqa_images"] == 60
+    assert (
+        frame["mme"].isna().sum() == 1 and frame.set_index(["method", "budget"]).loc[("fastv", 64), "gqa_images"] == 60
+    )
 
 
 @pytest.mark.parametrize("form", sorted(FORMATS))
@@ -123,7 +124,7 @@ def test_several_studies_stand_in_one_table(store, tmp_path):
     lines = [line for line in text.splitlines() if "divprune" in line and line.startswith(("study", "other"))]
     assert {line.split()[0] for line in lines} == {"study", "other"}
     rows = rows_of(render(board, "csv"))
-    assert {row["study"] for row in rows} == {"study", "other"} and list(rows[0])[0] == "method"
+    assert {row["study"] for row in rows} == {"study", "other"} and next(iter(rows[0])) == "method"
     run = CliRunner().invoke(app, ["table", str(store.root), str(other.root), "--baseline", "vanilla"])
     assert run.exit_code == 0 and "other" in run.stdout and "minus vanilla" in run.stdout
 
@@ -148,7 +149,7 @@ def test_long_frames_are_split_between_groups_where_they_can_be():
     assert [len(part.rows) for part in frame.split(7)] == [7, 3]
     assert [dict(part.groups) for part in frame.split(7)] == [{0: "x", 4: "y"}, {0: "z"}]
     assert [len(part.rows) for part in frame.split(3)] == [3, 1, 3, 3] and len(frame.split(10)) == 1
-    assert sum((list(part.rows) for part in frame.split(2)), []) == frame.rows
+    assert [row for part in frame.split(2) for row in part.rows] == frame.rows
 
 
 def documents(board: Leaderboard) -> dict[str, str]:

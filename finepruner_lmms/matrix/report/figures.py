@@ -15,7 +15,7 @@ from finepruner_lmms.matrix.report.board import AVERAGE, Leaderboard, Line
 from finepruner_lmms.matrix.report.costs import measured_costs
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.names import task_title
-from finepruner_lmms.matrix.report.plots import Style, curves, label_ends, new_axes, styles
+from finepruner_lmms.matrix.report.plots import End, Style, curves, label_ends, new_axes, styles
 from finepruner_lmms.output import mathtext
 
 if TYPE_CHECKING:
@@ -91,11 +91,14 @@ _COSTS: dict[str, tuple[str, float, Callable[[Leaderboard, Line], float | None]]
 
 def _drop(board: Leaderboard, lines: Sequence[Line]) -> Drawn:
     """The average minus vanilla's against the budget, with paired intervals; random is a band, off which one zooms."""
-    figure, axes = new_axes()
     compared = [line for line in lines if AVERAGE in line.deltas and line.method != "vanilla"]
-    ends, rows, seen = [], [], []
+    drawn = curves(compared)
+    figure, axes = new_axes(len(drawn))
+    ends: list[End] = []
+    rows: list[dict[str, object]] = []
+    seen: list[float] = []
     axes.axhline(0, color="0.45", linestyle="--", linewidth=1)
-    for label, curve, style in styles(curves(compared)):
+    for label, curve, style in styles(drawn):
         found = [line.deltas[AVERAGE].difference for line in curve]
         tokens, values = _aside(curve, len(ends)), [one.value for one in found]
         lows = [one.value if one.low is None else one.low for one in found]
@@ -111,16 +114,19 @@ def _drop(board: Leaderboard, lines: Sequence[Line]) -> Drawn:
     _zoom(axes, [0.0, *seen])
     _budget_axis(board, axes, compared)
     axes.set_ylabel("average minus vanilla's, points")
-    label_ends(axes, ends)
+    label_ends(figure, axes, ends)
     axes.set_title(f"{mathtext(board.name)}: 95 % intervals, paired", loc="left", fontsize=10)
     return Drawn("drop", figure, Frame.of(rows))
 
 
 def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
     """One task's score against the budget."""
-    figure, axes = new_axes()
     done = [line for line in lines if task in line.scores and line.method != "vanilla"]
-    ends, rows, seen = [], [], []
+    drawn = curves(done)
+    figure, axes = new_axes(len(drawn))
+    ends: list[End] = []
+    rows: list[dict[str, object]] = []
+    seen: list[float] = []
     whole = next((line for line in lines if line.method == "vanilla" and task in line.scores), None)
     if whole is not None:
         axes.axhline(whole.scores[task].shown, color="0.45", linestyle="--", linewidth=1)
@@ -129,7 +135,7 @@ def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
         score = line.scores[task]
         low, high = score.shown_low, score.shown_high
         rows.append({"row": line.label, "tokens": line.tokens, "score": score.shown, "low": low, "high": high})
-    for label, curve, style in styles(curves(done)):
+    for label, curve, style in styles(drawn):
         scores = [line.scores[task] for line in curve]
         values = [score.shown for score in scores]
         lows = [score.shown if score.shown_low is None else score.shown_low for score in scores]
@@ -142,28 +148,29 @@ def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
     _zoom(axes, seen)
     _budget_axis(board, axes, done)
     axes.set_ylabel(f"{mathtext(task_title(board, task))}{', points' if task == 'mme' else ', %'}")
-    label_ends(axes, ends)
+    label_ends(figure, axes, ends)
     axes.set_title(f"{mathtext(board.name)}: 95 % intervals over images", loc="left", fontsize=10)
     return Drawn(f"task_{_file_name(task)}", figure, Frame.of(rows))
 
 
 def _against_cost(board: Leaderboard, known: Sequence[tuple[Line, float]], name: str, label: str) -> Drawn:
     """The average against a cost, with the rows that no other row beats in both joined: the Pareto front."""
-    figure, axes = new_axes()
     cost = {line.key: value for line, value in known}
     done = [line for line, _ in known if line.average is not None]
+    drawn = curves(done, whole=True)
+    figure, axes = new_axes(len(drawn))
     front = pareto([(cost[line.key], line.average or 0.0) for line in done])
     edge = sorted((cost[done[place].key], done[place].average or 0.0) for place in front)
     axes.plot([x for x, _ in edge], [y for _, y in edge], color="0.6", linewidth=1.2, drawstyle="steps-post", zorder=1)
-    ends = []
-    for text, curve, style in styles(curves(done, whole=True)):
+    ends: list[End] = []
+    for text, curve, style in styles(drawn):
         points = sorted((cost[line.key], line.average or 0.0) for line in curve)
         across, up = [x for x, _ in points], [y for _, y in points]
         axes.plot(across, up, color=style.color, marker=style.marker, markersize=5, linewidth=0.8, alpha=0.9)
         ends.append((across[-1], up[-1], text, style.color))
     axes.set_xlabel(label)
     axes.set_ylabel("mean score, % of the maximum")
-    label_ends(axes, ends)
+    label_ends(figure, axes, ends)
     axes.set_title(f"{mathtext(board.name)}: grey, what no other row beats in both", loc="left", fontsize=10)
     rows = [
         {

@@ -116,6 +116,10 @@ def curves(lines: Sequence[Line], whole: bool = False) -> dict[str, list[Line]]:
     return {label: sorted(curve, key=lambda line: line.tokens) for label, curve in found.items()}
 
 
+End = tuple[float, float, str, str]
+"""Where a curve ends, its name and its colour."""
+
+
 @dataclass(frozen=True)
 class Style:
     """How a curve is drawn; a `band` is what chance alone reaches."""
@@ -141,31 +145,31 @@ def styles(found: Mapping[str, list[Line]]) -> Iterator[tuple[str, list[Line], S
         number += 1
 
 
-def new_axes() -> tuple[Figure, Axes]:
-    """A figure of a column's width, with room for labels to the right."""
+def new_axes(names: int) -> tuple[Figure, Axes]:
+    """A figure of a column's width, with room to the right for so many names."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as New
 
-    drawn = New(figsize=(5.6, 3.5))
+    height = max(3.5, 0.16 * names + 0.9)
+    drawn = New(figsize=(5.6, height))
     FigureCanvasAgg(drawn)
-    axes = drawn.add_axes((0.12, 0.16, 0.6, 0.74))
+    axes = drawn.add_axes((0.12, 0.56 / height, 0.6, 1 - 0.91 / height))
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return drawn, axes
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(drawn: Figure, axes: Axes, ends: Sequence[End]) -> None:
     """Each curve's name (x, y, text, colour) to the right of the axes, as near to its end as the others let it."""
     size = 7.5
     ends = [(x, y, textwrap.fill(text, 26), color) for x, y, text, color in ends]
     widest = max((len(line) for _, _, text, _ in ends for line in text.split("\n")), default=0)
-    box, inches = axes.get_position(), axes.figure.get_figwidth()
+    box, inches = axes.get_position(), drawn.get_figwidth()
     room = (widest * size * 0.58 / 72 + 0.25) / inches
     axes.set_position((box.x0, box.y0, max(0.3, 1 - box.x0 - room), box.height))
     low, high = axes.get_ylim()
-    height = axes.get_position().height * axes.figure.get_figheight() * 72  # points
-    gap = size * 1.25 / height
+    gap = size * 1.25 / (axes.get_position().height * drawn.get_figheight() * 72)
     lines = max((text.count("\n") + 1 for *_, text, _ in ends), default=1)
     gap *= lines
     wanted = sorted((min(1.0, max(0.0, (y - low) / (high - low))), x, y, text, color) for x, y, text, color in ends)
@@ -176,10 +180,10 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     for place in reversed(range(len(places))):  # what was pushed beyond the top pushes back
         top = places[place + 1] - gap if place + 1 < len(places) else places[-1] - over
         places[place] = min(places[place], top)
-    for (share, x, y, text, color), place in zip(wanted, places, strict=True):
-        point = (x, low + share * (high - low))
+    for (near, x, _, text, color), height in zip(wanted, places, strict=True):
+        point = (x, low + near * (high - low))
         axes.annotate(
-            text, xy=point, xycoords="data", xytext=(1.04, place), textcoords="axes fraction", fontsize=size,
+            text, xy=point, xycoords="data", xytext=(1.04, height), textcoords="axes fraction", fontsize=size,
             color=color, va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "linestyle": ":", "alpha": 0.6},
         )  # fmt: skip
