@@ -20,15 +20,17 @@ _BESIDE = ("first_token_p50", "questions_per_second", "peak_bytes")
 _SAME_HITS = 0.05
 _COUNT_NOTES = (
     "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
-    "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
+    "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions: "
     "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
     "KV: the cache after prefill, at 2 bytes per value.",
 )
 _SPEED_NOTES = (
-    "TTFT: time to the first token of a batch, from the call of `generate` on; median and 95th percentile over",
-    "batches, mean over tasks. ms/token: a decode step, which gives each row of a batch a token. questions/s: over the",
-    "whole time, images included. peak: the most memory on one GPU, weights included. waiting: for input.",
-    "image hits: questions whose image was encoded already.",
+    "TTFT: time to the first token of a batch, from the call of `generate` on; median and 95th percentile over "
+    "batches, mean over tasks.",
+    "ms/token: a decode step, which gives each row of a batch a token.",
+    "questions/s: over the whole time, images included.",
+    "peak: the most memory on one GPU, weights included.",
+    "waiting: for input. image hits: questions whose image was encoded already.",
 )
 
 
@@ -38,10 +40,10 @@ def render_costs(board: Leaderboard, form: str) -> str:
         return exact_cost_frame(board).csv()
     frame, said = cost_frame(board), cost_notes(board)
     if form == "latex":
-        return HEAD + "\n".join(floats(frame, [f"{board.name}: cost.", *said]))
+        return HEAD + "\n".join(floats(frame, [f"{board.name}: cost of prefill.", *said]))
     if form == "markdown":
         return f"{frame.markdown()}\n\n" + "".join(f"- {markdown(note)}\n" for note in said)
-    return frame.text(f"{board.name}: cost") + "\n" + "".join(f"{plain(note)}\n" for note in said)
+    return frame.text(f"{board.name}: cost of prefill") + "\n" + "".join(f"{plain(note)}\n" for note in said)
 
 
 def has_costs(board: Leaderboard) -> bool:
@@ -120,16 +122,20 @@ def speed_notes(board: Leaderboard) -> list[str]:
         notes.append(f"Measured on {next(iter(found))}.")
     else:
         notes.append("Not measured in the same conditions, so times compare only inside one of these:")
-        notes += [f"  {conditions}: {', '.join(rows)}" for conditions, rows in found.items()]
+        notes += [f"{conditions}: {', '.join(rows)}" for conditions, rows in found.items()]
     hits = [
         timed.speed.image_hits for line in board.lines for timed in line.timed if timed.speed.image_hits is not None
     ]
     if hits and max(hits) - min(hits) > _SAME_HITS:
-        notes.append("Rows found different shares of their images encoded already (image hits), so that questions/s is")
-        notes.append("not the methods' doing alone; TTFT and ms/token begin after images and are.")
+        notes.append(
+            "Rows found different shares of their images encoded already (image hits), so that questions/s is not the "
+            "methods' doing alone; TTFT and ms/token begin after images and are."
+        )
     if any(timed.speed.conditions.together > 1 for line in board.lines for timed in line.timed):
-        notes.append("Cells that were answered at once share their time, so they have none of their own here;")
-        notes.append("'launch: {fan_out: off}' measures each alone.")
+        notes.append(
+            "Cells that were answered at once share their time, so they have none of their own here; 'launch: "
+            "{fan_out: off}' measures each alone."
+        )
     for line in board.lines:
         for timed in line.timed:
             if timed.speed.questions < timed.answered:
