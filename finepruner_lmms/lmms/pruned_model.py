@@ -105,7 +105,7 @@ class PrunedModel(lmms):
         self.recorder = Recorder.of_environment()
         """Of which questions the coming evaluations keep a trace."""
         self._recorded: frozenset[tuple[str, int]] = frozenset()
-        self.on_progress: Callable[[int, int], None] | None = None
+        self.on_progress: Callable[[int, int, int], None] | None = None
         self.meter = Meter(self._device)
         session = every_rank(self.accelerator, uuid4().hex[:12])[0]
         self.origin = Origin(session, self._rank, self._world_size, device_name(self._device))
@@ -290,10 +290,10 @@ class PrunedModel(lmms):
                     self._say_how_input_kept_up()
                 yield from answers
 
-    def _tell_progress(self, done: int, total: int) -> None:
+    def _tell_progress(self, done: int, total: int, together: int = 1) -> None:
         heartbeat.progress(done, total)
         if self.on_progress is not None:
-            self.on_progress(done, total)
+            self.on_progress(done, total, together)
 
     def _log_metrics(self, elapsed: float, tokens: int) -> None:
         """For lmms-eval's throughput summary, which covers this process alone."""
@@ -394,7 +394,7 @@ class PrunedModel(lmms):
         if seat.journal is not None:
             seat.journal.add(keys, answers, time_of, drawn=bool(batch[0].decoding["do_sample"]))
         self._computed += len(batch)
-        self._tell_progress(self._computed, self._asked)
+        self._tell_progress(self._computed, self._asked, 1 + len(shared.others))
         return [answer.result() for answer in answers]
 
     def _generate(self, batch: list[Prepared], inputs: dict[str, Any]) -> Generation:

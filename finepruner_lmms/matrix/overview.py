@@ -32,7 +32,7 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
         lines.append(f"  {state.name:8} {cell.label}{': ' + why if why else ''}")
     lines += unknown_commits(cells)
     if left:
-        found = estimate_study(matrix, study, states, left, store.root.parent)
+        found = estimate_study(matrix, study, states, left, store)
         lines += _modes(found)
         lines.append(f"time for what is left: {_time(found)}")
     return "\n".join(map(plain, lines)) + "\n"
@@ -44,7 +44,7 @@ def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
     states = store.states(study.cells)
     left = to_run(study, states)
     reasons = store.explain_missing(left)
-    time = estimate_study(matrix, study, states, left, store.root.parent)
+    time = estimate_study(matrix, study, states, left, store)
     for cell, state, folder in zip(study.cells, states, store.cell_dirs(study.cells), strict=True):
         facts: dict[str, Any] = {"id": cell.id, "state": state.name, "task": cell.task}
         facts |= cell.method.model_dump(exclude={"given", "imported"}) | {"limit": cell.limit}
