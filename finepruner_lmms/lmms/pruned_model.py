@@ -390,7 +390,7 @@ class PrunedModel(lmms):
         shared.keep(keys, time_of)
         if isinstance(own, Exception):
             raise own
-        self._report(batch, own, self.pruner, self.monitor)
+        self._report(batch, own, answers, self.pruner, self.monitor)
         if seat.journal is not None:
             seat.journal.add(keys, answers, time_of, drawn=bool(batch[0].decoding["do_sample"]))
         self._computed += len(batch)
@@ -415,9 +415,10 @@ class PrunedModel(lmms):
 
     def _tell_companion(self, batch: list[Prepared], companion: Companion, result: Generation) -> list[Answer]:
         """What was answered for another cell; what was selected is written to its own monitor."""
+        answers = self._answers_of(batch, result)
         with companion.monitor:
-            self._report(batch, result, companion.pruner, companion.monitor)
-        return self._answers_of(batch, result)
+            self._report(batch, result, answers, companion.pruner, companion.monitor)
+        return answers
 
     @property
     def _padding_id(self) -> int:
@@ -428,15 +429,19 @@ class PrunedModel(lmms):
         ends = self.model.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
 
-    def _report(self, batch: list[Prepared], result: Generation, pruner: Pruner, monitor: Monitor) -> None:
+    def _report(
+        self, batch: list[Prepared], result: Generation, answers: list[Answer], pruner: Pruner, monitor: Monitor
+    ) -> None:
         if not (self.arguments.debug or monitor.active):
             return
-        for row, item in enumerate(batch):
+        for row, (item, answer) in enumerate(zip(batch, answers, strict=True)):
             image = image_row(batch, row)
             selections = describe(result.trace, row, image, task=item.task, doc_id=item.doc_id, pruner=pruner)
             for record in selections:
                 monitor.write(record)
             if self.arguments.debug:
+                # with escapes: neither text may move the cursor
+                logger.info(f"{item.task} {item.doc_id}: {item.prompt.question!r}, answered {answer.text!r}")
                 for record in selections:
                     found = result.trace.details.get(record["layer"])
                     shown = debug_block(found, row) if isinstance(found, Consensus) else f"selection: {record}"
