@@ -69,7 +69,7 @@ def test_relative_by_both_published_conventions(store):
     assert math.isclose(float(rows["fastv"]["relative"]), 100 * (72 + 81) / (80 + 90))
     assert math.isclose(float(rows["random (2 seeds)"]["relative"]), 100 * (0.425 + 0.525) / 2 / 0.85)
     assert rows["uniform"]["relative"] == ""
-    assert "relative: average divided by vanilla's, ± standard error." in render(leaderboard(store), "markdown", "means")
+    assert "relative: average divided by vanilla's, ±" in render(leaderboard(store), "markdown", "means")
     assert "mean over tasks" in render(leaderboard(store), "text")
 
 
