@@ -200,12 +200,12 @@ def test_the_table_says_how_each_is_measured_and_averages_only_known_scales(done
 def test_rows_are_paired_where_questions_have_scores_and_a_note_says_where_not(done):
     found = {one.task: one for one in differences(*done, 0, 1)}
     assert set(found) == set(TASKS), "one scale alone has no average"
-    assert (found["own_total"].value, found["own_total"].error) == (0, None)
+    assert (found["own_total"].difference.value, found["own_total"].difference.error) == (0, None)
     ours, theirs = (
         [json.loads(line)["score"] for line in (done[0].cell_dir(cell) / "samples.jsonl").read_text().splitlines()]
         for cell in done[1].cells if cell.task == "own_several"
     )  # fmt: skip
-    assert found["own_several"].value == pytest.approx((sum(ours) - sum(theirs)) / QUESTIONS)
+    assert found["own_several"].difference.value == pytest.approx((sum(ours) - sum(theirs)) / QUESTIONS)
     assert "own_total: lmms-eval has no score of single questions" in render_differences(list(found.values()), "a", "b")
 
 
