@@ -129,6 +129,17 @@ def test_several_studies_stand_in_one_table(store, tmp_path):
     assert run.exit_code == 0 and "other" in run.stdout and "minus vanilla" in run.stdout
 
 
+def test_figures_beside_scores_are_shown_where_there_are_any(board):
+    assert "further figures" not in render(board, "text")
+    first = board.lines[0]
+    beside = replace(first.scores["mme"], beside={"cognition": 321.4, "total": 646.4})
+    other = replace(board, lines=(replace(first, scores={**first.scores, "mme": beside}), *board.lines[1:]))
+    for form in ("text", "markdown", "latex"):
+        text = render(other, form)
+        assert "MME cognition" in text and "321.4" in text and "646.4" in text
+    assert rows_of(render(other, "csv"))[0]["mme_total"] == "646.4"
+
+
 def test_few_images_and_few_differences_are_said(board):
     text = render(board, "text")
     assert "MME: fewer than 30 images" in text and "GQA: fewer" not in text

@@ -8,7 +8,7 @@ from finepruner_lmms.matrix.report.board import AVERAGE, Leaderboard, Line
 from finepruner_lmms.matrix.report.costs import exact_costs
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.names import row_names
-from finepruner_lmms.matrix.report.scores import relative_of
+from finepruner_lmms.matrix.report.scores import besides, relative_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +27,7 @@ def exact_frame(board: Leaderboard, relative: str = "ratios") -> Frame:
         | {task: line.scores[task].shown if task in line.scores else None for task in board.tasks}
         | {"average": line.average, "relative": relative_of(line, relative)[0]}
         | _errors(board, line, relative)
+        | _beside(board, line)
         | _deltas(board, line)
         | {"best": " ".join(column for column in (*board.tasks, AVERAGE) if column in line.best)}
         | exact_costs(board, line)
@@ -53,6 +54,14 @@ def _errors(board: Leaderboard, line: Line, relative: str) -> dict[str, object]:
         }
     row |= {"average_error": line.average_error, "average_low": line.average_low, "average_high": line.average_high}
     return row | {"relative_error": relative_of(line, relative)[1]}
+
+
+def _beside(board: Leaderboard, line: Line) -> dict[str, object]:
+    row: dict[str, object] = {}
+    for task, name in besides(board):
+        score = line.scores.get(task)
+        row[f"{task}_{name}".replace(" ", "_")] = None if score is None else score.beside.get(name)
+    return row
 
 
 def _deltas(board: Leaderboard, line: Line) -> dict[str, object]:

@@ -64,6 +64,29 @@ def deltas_frame(board: Leaderboard) -> Frame | None:
     return Frame.of(rows, kept, words=_words(board, rows) + 1)
 
 
+def beside_frame(board: Leaderboard) -> Frame | None:
+    """Other figures of benchmarks, such as MME's cognition and total; None where no row has one."""
+    columns = besides(board)
+    if not columns:
+        return None
+    lines, headings = ordered(board)
+    rows = []
+    for line in lines:
+        row = row_names(board, line)
+        for task, name in columns:
+            value = line.scores[task].beside.get(name) if task in line.scores else None
+            shown = MISSING if value is None else f"{value:g}" if float(value).is_integer() else number(value, 1)
+            row[f"{task_title(board, task)} {name}"] = shown
+        rows.append(row)
+    return Frame.of(rows, headings, words=_words(board, rows))
+
+
+def besides(board: Leaderboard) -> list[tuple[str, str]]:
+    """Tasks and their figures beside the score, as far as rows have them."""
+    found = [(task, line.scores[task]) for task in board.tasks for line in board.lines if task in line.scores]
+    return list(dict.fromkeys((task, name) for task, score in found for name in score.beside))
+
+
 def relative_of(line: Line, how: str) -> tuple[float | None, float | None]:
     """A row's share of vanilla's scores by one of the published conventions, and its error."""
     if how == "ratios":

@@ -14,7 +14,7 @@ from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.latex import HEAD, floats
 from finepruner_lmms.matrix.report.names import ordered, row_names, task_title
 from finepruner_lmms.matrix.report.notes import APART, RELATIVE, notes
-from finepruner_lmms.matrix.report.scores import deltas_frame, scores_frame
+from finepruner_lmms.matrix.report.scores import beside_frame, deltas_frame, scores_frame
 from finepruner_lmms.output import markdown, plain
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def _parts(board: Leaderboard, relative: str) -> list[tuple[str, Frame]]:
     parts = [("scores", scores_frame(board, relative))]
     if (deltas := deltas_frame(board)) is not None:
         parts.append(("differences", deltas))
+    if (beside := beside_frame(board)) is not None:
+        parts.append(("further figures", beside))
     costs = short_costs(board)
     if any(costs):
         lines, headings = ordered(board)
@@ -66,6 +68,8 @@ def _latex(board: Leaderboard, relative: str) -> str:
     tables = floats(scores, [f"{board.name}: scores.", *notes(board, relative)])
     if (deltas := deltas_frame(board)) is not None:
         tables += floats(deltas, [f"{board.name}: differences with 95 % intervals."])
+    if (beside := beside_frame(board)) is not None:
+        tables += floats(beside, [f"{board.name}: further figures."])
     return HEAD + "\n".join(tables)
 
 
