@@ -26,7 +26,7 @@ from finepruner_lmms.matrix.report.costs import render_costs
 from finepruner_lmms.matrix.report.exact import dataframe
 from finepruner_lmms.matrix.report.frame import Frame, Stacked, Strong
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
-from finepruner_lmms.matrix.report.numbers import decimals, interval, number
+from finepruner_lmms.matrix.report.numbers import Digits, decimals, interval, number
 from finepruner_lmms.matrix.report.tables import FORMATS, render
 from finepruner_lmms.matrix.store import Store
 
@@ -151,8 +151,18 @@ def test_few_images_and_few_differences_are_said(board):
 def test_numbers_have_two_digits_of_their_error():
     assert [decimals([error]) for error in (12.0, 1.2, 0.34, 0.034, None, 0.0)] == [1, 1, 2, 3, 1, 1]
     assert decimals([None, 1.2, 0.34]) == 2  # the same in all rows of a column
+    assert Digits.of([(1.2, 74.1, 78.8), (0.6, 75.0, 77.4), (None, None, None)]) == Digits(2, 1)
+    assert Digits.of([(30.0, 600.0, 720.0)]) == Digits(1, 0)  # ends are not surer than the error
     assert number(-0.04, 1) == "0.0" and number(-0.04, 1, sign=True) == "+0.0"
     assert interval(None, 1.0, 1) == "[–]" and interval(-1.0, 2.0, 1, sign=True) == "[-1.0, +2.0]"
+
+
+def test_wide_frames_go_on_below_with_the_names_of_their_rows():
+    frame = Frame(("row", *map(str, range(9))), [["fastv", *["x" * 30] * 9]], words=1)
+    parts = frame.text("title", width=100).split("\n\n")
+    assert len(parts) == 5 and parts[0].startswith("title\nrow") and all("fastv" in part for part in parts)
+    assert max(map(len, frame.text("title", width=100).splitlines())) <= 100
+    assert len(frame.text("title", width=10).split("\n\n")) == 9  # a column by itself is never cut
 
 
 def test_long_frames_are_split_between_groups_where_they_can_be():

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
+
 from finepruner_lmms.output import csv_cell, latex, markdown, plain
 
 if TYPE_CHECKING:
@@ -84,23 +86,28 @@ class Frame:
             for first, last in zip(cuts, ends, strict=True)
         ]
 
-    def text(self, title: str = "", mark: str = "*") -> str:
-        """For a terminal, as wide as it is; what stands out has a `mark` before it."""
-        from rich.cells import cell_len
-
+    def text(self, title: str = "", mark: str = "*", width: int = 160) -> str:
+        """For a terminal. What stands out has a `mark` before it; columns that do not fit go on below."""
         names = [plain(name) for name in self.columns]
         rows = [[f"{mark if _is_strong(v) else ''}{plain(v)}" for v in row] for row in self.rows]
         widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+        words, blocks = list(range(self.words)), [[self.words]] if len(names) > self.words else [[]]
+        for column in range(self.words + 1, len(names)):
+            if sum(widths[other] + 2 for other in (*words, *blocks[-1], column)) > width:
+                blocks.append([])
+            blocks[-1].append(column)
+        texts = [self._block([*words, *block], names, rows, widths) for block in blocks]
+        return (f"{plain(title)}\n" if title else "") + "\n".join(texts)
 
-        def line(values: Sequence[str]) -> str:
+    def _block(self, columns: list[int], names: list[str], rows: list[list[str]], widths: list[int]) -> str:
+        def line(values: list[str]) -> str:
             padded = []
-            for number, (value, width) in enumerate(zip(values, widths, strict=True)):
-                space = " " * (width - cell_len(value))
-                padded.append(value + space if number < self.words else space + value)
+            for column in columns:
+                space = " " * (widths[column] - cell_len(values[column]))
+                padded.append(values[column] + space if column < self.words else space + values[column])
             return "  ".join(padded).rstrip()
 
-        rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        lines = [*([plain(title)] if title else []), line(names), rule]
+        lines = [line(names), "─" * (sum(widths[column] + 2 for column in columns) - 2)]
         for number, row in enumerate(rows):
             if number in self.groups:
                 lines += [""] * (number > 0) + ([plain(self.groups[number])] if self.groups[number] else [])

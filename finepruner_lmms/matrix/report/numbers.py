@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from finepruner_lmms.matrix.progress import MISSING
 
-_LEAST, _MOST = 1, 4
+_MOST = 4
 
 
-def decimals(errors: Iterable[float | None]) -> int:
+def decimals(errors: Iterable[float | None], least: int = 1) -> int:
     """How many decimals a column with these errors has.
 
     As many as show two significant digits of the smallest, and at least one, as papers print scores.
     """
     known = [error for error in errors if error]
     if not known:
-        return _LEAST
-    return min(_MOST, max(_LEAST, 1 - math.floor(math.log10(min(known)))))
+        return least
+    return min(_MOST, max(least, 1 - math.floor(math.log10(min(known)))))
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The decimals of a column of numbers with intervals: of the numbers, and of the ends, which need fewer."""
+
+    value: int
+    ends: int
+
+    @classmethod
+    def of(cls, known: Iterable[tuple[float | None, float | None, float | None]]) -> Digits:
+        """For errors with the low and high ends of intervals; None where they are not known."""
+        known = list(known)
+        halves = [(high - low) / 2 for _, low, high in known if low is not None and high is not None]
+        usual = [statistics.median(halves)] if halves else []
+        return cls(decimals(error for error, *_ in known), decimals(usual, least=0))
 
 
 def number(value: float, places: int, sign: bool = False) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.report.board import AVERAGE, Delta, Leaderboard, Line
 from finepruner_lmms.matrix.report.frame import Frame, Stacked, Strong
 from finepruner_lmms.matrix.report.names import ordered, row_names, task_title
-from finepruner_lmms.matrix.report.numbers import decimals, interval, number, with_error
+from finepruner_lmms.matrix.report.numbers import Digits, decimals, interval, number, with_error
 from finepruner_lmms.statistics.differences import FEW_DISCORDANT
 
 SUBMITTED = "submission written"
@@ -18,13 +20,15 @@ _ARROWS = {"better": BETTER, "worse": WORSE, "": ""}
 def scores_frame(board: Leaderboard, relative: str = "ratios") -> Frame:
     """A row per line of the leaderboard: each task's score, their average, and that relative to vanilla's."""
     lines, headings = ordered(board)
+    scores = {task: [line.scores[task] for line in lines if task in line.scores] for task in board.tasks}
     places = {
-        task: decimals(line.scores[task].shown_error for line in lines if task in line.scores) for task in board.tasks
+        task: Digits.of((score.shown_error, score.shown_low, score.shown_high) for score in found)
+        for task, found in scores.items()
     }
-    means = decimals(line.average_error for line in lines)
+    means = Digits.of((line.average_error, line.average_low, line.average_high) for line in lines)
     shares = decimals(relative_of(line, relative)[1] for line in lines)
     compared = any(AVERAGE in line.deltas for line in lines)
-    changes = decimals(line.deltas[AVERAGE].difference.error for line in lines if AVERAGE in line.deltas)
+    changes = _digits(lines, AVERAGE)
     rows = []
     for line in lines:
         row = row_names(board, line)
@@ -44,10 +48,7 @@ def deltas_frame(board: Leaderboard) -> Frame | None:
     if not compared:
         return None
     columns = [task for task in (*board.tasks, AVERAGE) if any(task in line.deltas for line in compared)]
-    places = {
-        task: decimals(line.deltas[task].difference.error for line in compared if task in line.deltas)
-        for task in columns
-    }
+    places = {column: _digits(compared, column) for column in columns}
     rows: list[dict[str, object]] = []
     kept: dict[int, str] = {}
     heading = None
@@ -104,13 +105,18 @@ def _words(board: Leaderboard, rows: list[dict[str, object]]) -> int:
     return len(row_names(board, board.lines[0])) if rows else 1
 
 
-def _score(line: Line, task: str, places: int) -> object:
+def _digits(lines: Sequence[Line], column: str) -> Digits:
+    found = [line.deltas[column].difference for line in lines if column in line.deltas]
+    return Digits.of((one.error, one.low, one.high) for one in found)
+
+
+def _score(line: Line, task: str, places: Digits) -> object:
     if (score := line.scores.get(task)) is None:
         return SUBMITTED if task in line.submitted else WAITING if task in line.waiting else MISSING
     return _value(line, task, score.shown, score.shown_low, score.shown_high, places)
 
 
-def _average(line: Line, places: int) -> object:
+def _average(line: Line, places: Digits) -> object:
     if line.average is None:
         return MISSING
     return _value(line, AVERAGE, line.average, line.average_low, line.average_high, places)
@@ -125,15 +131,15 @@ def _relative(line: Line, how: str, places: int) -> str:
     return f"{with_error(value, error, ' ± ', places)} %"
 
 
-def _value(line: Line, column: str, value: float, low: float | None, high: float | None, places: int) -> object:
-    text = number(value, places)
-    return Stacked(Strong(text) if column in line.best else text, interval(low, high, places))
+def _value(line: Line, column: str, value: float, low: float | None, high: float | None, places: Digits) -> object:
+    text = number(value, places.value)
+    return Stacked(Strong(text) if column in line.best else text, interval(low, high, places.ends))
 
 
-def _delta(line: Line, column: str, places: int) -> object:
+def _delta(line: Line, column: str, places: Digits) -> object:
     if (delta := line.deltas.get(column)) is None:
         return MISSING if column != AVERAGE or line.average is None else ""
     found = delta.difference
     marks = _ARROWS[delta.mark] + (FEW if few(delta) else "")
-    value = number(found.value, places, sign=True) + marks
-    return Stacked(value, interval(found.low, found.high, places, sign=True))
+    value = number(found.value, places.value, sign=True) + marks
+    return Stacked(value, interval(found.low, found.high, places.ends, sign=True))
