@@ -24,6 +24,22 @@ BENCHMARK = Benchmark(
     factor=100,
     sampling=Sampling(("id",), group=lambda row: row["id"]),
 )
+
+
+def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """1 if the answer is the right one as LLaVA hands it to GQA's `eval.py`: small letters, without dots at its end."""
+    said = results[0].strip().rstrip(".").lower()
+    return accuracy.scored(float(said == doc["answer"]), doc["imageId"])
+
+
+def lmms_eval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """1 if the answer is the right one for lmms-eval, to which neither case nor any punctuation matters."""
+    from lmms_eval.api.metrics import exact_match_hf_evaluate
+
+    found = exact_match_hf_evaluate([results[0].strip()], [doc["answer"]], ignore_case=True, ignore_punctuation=True)
+    return accuracy.scored(float(found["exact_match"]), doc["imageId"])
+
+
 Visual = Callable[[dict[str, Any]], "list[Image.Image]"]
 
 

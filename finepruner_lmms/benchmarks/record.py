@@ -25,6 +25,20 @@ class Figures(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Another figure of a benchmark, told beside its score.
+
+    `metric` is its key in lmms-eval's results, `title` what people call it, `factor` what it is multiplied by to be
+    shown. `of` is the metric of kept samples, None of them that do not have it; without it, samples do not tell.
+    """
+
+    metric: str
+    title: str
+    factor: float = 1.0
+    of: Callable[[Sequence[Sample]], float | None] | None = None
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """One benchmark of the leaderboard.
 
@@ -47,10 +61,24 @@ class Benchmark:
     """Whether only a judge can score the answers, so that they have no score when lmms-eval is done."""
     sampling: Sampling = EACH_ALONE
 
+    beside: tuple[Beside, ...] = ()
+    """What is told beside the score, never instead of it."""
+    entry: Callable[[Sample], Any] | None = None
+    """What is kept of a logged sample as its score, where that is more than what its metric says."""
+
     @property
     def task(self) -> str:
         """The name of the lmms-eval task."""
         return f"fp_{self.name}"
+
+    def kept(self, sample: Sample) -> Any:
+        """What is kept of a logged sample as its score: what `rows` reads under the metric's name."""
+        return sample.get(self.metric.partition(",")[0]) if self.entry is None else self.entry(sample)
+
+    def beside_of(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """The figures beside the score that kept samples tell, by the metric's key."""
+        found = {one.metric: one.of(samples) for one in self.beside if one.of is not None}
+        return {metric: value for metric, value in found.items() if value is not None}
 
     def percent(self, samples: Sequence[Sample]) -> float:
         """The score as a share of what a perfect model gets, 0 to 100."""

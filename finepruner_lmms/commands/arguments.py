@@ -12,3 +12,10 @@ Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="The directory of
 OutputOption = Annotated[
     Path | None, typer.Option("--output", help="Where results go.", show_default="runs/<name of the matrix>")
 ]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", min=1, show_default="as the matrix file says",
+        help="At most N questions of each task, whatever the matrix file says: for a first try.",
+    ),
+]  # fmt: skip

@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from finepruner_lmms.commands.arguments import Output
 from finepruner_lmms.errors import check_choice
 from finepruner_lmms.output import one_line, plain
+
+if TYPE_CHECKING:
+    from finepruner_lmms.matrix.report.leaderboard import Leaderboard
+    from finepruner_lmms.matrix.store import Store
 
 
 def table(
@@ -25,6 +29,12 @@ def table(
     relative: Annotated[
         str, typer.Option(help="ratios: mean of the ratios to vanilla; means: ratio of the averages.")
     ] = "ratios",
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Published scores of LLaVA-1.5-7B beside yours, and what is reproduced.")
+    ] = False,
+    source: Annotated[
+        str | None, typer.Option(help="One publication alone, such as tops-t11; with --reference.")
+    ] = None,
 ) -> None:
     """Print the leaderboard."""
     from finepruner_lmms.commands.preflight import check_file
@@ -42,11 +52,24 @@ def table(
     store = Store(output)
     store.study()
     board = leaderboard(store, merge_seeds=not seeds and form != "csv")
-    sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
+    if reference or source is not None:
+        sys.stdout.write(_beside_published(board, [store], form, source))
+    else:
+        sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
     if costs or form in ("csv", "latex"):  # which have no place for it
         _say_damage(board.damaged)
     if picture is not None:
         draw(leaderboard(store), picture)
+
+
+def _beside_published(board: Leaderboard, stores: Sequence[Store], form: str, source: str | None) -> str:
+    from finepruner_lmms.matrix.report.reference.comparison import literature
+    from finepruner_lmms.matrix.report.reference.tables import render_literature
+
+    found = literature(board, stores, source)
+    for warning in found.warnings:
+        sys.stderr.write(f"warning: {one_line(warning)}\n")
+    return render_literature(board, found, form)
 
 
 def report(

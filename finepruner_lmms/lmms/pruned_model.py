@@ -50,6 +50,7 @@ from finepruner_lmms.lmms.monitor import Monitor, describe
 from finepruner_lmms.lmms.plain_run import Answerer, journal_folder
 from finepruner_lmms.lmms.preparing import Preparer
 from finepruner_lmms.lmms.ranks import all_or_none, every_rank
+from finepruner_lmms.lmms.recorder import Recorder, records
 from finepruner_lmms.lmms.requests import Asked
 from finepruner_lmms.lmms.response_cache import identify
 from finepruner_lmms.lmms.rounds import Round, play_rounds
@@ -101,6 +102,9 @@ class PrunedModel(lmms):
         self._preparer = Preparer(self.model.config, self.processor, self.arguments, self.images)
         self._decoding = Decoding(self.arguments.max_new_tokens)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
+        self.recorder = Recorder.of_environment()
+        """Of which questions the coming evaluations keep a trace."""
+        self._recorded: frozenset[tuple[str, int]] = frozenset()
         self.on_progress: Callable[[int, int], None] | None = None
         self.meter = Meter(self._device)
         session = every_rank(self.accelerator, uuid4().hex[:12])[0]
@@ -234,6 +238,8 @@ class PrunedModel(lmms):
                 missing.append(request)
                 seen.add(key)
         self._asked, self._computed = len(missing), 0
+        splits = {asked.task: self.task_dict[asked.task][asked.split] for asked in missing}
+        self._recorded = self.recorder.numbers(splits)
         if not missing:
             self._tell_progress(len(requests), len(requests))
         repeated: dict[str, GenerationResult] = {}
@@ -398,16 +404,12 @@ class PrunedModel(lmms):
     def _answers_of(self, batch: list[Prepared], result: Generation) -> list[Answer]:
         texts = self.tokenizer.batch_decode(result.sequences, skip_special_tokens=True)
         ends = self._end_ids()
+        wanted = [row for row, item in enumerate(batch) if (item.task, item.doc_id) in self._recorded]
+        traces = records(batch, result.trace, wanted)
         return [
-            Answer(
-                text.strip(),
-                item.length,
-                count_output(row, ends),
-                item.words,
-                tuple(entering),
-            )
-            for text, item, row, entering in zip(
-                texts, batch, result.sequences.tolist(), result.trace.tokens_entering, strict=True
+            Answer(text.strip(), item.length, count_output(tokens, ends), item.words, tuple(entering), traces.get(row))
+            for row, (text, item, tokens, entering) in enumerate(
+                zip(texts, batch, result.sequences.tolist(), result.trace.tokens_entering, strict=True)
             )
         ]
 

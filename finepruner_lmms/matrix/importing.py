@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.pope import ALL_KINDS
 from finepruner_lmms.claims import lock
 from finepruner_lmms.errors import FieldError, list_names, show
 from finepruner_lmms.files import write_json
@@ -26,7 +27,7 @@ from finepruner_lmms.matrix.imports import FILE, Import, Imports, Reported, alon
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.questions import NoQuestions, Questions, open_questions
 from finepruner_lmms.matrix.records import Sample
-from finepruner_lmms.matrix.rescoring import ALL_KINDS, SAME_SCORER, Unscorable, image_of, question_id_of, rescore
+from finepruner_lmms.matrix.rescoring import SAME_SCORER, Unscorable, image_of, question_id_of, rescore
 from finepruner_lmms.matrix.results import read_lines, write_answered, write_result
 from finepruner_lmms.matrix.sections import ModelSection
 from finepruner_lmms.matrix.store import Store

@@ -65,6 +65,15 @@ class Submission(Record):
     sha256: str
 
 
+class Recorded(Record):
+    """The file of a cell's traces, and of how many questions it is (`matrix.traces`)."""
+
+    file: str
+    questions: int
+    bytes: int
+    sha256: str
+
+
 class Verdict(Record):
     """Who scored the answers: the judge, its server's models and instructions, and how many answers it was asked."""
 
@@ -88,7 +97,7 @@ class Sample(TypedDict):
     answer: Any
     score: Any
     question: NotRequired[str]
-    """Its text, in samples that were imported with it."""
+    """What was asked; not in samples of older versions, nor in imported ones that do not carry it."""
 
 
 class Selected(Record):
@@ -197,6 +206,8 @@ class Outcome(Record):
     speed: Speed | None = None
     scores: Scores | None = None
     submission: Path | None = None
+    traces: dict[int, dict[str, Any]] = {}
+    """What was recorded of its questions, by number (`lmms.traced`)."""
 
 
 class Provenance(Record):
@@ -270,6 +281,8 @@ class Result(Answered):
     """How it was measured, of a task that is none of the ten."""
     provenance: Provenance | None = None
     """None in results of versions that did not write it down."""
+    traces: Recorded | None = None
+    """None where no question's visual tokens were recorded."""
 
 
 _MOST = 1 << 26

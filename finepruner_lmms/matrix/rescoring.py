@@ -6,12 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from finepruner_lmms.benchmarks import mmbench, pope, sqa
+from finepruner_lmms.benchmarks import letters, mmbench, mme, pope, sqa
 from finepruner_lmms.errors import show
 
 Values = dict[str, Any]
-ALL_KINDS = "all"
-"""The kind of negatives of POPE's questions where it is not known: one for all, so that F1 is lmms-eval's."""
 SAME_SCORER = frozenset({"vqav2", "gqa", "vizwiz", "textvqa", "mme"})
 """Benchmarks that lmms-eval's own tasks score as this package does, so that both must agree."""
 
@@ -63,22 +61,21 @@ def _pope(sample: Values, answer: str, known: Values) -> Values:
     if true not in ("yes", "no"):
         raise Unscorable(f"ground_truth: got {show(true)}; expected yes or no")
     said = pope.read(answer)
-    category = entry.get("category", known.get("category", ALL_KINDS))
+    category = entry.get("category", known.get("category", pope.ALL_KINDS))
     identity = entry.get("question_id", known.get("question_id", sample["doc_id"]))
     found = {"question_id": identity, "score": float(said == true), "prediction": said}
     return found | {"ground_truth": true, "category": category}
 
 
-def _mme(sample: Values, answer: str, known: Values) -> Values | None:
-    if "mme_perception_score" not in sample and "mme_cognition_score" in sample:
-        return None  # no part of the score
-    entry = _entry(sample, "mme_perception_score")
-    for name in ("question_id", "category"):
-        if name not in entry:
-            raise Unscorable(f"mme_perception_score: {name} is missing")
+def _mme(sample: Values, answer: str, known: Values) -> Values:
+    name = mme.COGNITION if mme.PERCEPTION not in sample and mme.COGNITION in sample else mme.PERCEPTION
+    entry = _entry(sample, name)
+    for field in ("question_id", "category"):
+        if field not in entry:
+            raise Unscorable(f"{name}: {field} is missing")
     if entry.get("score") not in (0, 1):
-        raise Unscorable(f"mme_perception_score: score: got {show(entry.get('score'))}; expected 0 or 1")
-    return entry
+        raise Unscorable(f"{name}: score: got {show(entry.get('score'))}; expected 0 or 1")
+    return mme.entry_of({name: entry}) or entry
 
 
 def _mmbench(sample: Values, answer: str, known: Values) -> Values:
@@ -89,9 +86,9 @@ def _mmbench(sample: Values, answer: str, known: Values) -> Values:
     if not str(entry["index"]).isdecimal():
         raise Unscorable(f"gpt_eval_score: index: got {show(entry['index'])}; expected a number")
     options = mmbench.options_of(entry)
-    letters = {letter: options.get(letter) for letter in mmbench.LETTERS}
     kept = {name: entry[name] for name in ("question", "answer", "category")} | {"index": int(entry["index"])}
-    return kept | letters | {"prediction": answer.strip()}
+    kept |= {letter: options.get(letter) for letter in mmbench.LETTERS} | {"prediction": answer.strip()}
+    return kept | {"read": letters.letter_of(answer, options)}
 
 
 def _mmvet(sample: Values, answer: str, known: Values) -> Values:
