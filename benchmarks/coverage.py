@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-
-from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.statistics.differences import Difference, average_difference, difference, difference_of_seeds
-from finepruner_lmms.statistics.effects import Effect, effect
+from finepruner_lmms.statistics.effects import effect
 from finepruner_lmms.statistics.families import holm
 from finepruner_lmms.statistics.scores import Estimate, average, average_effect, estimate, relative
 from finepruner_lmms.statistics.tally import Tally
+
+from finepruner_lmms.benchmarks import BENCHMARKS
 
 IMAGES = (16, 30, 60, 120)
 SAME_IMAGE, SAME_QUESTION, NEARLY_ALIKE = 0.25, 0.5, 0.72
@@ -70,7 +70,9 @@ def both_right(rate: float) -> float:
 
 
 def _tally(sums: np.ndarray, right: np.ndarray, percent: Callable[[np.ndarray], np.ndarray], **more: float) -> Tally:
-    return Tally(_names(len(right)), sums.astype(float), np.arange(right.size), right.reshape(-1).astype(float), percent, **more)
+    return Tally(
+        _names(len(right)), sums.astype(float), np.arange(right.size), right.reshape(-1).astype(float), percent, **more
+    )
 
 
 def accuracy(right: np.ndarray) -> Tally:
@@ -137,7 +139,9 @@ def _paired(
     return Case(name, truth, run, sharp, least)
 
 
-def _score(name: str, tally: Callable[[np.ndarray], Tally], rate: float, each: int, truth: float, sharp: int = NEVER) -> Case:
+def _score(
+    name: str, tally: Callable[[np.ndarray], Tally], rate: float, each: int, truth: float, sharp: int = NEVER
+) -> Case:
     def run(rng: np.random.Generator, images: int) -> Found:
         found = estimate(tally(answers(rng, images, (rate,), each)[0]))
         return found, found.error

@@ -31,7 +31,7 @@ def points(said: list[str], left_out: str | None = None) -> float:
     total = 0.0
     for category in CATEGORIES:
         images = [image for image, of in TRUTH.items() if of == category and image != left_out]
-        right = {image: 0 for image in images}
+        right = dict.fromkeys(images, 0)
         for (image, answer), given in zip(QUESTIONS, said, strict=True):
             if image in right:
                 right[image] += given == answer

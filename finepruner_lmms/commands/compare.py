@@ -30,7 +30,9 @@ def compare(
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option(metavar="POINTS", help="Say whether A is shown to be no worse than B by so many percentage points."),
+        typer.Option(
+            metavar="POINTS", help="Say whether A is shown to be no worse than B by so many percentage points."
+        ),
     ] = None,
     form: Annotated[str, typer.Option("--format", help="text or json")] = "text",
 ) -> None:

@@ -43,7 +43,7 @@ def planned_cells(store: Store, study: Study, states: Sequence[State], left: Seq
 def _planned(cell: Cell, state: State, changed: Mapping[str, str]) -> Planned:
     if state.damaged:
         return Planned(cell, state, "damaged", state.reason)
-    if cell.id in changed:
+    if cell.id in changed and state.name == "missing":
         return Planned(cell, state, "stale", changed[cell.id])
     return Planned(cell, state, "to do" if state.name == "missing" else state.name, state.reason)
 
@@ -99,6 +99,8 @@ def _reasons(planned: Sequence[Planned]) -> list[str]:
             groups.setdefault((one.word, what), []).append(one)
     lines = []
     for (word, why), members in groups.items():
+        if len(members) == 1:
+            why = members[0].why
         named = "; ".join(one.cell.label for one in members[:_NAMED])
         more = f"; and {len(members) - _NAMED} more" if len(members) > _NAMED else ""
         lines.append(f"{word}: {why}: {named}{more}")

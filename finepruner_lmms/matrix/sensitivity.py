@@ -26,8 +26,11 @@ _MOST_ROWS = 5
 _MME_CATEGORIES, _PERCEPTION = 14, 10
 _MME_PERCEPTION = 2114
 """Of its 2,374 questions."""
-_ORDERS = 4
-"""Of the options of an MMBench question, which counts once."""
+_K = {"mme": 2.1, "vqav2": 0.87, "vizwiz": 0.87, "textvqa": 0.87, "mmvet": 0.98}
+"""What a score moves per share of differing answers, where that is not 1: MME counts pairs besides, and answers that
+annotators or a judge give a part of the score differ by less than a whole one."""
+_MMBENCH = 1164 / 4329
+"""Questions of MMBench per row: it asks each in up to four orders of its options, and counts it once."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def sensitivity_lines(store: Store, study: Study, states: Sequence[State]) -> li
         rows.append(("as rows differ", ["" if one.seen is None else _shown(one.seen) for one in found]))
     first = max(len(name) for name, _ in rows)
     wide = [max(map(len, column)) + 1 for column in zip(*(texts for _, texts in rows), strict=True)]
-    lines = ["smallest difference found in 4 of 5 studies (power 80 % at 5 %, two-sided), in points, if two rows differ in:"]
+    lines = [
+        "smallest difference found in 4 of 5 studies (power 80 % at 5 %, two-sided), in points, if two rows differ in:"
+    ]
     for name, texts in rows:
         cells = " ".join(text.rjust(width) for text, width in zip(texts, wide, strict=True))
         lines.append(f"  {name.ljust(first)} {cells}".rstrip())
@@ -131,8 +136,10 @@ def _of_plan(cell: Cell) -> _Counted | None:
         if cell.data != "demo":  # a limit is spread over the categories evenly
             asked = min(_MME_PERCEPTION, asked * _PERCEPTION // _MME_CATEGORIES) if asked < rows else _MME_PERCEPTION
         return _Counted(asked, 2.0 * categories, _k(task))
-    return _Counted(asked // _ORDERS if task.startswith("mmbench") else asked, k=_k(task))
+    if task.startswith("mmbench"):
+        asked = round(asked * _MMBENCH) if cell.data != "demo" else asked // 4
+    return _Counted(asked, k=_k(task))
 
 
 def _k(task: str) -> float:
-    return 2.1 if task == "mme" else 1.0
+    return _K.get(task, 1.0)

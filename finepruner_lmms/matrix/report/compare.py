@@ -64,7 +64,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Pair:
-    """What both rows have of a task: scores as printed, and a tally per seed, or none where questions have no scores."""
+    """What both rows have of a task: scores as printed, and a tally per seed; none where questions have no scores."""
 
     task: str
     shown: tuple[float, float]
@@ -84,7 +84,9 @@ def compare_rows(first: NamedRow, second: NamedRow, margin: float | None = None)
     """
     pairs = list(_pairs(first, second))
     if not pairs:
-        raise StoreError("; ".join(["compare: the two rows have no finished task in common", *damage_of(first, second)]))
+        raise StoreError(
+            "; ".join(["compare: the two rows have no finished task in common", *damage_of(first, second)])
+        )
     found = [_compared(pair, margin) for pair in pairs]
     tested = [one for one in found if one.difference.p is not None]
     adjusted = dict(zip([one.task for one in tested], holm([one.difference.p or 0.0 for one in tested]), strict=True))
@@ -106,7 +108,9 @@ def _compared(pair: _Pair, margin: float | None) -> Compared:
     if pair.tallies is None:
         return Compared(pair.task, *pair.shown, _untested(*pair.shown), measure=pair.measure)
     one, other = pair.tallies
-    return _of(pair.task, one[0].per_percent, pair.shown, average_difference({"": one}, {"": other}), margin, pair.measure)
+    return _of(
+        pair.task, one[0].per_percent, pair.shown, average_difference({"": one}, {"": other}), margin, pair.measure
+    )
 
 
 def _average(pairs: Sequence[_Pair], margin: float | None) -> Compared | None:

@@ -65,8 +65,8 @@ def _notes(found: Comparison, shown: Sequence[Compared]) -> Iterator[str]:
     yield f"A minus B, question by question. {unit}; average: mean share of the maximum."
     yield f"{COVERS}{_seeds(found)}, not the judge or another run of the model."
     yield (
-        "p: how often a difference as large comes about where the rows' answers are exchanged image by image; Holm: over "
-        f"{_count(len([one for one in found.tasks if one.difference.p is not None]), 'task')}."
+        "p: how often a difference as large comes about where the rows' answers are exchanged image by image; Holm: "
+        f"over {_count(len([one for one in found.tasks if one.difference.p is not None]), 'task')}."
     )
     yield "detectable: the smallest difference that answers which differ as much show with 80 % power (5 %, two-sided)."
     if found.margin is not None:
@@ -103,7 +103,10 @@ def warnings(found: Any) -> Iterator[str]:
         yield f"Fewer than {FEW_IMAGES} images, so that intervals are rough: {', '.join(few)}."
     rare = [f"{name} ({one.won + one.lost:g})" for name, one in pairs if one.won + one.lost < FEW_DISCORDANT]
     if rare:
-        yield f"Fewer than {FEW_DISCORDANT} questions that one of the rows answered better, which say little: {', '.join(rare)}."
+        yield (
+            f"Fewer than {FEW_DISCORDANT} questions that one of the rows answered better, which say little: "
+            f"{', '.join(rare)}."
+        )
 
 
 # -- all rows and their baseline --------------------------------------------------------------------------------------
@@ -114,8 +117,8 @@ def baseline_text(board: Leaderboard) -> str:
     lines = [line for line in board.lines if line.deltas]
     frame = Frame.of(_baseline_row(board, line) for line in lines)
     notes = [
-        "A row minus its baseline, question by question; MME in points, the rest in percent; average: mean share of the "
-        f"maximum. {'[95 % interval].' if len(board.tasks) <= _FULL else _ELSEWHERE}",
+        "A row minus its baseline, question by question; MME in points, the rest in percent; average: mean share of "
+        f"the maximum. {'[95 % interval].' if len(board.tasks) <= _FULL else _ELSEWHERE}",
         f"↑ better, ↓ worse: p below 5 % after Holm's correction over the {_count(len(lines), 'row')} of a column.",
         f"{COVERS}{' and seeds' if any(line.seeds for line in lines) else ', not seeds'}, not the judge or another run "
         "of the model.",
