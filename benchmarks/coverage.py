@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from finepruner_lmms.statistics.differences import Difference, average_difference, difference, difference_of_seeds
+from finepruner_lmms.statistics.differences import (
+    Difference,
+    average_difference,
+    difference,
+    difference_of_seeds,
+    paired_effect,
+)
 from finepruner_lmms.statistics.effects import effect
 from finepruner_lmms.statistics.families import holm
 from finepruner_lmms.statistics.scores import Estimate, average, average_effect, estimate, relative
@@ -172,8 +178,7 @@ def _pooled(tally: Tally, pool: str) -> Tally:
 
 def _averages(rng: np.random.Generator, images: int) -> Found:
     one, other = _tasks(rng, images, (0.75, 0.7))
-    found = average_difference(one, other, test=False)
-    return found, found.error
+    return average_difference(one, other, test=False), paired_effect(one, other)[0].error
 
 
 def _average(rng: np.random.Generator, images: int) -> Found:
@@ -195,8 +200,8 @@ def _relative_at_the_top(rng: np.random.Generator, images: int) -> Found:
 
 def _seeds(rng: np.random.Generator, images: int) -> Found:
     *seeds, baseline = map(accuracy, answers(rng, images, (0.7, 0.7, 0.7, 0.75), 4, spreads=(0.05, 0.05, 0.05, 0.0)))
-    found = difference_of_seeds(seeds, [baseline], test=False)
-    return found, found.error
+    plain = paired_effect({"": seeds}, {"": [baseline]})[0].error
+    return difference_of_seeds(seeds, [baseline], test=False), plain
 
 
 CASES = (

@@ -65,7 +65,7 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     lines += [*_grid(study, planned), ""]
     if reasons := _reasons(planned):
         lines += [*reasons, ""]
-    if found := sensitivity_lines(store, study, states):
+    if left and (found := sensitivity_lines(store, study, states)):
         lines += [*found, ""]
     lines += unknown_commits(cells)
     if left:

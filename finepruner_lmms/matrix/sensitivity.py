@@ -126,7 +126,7 @@ def _of_plan(cell: Cell) -> _Counted | None:
     if task not in BENCHMARKS or cell.submission:
         return None
     if cell.data == "demo":
-        from finepruner_lmms.demo.benchmarks import SIZES
+        from finepruner_lmms.demo.sizes import SIZES
 
         rows, categories = SIZES[task], 4
     else:
