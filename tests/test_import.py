@@ -187,6 +187,24 @@ TASKS = {
 SCORES = {"gqa": 50, "textvqa": 30, "vizwiz": 100, "sqa": 75, "mmbench": 50, "mme": 100 * 3 / 4 + 100 / 2}
 
 
+def test_answers_that_only_lmms_eval_takes_are_read_again_and_the_difference_is_told(tmp_path):
+    lines = [foreign.logged(0, "dog", "dog!", exact_match=1.0), foreign.logged(1, "dog", "dog", exact_match=1.0)]
+    pairs = [foreign.mme(0, "a.png", "Yes", "Yes"), foreign.mme(1, "a.png", "No", "No")]
+    pairs[0] = foreign.logged(0, "Yes", "Y", mme_perception_score=pairs[0]["mme_perception_score"])
+    thought = foreign.logged(2, "Yes", "Yes", mme_cognition_score={"question_id": "b", "category": "c", "score": 1.0})
+    other = foreign.logged(3, "No", "no", mme_cognition_score={"question_id": "b", "category": "c", "score": 1.0})
+    reported = {"gqa": {"exact_match,none": 1.0}, "mme": {"mme_perception_score,none": 200.0}}
+    foreign.write(tmp_path / "out", {"gqa": lines, "mme": [*pairs, thought, other]}, reported)
+    said = bring(tmp_path / "new", tmp_path / "out")
+    assert said.exit_code == 0, said.output
+    assert "by its own scores it has 1, by the rules of rows here 0.5" in said.output
+    assert "by its own scores it has 200, by the rules of rows here 50" in said.output
+    read = Store(tmp_path / "new")
+    states = dict(zip((cell.task for cell in read.study().cells), read.states(read.study().cells), strict=True))
+    metrics = states["mme"].result.metrics
+    assert (metrics["mme_cognition_score,none"], metrics["mme_total_score,none"]) == (200, 250)
+
+
 def test_each_task_is_scored_as_rows_here_are(tmp_path):
     foreign.write(
         tmp_path / "out", TASKS, {"scienceqa_img": {"exact_match,none": 0.5}, "gqa": {"exact_match,none": 0.5}}

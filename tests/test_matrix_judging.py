@@ -311,7 +311,7 @@ def test_answers_scored_without_a_judge_are_judged_and_back_without_a_new_answer
             "asked": 3,
             "rubric": "",
         }
-        assert state.result.metrics == {METRIC: pytest.approx(200 / 3)}
+        assert state.result.metrics == {METRIC: pytest.approx(200 / 3), "unreadable,none": 0}
         letters = [line["score"].get("letter") for line in read_lines(samples[0])]
         assert letters == [None] * 5 + ["B"] + [None] * 5 + ["E"]
         text = render(leaderboard(bench), "text")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
+import time
 
 import pytest
 import scoring_cases
 from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor
+from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 from lmms_eval.utils import load_yaml_config
 from scoring_cases import CASES, UNREAD, Case
 
-from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks import BENCHMARKS, mmbench
 from finepruner_lmms.data import task_folders as tasks
 
 SCORED = {name: str(tasks.overrides_dir() / f"fp_{name}.yaml") for name in scoring_cases.TITLES}
-
-
-def of(tasks_dir: str) -> dict:
-    return {name: load_yaml_config(yaml_path=f"{tasks_dir}/fp_{name}.yaml")["process_results"] for name in SCORED}
 
 
 HERE = {name: load_yaml_config(yaml_path=path)["process_results"] for name, path in SCORED.items()}
@@ -108,6 +106,11 @@ def test_the_original_code_gives_what_the_page_says(case):
     assert THERE[case.task](case.doc, case.said.strip()) == pytest.approx(case.there)
 
 
+def test_lmms_eval_takes_every_short_answer_that_counts_here():
+    """So that a score it reports is only ever lowered where its answers are read again (`import`)."""
+    assert all(case.lmms >= case.here for case in CASES if case.task in ("gqa", "vqav2", "vizwiz", "mme"))
+
+
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -118,3 +121,58 @@ def test_the_page_is_what_the_cases_make_it():
 def test_the_page_has_a_section_for_each_benchmark_with_a_rule_of_its_own():
     assert set(scoring_cases.TITLES) == set(BENCHMARKS) - {"textvqa", "mmvet"}
     assert all(any(case.task == name and case.differs for case in CASES) for name in scoring_cases.TITLES)
+
+
+# -- MMBench at its real size ------------------------------------------------------------------------------------------
+
+
+def rotated(question: int, said: str) -> list[dict]:
+    """One question in four orders of its options, answered alike each time."""
+    names = ("a red bird", "two cats", "no animal", "a white horse")
+    docs = []
+    for turn in range(4):
+        turned = names[turn:] + names[:turn]
+        doc = {"index": question + turn * 1_000_000, "question": "q", "category": "c", "hint": "nan"}
+        docs.append(doc | dict(zip("ABCD", turned, strict=True)) | {"answer": "ABCD"[turned.index("two cats")]})
+    return [doc | {"said": said.format(doc["answer"])} for doc in docs]
+
+
+FORMS = (
+    "{}",
+    "{}.",
+    "({})",
+    "two cats",
+    "It is {}",
+    "A, {}",
+    "Cats",
+    "two dogs",
+    "A picture of {}",
+    "",
+    "no animal or two",
+)
+
+
+@pytest.fixture(scope="module")
+def mmbench_rows() -> list[dict]:
+    return [doc for question in range(1, 1101) for doc in rotated(question, FORMS[question % len(FORMS)])]
+
+
+def test_4_400_rows_of_mmbench_are_scored_in_a_fraction_of_a_second(mmbench_rows):
+    scored = [HERE["mmbench"](doc, [doc["said"]]) for doc in mmbench_rows]
+    kept = [{"doc_id": i, "gpt_eval_score": one["gpt_eval_score"]} for i, one in enumerate(scored)]
+    old = [{**one, "gpt_eval_score": {k: v for k, v in one["gpt_eval_score"].items() if k != "read"}} for one in kept]
+    started = time.process_time()
+    percent = BENCHMARKS["mmbench"].percent(kept)
+    read = time.process_time()
+    assert BENCHMARKS["mmbench"].percent(old) == percent == pytest.approx(100 * 5 / 11)
+    assert read - started < 0.5 and time.process_time() - read < 2  # seconds; the second reads all answers again
+    unread = sum(one["unreadable"] for one in scored)
+    assert BENCHMARKS["mmbench"].beside_of(kept) == {"unreadable,none": unread} and unread > 0
+
+
+def test_under_lmms_evals_protocol_mmbench_is_what_its_static_scorer_gives(mmbench_rows):
+    rows = mmbench_rows[:440]
+    scored = [mmbench.lmms_eval_results(doc, [doc["said"]]) for doc in rows]
+    kept = [{"doc_id": i, "gpt_eval_score": one["gpt_eval_score"]} for i, one in enumerate(scored)]
+    theirs = mmbench_evaluator.eval_result([one["gpt_eval_score"] for one in scored], eval_method="static")[0]
+    assert BENCHMARKS["mmbench"].percent(kept) == pytest.approx(100 * theirs) and 0 < theirs < 1

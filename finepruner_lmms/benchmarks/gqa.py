@@ -28,8 +28,12 @@ BENCHMARK = Benchmark(
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
     """1 if the answer is the right one as LLaVA hands it to GQA's `eval.py`: small letters, without dots at its end."""
-    said = results[0].strip().rstrip(".").lower()
-    return accuracy.scored(float(said == doc["answer"]), doc["imageId"])
+    return accuracy.scored(score(results[0], doc["answer"]), doc["imageId"])
+
+
+def score(answer: str, right: str) -> float:
+    """1 if an answer is the right one, else 0."""
+    return float(answer.strip().rstrip(".").lower() == right)
 
 
 def lmms_eval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from finepruner_lmms.benchmarks import accuracy
-from finepruner_lmms.benchmarks.record import Benchmark, Beside
+from finepruner_lmms.benchmarks.record import Benchmark, Beside, Sample
 
 _LETTERS = "ABCDE"
 _LETTER_FIRST = re.compile(r"([A-E])(?:\.(?:\s|$)|$)")
@@ -57,6 +58,14 @@ def read_as_llava(answer: str, num_choices: int) -> str | None:
     return letters[0] if len(letters) == 1 and letters[0] in _LETTERS[:num_choices] else None
 
 
+def counted_as_llava(samples: Sequence[Sample]) -> float | None:
+    """The share that LLaVA's scorer counts as right, of kept samples; None where these lack the right letters."""
+    if any(str(sample["target"]) not in tuple(_LETTERS) or not isinstance(sample["answer"], str) for sample in samples):
+        return None
+    hits = [read_as_llava(sample["answer"], len(_LETTERS)) == sample["target"] for sample in samples]
+    return sum(hits) / len(hits)
+
+
 BENCHMARK = Benchmark(
     name="sqa",
     title="SQA",
@@ -66,5 +75,5 @@ BENCHMARK = Benchmark(
     points=accuracy.mean,
     full=accuracy.one,
     factor=100,
-    beside=(Beside("exact_match_llava,none", "as LLaVA's scorer counts", factor=100),),
+    beside=(Beside("exact_match_llava,none", "as LLaVA's scorer counts", factor=100, of=counted_as_llava),),
 )

@@ -37,7 +37,7 @@ from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.lmms.batch_sizes import BatchSizes, out_of_memory
-from finepruner_lmms.lmms.batching import Prepared, batches, count_output
+from finepruner_lmms.lmms.batching import Prepared, batches, count_output, image_row
 from finepruner_lmms.lmms.command_line import read_arguments, told_in_one_line
 from finepruner_lmms.lmms.decoding import Decoding
 from finepruner_lmms.lmms.identity import answer_identity, answer_settings, checkpoint_identity
@@ -432,11 +432,12 @@ class PrunedModel(lmms):
         if not (self.arguments.debug or monitor.active):
             return
         for row, item in enumerate(batch):
-            records = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=pruner)
-            for record in records:
+            image = image_row(batch, row)
+            selections = describe(result.trace, row, image, task=item.task, doc_id=item.doc_id, pruner=pruner)
+            for record in selections:
                 monitor.write(record)
             if self.arguments.debug:
-                for record in records:
+                for record in selections:
                     found = result.trace.details.get(record["layer"])
                     shown = debug_block(found, row) if isinstance(found, Consensus) else f"selection: {record}"
                     logger.info(f"{item.task} {item.doc_id}, layer {record['layer']}\n{shown}")

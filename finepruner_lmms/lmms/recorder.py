@@ -19,7 +19,7 @@ from finepruner_lmms.benchmarks.limits import document_numbers, recorded
 from finepruner_lmms.engine.families.family import ImageSpan
 from finepruner_lmms.engine.trace import Trace, on_host
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.lmms.batching import Prepared
+from finepruner_lmms.lmms.batching import Prepared, image_row
 from finepruner_lmms.lmms.traced import MAP_SIDE, MOST_MAPS, Stage, Traced, to_record
 
 VARIABLE = "FINEPRUNER_RECORD"
@@ -74,12 +74,15 @@ def records(batch: Sequence[Prepared], trace: Trace, wanted: Iterable[int]) -> d
     if not rows:
         return {}
     seen = _Seen.of(trace)
-    return {row: to_record(_traced(batch[row], seen, row)) for row in rows}
+    return {row: to_record(_traced(batch[row], seen, row, image_row(batch, row))) for row in rows}
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A trace on the host, by layer: `keep` and `merged` `[B, V]`, `heads` and what all score, `guides` `[B, m, V]`."""
+    """A trace on the host, by layer: `keep` and `merged` `[B, V]`, `heads`, the `scores` of all, `guides` `[B, m, V]`.
+
+    The last three have a row for each image where a row of the batch shows several (`batching.image_row`).
+    """
 
     keep: dict[int, NDArray[np.bool_]]
     merged: dict[int, NDArray[np.bool_]]
@@ -91,16 +94,12 @@ class _Seen:
     @classmethod
     def of(cls, trace: Trace) -> _Seen:
         """With a wait for each type of values."""
-        rows = len(trace.has_image)
-        # what is told of images, where a row shows several, is not told of rows
-        told = {layer: found for layer, found in trace.chosen_heads.items() if len(found[0]) == rows}
-        guides = {layer: values.float() for layer, values in trace.guides.items() if len(values) == rows}
         return cls(
             _arrays(trace.keep_masks),
             _arrays(trace.merge_masks),
-            _arrays({layer: heads for layer, (heads, _) in told.items()}),
-            _arrays({layer: scores.float() for layer, (_, scores) in told.items()}),
-            _arrays(guides),
+            _arrays({layer: heads for layer, (heads, _) in trace.chosen_heads.items()}),
+            _arrays({layer: scores.float() for layer, (_, scores) in trace.chosen_heads.items()}),
+            _arrays({layer: values.float() for layer, values in trace.guides.items()}),
             trace.tokens_entering,
         )
 
@@ -111,26 +110,26 @@ def _arrays(values: Mapping[int, Any]) -> dict[int, Any]:
     return {layer: value.numpy() for layer, value in zip(layers, found, strict=True)}
 
 
-def _traced(item: Prepared, seen: _Seen, row: int) -> Traced:
+def _traced(item: Prepared, seen: _Seen, row: int, image: int | None) -> Traced:
     spans = item.prompt.spans
     tokens = sum(span.length for span in spans)
     grid = _grid(spans)
-    stages = []
+    stages: list[Stage] = []
+    before, made = np.ones(tokens, dtype=bool), 0
     for layer, mask in seen.keep.items():
-        kept, heads, scores = mask[row], seen.heads.get(layer), seen.scores.get(layer)
-        chosen = None if heads is None else tuple(int(head) for head in heads[row] if head >= 0)
-        merged = seen.merged.get(layer)
-        stages.append(
-            Stage(
-                layer,
-                kept[:tokens],
-                None if merged is None else merged[row, :tokens],
-                chosen,
-                None if scores is None else tuple(scores[row].tolist()),
-                _maps(seen.guides[layer][row, :, :tokens], grid, chosen) if layer in seen.guides and grid else None,
-                int(kept[tokens:].sum()),
-            )
-        )
+        kept, new = mask[row, :tokens], int(mask[row, tokens:].sum())
+        if new == made and np.array_equal(kept, before):
+            continue  # only other rows of the batch lost tokens here
+        before, made = kept, new
+        chosen = scores = maps = merged = None
+        if image is not None and layer in seen.heads:
+            chosen = tuple(int(head) for head in seen.heads[layer][image] if head >= 0)
+            scores = tuple(seen.scores[layer][image].tolist())
+        if image is not None and grid is not None and layer in seen.guides:
+            maps = _maps(seen.guides[layer][image, :, :tokens], grid, chosen)
+        if layer in seen.merged:
+            merged = seen.merged[layer][row, :tokens]
+        stages.append(Stage(layer, kept, merged, chosen, scores, maps, new))
     return Traced(item.doc_id, grid, tokens, tuple(stages), tuple(seen.entering[row]))
 
 

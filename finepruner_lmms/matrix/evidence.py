@@ -144,6 +144,7 @@ def _figures(task: str, result: Result, lines: Sequence[Sample]) -> tuple[dict[s
     found: dict[str, float | None] = {benchmark.metric: value, "percent": percent, "standard_error": error}
     if result.measure is not None and result.measure.scale is None:
         found["percent"] = None
+    found |= {name: value for name, value in benchmark.beside_of(logged).items() if name in result.metrics}
     if result.judge is not None:
         from finepruner_lmms.judge.scoring import RULES
 

@@ -129,7 +129,7 @@ def _score(store: Store, cell: Cell, scorer: Scorer, on_progress: Callable[[int,
     logged = [{**sample, metric: sample["score"]} for sample in samples]
     totals = rules.totals(entries)
     result = answered | {
-        "metrics": {benchmark.metric: totals.pop("total"), **totals},
+        "metrics": {benchmark.metric: totals.pop("total"), **totals, **benchmark.beside_of(logged)},
         "percent": benchmark.percent(logged),
         "standard_error": benchmark.standard_error(logged, {s["doc_id"]: s["image"] for s in samples}),
         "judge": about,
