@@ -1,6 +1,4 @@
-"""How much the miniature benchmarks ask, for those who plan and make nothing."""
-
-from __future__ import annotations
+"""How many questions each miniature benchmark has."""
 
 SIZES = {
     "vqav2": 240,
@@ -14,4 +12,4 @@ SIZES = {
     "mmbench_cn": 800,
     "mmvet": 120,
 }
-"""Questions of each benchmark; MMBench's 800 rows are 200 questions in four orders of their options."""
+"""MMBench's 800 rows are 200 questions in four orders of their options."""

@@ -69,7 +69,7 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
         lines += [*found, ""]
     lines += unknown_commits(cells)
     if left:
-        time = estimate_study(matrix, study, states, left, store.root.parent)
+        time = estimate_study(matrix, study, states, left, store)
         lines += _modes(time)
         lines.append(f"time for what is left: {_time(time)}")
     return "\n".join(map(plain, lines)).rstrip("\n") + "\n"
@@ -112,7 +112,7 @@ def plan_lines(matrix: Matrix, store: Store, study: Study) -> str:
     lines = []
     states = store.states(study.cells)
     left = to_run(study, states)
-    time = estimate_study(matrix, study, states, left, store.root.parent)
+    time = estimate_study(matrix, study, states, left, store)
     planned = planned_cells(store, study, states, left)
     for one, folder in zip(planned, store.cell_dirs(study.cells), strict=True):
         cell, state = one.cell, one.state
