@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data.facts import FACTS
+from finepruner_lmms.data.task_folders import DEMO_SPLITS
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Damage
 from finepruner_lmms.matrix.store import State, Store
+from finepruner_lmms.matrix.workloads import questions_in
 from finepruner_lmms.output import plain
 from finepruner_lmms.statistics.power import detectable, detectable_by_error
 
@@ -24,8 +26,7 @@ SHARES = (0.02, 0.05, 0.1)
 _MOST_ROWS = 5
 """How many finished rows of a task are compared with the first."""
 _MME_CATEGORIES, _PERCEPTION = 14, 10
-_MME_PERCEPTION = 2114
-"""Of its 2,374 questions."""
+_MME_QUESTIONS, _MME_PERCEPTION = 2374, 2114
 _K = {"mme": 2.1, "vqav2": 0.87, "vizwiz": 0.87, "textvqa": 0.87, "mmvet": 0.98}
 """What a score moves per share of differing answers, where that is not 1: MME counts pairs besides, and answers that
 annotators or a judge give a part of the score differ by less than a whole one."""
@@ -122,23 +123,18 @@ def _of_results(store: Store, done: Sequence[tuple[Cell, State]]) -> _Counted | 
 
 def _of_plan(cell: Cell) -> _Counted | None:
     """By what is known of a benchmark before it runs."""
-    task, limit = cell.task, cell.limit
+    task, data = cell.task, cell.data
     if task not in BENCHMARKS or cell.submission:
         return None
-    if cell.data == "demo":
-        from finepruner_lmms.demo.sizes import SIZES
-
-        rows, categories = SIZES[task], 4
-    else:
-        rows, categories = FACTS[task].tables[0].rows or 0, _PERCEPTION
-    asked = rows if limit is None else min(limit, rows)
-    if task == "mme":
-        if cell.data != "demo":  # a limit is spread over the categories evenly
-            asked = min(_MME_PERCEPTION, asked * _PERCEPTION // _MME_CATEGORIES) if asked < rows else _MME_PERCEPTION
-        return _Counted(asked, 2.0 * categories, _k(task))
+    rows = questions_in(data, task) or FACTS[task].tables[0].rows or 0
+    asked = rows if cell.limit is None else min(cell.limit, rows)
+    small = data in DEMO_SPLITS
+    if task == "mme" and not small:  # a limit is spread over the categories evenly
+        asked = _MME_PERCEPTION if asked >= _MME_QUESTIONS else asked * _PERCEPTION // _MME_CATEGORIES
     if task.startswith("mmbench"):
-        asked = round(asked * _MMBENCH) if cell.data != "demo" else asked // 4
-    return _Counted(asked, k=_k(task))
+        asked = asked // 4 if small else round(asked * _MMBENCH)
+    per_percent = (2.0 * (4 if small else _PERCEPTION)) if task == "mme" else 1.0
+    return _Counted(asked, per_percent, _k(task))
 
 
 def _k(task: str) -> float:
