@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+
+from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.statistics.differences import (
     Difference,
     average_difference,
@@ -31,8 +33,6 @@ from finepruner_lmms.statistics.effects import effect
 from finepruner_lmms.statistics.families import holm
 from finepruner_lmms.statistics.scores import Estimate, average, average_effect, estimate, relative
 from finepruner_lmms.statistics.tally import Tally
-
-from finepruner_lmms.benchmarks import BENCHMARKS
 
 IMAGES = (16, 30, 60, 120)
 SAME_IMAGE, SAME_QUESTION, NEARLY_ALIKE = 0.25, 0.5, 0.72

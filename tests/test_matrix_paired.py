@@ -90,6 +90,15 @@ def test_differences_are_paired(store):
     assert found.difference.p < 0.001 and found.p_adjusted == found.difference.p  # one task, one chance
 
 
+def test_the_leaderboard_has_the_same_differences_to_its_baseline(store):
+    board = leaderboard(store)
+    (fastv,) = [line for line in board.lines if line.label == "fastv 64"]
+    (found,) = compared(store, "fastv 64", "vanilla").tasks
+    assert fastv.deltas["gqa"].baseline == "vanilla" and fastv.deltas["gqa"].difference == found.difference
+    assert fastv.deltas["gqa"].mark == fastv.deltas["average"].mark == "worse"
+    assert fastv.relative_error > 0 and not next(line for line in board.lines if line.method == "vanilla").deltas
+
+
 def test_rows_without_a_difference_have_an_interval_for_what_was_not_seen(store):
     (same,) = compared(store, "vanilla", "vanilla").tasks
     assert (same.difference.value, same.difference.p) == (0, 1)

@@ -97,7 +97,7 @@ def compare_rows(first: NamedRow, second: NamedRow, margin: float | None = None)
 
 def damage_of(*rows: NamedRow) -> tuple[str, ...]:
     """A line for each cell of these rows that is left out because its files are damaged."""
-    lines = []
+    lines: list[str] = []
     for row in rows:
         cells = [cell for cell in row.study.cells if cell.row in row.places]
         lines += damage_notes(cells, row.store.states(cells))

@@ -31,7 +31,8 @@ _MARKS = {"better": " ↑", "worse": " ↓"}
 
 def comparison_text(found: Comparison) -> str:
     """A line for each task, and what a reader must know about the numbers."""
-    shown = [*found.tasks, *([found.average] if found.average is not None and len(found.tasks) > 1 else [])]
+    counted = [one for one in found.tasks if one.measure is None or one.measure.scale is not None]
+    shown = [*found.tasks, *([found.average] if found.average is not None and len(counted) > 1 else [])]
     frame = Frame.of(_row(one, found) for one in shown)
     return _as_text(frame, _notes(found, shown))
 
@@ -164,9 +165,9 @@ def _as_text(frame: Frame, notes: Iterable[str]) -> str:
     """Columns that stand below one another, and a line for each note."""
     from tabulate import tabulate
 
-    shown = frame.map(plain)
-    align = ["left"] + ["right"] * (len(shown.columns) - 1)
-    table = tabulate(shown.rows, headers=shown.columns, tablefmt="pipe", colalign=align, disable_numparse=True)
+    names, rows = [plain(name) for name in frame.columns], [[plain(value) for value in row] for row in frame.rows]
+    align = ["left"] + ["right"] * (len(names) - 1)
+    table = tabulate(rows, headers=names, tablefmt="pipe", colalign=align, disable_numparse=True)
     return "\n".join([table, "", *map(plain, notes)]) + "\n"
 
 

@@ -9,8 +9,8 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import list_names
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.progress import MISSING
+from finepruner_lmms.matrix.report.board import Leaderboard, Line
 from finepruner_lmms.matrix.report.frame import Frame
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 from finepruner_lmms.output import console, markdown, plain, rich_text
 
 SUBMITTED = "submission written"
