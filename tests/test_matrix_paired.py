@@ -140,7 +140,7 @@ def test_the_command_compares(store):
     assert done.exit_code == 0 and "| GQA " in done.output and "difference" in done.output
     wrong = command(store.root, "fastv 64", "vanila")
     assert wrong.exit_code == 2 and "did you mean 'vanilla'" in wrong.output
-    assert "expected OUTPUT A B, or DIR1:ROW DIR2:ROW" in command(store.root).output
+    assert "expected a folder and two rows, DIR1:ROW DIR2:ROW" in command(store.root).output
 
 
 def test_json_has_the_names_of_the_contract(store):

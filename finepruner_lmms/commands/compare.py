@@ -15,6 +15,7 @@ _FORMATS = ("text", "json")
 
 
 def compare(
+    context: typer.Context,
     what: Annotated[
         list[str],
         typer.Argument(
@@ -43,10 +44,10 @@ def compare(
     if baseline is not None:
         _with_baseline(what, baseline, margin, form)
     else:
-        _two_rows(what, margin, form)
+        _two_rows(context, what, margin, form)
 
 
-def _two_rows(what: list[str], margin: float | None, form: str) -> None:
+def _two_rows(context: typer.Context, what: list[str], margin: float | None, form: str) -> None:
     from finepruner_lmms.matrix.report.compare import compare_rows, damage_of
     from finepruner_lmms.matrix.report.comparison_text import comparison_json, comparison_text
     from finepruner_lmms.matrix.report.named_rows import find_row, split_place
@@ -57,8 +58,8 @@ def _two_rows(what: list[str], margin: float | None, form: str) -> None:
     elif len(what) == 3:
         places = [(Path(what[0]), row) for row in what[1:]]
     else:
-        problem = f"got {len(what)} argument{'s' * (len(what) != 1)}; expected OUTPUT A B, or DIR1:ROW DIR2:ROW"
-        raise FieldError("compare", problem, value=what, fix="or OUTPUT --baseline ROW")
+        problem = f"got {len(what)}; expected a folder and two rows, DIR1:ROW DIR2:ROW, or --baseline"
+        raise typer.BadParameter(problem, ctx=context, param_hint="OUTPUT A B")
     first, second = (find_row(Store(folder), label) for folder, label in places)
     found = compare_rows(first, second, margin)
     sys.stdout.write(comparison_json(found) if form == "json" else comparison_text(found))
