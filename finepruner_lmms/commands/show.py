@@ -114,24 +114,6 @@ def _write_figures(store: Store, folder: Path) -> None:
         sys.stdout.write(f"{plain(file)}\n")
 
 
-def compare(
-    output: Output,
-    first: Annotated[str, typer.Argument(metavar="A", help="A row, such as 'finepruner 64 heads=4'.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another, such as 'fastv 64'.")],
-) -> None:
-    """Compare two rows question by question: A minus B, with standard errors and 95 % intervals."""
-    from finepruner_lmms.matrix.report.compare import damage_of_rows, differences, find_row
-    from finepruner_lmms.matrix.report.tables import render_differences
-    from finepruner_lmms.matrix.store import Store
-
-    store = Store(output)
-    study = store.study()
-    rows = find_row(study, first), find_row(study, second)
-    found = differences(store, study, *rows)
-    sys.stdout.write(render_differences(found, first, second))
-    _say_damage(damage_of_rows(store, study, rows))
-
-
 def _say_damage(lines: Sequence[str]) -> None:
     for line in lines:
         sys.stderr.write(f"{one_line(line)}\n")

@@ -35,8 +35,7 @@ _RULES = 1
 
 
 def tally_of(store: Store, cell: Cell, result: Result) -> Tally | None:
-    """The tally of a finished cell; None where no question has a score: of a submission, of lmms-eval's own task, or
-    where none was kept."""
+    """The tally of a finished cell; None where no question has a score: of a submission, or of lmms-eval's own task."""
     if result.submission is not None or not has_samples(result):
         return None
     folder, benchmark = store.cell_dir(cell), benchmark_for(cell.task, result)
@@ -44,7 +43,7 @@ def tally_of(store: Store, cell: Cell, result: Result) -> Tally | None:
     if found is None:
         metric = benchmark.metric.partition(",")[0]
         samples = [{**sample, metric: sample["score"]} for sample in read_lines(folder / "samples.jsonl")]
-        if not samples:
+        if not samples:  # a score that was written down without answers
             return None
         found = benchmark.tally(samples, {sample["doc_id"]: sample["image"] for sample in samples})
         _remember(folder / _NAME, found, result)

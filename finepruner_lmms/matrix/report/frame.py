@@ -101,11 +101,7 @@ class Frame:
 
     def _block(self, columns: list[int], names: list[str], rows: list[list[str]], widths: list[int]) -> str:
         def line(values: list[str]) -> str:
-            padded = []
-            for column in columns:
-                space = " " * (widths[column] - cell_len(values[column]))
-                padded.append(values[column] + space if column < self.words else space + values[column])
-            return "  ".join(padded).rstrip()
+            return "  ".join(self._padded(values, widths, columns)).rstrip()
 
         lines = [line(names), "─" * (sum(widths[column] + 2 for column in columns) - 2)]
         for number, row in enumerate(rows):
@@ -115,15 +111,26 @@ class Frame:
         return "\n".join(lines) + "\n"
 
     def markdown(self) -> str:
-        """For reading: pipes, bold for what stands out, a row for each heading."""
-        lines = [f"| {' | '.join(map(markdown, self.columns))} |"]
-        lines.append(f"| {' | '.join([':--'] * self.words + ['--:'] * (len(self.columns) - self.words))} |")
-        for number, row in enumerate(self.rows):
+        """For reading, also as it stands: pipes, bold for what stands out, a row for each heading."""
+        names = [markdown(name) for name in self.columns]
+        rows = [[_markdown_cell(value) for value in row] for row in self.rows]
+        widths = [max(3, *map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+        sides = [
+            ":" + "-" * (width - 1) if n < self.words else "-" * (width - 1) + ":" for n, width in enumerate(widths)
+        ]
+        lines = [self._pipes(names, widths), f"| {' | '.join(sides)} |"]
+        for number, row in enumerate(rows):
             if heading := self.groups.get(number):
                 lines.append(f"| **{markdown(heading)}** |{'  |' * (len(self.columns) - 1)}")
-            cells = (_markdown_cell(v) for v in row)
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(self._pipes(row, widths))
         return "\n".join(lines)
+
+    def _pipes(self, values: list[str], widths: list[int]) -> str:
+        return f"| {' | '.join(self._padded(values, widths, range(len(values))))} |"
+
+    def _padded(self, values: list[str], widths: list[int], columns: Iterable[int]) -> list[str]:
+        spaces = {column: " " * (widths[column] - cell_len(values[column])) for column in columns}
+        return [values[n] + space if n < self.words else space + values[n] for n, space in spaces.items()]
 
     def csv(self) -> str:
         """For programs: an empty field where there is no value."""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from finepruner_lmms.matrix.measures import title
-from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.report.board import Leaderboard
 from finepruner_lmms.matrix.report.costs import short_costs
 from finepruner_lmms.matrix.report.exact import exact_frame
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.latex import HEAD, floats
 from finepruner_lmms.matrix.report.names import ordered, row_names, task_title
-from finepruner_lmms.matrix.report.notes import APART, RELATIVE, notes
+from finepruner_lmms.matrix.report.notes import RELATIVE, notes
 from finepruner_lmms.matrix.report.scores import beside_frame, deltas_frame, scores_frame
 from finepruner_lmms.output import markdown, plain
-
-if TYPE_CHECKING:
-    from finepruner_lmms.matrix.report.compare import Compared
 
 __all__ = ["FORMATS", "RELATIVE", "notes", "reading_frame", "render", "task_title"]
 
@@ -79,27 +73,3 @@ FORMATS: dict[str, Callable[[Leaderboard, str], str]] = {
     "csv": _csv,
     "latex": _latex,
 }
-
-
-def render_differences(found: Sequence[Compared], first: str, second: str) -> str:
-    """A paired comparison as Markdown, which reads well as text, too."""
-    rows = []
-    for one in found:
-        d = one.difference
-        rows.append(
-            (
-                title(one.task, one.measure),
-                f"{one.first:.1f}",
-                f"{one.second:.1f}",
-                f"{d.value:+.1f} ± {MISSING if d.error is None else f'{d.error:.1f}'}",
-                MISSING if d.low is None or d.high is None else f"{d.low:+.1f} to {d.high:+.1f}",
-            )
-        )
-    frame = Frame(("task", first, second, "difference", "95 %"), rows)
-    note = "Percent of the maximum, paired over images."
-    alone = [d.task for d in found if d.measure is not None and not d.measure.per_sample]
-    if apart := [d.task for d in found if d.measure is not None and d.measure.scale is None]:
-        note += f" {', '.join(apart)}: as lmms-eval prints it, {APART}; no part of the average."
-    if alone:
-        note += f" {', '.join(alone)}: lmms-eval has no score of single questions, so that nothing can be paired."
-    return f"{frame.markdown()}\n\n{note}\n"
