@@ -244,6 +244,19 @@ def test_rows_of_two_studies_are_compared(many, tmp_path):
     assert wrong.exit_code == 2 and "expected DIR:ROW" in wrong.output
 
 
+def test_rows_of_two_studies_have_one_baseline(many, tmp_path):
+    other = seeded(tmp_path / "second", rates=(0.9, 0.4, 0.5, 0.6))
+    done = command(many.root, other.root, "--baseline", "first:fastv 64", "--format", "json")
+    assert done.exit_code == 0, done.output
+    rows = {(row["study"], row["row"]): row for row in json.loads(done.stdout)["rows"]}
+    alone = command(f"{other.root}:fastv 64", f"{many.root}:fastv 64", "--format", "json")
+    expected = json.loads(alone.stdout)["tasks"]["gqa"]
+    found = rows["second", "fastv 64"]["tasks"]["gqa"]
+    assert (found["difference"], found["won"]) == (expected["difference"], expected["won"])
+    assert {row["baseline"] for key, row in rows.items() if key[0] == "second"} == {"first:fastv 64"}
+    assert "second:fastv 64" in command(many.root, other.root, "--baseline", "first:fastv 64").output
+
+
 def test_rows_that_were_asked_other_questions_are_not_compared(many, tmp_path):
     other = Store(tmp_path / "less")
     cells = [cell("gqa0", "gqa", 0, SEEDED[0])]

@@ -80,13 +80,14 @@ def sensitivity_lines(store: Store, study: Study, states: Sequence[State]) -> li
         return []
     rows = [("", [plain(title(one.task)) for one in found]), ("questions", [f"{one.questions:,}" for one in found])]
     for number, share in enumerate(SHARES):
-        rows.append((f"{100 * share:.0f} % differ", [_shown(one.found[number]) for one in found]))
+        rows.append((f"{100 * share:.0f} % differ in score", [_shown(one.found[number]) for one in found]))
     if any(one.seen is not None for one in found):
-        rows.append(("as rows differ", ["" if one.seen is None else _shown(one.seen) for one in found]))
+        rows.append(("as the rows done differ", ["" if one.seen is None else _shown(one.seen) for one in found]))
     first = max(len(name) for name, _ in rows)
     wide = [max(map(len, column)) + 1 for column in zip(*(texts for _, texts in rows), strict=True)]
+    unit = "in percent, MME in points" if any(one.task == "mme" for one in found) else "in percent"
     lines = [
-        "smallest difference found in 4 of 5 studies (power 80 % at 5 %, two-sided), in points, if two rows differ in:"
+        f"smallest difference of two rows that is found with 80 % power (5 %, two-sided), {unit}, if of the questions"
     ]
     for name, texts in rows:
         cells = " ".join(text.rjust(width) for text, width in zip(texts, wide, strict=True))

@@ -64,7 +64,7 @@ def _notes(found: Comparison, shown: Sequence[Compared]) -> Iterator[str]:
     alone = [one for one in found.tasks if one.measure is not None and not one.measure.per_sample]
     apart = [one.task for one in found.tasks if one.measure is not None and one.measure.scale is None]
     yield f"A minus B, question by question. {unit}; average: mean share of the maximum."
-    yield f"{COVERS}{_seeds(found)}, not the judge or another run of the model."
+    yield f"{COVERS}{_seeds(found)} the judge or another run of the model."
     yield (
         "p: how often a difference as large comes about where the rows' answers are exchanged image by image; Holm: "
         f"over {_count(len([one for one in found.tasks if one.difference.p is not None]), 'task')}."
@@ -91,10 +91,10 @@ def _notes(found: Comparison, shown: Sequence[Compared]) -> Iterator[str]:
 
 def _seeds(found: Comparison) -> str:
     if max(found.seeds) < 2:
-        return ", not seeds"
+        return "; not seeds,"
     few = [count for count in found.seeds if 1 < count < _MANY_SEEDS]
     number = " and ".join(str(count) for count in found.seeds if count > 1)
-    return f" and seeds ({number}{': few, so that their spread is hardly known' if few else ''})"
+    return f" and seeds ({number}{': few, so that their spread is hardly known' if few else ''}); not"
 
 
 def warnings(found: Any) -> Iterator[str]:
@@ -121,8 +121,8 @@ def baseline_text(board: Leaderboard) -> str:
         "A row minus its baseline, question by question; MME in points, the rest in percent; average: mean share of "
         f"the maximum. {'[95 % interval].' if len(board.tasks) <= _FULL else _ELSEWHERE}",
         f"↑ better, ↓ worse: p below 5 % after Holm's correction over the {_count(len(lines), 'row')} of a column.",
-        f"{COVERS}{' and seeds' if any(line.seeds for line in lines) else ', not seeds'}, not the judge or another run "
-        "of the model.",
+        f"{COVERS}{' and seeds; not' if any(line.seeds for line in lines) else '; not seeds,'} the judge or another "
+        "run of the model.",
     ]
     found: dict[str, Difference] = {}
     for line in lines:
