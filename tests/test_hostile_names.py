@@ -28,6 +28,7 @@ from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.report.plots import figure
 from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.statistics.differences import Difference
 
 HOSTILE = "=[red]x\x1b[2J\x9b1m\u202e<script>&lt;\\input{y}$_a$|`c`:smile:\r\nforged\u2028\x07%#~^"
 ACTS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
@@ -169,7 +170,10 @@ def test_pictures_read_no_formula(store, tmp_path):
 
     grid = {(HOSTILE, 64, 4): 1.0, ("_b", 64, 4): 2.0}
     drawn = [figure(leaderboard(store)), head_plots.heat_map(grid, HOSTILE), head_plots.box_plot(grid, HOSTILE)]
-    drawn += [head_plots.lines(grid, {64: 1.0}, HOSTILE), head_plots.ranking({HOSTILE: (1.0, 0.5, 1.5)}, HOSTILE)]
+    drawn += [
+        head_plots.lines(grid, {64: 1.0}, HOSTILE),
+        head_plots.ranking({HOSTILE: Difference(1.0, 0.2, 0.5, 1.5, 0.01, 3, 1, 60, 60)}, HOSTILE),
+    ]
     drawn += [head_plots.matrix(np.eye(2), [HOSTILE, "_b"]), head_plots.frequencies({HOSTILE: np.ones(2)})]
     drawn += [head_plots.trend([1.0, 2.0], HOSTILE), head_plots.qualities([{"qualities": {HOSTILE: 1.0}}] * 2)]
     for one in drawn:

@@ -14,7 +14,7 @@ from finepruner_lmms.errors import check_choice
 from finepruner_lmms.output import one_line, plain
 
 if TYPE_CHECKING:
-    from finepruner_lmms.matrix.report.leaderboard import Leaderboard
+    from finepruner_lmms.matrix.report.board import Leaderboard
     from finepruner_lmms.matrix.store import Store
 
 
@@ -87,24 +87,6 @@ def report(
     check_file("--to", target)
     write_report(store, target)
     sys.stdout.write(f"{plain(target)}\n")
-
-
-def compare(
-    output: Output,
-    first: Annotated[str, typer.Argument(metavar="A", help="A row, such as 'finepruner 64 heads=4'.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another, such as 'fastv 64'.")],
-) -> None:
-    """Compare two rows question by question: A minus B, with standard errors and 95 % intervals."""
-    from finepruner_lmms.matrix.report.compare import damage_of_rows, differences, find_row
-    from finepruner_lmms.matrix.report.tables import render_differences
-    from finepruner_lmms.matrix.store import Store
-
-    store = Store(output)
-    study = store.study()
-    rows = find_row(study, first), find_row(study, second)
-    found = differences(store, study, *rows)
-    sys.stdout.write(render_differences(found, first, second))
-    _say_damage(damage_of_rows(store, study, rows))
 
 
 def _say_damage(lines: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.matrix.forecast import Forecast, show_duration
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.records import Result
@@ -31,7 +30,7 @@ def score_text(result: Result) -> str:
     if result.submission is not None:
         what = f"{result.submission.file} written"
     else:
-        error = measured(result.standard_error)
+        error = result.error
         shown = MISSING if error is None else f"{error:.1f}"
         what = f"{result.percent:.1f} ± {shown} % of the maximum" if result.percent is not None else _own(result, shown)
     seconds = "" if result.seconds is None else f", {result.seconds:.1f} s"

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.records import Speed
+from finepruner_lmms.matrix.report.board import Leaderboard, Line, Timed
 from finepruner_lmms.matrix.report.frame import Frame
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line, Timed
 from finepruner_lmms.matrix.report.tables import as_markdown, as_text, row_names, task_title
 from finepruner_lmms.output import markdown, plain
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.files import write_bytes
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
+from finepruner_lmms.matrix.report.board import Leaderboard, Line
 from finepruner_lmms.output import mathtext
 
 if TYPE_CHECKING:

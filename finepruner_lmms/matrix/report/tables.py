@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import list_names
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.progress import MISSING
+from finepruner_lmms.matrix.report.board import Leaderboard, Line
 from finepruner_lmms.matrix.report.frame import Frame
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
 from finepruner_lmms.output import console, markdown, plain, rich_text
-
-if TYPE_CHECKING:
-    from finepruner_lmms.matrix.report.compare import Difference
 
 SUBMITTED = "submission written"
 WAITING = "waiting"
@@ -36,30 +32,6 @@ def render(board: Leaderboard, form: str, relative: str = "ratios") -> str:
 def reading_frame(board: Leaderboard) -> Frame:
     """The leaderboard as texts."""
     return _for_reading(board, "ratios", " ± ", " %")
-
-
-def render_differences(found: Sequence[Difference], first: str, second: str) -> str:
-    """A paired comparison as Markdown, which reads well as text, too."""
-    rows = [
-        (
-            title(d.task, d.measure),
-            f"{d.first:.1f}",
-            f"{d.second:.1f}",
-            f"{d.value:+.1f} ± {MISSING if d.error is None else f'{d.error:.1f}'}",
-            MISSING if d.low is None or d.high is None else f"{d.low:+.1f} to {d.high:+.1f}",
-        )
-        for d in found
-    ]
-    frame = Frame(("task", first, second, "difference", "95 %"), rows)
-    note = "Percent of the maximum, paired over images: 1000 bootstrap draws, the same for both rows."
-    alone = [d.task for d in found if d.measure is not None and not d.measure.per_sample]
-    if apart := [d.task for d in found if d.measure is not None and d.measure.scale is None]:
-        note += f" {', '.join(apart)}: as lmms-eval prints it, {APART}; no part of the average."
-    if alone:
-        note += f" {', '.join(alone)}: lmms-eval has no score of single questions, so that nothing can be paired."
-    if any(d.error is None and d.task not in alone for d in found):
-        note += f" {MISSING}: not measured, because no draw changes the difference, of a task or of one averaged."
-    return f"{as_markdown(frame)}{note}\n"
 
 
 def row_names(board: Leaderboard, line: Line, columns: bool) -> dict[str, object]:
