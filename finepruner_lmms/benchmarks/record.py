@@ -31,13 +31,21 @@ class Beside:
     """Another figure of a benchmark, told beside its score.
 
     `metric` is its key in lmms-eval's results, `title` what people call it, `factor` what it is multiplied by to be
-    shown. `of` is the metric of kept samples, None of them that do not have it; without it, samples do not tell.
+    shown, with so many `digits`. `of` is the metric of kept samples, None where they do not have it; without it,
+    samples do not tell. It is told only of results that have the metric `needs`, too.
     """
 
     metric: str
     title: str
     factor: float = 1.0
     of: Callable[[Sequence[Sample]], float | None] | None = None
+    digits: int = 1
+    needs: str = ""
+
+    @property
+    def name(self) -> str:
+        """The metric's name, without lmms-eval's filter."""
+        return self.metric.partition(",")[0]
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.records import Measure, Result
+from finepruner_lmms.matrix.report.beside import Figures, figures_beside, mean_figures
 from finepruner_lmms.statistics.scores import over_seeds
 from finepruner_lmms.statistics.tally import Tally
 
@@ -36,6 +38,10 @@ class Score:
     shown_high: float | None = None
     questions: int = 0
     images: int = 0
+    beside: Figures = ()
+    """Other figures of the benchmark, by the name of the metric, as the field prints them."""
+    protocol: Protocol = LLAVA
+    """By whose rules answers were scored."""
 
     @property
     def counts(self) -> bool:
@@ -46,7 +52,8 @@ class Score:
     def over_seeds(cls, found: Sequence[Score], tallies: Sequence[Tally]) -> Score:
         """The mean over seeds; `tallies` are theirs, or none where questions have no scores."""
         shown = statistics.fmean(score.shown for score in found)
-        return _estimated(shown, statistics.fmean(score.percent for score in found), tallies, found[0])
+        mean = _estimated(shown, statistics.fmean(score.percent for score in found), tallies, found[0])
+        return replace(mean, beside=mean_figures([score.beside for score in found]), protocol=found[0].protocol)
 
 
 def estimate_score(task: str, results: Sequence[Result], tallies: Sequence[Tally]) -> Score:
@@ -57,9 +64,10 @@ def estimate_score(task: str, results: Sequence[Result], tallies: Sequence[Tally
     if result.measure is not None and result.measure.scale is None:  # the metric itself
         percent = shown
     assert percent is not None, "a valid result has what is scored"
-    return _estimated(
+    score = _estimated(
         shown, percent, tallies, Score(shown, None, percent, None, result.measure, questions=result.answered)
     )
+    return replace(score, beside=figures_beside(benchmark, result), protocol=result.spec.protocol)
 
 
 def _estimated(shown: float, percent: float, tallies: Sequence[Tally], like: Score) -> Score:
