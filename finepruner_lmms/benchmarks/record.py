@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from finepruner_lmms.benchmarks.limits import EACH_ALONE, Sampling
 from finepruner_lmms.lazy import np
@@ -32,7 +32,8 @@ class Beside:
 
     `metric` is its key in lmms-eval's results, `title` what people call it, `factor` what it is multiplied by to be
     shown, with so many `digits`. `of` is the metric of kept samples, None where they do not have it; without it,
-    samples do not tell. It is told only of results that have the metric `needs`, too.
+    samples do not tell. It is told only of results that have the metric `needs`, too, and only where it is not the
+    `usual` value, or the score itself.
     """
 
     metric: str
@@ -41,6 +42,7 @@ class Beside:
     of: Callable[[Sequence[Sample]], float | None] | None = None
     digits: int = 1
     needs: str = ""
+    usual: float | Literal["score"] | None = None
 
     @property
     def name(self) -> str:

@@ -39,22 +39,22 @@ def beside_notes(board: Leaderboard) -> Iterator[str]:
     for task in board.tasks:
         benchmark = BENCHMARKS.get(task)
         for one in () if benchmark is None else benchmark.beside:
-            rows = [
-                (line.label, dict(line.scores[task].beside)[one.name])
-                for line in board.lines
-                if task in line.scores and one.name in dict(line.scores[task].beside)
+            rows = ((line.label, line.scores[task]) for line in board.lines if task in line.scores)
+            found = ((label, dict(score.beside).get(one.name), score.shown) for label, score in rows)
+            told = [
+                f"{label} {value:,.{one.digits}f}"
+                for label, value, shown in found
+                if value is not None and value != (shown if one.usual == "score" else one.usual)
             ]
-            if one.name == "unreadable":
-                rows = [(label, value) for label, value in rows if value]
-            if rows:
-                shown = ", ".join(f"{label} {value:,.{one.digits}f}" for label, value in rows)
-                yield f"{title(task)}, {one.title}: {shown}."
+            if told:
+                yield f"{title(task)}, {one.title}: {', '.join(told)}."
     scores = [(task, line.scores[task]) for task in board.tasks for line in board.lines if task in line.scores]
     others = dict.fromkeys(title(task) for task, score in scores if score.protocol == LMMS_EVAL)
     if others:
         mixed = [task for task in dict.fromkeys(task for task, _ in scores) if _mixed(board, task)]
         both = f" {', '.join(map(title, mixed))}: rows by both rules, which do not compare." if mixed else ""
-        yield f"{', '.join(others)}: scored by lmms-eval's rules (protocol: lmms_eval), which take more answers.{both}"
+        rules = "scored by lmms-eval's rules (protocol: lmms_eval), not by those of published figures."
+        yield f"{', '.join(others)}: {rules}{both}"
 
 
 def _mixed(board: Leaderboard, task: str) -> bool:

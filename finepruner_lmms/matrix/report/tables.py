@@ -9,6 +9,7 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.errors import list_names
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.progress import MISSING
+from finepruner_lmms.matrix.report.beside import beside_notes
 from finepruner_lmms.matrix.report.board import Leaderboard, Line
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.output import console, markdown, plain, rich_text
@@ -116,6 +117,7 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
         *([f"{', '.join(served)}: for its server, in the cell's folder; no part of the average."] if served else []),
     ]
     lines += _measures(board)
+    lines += beside_notes(board)
     for task, judges in board.judges.items():
         name = title(task)
         if "exact" in judges:
