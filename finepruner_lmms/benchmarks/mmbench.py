@@ -127,7 +127,7 @@ BENCHMARK = Benchmark(
     rows=rows,
     points=accuracy.mean,
     full=accuracy.hundred,
-    beside=(Beside("unreadable,none", "rows in which no letter could be read", of=unreadable, digits=0, usual=0.0),),
+    beside=(Beside("unreadable,none", "unreadable rows", of=unreadable),),
     sampling=Sampling(("index",), group=lambda row: int(row["index"]) % MILLION),
 )
 BENCHMARK_CN = replace(BENCHMARK, name="mmbench_cn", title="MMBench-CN", pool="mmbench")

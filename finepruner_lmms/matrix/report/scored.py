@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.records import Measure, Result
-from finepruner_lmms.matrix.report.beside import Figures, figures_beside, mean_figures
 from finepruner_lmms.statistics.scores import over_seeds
 from finepruner_lmms.statistics.tally import Tally
 
@@ -38,8 +37,8 @@ class Score:
     shown_high: float | None = None
     questions: int = 0
     images: int = 0
-    beside: Figures = ()
-    """Other figures of the benchmark, by the name of the metric, as the field prints them."""
+    beside: dict[str, float] = field(default_factory=dict)
+    """Other figures of the benchmark as they are shown, by what people call them: MME's `cognition` and `total`."""
     protocol: Protocol = LLAVA
     """By whose rules answers were scored."""
 
@@ -52,8 +51,10 @@ class Score:
     def over_seeds(cls, found: Sequence[Score], tallies: Sequence[Tally]) -> Score:
         """The mean over seeds; `tallies` are theirs, or none where questions have no scores."""
         shown = statistics.fmean(score.shown for score in found)
-        mean = _estimated(shown, statistics.fmean(score.percent for score in found), tallies, found[0])
-        return replace(mean, beside=mean_figures([score.beside for score in found]), protocol=found[0].protocol)
+        names = [name for name in found[0].beside if all(name in score.beside for score in found)]
+        beside = {name: statistics.fmean(score.beside[name] for score in found) for name in names}
+        like = replace(found[0], beside=beside)
+        return _estimated(shown, statistics.fmean(score.percent for score in found), tallies, like)
 
 
 def estimate_score(task: str, results: Sequence[Result], tallies: Sequence[Tally]) -> Score:
@@ -64,18 +65,17 @@ def estimate_score(task: str, results: Sequence[Result], tallies: Sequence[Tally
     if result.measure is not None and result.measure.scale is None:  # the metric itself
         percent = shown
     assert percent is not None, "a valid result has what is scored"
-    score = _estimated(
-        shown, percent, tallies, Score(shown, None, percent, None, result.measure, questions=result.answered)
-    )
-    return replace(score, beside=figures_beside(benchmark, result), protocol=result.spec.protocol)
+    like = Score(shown, None, percent, None, result.measure, questions=result.answered)
+    like = replace(like, beside=benchmark.shown_beside(result.metrics), protocol=result.spec.protocol)
+    return _estimated(shown, percent, tallies, like)
 
 
 def _estimated(shown: float, percent: float, tallies: Sequence[Tally], like: Score) -> Score:
     if not tallies:
-        return Score(shown, None, percent, None, like.measure, questions=like.questions)
+        return replace(like, shown=shown, percent=percent)
     found = over_seeds(tallies)
     as_shown = found.scaled(tallies[0].per_percent)
     return Score(
         shown, as_shown.error, percent, found.error, like.measure, found.low, found.high, as_shown.low, as_shown.high,
-        found.questions, found.images,
+        found.questions, found.images, like.beside, like.protocol,
     )  # fmt: skip
