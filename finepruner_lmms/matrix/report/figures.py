@@ -69,10 +69,10 @@ def figures(board: Leaderboard) -> Iterator[Drawn]:
     for task in board.tasks:
         if sum(task in line.scores for line in lines if line.method != "vanilla") > 1:
             yield _task(board, lines, task)
-    for name, (label, factor, of) in _COSTS.items():
-        known = [(line, factor * value) for line in lines if (value := of(board, line)) is not None]
+    for name, (label, unit, of) in _COSTS.items():
+        known = [(line, value) for line in lines if (value := of(board, line)) is not None]
         if sum(line.average is not None for line, _ in known) > 1:
-            yield _against_cost(board, known, name, label)
+            yield _against_cost(board, known, name, label, unit)
 
 
 def _flops(board: Leaderboard, line: Line) -> float | None:
@@ -83,9 +83,14 @@ def _first_token(board: Leaderboard, line: Line) -> float | None:
     return measured_costs(board, line)["first_token_p50"]
 
 
-_COSTS: dict[str, tuple[str, float, Callable[[Leaderboard, Line], float | None]]] = {
-    "flops": ("FLOPs of the decoder's prefill, as papers count them (T)", 1e-12, _flops),
-    "latency": ("time to the first token, measured (ms)", 1e3, _first_token),
+Unit = tuple[float, str]
+_COSTS: dict[str, tuple[str, Callable[[float], Unit], Callable[[Leaderboard, Line], float | None]]] = {
+    "flops": (
+        "FLOPs of the decoder's prefill, as papers count them",
+        lambda most: (1e12, "T") if most >= 1e11 else (1e9, "G"),
+        _flops,
+    ),
+    "latency": ("time to the first token, measured", lambda most: (1e-3, "ms"), _first_token),
 }
 
 
@@ -153,9 +158,18 @@ def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
     return Drawn(f"task_{_file_name(task)}", figure, Frame.of(rows))
 
 
-def _against_cost(board: Leaderboard, known: Sequence[tuple[Line, float]], name: str, label: str) -> Drawn:
+def _against_cost(
+    board: Leaderboard,
+    known: Sequence[tuple[Line, float]],
+    name: str,
+    label: str,
+    unit_of: Callable[[float], Unit],
+) -> Drawn:
     """The average against a cost, with the rows that no other row beats in both joined: the Pareto front."""
-    cost = {line.key: value for line, value in known}
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    unit, unit_name = unit_of(max(value for _, value in known))
+    cost = {line.key: value / unit for line, value in known}
     done = [line for line, _ in known if line.average is not None]
     drawn = curves(done, whole=True)
     figure, axes = new_axes(len(drawn))
@@ -168,13 +182,19 @@ def _against_cost(board: Leaderboard, known: Sequence[tuple[Line, float]], name:
         across, up = [x for x, _ in points], [y for _, y in points]
         axes.plot(across, up, color=style.color, marker=style.marker, markersize=5, linewidth=0.8, alpha=0.9)
         ends.append((across[-1], up[-1], text, style.color))
-    axes.set_xlabel(label)
+    calm = [line for line in done if line.method != "random"]
+    _zoom(axes, [line.average or 0.0 for line in calm])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    axes.set_xlabel(f"{label} ({unit_name})")
     axes.set_ylabel("mean score, % of the maximum")
     label_ends(figure, axes, ends)
-    axes.set_title(f"{mathtext(board.name)}: grey, what no other row beats in both", loc="left", fontsize=10)
+    axes.set_title(f"{mathtext(board.name)}: Pareto front in grey", loc="left", fontsize=10)
     rows = [
         {
-            "row": line.label, "tokens": line.tokens, name: cost[line.key], "average": line.average,
+            "row": line.label, "tokens": line.tokens, f"{name}_{unit_name}": cost[line.key], "average": line.average,
             "low": line.average_low, "high": line.average_high, "front": "yes" if place in front else "no",
         }
         for place, line in enumerate(done)
