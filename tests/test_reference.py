@@ -240,6 +240,17 @@ def test_scores_by_other_rules_or_another_judge_are_not_compared(store):
         assert literature(judged, [store], "llava-official").rows[0].cell("mmvet").verdict == verdict
 
 
+def test_an_imported_row_is_what_its_label_says(store):
+    board = leaderboard(store)
+    vanilla = board.lines[0]
+    lines = [replace(vanilla, method=label, budget="", imported=True) for label in ("FastV 128", "somebody's")]
+    found = literature(replace(board, lines=tuple(lines)), [store])
+    assert {(row.line.method, row.cells[0].record.method) for row in found.rows} == {("FastV 128", "fastv")}
+    assert [(line.method, why) for line, why in found.missing] == [
+        ("somebody's", "it was imported; a label such as 'fastv 128' says what it is")
+    ]
+
+
 def test_another_model_is_refused_or_said(tmp_path):
     numbers = {(0, "gqa"): 62.0}
     with pytest.raises(FieldError, match=r"those of LLaVA-1\.5-7B"):
