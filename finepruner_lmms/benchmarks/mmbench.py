@@ -130,4 +130,4 @@ BENCHMARK = Benchmark(
     beside=(Beside("unreadable,none", "unreadable rows", of=unreadable),),
     sampling=Sampling(("index",), group=lambda row: int(row["index"]) % MILLION),
 )
-BENCHMARK_CN = replace(BENCHMARK, name="mmbench_cn", title="MMBench-CN")
+BENCHMARK_CN = replace(BENCHMARK, name="mmbench_cn", title="MMBench-CN", pool="mmbench")

@@ -84,12 +84,7 @@ def rows(samples: Sequence[Sample]) -> Rows:
 
     A question whose partner was not asked is left out, as the task does.
     """
-    pairs: dict[Hashable, list[tuple[int, dict[str, Any]]]] = {}
-    for sample in samples:
-        entry = sample.get(PERCEPTION)
-        if entry is not None and not is_cognition(entry):
-            pairs.setdefault(pair_of(entry), []).append((sample["doc_id"], entry))
-    whole = [pair for pair in pairs.values() if len(pair) == 2]
+    whole = _whole(samples)
     named = sorted({pair[0][1]["category"] for pair in whole})
     categories = {category: place for place, category in enumerate(named)}
     counted = np.zeros((len(whole), 2 * len(categories)))
@@ -99,6 +94,21 @@ def rows(samples: Sequence[Sample]) -> Rows:
         row[place] = 100 * right / 2 + 100 * (right == 2)
         row[len(categories) + place] = 1
     return counted, [pair[0][0] for pair in whole]
+
+
+def each(samples: Sequence[Sample]) -> list[tuple[int, float]]:
+    """The questions of whole pairs, right or wrong."""
+    return [(number, float(entry["score"])) for pair in _whole(samples) for number, entry in pair]
+
+
+def _whole(samples: Sequence[Sample]) -> list[list[tuple[int, dict[str, Any]]]]:
+    """The pairs of perception that were asked both questions, each with its document."""
+    pairs: dict[Hashable, list[tuple[int, dict[str, Any]]]] = {}
+    for sample in samples:
+        entry = sample.get(PERCEPTION)
+        if entry is not None and not is_cognition(entry):
+            pairs.setdefault(pair_of(entry), []).append((sample["doc_id"], entry))
+    return [pair for pair in pairs.values() if len(pair) == 2]
 
 
 def is_cognition(entry: Mapping[str, Any]) -> bool:
@@ -144,9 +154,11 @@ BENCHMARK = Benchmark(
     rows=rows,
     points=points,
     full=full,
+    each=each,
+    pseudo=0.5,  # as simulated: a question moves the points of its pair by half as much as that of a mean
     beside=(
         Beside("mme_cognition_score,none", "cognition", of=cognition),
-        Beside("mme_total_score,none", "total", of=total),
+        Beside("mme_total_score,none", "total", of=total, needs="mme_cognition_score,none"),
     ),
     entry=entry_of,
     sampling=Sampling(("category", "question_id"), group=pair_of, stratum=lambda row: row["category"]),

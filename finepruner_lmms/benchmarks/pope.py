@@ -85,6 +85,12 @@ def rows(samples: Sequence[Sample]) -> Rows:
     return counted.reshape(len(entries), -1), [s["doc_id"] for s in samples]
 
 
+def each(samples: Sequence[Sample]) -> list[tuple[int, float]]:
+    """Every question, right or wrong."""
+    entries = [(sample["doc_id"], sample["pope_f1_mean"]) for sample in samples]
+    return [(number, float(entry["prediction"] == entry["ground_truth"])) for number, entry in entries]
+
+
 def points(totals: np.ndarray) -> np.ndarray:
     """The mean over the kinds of negatives that were asked of the F1 of "yes"."""
     hits, wrong, missed, counts = np.split(totals, 4, axis=-1)
@@ -104,6 +110,7 @@ BENCHMARK = Benchmark(
     points=points,
     full=accuracy.one,
     factor=100,
+    each=each,
     sampling=Sampling(
         ("question_id", "category", "answer"),
         group=lambda row: row["question_id"],

@@ -35,6 +35,7 @@ SILENT = {
     "lazy": "loads libraries, whose versions count by themselves",
     "output": "shows text",
     "sources": "reads this code",
+    "statistics": "says how sure a score is",
     "tether": "ends a process with its parent",
     "judge": "scores answers that are there",
     "data": "fetches data, whose content counts by itself",
@@ -171,7 +172,7 @@ def other_task_code(definition: str, sources: Sources) -> str:
 @functools.cache
 def _other_task_code(files: tuple[tuple[str, Path, int], ...], sources: Sources) -> str:
     contents = {name: content_hash(file) for name, file, _ in files}
-    modules = {f"{sources.name}.benchmarks.{name}" for name in ("measure", "record", "statistics", "images")}
+    modules = {f"{sources.name}.benchmarks.{name}" for name in ("measure", "record", "images")}
     return short_hash(json.dumps([contents, sources.fingerprint(modules)], sort_keys=True))
 
 

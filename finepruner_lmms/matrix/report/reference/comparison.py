@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
+from finepruner_lmms.benchmarks.protocol import LMMS_EVAL
 from finepruner_lmms.errors import FieldError, check_choice, show
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.plan import Study
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
+from finepruner_lmms.matrix.report.board import Leaderboard, Line
 from finepruner_lmms.matrix.report.reference import rules
 from finepruner_lmms.matrix.report.reference.records import MODEL, Published, published
 from finepruner_lmms.matrix.store import Store
@@ -176,16 +177,36 @@ def _cells(
     board: Leaderboard, line: Line, records: Sequence[Published], foreign: dict[tuple[str, str], str]
 ) -> tuple[Against, ...]:
     cells = []
-    for task in board.tasks:
-        record, score = rules.same_quantity(task, records), line.scores.get(task)
-        if record is not None and score is not None:
-            why = foreign.get((line.method, task)) or rules.why_not(task, record) or _judge(board, task)
-            cells.append(Against(task, score.shown, record, rules.tolerance(task), why))
+    for task in columns(board):
+        record, ours = rules.same_quantity(task, records), _ours(line, task)
+        if record is not None and ours is not None:
+            why = foreign.get((line.method, task)) or rules.why_not(task, record) or _other_rules(board, line, task)
+            cells.append(Against(task, ours, record, rules.tolerance(task), why))
     return tuple(cells)
 
 
-def _judge(board: Leaderboard, task: str) -> str | None:
-    """Why a judged score does not compare: who judges decides it by points."""
+def columns(board: Leaderboard) -> list[str]:
+    """What is compared: the tasks, and MME's total after its perception."""
+    return [name for task in board.tasks for name in ((task, rules.MME_TOTAL) if task == "mme" else (task,))]
+
+
+def heading(column: str) -> str:
+    """What a column is called for people."""
+    return "MME total" if column == rules.MME_TOTAL else title(column)
+
+
+def _ours(line: Line, column: str) -> float | None:
+    score = line.scores.get("mme" if column == rules.MME_TOTAL else column)
+    if score is None or column != rules.MME_TOTAL:
+        return None if score is None else score.shown
+    return score.beside.get("total")
+
+
+def _other_rules(board: Leaderboard, line: Line, column: str) -> str | None:
+    """Why a score does not compare that other rules, or another judge, gave."""
+    task = "mme" if column == rules.MME_TOTAL else column
+    if line.scores[task].protocol == LMMS_EVAL:
+        return "published by the rules of LLaVA's code, here by lmms-eval's"
     judges = board.judges.get(task, ())
     if task != "mmvet" or all(judge.startswith("gpt-4") for judge in judges):
         return None
@@ -209,6 +230,6 @@ def reasons(found: Literature) -> list[str]:
     tasks: dict[str, list[str]] = {}
     for row in found.rows:
         for cell in row.cells:
-            if cell.why and title(cell.task) not in tasks.setdefault(cell.why, []):
-                tasks[cell.why].append(title(cell.task))
+            if cell.why and heading(cell.task) not in tasks.setdefault(cell.why, []):
+                tasks[cell.why].append(heading(cell.task))
     return [f"{', '.join(names)}: {why}." for why, names in tasks.items()]
