@@ -14,7 +14,7 @@ from finepruner_lmms.errors import check_choice
 from finepruner_lmms.output import one_line, plain
 
 if TYPE_CHECKING:
-    from finepruner_lmms.matrix.report.leaderboard import Leaderboard
+    from finepruner_lmms.matrix.report.board import Leaderboard
     from finepruner_lmms.matrix.store import Store
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from finepruner_lmms.errors import FieldError, check_choice, show
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.plan import Study
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
+from finepruner_lmms.matrix.report.board import Leaderboard, Line
 from finepruner_lmms.matrix.report.reference import rules
 from finepruner_lmms.matrix.report.reference.records import MODEL, Published, published
 from finepruner_lmms.matrix.store import Store

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.progress import MISSING
+from finepruner_lmms.matrix.report.board import Leaderboard
 from finepruner_lmms.matrix.report.frame import Frame
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard
 from finepruner_lmms.matrix.report.reference import rules
 from finepruner_lmms.matrix.report.reference.comparison import Against, Held, Literature, name_of, reasons
 from finepruner_lmms.matrix.report.reference.records import MODEL, citations
