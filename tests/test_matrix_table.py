@@ -49,7 +49,8 @@ def table(store: Store, relative: str = "ratios", **options) -> list[dict[str, s
 
 def test_csv_has_the_columns_of_the_contract_and_full_precision(store):
     rows = table(store, merge_seeds=False)
-    assert list(rows[0]) == ["method", "budget", "seed", "layer", "gqa", "mme", "average", "relative"]
+    contract = ["method", "budget", "seed", "layer", "gqa", "mme", "average", "relative"]
+    assert list(rows[0])[: len(contract)] == contract
     assert [row["method"] for row in rows] == ["vanilla", "fastv", "random", "random", "uniform"]
     vanilla, fastv, seed0, seed1, uniform = rows
     assert vanilla["budget"] == "576" and fastv["budget"] == "25%" and (seed0["seed"], seed1["seed"]) == ("0", "1")
@@ -68,7 +69,7 @@ def test_relative_by_both_published_conventions(store):
     assert math.isclose(float(rows["fastv"]["relative"]), 100 * (72 + 81) / (80 + 90))
     assert math.isclose(float(rows["random (2 seeds)"]["relative"]), 100 * (0.425 + 0.525) / 2 / 0.85)
     assert rows["uniform"]["relative"] == ""
-    assert "relative: average divided by vanilla's." in render(leaderboard(store), "markdown", "means")
+    assert "relative: average divided by vanilla's, ±" in render(leaderboard(store), "markdown", "means")
     assert "mean over tasks" in render(leaderboard(store), "text")
 
 
@@ -96,15 +97,18 @@ def test_errors_are_in_the_units_of_the_score(store):
 @pytest.mark.parametrize("form", sorted(FORMATS))
 def test_every_format_shows_missing_as_missing(store, form):
     text = render(leaderboard(store), form)
-    (uniform,) = [line for line in text.splitlines() if "uniform" in line]
+    uniform, *_ = [line for line in text.splitlines() if "uniform" in line]  # its scores come first
     assert {"text": "–", "markdown": "–", "latex": "--", "csv": ",,"}[form] in uniform
     assert text.endswith("\n")
 
 
 def test_markdown_and_latex_are_well_formed(store):
     board = leaderboard(store)
-    lines = [line for line in render(board, "markdown").splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 4 and len({line.count("|") for line in lines}) == 1
+    scores = render(board, "markdown").partition("differences")[0]
+    lines = [line for line in scores.splitlines() if line.startswith("|")]
+    headings = [line for line in lines if line.startswith("| **")]
+    assert len(lines) == 2 + 4 + len(headings) and len({line.count("|") for line in lines}) == 1
+    assert len(headings) == 3 and "| **144 visual tokens (25%)** |" in headings[1]
     latex = render(board, "latex")
     assert r"\toprule" in latex and r"25\%" in latex and r"$\pm$" in latex and "±" not in latex
 
@@ -123,19 +127,18 @@ def test_an_error_that_was_not_measured_is_a_dash_never_zero(boundary):
     fastv = next(line for line in board.lines if line.method == "fastv")
     assert fastv.scores["gqa"].shown_error is None and fastv.average == pytest.approx(90.5)
     assert fastv.average_error > fastv.scores["mme"].percent_error / 2  # as unsure as Wilson's interval at 100 %
+    low, high = fastv.scores["gqa"].shown_low, fastv.scores["gqa"].shown_high
+    assert low < 95 and high == 100  # Wilson's, of as many images
     for form in ("text", "markdown", "latex"):
-        text = render(board, form)
-        (row,) = [line for line in text.splitlines() if "fastv" in line and "layer" not in line]
-        plus = {"text": "±", "markdown": "± ", "latex": r"$\pm$ "}[form]
-        dash = {"text": "–", "markdown": "–", "latex": "--"}[form]
-        assert f"100.0 {plus}{dash}" in row
-    assert "not measured: fewer than two images" in render(board, "text")
+        assert f"[{low:.0f}, 100]" in render(board, form)
+    (row,) = [row for row in table(boundary) if row["method"] == "fastv"]
+    assert row["gqa_error"] == "" and float(row["gqa_low"]) == low
     (state,) = boundary.states([c for c in boundary.study().cells if c.id == "gqa3"])
     assert score_text(state.result) == "100.0 ± – % of the maximum, 200 questions, 1.0 s"
 
 
-def test_where_all_errors_are_measured_nothing_is_said_about_it(store):
-    assert "not measured" not in render(leaderboard(store), "text")
+def test_where_all_intervals_are_known_nothing_is_said_about_it(store):
+    assert "no interval is known" not in render(leaderboard(store), "text")
 
 
 def test_the_mean_over_seeds_has_the_error_of_images_and_of_seeds(store):

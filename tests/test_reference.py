@@ -213,6 +213,19 @@ def test_heads_and_their_rule_must_be_the_published_ones(tmp_path):
     assert row.cells[0].record.metric == "perception"  # neither cognition nor the total
 
 
+def test_the_total_of_mme_is_held_against_totals_alone(tmp_path):
+    store = write(tmp_path, [method("fastv", 192)], {(0, "mme"): 1460.0})
+    board = leaderboard(store)
+    (line,) = board.lines
+    score = replace(line.scores["mme"], beside={"total": 1790.0, "cognition": 330.0})
+    board = replace(board, lines=(replace(line, scores={"mme": score}),))
+    cells = {row.source: {cell.task: cell for cell in row.cells} for row in literature(board, [store]).rows}
+    assert cells["restore-t1"]["mme_total"].record.metric == "total" and set(cells["restore-t1"]) == {"mme_total"}
+    assert cells["finepruner-head"]["mme"].record.metric == "perception"
+    assert cells["finepruner-head"]["mme_total"].ours == 1790.0
+    assert "MME total" in render_literature(board, literature(board, [store]), "text")
+
+
 def test_another_model_is_refused_or_said(tmp_path):
     numbers = {(0, "gqa"): 62.0}
     with pytest.raises(FieldError, match=r"those of LLaVA-1\.5-7B"):

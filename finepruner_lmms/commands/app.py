@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from finepruner_lmms.commands import bench, data, doctor, exchange, jobs, judge, methods, run, show, status
+from finepruner_lmms.commands import bench, compare, data, doctor, exchange, jobs, judge, methods, run, show, status
 from finepruner_lmms.commands.failures import Commands
 from finepruner_lmms.commands.version import show_version
 
@@ -33,7 +33,7 @@ for command in (
     jobs.work,
     show.table,
     show.report,
-    show.compare,
+    compare.compare,
     judge.judge,
     exchange.export,
     exchange.query,

@@ -58,7 +58,7 @@ def run(
         store.save_study(keep_scores(store, study))
         states = store.states(study.cells)
         left = worth_trying(store, to_run(study, states, retry_failed), max_attempts)
-        found = estimate_study(matrix, study, states, left, store.root.parent) if left else None
+        found = estimate_study(matrix, study, states, left, store) if left else None
         mode = None if found is None else mode_here(matrix.file, found.modes, found.processes, len(left))
         settings = RunSettings(
             file=matrix.file,

@@ -105,7 +105,7 @@ class PrunedModel(lmms):
         self.recorder = Recorder.of_environment()
         """Of which questions the coming evaluations keep a trace."""
         self._recorded: frozenset[tuple[str, int]] = frozenset()
-        self.on_progress: Callable[[int, int], None] | None = None
+        self.on_progress: Callable[[int, int, int], None] | None = None
         self.meter = Meter(self._device)
         session = every_rank(self.accelerator, uuid4().hex[:12])[0]
         self.origin = Origin(session, self._rank, self._world_size, device_name(self._device))
@@ -290,10 +290,10 @@ class PrunedModel(lmms):
                     self._say_how_input_kept_up()
                 yield from answers
 
-    def _tell_progress(self, done: int, total: int) -> None:
+    def _tell_progress(self, done: int, total: int, together: int = 1) -> None:
         heartbeat.progress(done, total)
         if self.on_progress is not None:
-            self.on_progress(done, total)
+            self.on_progress(done, total, together)
 
     def _log_metrics(self, elapsed: float, tokens: int) -> None:
         """For lmms-eval's throughput summary, which covers this process alone."""
@@ -390,11 +390,11 @@ class PrunedModel(lmms):
         shared.keep(keys, time_of)
         if isinstance(own, Exception):
             raise own
-        self._report(batch, own, self.pruner, self.monitor)
+        self._report(batch, own, answers, self.pruner, self.monitor)
         if seat.journal is not None:
             seat.journal.add(keys, answers, time_of, drawn=bool(batch[0].decoding["do_sample"]))
         self._computed += len(batch)
-        self._tell_progress(self._computed, self._asked)
+        self._tell_progress(self._computed, self._asked, 1 + len(shared.others))
         return [answer.result() for answer in answers]
 
     def _generate(self, batch: list[Prepared], inputs: dict[str, Any]) -> Generation:
@@ -415,9 +415,10 @@ class PrunedModel(lmms):
 
     def _tell_companion(self, batch: list[Prepared], companion: Companion, result: Generation) -> list[Answer]:
         """What was answered for another cell; what was selected is written to its own monitor."""
+        answers = self._answers_of(batch, result)
         with companion.monitor:
-            self._report(batch, result, companion.pruner, companion.monitor)
-        return self._answers_of(batch, result)
+            self._report(batch, result, answers, companion.pruner, companion.monitor)
+        return answers
 
     @property
     def _padding_id(self) -> int:
@@ -428,15 +429,19 @@ class PrunedModel(lmms):
         ends = self.model.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
 
-    def _report(self, batch: list[Prepared], result: Generation, pruner: Pruner, monitor: Monitor) -> None:
+    def _report(
+        self, batch: list[Prepared], result: Generation, answers: list[Answer], pruner: Pruner, monitor: Monitor
+    ) -> None:
         if not (self.arguments.debug or monitor.active):
             return
-        for row, item in enumerate(batch):
+        for row, (item, answer) in enumerate(zip(batch, answers, strict=True)):
             image = image_row(batch, row)
             selections = describe(result.trace, row, image, task=item.task, doc_id=item.doc_id, pruner=pruner)
             for record in selections:
                 monitor.write(record)
             if self.arguments.debug:
+                # with escapes: neither text may move the cursor
+                logger.info(f"{item.task} {item.doc_id}: {item.prompt.question!r}, answered {answer.text!r}")
                 for record in selections:
                     found = result.trace.details.get(record["layer"])
                     shown = debug_block(found, row) if isinstance(found, Consensus) else f"selection: {record}"

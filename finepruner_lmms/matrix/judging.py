@@ -181,7 +181,7 @@ def _capability_rows(store: Store, study: Study) -> list[dict[str, str]]:
 
 
 def _shown(scores: Json) -> dict[str, str]:
-    return {name: f"{scores[name]:.1f}" for name in ("total", *mmvet.CAPABILITIES) if name in scores}
+    return {name: f"{scores[name]:.1f}" for name in ("total", *mmvet.CAPABILITIES, "spread") if name in scores}
 
 
 def _table(rows: list[dict[str, str]]) -> str:

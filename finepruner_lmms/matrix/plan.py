@@ -130,11 +130,12 @@ class Event(Record):
     """A line of `events.jsonl`: what a worker says to the run that started it.
 
     `start`, `done`, `failed` and `lost` (to another worker) name the `cell`; `progress` says how many of its questions
-    are answered.
+    are answered, and of how many cells `together`.
     """
 
     event: Literal["loading", "ready", "start", "progress", "done", "failed", "lost", "end"]
     cell: str = ""
     done: int = 0
     total: int = 0
+    together: int = 1
     processes: int = 0

@@ -43,6 +43,8 @@ def tally_of(store: Store, cell: Cell, result: Result) -> Tally | None:
     if found is None:
         metric = benchmark.metric.partition(",")[0]
         samples = [{**sample, metric: sample["score"]} for sample in read_lines(folder / "samples.jsonl")]
+        if not samples:  # a score that was written down without answers
+            return None
         found = benchmark.tally(samples, {sample["doc_id"]: sample["image"] for sample in samples})
         _remember(folder / _NAME, found, result)
     if result.judge is not None:  # scores by different judges do not compare

@@ -23,6 +23,11 @@ def detectable(questions: int, discordant: float, deff: float = 1.0, k: float = 
     return 100 * (Z + _POWER) * k * math.sqrt(discordant * deff / questions)
 
 
+def detectable_by_error(error: float) -> float:
+    """The same by the standard error of a difference, in its unit."""
+    return (Z + _POWER) * error
+
+
 def equivalence(difference: Difference, margin: float) -> Shown:
     """Whether the first row is shown to be no worse than the second by more than `margin`, in the difference's unit.
 

@@ -54,19 +54,28 @@ def over_seeds(tallies: Sequence[Tally]) -> Estimate:
 
 
 def average(tasks: Mapping[str, Sequence[Tally]]) -> Estimate:
-    """The mean over tasks; each has a tally per seed."""
-    return _whole([average_effect(tasks)], tasks)
+    """The mean over tasks; each has a tally per seed. It is a share, too, so that its interval is Wilson's."""
+    found = average_effect(tasks)
+    plain = _whole(found, tasks)
+    if not found.known or not all(tallies[0].bounded for tallies in tasks.values()):
+        return plain
+    low, high = _wilson(found, plain.images)
+    return replace(plain, low=low, high=high)
 
 
 def relative(tasks: Mapping[str, Sequence[Tally]], unpruned: Mapping[str, Sequence[Tally]]) -> Estimate:
-    """The mean over tasks of a score divided by the unpruned model's, in percent; its error by the delta method."""
-    parts = []
+    """The mean over tasks of a score divided by the unpruned model's, in percent; its error by the delta method.
+
+    Two rows are compared in it, so its interval has the floor of a difference, for discordant answers not seen.
+    """
+    parts, floor = [], 0.0
     for task, tallies in tasks.items():
         one, whole = task_effect(tallies), task_effect(unpruned[task])
         ratio = 100 * one.value / whole.value
         shared = combine([(100 / whole.value, one), (-ratio / whole.value, whole)])
         parts.append((1 / len(tasks), replace(shared, value=ratio)))
-    return _whole([combine(parts)], tasks)
+        floor += 2 * (100 * tallies[0].unit / whole.value / len(tasks)) ** 2
+    return _whole(combine(parts), tasks, floor)
 
 
 def relative_of_means(tasks: Mapping[str, Sequence[Tally]], unpruned: Mapping[str, Sequence[Tally]]) -> Estimate:
@@ -74,7 +83,8 @@ def relative_of_means(tasks: Mapping[str, Sequence[Tally]], unpruned: Mapping[st
     one, whole = average_effect(tasks), average_effect({task: unpruned[task] for task in tasks})
     ratio = 100 * one.value / whole.value
     shared = combine([(100 / whole.value, one), (-ratio / whole.value, whole)])
-    return _whole([replace(shared, value=ratio)], tasks)
+    floor = sum(2 * (100 * tallies[0].unit / whole.value / len(tasks)) ** 2 for tallies in tasks.values())
+    return _whole(replace(shared, value=ratio), tasks, floor)
 
 
 def average_effect(tasks: Mapping[str, Sequence[Tally]]) -> Effect:
@@ -96,17 +106,12 @@ def task_effect(tallies: Sequence[Tally]) -> Effect:
     return replace(found, spare=(*found.spare, Spare(100**2 * variance, images - 1.0)))
 
 
-def _whole(found: Sequence[Effect], tasks: Mapping[str, Sequence[Tally]]) -> Estimate:
-    (one,) = found
-    low, high = _student(one)
-    return Estimate(
-        one.value,
-        one.error,
-        low,
-        high,
-        sum(tallies[0].questions for tallies in tasks.values()),
-        sum(len(influence.images) for influence in one.influences.values()),
-    )
+def _whole(found: Effect, tasks: Mapping[str, Sequence[Tally]], floor: float = 0.0) -> Estimate:
+    """`floor` is a variance that the interval has besides, and the error has not."""
+    low, high = found.around(math.sqrt(found.variance + floor)) if floor and found.known else _student(found)
+    questions = sum(tallies[0].questions for tallies in tasks.values())
+    images = sum(len(influence.images) for influence in found.influences.values())
+    return Estimate(found.value, found.error, low, high, questions, images)
 
 
 def _student(found: Effect) -> tuple[float | None, float | None]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
 
 from finepruner_lmms.output import csv_cell, latex, markdown, plain
 
@@ -26,7 +29,7 @@ class Strong:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A value with something small below it where there is room, and beside it elsewhere."""
+    """A value with something small below it where there is room, and beside it elsewhere; both are numbers of ours."""
 
     value: object
     below: str
@@ -55,23 +58,52 @@ class Frame:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         return cls(columns, [[row.get(name, "") for name in columns] for row in rows], groups or {}, words)
 
-    def text(self, title: str = "", mark: str = "*") -> str:
-        """For a terminal, as wide as it is; what stands out has a `mark` before it."""
-        from rich.cells import cell_len
+    def beside(self, more: Sequence[Mapping[str, object]]) -> Frame:
+        """With more columns to the right; `more` has a mapping per row."""
+        names = list(dict.fromkeys(name for row in more for name in row))
+        rows = [[*row, *(new.get(name, "") for name in names)] for row, new in zip(self.rows, more, strict=True)]
+        return Frame([*self.columns, *names], rows, self.groups, self.words)
 
+    def split(self, most: int) -> list[Frame]:
+        """Frames of at most `most` rows, each of whole groups but where a group alone is longer."""
+        starts = sorted({0, *self.groups})
+        cuts, begin = [0], 0
+        for start, end in zip(starts, [*starts[1:], len(self.rows)], strict=True):
+            if end - begin > most and start > begin:
+                begin = start
+                cuts.append(begin)
+            while end - begin > most:
+                begin += most
+                cuts.append(begin)
+        ends = [*cuts[1:], len(self.rows)]
+        return [
+            Frame(
+                self.columns,
+                self.rows[first:last],
+                {row - first: heading for row, heading in self.groups.items() if first <= row < last},
+                self.words,
+            )
+            for first, last in zip(cuts, ends, strict=True)
+        ]
+
+    def text(self, title: str = "", mark: str = "*", width: int = 160) -> str:
+        """For a terminal. What stands out has a `mark` before it; columns that do not fit go on below."""
         names = [plain(name) for name in self.columns]
         rows = [[f"{mark if _is_strong(v) else ''}{plain(v)}" for v in row] for row in self.rows]
         widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+        words, blocks = list(range(self.words)), [[self.words]] if len(names) > self.words else [[]]
+        for column in range(self.words + 1, len(names)):
+            if sum(widths[other] + 2 for other in (*words, *blocks[-1], column)) > width:
+                blocks.append([])
+            blocks[-1].append(column)
+        texts = [self._block([*words, *block], names, rows, widths) for block in blocks]
+        return (f"{plain(title)}\n" if title else "") + "\n".join(texts)
 
-        def line(values: Sequence[str]) -> str:
-            padded = []
-            for number, (value, width) in enumerate(zip(values, widths, strict=True)):
-                space = " " * (width - cell_len(value))
-                padded.append(value + space if number < self.words else space + value)
-            return "  ".join(padded).rstrip()
+    def _block(self, columns: list[int], names: list[str], rows: list[list[str]], widths: list[int]) -> str:
+        def line(values: list[str]) -> str:
+            return "  ".join(self._padded(values, widths, columns)).rstrip()
 
-        rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        lines = [*([plain(title)] if title else []), line(names), rule]
+        lines = [line(names), "─" * (sum(widths[column] + 2 for column in columns) - 2)]
         for number, row in enumerate(rows):
             if number in self.groups:
                 lines += [""] * (number > 0) + ([plain(self.groups[number])] if self.groups[number] else [])
@@ -79,15 +111,26 @@ class Frame:
         return "\n".join(lines) + "\n"
 
     def markdown(self) -> str:
-        """For reading: pipes, bold for what stands out, a row for each heading."""
-        lines = [f"| {' | '.join(map(markdown, self.columns))} |"]
-        lines.append(f"| {' | '.join([':--'] * self.words + ['--:'] * (len(self.columns) - self.words))} |")
-        for number, row in enumerate(self.rows):
+        """For reading, also as it stands: pipes, bold for what stands out, a row for each heading."""
+        names = [markdown(name) for name in self.columns]
+        rows = [[_markdown_cell(value) for value in row] for row in self.rows]
+        widths = [max(3, *map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+        sides = [
+            ":" + "-" * (width - 1) if n < self.words else "-" * (width - 1) + ":" for n, width in enumerate(widths)
+        ]
+        lines = [self._pipes(names, widths), f"| {' | '.join(sides)} |"]
+        for number, row in enumerate(rows):
             if heading := self.groups.get(number):
                 lines.append(f"| **{markdown(heading)}** |{'  |' * (len(self.columns) - 1)}")
-            cells = (_markdown_cell(v) for v in row)
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(self._pipes(row, widths))
         return "\n".join(lines)
+
+    def _pipes(self, values: list[str], widths: list[int]) -> str:
+        return f"| {' | '.join(self._padded(values, widths, range(len(values))))} |"
+
+    def _padded(self, values: list[str], widths: list[int], columns: Iterable[int]) -> list[str]:
+        spaces = {column: " " * (widths[column] - cell_len(values[column])) for column in columns}
+        return [values[n] + space if n < self.words else space + values[n] for n, space in spaces.items()]
 
     def csv(self) -> str:
         """For programs: an empty field where there is no value."""
@@ -107,7 +150,8 @@ class Frame:
                 if heading := self.groups[number]:
                     lines.append(rf"\multicolumn{{{len(self.columns)}}}{{c}}{{\textit{{{latex(heading)}}}}} \\")
                     lines.append(r"\midrule")
-            lines.append(_latex_row(row))
+            room = r"\addlinespace[2pt]" if any(isinstance(value, Stacked) for value in row) else ""
+            lines.append(_latex_row(row) + room)
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
     def html(self) -> str:
@@ -133,13 +177,18 @@ def _latex_row(values: Iterable[object]) -> str:
 
 def _latex_cell(value: object) -> str:
     if isinstance(value, Stacked):
-        return rf"\shortstack[r]{{{_latex_cell(value.value)}\\{{\tiny {latex(value.below)}}}}}"
+        return rf"\shortstack[r]{{{_minus(_latex_cell(value.value))}\\{{\tiny {_minus(latex(value.below))}}}}}"
     return rf"\textbf{{{latex(value)}}}" if isinstance(value, Strong) else latex(value)
+
+
+def _minus(text: str) -> str:
+    """With minus signs where LaTeX would print hyphens."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", text)
 
 
 def _markdown_cell(value: object) -> str:
     if isinstance(value, Stacked):
-        return f"{_markdown_cell(value.value)} {markdown(value.below)}"
+        return f"{_markdown_cell(value.value)} {value.below}"  # brackets that nothing follows are no link
     return f"**{markdown(value)}**" if isinstance(value, Strong) else markdown(value)
 
 

@@ -19,7 +19,7 @@ from finepruner_lmms.matrix.report import head_plots
 from finepruner_lmms.matrix.report.baselines import paired_columns
 from finepruner_lmms.matrix.report.board import AVERAGE, Leaderboard, Line
 from finepruner_lmms.matrix.report.frame import Frame
-from finepruner_lmms.matrix.report.tables import with_error
+from finepruner_lmms.matrix.report.numbers import with_error
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.output import html
 from finepruner_lmms.statistics.differences import Difference, average_difference

@@ -7,15 +7,24 @@ from collections.abc import Sequence
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.output import latex
 
-_HEAD = "% needs \\usepackage{booktabs} and \\usepackage{graphicx}\n"
+_MOST = 30
+"""Rows on a page."""
+HEAD = "% needs \\usepackage{booktabs} and \\usepackage{graphicx}\n"
 
 
-def floating(frame: Frame, notes: Sequence[str], label: str = "") -> str:
-    """A frame as a float across the page, no wider than it, with its notes as the caption."""
-    caption = " ".join(map(latex, notes))
-    named = rf"\label{{tab:{label}}}" if label else ""
+def floats(frame: Frame, notes: Sequence[str]) -> list[str]:
+    """A frame as floats across the page, as many as its length needs, with its notes as the caption of the first."""
+    parts = frame.split(_MOST)
+    captions = [notes, *([f"{notes[0]} Continued."] for _ in parts[1:])]
+    return [_float(part, caption) for part, caption in zip(parts, captions, strict=True)]
+
+
+def _float(frame: Frame, notes: Sequence[str]) -> str:
+    first, *others = map(latex, notes)
+    caption = f"{first} {{\\footnotesize {' '.join(others)}}}" if others else first
     return (
-        f"{_HEAD}\\begin{{table*}}[t]\n\\centering\n\\caption{{{caption}}}{named}\n"
+        "\\begin{table*}[p]\n\\centering\n"
+        f"\\caption{{{caption}}}\n"
         "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%\n"
         f"{frame.latex().rstrip()}%\n}}\n\\end{{table*}}\n"
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from finepruner_lmms.matrix.report.board import Leaderboard, Line
 from finepruner_lmms.output import mathtext
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # distinct for colour-blind readers too (Okabe and Ito), and told apart by their markers in print
@@ -51,7 +55,7 @@ def figure(board: Leaderboard) -> Figure:
     lines = [line for line in done if not line.imported]
     if not done:
         raise FieldError("picture", "no row has all of its tasks done yet")
-    drawn, axes = plt.subplots(figsize=(7.2 if len(_curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
+    drawn, axes = plt.subplots(figsize=(7.2 if len(curves(lines)) <= 7 else 9.0, 4.4), layout="constrained")
     whole = next((line for line in lines if line.method == "vanilla"), None)
     if whole is not None:
         axes.axhline(whole.average, color="0.45", linestyle="--", linewidth=1.2)
@@ -65,7 +69,7 @@ def figure(board: Leaderboard) -> Figure:
             place = axes.get_yaxis_transform()
             axes.text(0.99, line.average, mathtext(line.method), ha="right", va="bottom", color="0.45", transform=place)
     plain = 0
-    for label, curve in _curves(lines).items():
+    for label, curve in curves(lines).items():
         tokens = [line.tokens for line in curve]
         values = [line.average or 0.0 for line in curve]
         # no bar where the error was not measured
@@ -87,7 +91,7 @@ def figure(board: Leaderboard) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        if len(_curves(lines)) > 7:
+        if len(curves(lines)) > 7:
             axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=4)
         else:
             axes.legend(frameon=False, loc="lower right")
@@ -100,13 +104,86 @@ def figure(board: Leaderboard) -> Figure:
     return drawn
 
 
-def _curves(lines: list[Line]) -> dict[str, list[Line]]:
-    """Rows by what the legend calls them, each from the smallest budget to the largest."""
-    curves: dict[str, list[Line]] = {}
+def curves(lines: Sequence[Line], whole: bool = False) -> dict[str, list[Line]]:
+    """Rows by what the legend calls them, each from the smallest budget to the largest; vanilla only with `whole`."""
+    found: dict[str, list[Line]] = {}
     for line in lines:
-        if line.method == "vanilla":
+        if line.method == "vanilla" and not whole:
             continue
         chosen = " ".join(f"{name}={value}" for name, value in line.given.items())
         seeds = f"({len(line.seeds)} seeds)" if line.seeds else ""
-        curves.setdefault(mathtext(" ".join(filter(None, (line.method, chosen, seeds)))), []).append(line)
-    return {label: sorted(curve, key=lambda line: line.tokens) for label, curve in curves.items()}
+        found.setdefault(mathtext(" ".join(filter(None, (line.method, chosen, seeds)))), []).append(line)
+    return {label: sorted(curve, key=lambda line: line.tokens) for label, curve in found.items()}
+
+
+End = tuple[float, float, str, str]
+"""Where a curve ends, its name and its colour."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a curve is drawn; a `band` is what chance alone reaches."""
+
+    color: str
+    marker: str
+    line: str
+    band: bool = False
+
+
+def styles(found: Mapping[str, list[Line]]) -> Iterator[tuple[str, list[Line], Style]]:
+    """Each curve with its style, which no other one has while there are enough."""
+    number = 0
+    for label, curve in found.items():
+        if all(line.method == "random" for line in curve):
+            yield label, curve, Style("0.45", ".", "-", band=True)
+            continue
+        if curve[0].method == "vanilla":
+            yield label, curve, Style("0.2", "*", "-")
+            continue
+        line = ("-", "--", ":")[number // len(_COLORS) % 3]
+        yield label, curve, Style(_COLORS[number % len(_COLORS)], _MARKERS[number % len(_MARKERS)], line)
+        number += 1
+
+
+def new_axes(names: int) -> tuple[Figure, Axes]:
+    """A figure of a column's width, with room to the right for so many names."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as New
+
+    height = max(3.5, 0.16 * names + 0.9)
+    drawn = New(figsize=(5.6, height))
+    FigureCanvasAgg(drawn)
+    axes = drawn.add_axes((0.12, 0.56 / height, 0.6, 1 - 0.91 / height))
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return drawn, axes
+
+
+def label_ends(drawn: Figure, axes: Axes, ends: Sequence[End]) -> None:
+    """Each curve's name (x, y, text, colour) to the right of the axes, as near to its end as the others let it."""
+    size = 7.5
+    ends = [(x, y, textwrap.fill(text, 26), color) for x, y, text, color in ends]
+    widest = max((len(line) for _, _, text, _ in ends for line in text.split("\n")), default=0)
+    box, inches = axes.get_position(), drawn.get_figwidth()
+    room = (widest * size * 0.58 / 72 + 0.25) / inches
+    axes.set_position((box.x0, box.y0, max(0.3, 1 - box.x0 - room), box.height))
+    low, high = axes.get_ylim()
+    gap = size * 1.25 / (axes.get_position().height * drawn.get_figheight() * 72)
+    lines = max((text.count("\n") + 1 for *_, text, _ in ends), default=1)
+    gap *= lines
+    wanted = sorted((min(1.0, max(0.0, (y - low) / (high - low))), x, y, text, color) for x, y, text, color in ends)
+    places: list[float] = []
+    for share, *_ in wanted:
+        places.append(max(share, places[-1] + gap) if places else share)
+    over = max(0.0, places[-1] - 1.0) if places else 0.0
+    for place in reversed(range(len(places))):  # what was pushed beyond the top pushes back
+        top = places[place + 1] - gap if place + 1 < len(places) else places[-1] - over
+        places[place] = min(places[place], top)
+    for (near, x, _, text, color), height in zip(wanted, places, strict=True):
+        point = (x, low + near * (high - low))
+        axes.annotate(
+            text, xy=point, xycoords="data", xytext=(1.04, height), textcoords="axes fraction", fontsize=size,
+            color=color, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "linestyle": ":", "alpha": 0.6},
+        )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.records import Measure, Result
@@ -36,6 +36,8 @@ class Score:
     shown_high: float | None = None
     questions: int = 0
     images: int = 0
+    beside: dict[str, float] = field(default_factory=dict)
+    """Other figures of the benchmark as they are shown, by what people call them: MME's `cognition` and `total`."""
 
     @property
     def counts(self) -> bool:
@@ -46,7 +48,10 @@ class Score:
     def over_seeds(cls, found: Sequence[Score], tallies: Sequence[Tally]) -> Score:
         """The mean over seeds; `tallies` are theirs, or none where questions have no scores."""
         shown = statistics.fmean(score.shown for score in found)
-        return _estimated(shown, statistics.fmean(score.percent for score in found), tallies, found[0])
+        names = [name for name in found[0].beside if all(name in score.beside for score in found)]
+        beside = {name: statistics.fmean(score.beside[name] for score in found) for name in names}
+        like = replace(found[0], beside=beside)
+        return _estimated(shown, statistics.fmean(score.percent for score in found), tallies, like)
 
 
 def estimate_score(task: str, results: Sequence[Result], tallies: Sequence[Tally]) -> Score:
@@ -57,17 +62,18 @@ def estimate_score(task: str, results: Sequence[Result], tallies: Sequence[Tally
     if result.measure is not None and result.measure.scale is None:  # the metric itself
         percent = shown
     assert percent is not None, "a valid result has what is scored"
-    return _estimated(
-        shown, percent, tallies, Score(shown, None, percent, None, result.measure, questions=result.answered)
-    )
+    known = [one for one in benchmark.beside if one.metric in result.metrics]
+    beside = {one.title: one.factor * result.metrics[one.metric] for one in known}
+    like = Score(shown, None, percent, None, result.measure, questions=result.answered, beside=beside)
+    return _estimated(shown, percent, tallies, like)
 
 
 def _estimated(shown: float, percent: float, tallies: Sequence[Tally], like: Score) -> Score:
     if not tallies:
-        return Score(shown, None, percent, None, like.measure, questions=like.questions)
+        return replace(like, shown=shown, percent=percent)
     found = over_seeds(tallies)
     as_shown = found.scaled(tallies[0].per_percent)
     return Score(
         shown, as_shown.error, percent, found.error, like.measure, found.low, found.high, as_shown.low, as_shown.high,
-        found.questions, found.images,
+        found.questions, found.images, like.beside,
     )  # fmt: skip

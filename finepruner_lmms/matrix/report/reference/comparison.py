@@ -176,12 +176,29 @@ def _cells(
     board: Leaderboard, line: Line, records: Sequence[Published], foreign: dict[tuple[str, str], str]
 ) -> tuple[Against, ...]:
     cells = []
-    for task in board.tasks:
-        record, score = rules.same_quantity(task, records), line.scores.get(task)
-        if record is not None and score is not None:
+    for task in columns(board):
+        record, ours = rules.same_quantity(task, records), _ours(line, task)
+        if record is not None and ours is not None:
             why = foreign.get((line.method, task)) or rules.why_not(task, record) or _judge(board, task)
-            cells.append(Against(task, score.shown, record, rules.tolerance(task), why))
+            cells.append(Against(task, ours, record, rules.tolerance(task), why))
     return tuple(cells)
+
+
+def columns(board: Leaderboard) -> list[str]:
+    """What is compared: the tasks, and MME's total after its perception."""
+    return [name for task in board.tasks for name in ((task, rules.MME_TOTAL) if task == "mme" else (task,))]
+
+
+def heading(column: str) -> str:
+    """What a column is called for people."""
+    return "MME total" if column == rules.MME_TOTAL else title(column)
+
+
+def _ours(line: Line, column: str) -> float | None:
+    score = line.scores.get("mme" if column == rules.MME_TOTAL else column)
+    if score is None or column != rules.MME_TOTAL:
+        return None if score is None else score.shown
+    return score.beside.get("total")
 
 
 def _judge(board: Leaderboard, task: str) -> str | None:
@@ -209,6 +226,6 @@ def reasons(found: Literature) -> list[str]:
     tasks: dict[str, list[str]] = {}
     for row in found.rows:
         for cell in row.cells:
-            if cell.why and title(cell.task) not in tasks.setdefault(cell.why, []):
-                tasks[cell.why].append(title(cell.task))
+            if cell.why and heading(cell.task) not in tasks.setdefault(cell.why, []):
+                tasks[cell.why].append(heading(cell.task))
     return [f"{', '.join(names)}: {why}." for why, names in tasks.items()]

@@ -8,8 +8,17 @@ from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.report.board import Leaderboard
 from finepruner_lmms.matrix.report.frame import Frame
+from finepruner_lmms.matrix.report.latex import HEAD, floats
 from finepruner_lmms.matrix.report.reference import rules
-from finepruner_lmms.matrix.report.reference.comparison import Against, Held, Literature, name_of, reasons
+from finepruner_lmms.matrix.report.reference.comparison import (
+    Against,
+    Held,
+    Literature,
+    columns,
+    heading,
+    name_of,
+    reasons,
+)
 from finepruner_lmms.matrix.report.reference.records import MODEL, citations
 from finepruner_lmms.output import markdown, plain
 
@@ -34,7 +43,7 @@ def summary(found: Literature) -> list[str]:
     lines = [f"Reproduced: {compared - len(outside)} of {compared} cells, in {rows}. Outside the tolerance:"]
     for row, cell in outside:
         lines.append(
-            f"{MARK} {name_of(row.line)}, {title(cell.task)}: {cell.ours:.1f}, published {cell.record.value:.1f} "
+            f"{MARK} {name_of(row.line)}, {heading(cell.task)}: {cell.ours:.1f}, published {cell.record.value:.1f} "
             f"({row.source}), {_signed(cell.difference)}"
         )
     return lines
@@ -42,8 +51,8 @@ def summary(found: Literature) -> list[str]:
 
 def notes(board: Leaderboard, found: Literature) -> list[str]:
     """What a reader must know about the numbers."""
-    special = [task for task in board.tasks if rules.tolerance(task) != 1.0]
-    also = "".join(f", {rules.tolerance(task):g} of {title(task)}" for task in special)
+    special = [task for task in columns(board) if rules.tolerance(task) != 1.0]
+    also = "".join(f", {rules.tolerance(task):g} of {heading(task)}" for task in special)
     lines = list(found.warnings)
     lines += [
         f"Published scores are {MODEL}'s, collected from papers and recorded runs; none was measured here.",
@@ -86,7 +95,7 @@ def _frames(board: Leaderboard, found: Literature) -> Iterator[tuple[str, Frame]
     """The table of each lineage, with its title."""
     for lineage, what in rules.LINEAGES.items():
         rows = [row for row in found.rows if row.lineage == lineage]
-        tasks = [task for task in board.tasks if any(row.cell(task) for row in rows)]
+        tasks = [task for task in columns(board) if any(row.cell(task) for row in rows)]
         if rows:
             yield f"{lineage}: {what}", Frame.of((_row(row, tasks) for row in rows), words=2)
 
@@ -94,7 +103,7 @@ def _frames(board: Leaderboard, found: Literature) -> Iterator[tuple[str, Frame]
 def _row(row: Held, tasks: list[str]) -> dict[str, object]:
     line = row.line
     cells: dict[str, object] = {"row": name_of(line), "source": row.source}
-    cells |= {title(task): _cell(row.cell(task), row.judged) for task in tasks}
+    cells |= {heading(task): _cell(row.cell(task), row.judged) for task in tasks}
     compared = row.compared
     verdict = f"{len(compared) - len(row.outside)} of {len(compared)} reproduced"
     if not compared:
@@ -122,20 +131,20 @@ def _said(board: Leaderboard, found: Literature) -> list[str]:
 
 
 def _text(board: Leaderboard, found: Literature) -> str:
-    tables = "".join(f"{frame.text(heading)}\n" for heading, frame in _frames(board, found))
+    tables = "".join(f"{frame.text(above)}\n" for above, frame in _frames(board, found))
     return tables + "\n".join(map(plain, _said(board, found))) + "\n"
 
 
 def _markdown(board: Leaderboard, found: Literature) -> str:
-    tables = "".join(f"**{markdown(heading)}**\n\n{frame.markdown()}\n\n" for heading, frame in _frames(board, found))
+    tables = "".join(f"**{markdown(above)}**\n\n{frame.markdown()}\n\n" for above, frame in _frames(board, found))
     return tables + "\n".join(f"- {markdown(line)}" for line in _said(board, found)) + "\n"
 
 
 def _latex(board: Leaderboard, found: Literature) -> str:
-    from finepruner_lmms.matrix.report.latex import floating
-
-    tables = [floating(frame, [heading]) for heading, frame in _frames(board, found)]
-    return "\n".join([*tables, *(f"% {plain(line)}" for line in _said(board, found))]) + "\n"
+    tables: list[str] = []
+    for above, frame in _frames(board, found):
+        tables += floats(frame, [f"{above}.", *([] if tables else _said(board, found))])
+    return HEAD + "\n".join(tables)
 
 
 def literature_frame(found: Literature) -> Frame:
