@@ -181,9 +181,12 @@ def _averages(rng: np.random.Generator, images: int) -> Found:
     return average_difference(one, other, test=False), paired_effect(one, other)[0].error
 
 
-def _average(rng: np.random.Generator, images: int) -> Found:
-    (one,) = _tasks(rng, images, (0.75,))
-    return average(one), average_effect(one).error
+def _average(rate: float) -> Case:
+    def run(rng: np.random.Generator, images: int) -> Found:
+        (one,) = _tasks(rng, images, (rate,))
+        return average(one), average_effect(one).error
+
+    return Case(f"average of 3 tasks, {100 * rate:.0f} %", 100 * rate, run, 60)
 
 
 def _relative(rng: np.random.Generator, images: int) -> Found:
@@ -224,7 +227,8 @@ CASES = (
     _score("accuracy, 4 per image, 97 %", accuracy, 0.97, 4, 97.0),
     _score("MME, 75 % of the questions", mme, 0.75, 2, _mme_percent(0.75), 60),
     _score("POPE, F1 85 %", pope, 0.85, 6, 85.0, 60),
-    Case("average of 3 tasks, 75 %", 75.0, _average, 30),
+    _average(0.75),
+    _average(0.9),
     Case("relative, 3 tasks, 70 / 75 %", 100 * 0.7 / 0.75, _relative, 120),
     Case("relative, 3 tasks, 97 / 98 %", 100 * 0.97 / 0.98, _relative_at_the_top),
 )  # fmt: skip

@@ -180,7 +180,7 @@ CASES: tuple[Case, ...] = (
         "A",
         {
             "A cat sits on the mat": (1, 1, 1), "A furry one sits here": (UNREAD, None, 1), "A or B": (UNREAD, None, 1),
-            "The answer is A": (1, 1, 1), "a big A.": (1, 1, 1),
+            "The answer is A": (1, 1, 1), "a big A.": (1, 1, 1), "I choose A because it purrs": (1, 1, 1),
         },
     ),
     *mmbench("D", {"Dogs": (UNREAD, None, 1), "Dogs that run": (1, 1, 1)}),
@@ -195,6 +195,7 @@ CASES: tuple[Case, ...] = (
         TIERE,
     ),
     *mmbench("D", {"维生素C": (1, 1, 1)}, TIERE),
+    *mmbench("A", {"A 一只猫": (1, 1, 1), "A、一只猫": (1, 1, 1)}, TIERE),
 )  # fmt: skip
 
 

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from finepruner_lmms.statistics.scores import average, relative
 
 _FILE = Path(__file__).parents[1] / "benchmarks" / "coverage.py"
 _SPEC = importlib.util.spec_from_file_location("finepruner_coverage", _FILE)
@@ -51,6 +54,21 @@ def test_the_same_simulations_find_the_faults_of_plain_standard_errors():
     assert coverage("accuracy, 1 per image, 99 %")[60].plain < 60
     assert coverage("MME, nearly alike, 93 - 92 %")[16].plain < 80
     assert coverage("accuracy, 4 per image, 97 %")[16].plain < 90
+
+
+def test_an_average_is_a_share_and_its_interval_leaves_no_room_beyond():
+    almost = np.ones((20, 1), dtype=bool)
+    almost[0] = False
+    found = average({"one": [simulated.accuracy(almost)], "other": [simulated.accuracy(np.ones((20, 1), dtype=bool))]})
+    assert found.value == 97.5 and found.low < 90 and 97.5 < found.high <= 100
+
+
+def test_a_row_that_equals_vanilla_may_differ_by_what_was_not_seen():
+    tasks = {"one": [simulated.accuracy(np.arange(50).reshape(50, 1) % 5 > 0)]}
+    found = relative(tasks, tasks)
+    assert (found.value, found.error) == (100, None)
+    floor = 2**0.5 * 100 * (100 / 50) / 80  # two answers of 50, of a score of 80 %
+    assert found.high - 100 == pytest.approx(100 - found.low) == pytest.approx(2.0096 * floor, rel=1e-3)
 
 
 def test_holm_keeps_false_alarms_of_a_whole_study_below_5_percent():

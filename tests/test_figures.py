@@ -88,6 +88,18 @@ def test_the_front_is_what_no_other_row_beats_in_both():
     assert pareto(points) == {0, 1, 4}
 
 
+def test_names_that_others_wrote_are_text_and_no_formula(board):
+    from matplotlib import cbook
+    from matplotlib.text import Text
+
+    nasty = "$x^2$ \\frac{a}{b} " + "$" * 40
+    lines = [replace(line, method=nasty) if line.method == "divprune" else line for line in board.lines]
+    for drawn in figures(replace(board, name=nasty, lines=tuple(lines), tasks=("gqa",))):
+        drawn.figure.canvas.draw()
+        texts = [text.get_text() for text in drawn.figure.findobj(Text)]
+        assert not any(map(cbook.is_math_text, texts)) and any("frac" in text for text in texts)
+
+
 def test_a_study_without_a_finished_row_has_no_figures(tmp_path):
     store = write_board(tmp_path / "board", [ROWS[0]])
     run = CliRunner().invoke(app, ["report", str(store.root), "--figures", str(tmp_path / "figures")])

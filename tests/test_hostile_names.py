@@ -141,7 +141,16 @@ def test_latex_has_no_macro_but_its_own(store):
         macros = set(re.findall(r"\\[A-Za-z]+", said))
         own = {"begin", "end", "toprule", "midrule", "bottomrule", "pm", "textbackslash", "textasciitilde"}
         own |= {"textasciicircum", "textless", "textgreater", "textbar", "textbf", "textit", "tiny", "footnotesize"}
-        own |= {"caption", "centering", "multicolumn", "shortstack", "addlinespace", "usepackage", "resizebox"}
+        own |= {
+            "caption",
+            "centering",
+            "multicolumn",
+            "shortstack",
+            "addlinespace",
+            "usepackage",
+            "resizebox",
+            "smallskip",
+        }
         own |= {"ifdim", "else", "fi", "width", "textwidth", "Delta", "uparrow", "downarrow"}
         assert macros <= {f"\\{name}" for name in own}
         assert re.sub(r"\\\$|\$(\\pm|\\Delta|\\(up|down)arrow|-)\$", "", said).count("$") == 0

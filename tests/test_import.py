@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.cli import app
+from finepruner_lmms.matrix.rescoring import rescore
 from finepruner_lmms.matrix.results import read_lines, write_result
 from finepruner_lmms.matrix.store import Store
 
@@ -203,6 +204,16 @@ def test_answers_that_only_lmms_eval_takes_are_read_again_and_the_difference_is_
     states = dict(zip((cell.task for cell in read.study().cells), read.states(read.study().cells), strict=True))
     metrics = states["mme"].result.metrics
     assert (metrics["mme_cognition_score,none"], metrics["mme_total_score,none"]) == (200, 250)
+
+
+@pytest.mark.parametrize("task", ["vqav2", "vizwiz"])
+def test_ten_annotators_are_asked_again_where_they_are_at_hand(task):
+    given = ["two"] * 10
+    known = {"answers": [{"answer": one} for one in given] if task == "vqav2" else given}
+    logged = {"exact_match": 1.0, "target": "answer"}
+    assert rescore(task, logged, "two", known) == 0  # uploaded as "2", and compared with what stands there
+    assert rescore(task, logged, "two", {}) == rescore(task, logged, "two", known, "lmms_eval") == 1
+    assert rescore(task, logged | {"exact_match": 0.3}, "cat", {"answers": ["cat"] * 10}) == 0.3  # never raised
 
 
 def test_each_task_is_scored_as_rows_here_are(tmp_path):

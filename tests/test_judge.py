@@ -85,6 +85,11 @@ def test_an_answer_may_be_judged_several_times_and_its_score_is_the_mean(tmp_pat
         assert about["name"] == "judge-1" and len(server.requests) == 6
 
 
+def test_how_often_is_told_by_the_environment_too():
+    variables = {"FINEPRUNER_JUDGE": "http://h", "FINEPRUNER_JUDGE_MODEL": "m", "FINEPRUNER_JUDGE_TIMES": "5"}
+    assert judge_name(from_environment(variables)) == "m ×5"
+
+
 @pytest.mark.parametrize("times", [0, 21, "five"])
 def test_how_often_is_a_number_from_1_to_20(times):
     with pytest.raises(ValueError, match="times"):

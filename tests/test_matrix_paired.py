@@ -151,6 +151,21 @@ def test_json_has_the_names_of_the_contract(store):
     assert (found["first"], found["second"]) == ("fastv 64", "vanilla")
 
 
+def test_what_labels_hold_moves_no_terminal(tmp_path):
+    hostile = method("\x1b[31mred\u202e|", 64)
+    rows, cells = [method("vanilla"), hostile], []
+    store = Store(tmp_path / "hostile")
+    for row, of in enumerate(rows):
+        cells.append(cell(f"gqa{row}", "gqa", row, of))
+        finish(store, cells[-1], answers(row))
+    store.save_study(study(rows, cells))
+    for words in (("vanilla", hostile.label), ("--baseline", "vanilla")):
+        for form in ("text", "json"):
+            done = command(store.root, *words, "--format", form)
+            assert done.exit_code == 0, done.output
+            assert not set("\x1b\u202e") & set(done.output) and "u202e" in done.output
+
+
 # -- several tasks, seeds and studies ---------------------------------------------------------------------------------
 
 SEEDED = [method("vanilla"), *(method("random", 64, seed=seed) for seed in (0, 1)), method("fastv", 64)]

@@ -136,7 +136,8 @@ def test_plan_status_and_table(finished, tmp_path):
     picture = tmp_path / "board.png"
     table = finepruner("table", output, "--format", "csv", "--picture", picture).stdout
     rows = list(csv.DictReader(io.StringIO(table)))
-    assert list(rows[0]) == ["method", "budget", "gqa", "mme", "average", "relative"] and picture.stat().st_size > 5000
+    contract = ["method", "budget", "gqa", "mme", "average", "relative"]
+    assert list(rows[0])[: len(contract)] == contract and picture.stat().st_size > 5000
     assert [row["method"] for row in rows] == ["vanilla", "uniform"]
 
 

@@ -226,6 +226,31 @@ def test_the_total_of_mme_is_held_against_totals_alone(tmp_path):
     assert "MME total" in render_literature(board, literature(board, [store]), "text")
 
 
+def test_scores_by_other_rules_or_another_judge_are_not_compared(store):
+    board = leaderboard(store)
+    other = replace(board.lines[0].scores["gqa"], protocol="lmms_eval")
+    first = replace(board.lines[0], scores={**board.lines[0].scores, "gqa": other, "mmvet": other})
+    board = replace(board, lines=(first,), tasks=(*board.tasks, "mmvet"))
+    row = literature(board, [store], "llava-official").rows[0]
+    assert row.cell("gqa").why.endswith("here by lmms-eval's") and row.cell("pope").verdict == "reproduced"
+    mmvet = replace(other, protocol="llava", shown=31.1)
+    board = replace(board, lines=(replace(first, scores={"mmvet": mmvet}),))
+    for judge, verdict in (("gpt-4-0613", "reproduced"), ("exact", "not compared"), ("qwen", "not compared")):
+        judged = replace(board, judges={"mmvet": (judge,)})
+        assert literature(judged, [store], "llava-official").rows[0].cell("mmvet").verdict == verdict
+
+
+def test_an_imported_row_is_what_its_label_says(store):
+    board = leaderboard(store)
+    vanilla = board.lines[0]
+    lines = [replace(vanilla, method=label, budget="", imported=True) for label in ("FastV 128", "somebody's")]
+    found = literature(replace(board, lines=tuple(lines)), [store])
+    assert {(row.line.method, row.cells[0].record.method) for row in found.rows} == {("FastV 128", "fastv")}
+    assert [(line.method, why) for line, why in found.missing] == [
+        ("somebody's", "it was imported; a label such as 'fastv 128' says what it is")
+    ]
+
+
 def test_another_model_is_refused_or_said(tmp_path):
     numbers = {(0, "gqa"): 62.0}
     with pytest.raises(FieldError, match=r"those of LLaVA-1\.5-7B"):

@@ -123,6 +123,15 @@ def test_the_page_has_a_section_for_each_benchmark_with_a_rule_of_its_own():
     assert all(any(case.task == name and case.differs for case in CASES) for name in scoring_cases.TITLES)
 
 
+@pytest.mark.parametrize(
+    "said", ["选" + " " * 200_000, "A " * 100_000, "选" * 200_000, "B" + " )" * 100_000, "(" * 200_000]
+)
+def test_no_answer_takes_long_to_read(said):
+    started = time.process_time()
+    mmbench.process_results(next(case.doc for case in CASES if case.task == "mmbench_cn"), [said])
+    assert time.process_time() - started < 2  # seconds; what grows with the square of the length takes minutes
+
+
 # -- MMBench at its real size ------------------------------------------------------------------------------------------
 
 

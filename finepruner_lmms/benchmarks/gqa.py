@@ -28,7 +28,7 @@ BENCHMARK = Benchmark(
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
     """1 if the answer is the right one as LLaVA hands it to GQA's `eval.py`: small letters, without dots at its end."""
-    return accuracy.scored(score(results[0], doc["answer"]), doc["imageId"])
+    return accuracy.scored(score(results[0], doc["answer"]), doc.get("imageId"))
 
 
 def score(answer: str, right: str) -> float:
@@ -41,7 +41,7 @@ def lmms_eval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]
     from lmms_eval.api.metrics import exact_match_hf_evaluate
 
     found = exact_match_hf_evaluate([results[0].strip()], [doc["answer"]], ignore_case=True, ignore_punctuation=True)
-    return accuracy.scored(float(found["exact_match"]), doc["imageId"])
+    return accuracy.scored(float(found["exact_match"]), doc.get("imageId"))
 
 
 Visual = Callable[[dict[str, Any]], "list[Image.Image]"]

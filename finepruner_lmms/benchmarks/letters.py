@@ -14,12 +14,12 @@ from collections.abc import Mapping
 LETTERS = "ABCDE"
 """E is no option of MMBench; an answer that is nothing but it names none, which is not the same as saying nothing."""
 _ALONE = re.compile(r"(?<![\w'’&/+-])[A-E](?![\w'’&/+-])")
-_ARTICLE = re.compile(r"A[ \t]+[^\W\d_]")
+_ARTICLE = re.compile(r"A[ \t]+[A-Za-z]")
 """An A and a word after it: "A cat sits", but also "A is right"; a letter only where something says so."""
-_NAMED = re.compile(r"(?:option|choice|letter|answer)\s*(?:is\s*)?[:\"'“(]*\s*$", re.IGNORECASE)
+_NAMED = re.compile(r"(?:option|choice|letter|answer|choose|pick|select)\s*(?:is)?[\s:\"'“(]*$", re.IGNORECASE)
 _CHINESE = (
-    re.compile(r"(?:答案|选项|选择|选)(?:应该|应当|应|就)?(?:是|为|选)?\s*[:\"'“‘「(]*\s*[A-E](?![A-Za-z0-9'])"),
-    re.compile(r"(?<![A-Za-z0-9'])[A-E]\s*[\"'”’」)]*\s*(?:选项|项)"),
+    re.compile(r"(?:答案|选项|选择|选)(?:应该|应当|应|就)?(?:是|为|选)?[\s:\"'“‘「(]*[A-E](?![A-Za-z0-9'])"),
+    re.compile(r"(?<![A-Za-z0-9'])[A-E][\s\"'”’」)]*(?:选项|项)"),
     re.compile(r"^\W*[A-E](?=[\u3000-\u303f])"),
 )
 _AMONG_CHINESE = re.compile(r"(?<![A-Za-z0-9'])[A-E](?![A-Za-z0-9'])")

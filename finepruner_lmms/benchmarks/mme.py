@@ -158,7 +158,7 @@ BENCHMARK = Benchmark(
     pseudo=0.5,  # as simulated: a question moves the points of its pair by half as much as that of a mean
     beside=(
         Beside("mme_cognition_score,none", "cognition", of=cognition),
-        Beside("mme_total_score,none", "total", of=total),
+        Beside("mme_total_score,none", "total", of=total, needs="mme_cognition_score,none"),
     ),
     entry=entry_of,
     sampling=Sampling(("category", "question_id"), group=pair_of, stratum=lambda row: row["category"]),

@@ -31,13 +31,15 @@ class Beside:
     """Another figure of a benchmark, told beside its score.
 
     `metric` is its key in lmms-eval's results, `title` what people call it, `factor` what it is multiplied by to be
-    shown. `of` is the metric of kept samples, None of them that do not have it; without it, samples do not tell.
+    shown. `of` is the metric of kept samples, None where they do not have it; without it, samples do not tell. It is
+    told only of results that have the metric `needs`, too.
     """
 
     metric: str
     title: str
     factor: float = 1.0
     of: Callable[[Sequence[Sample]], float | None] | None = None
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Benchmark:
     def kept(self, sample: Sample) -> Any:
         """What is kept of a logged sample as its score: what `rows` reads under the metric's name."""
         return sample.get(self.metric.partition(",")[0]) if self.entry is None else self.entry(sample)
+
+    def shown_beside(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The figures beside the score in lmms-eval's results, as they are shown, by their titles."""
+        there = [one for one in self.beside if one.metric in metrics and (one.needs or one.metric) in metrics]
+        return {one.title: one.factor * metrics[one.metric] for one in there}
 
     def beside_of(self, samples: Sequence[Sample]) -> dict[str, float]:
         """The figures beside the score that kept samples tell, by the metric's key."""

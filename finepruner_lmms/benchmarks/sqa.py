@@ -75,5 +75,5 @@ BENCHMARK = Benchmark(
     points=accuracy.mean,
     full=accuracy.one,
     factor=100,
-    beside=(Beside("exact_match_llava,none", "as LLaVA's scorer counts", factor=100, of=counted_as_llava),),
+    beside=(Beside("exact_match_llava,none", "by LLaVA's scorer", factor=100, of=counted_as_llava),),
 )

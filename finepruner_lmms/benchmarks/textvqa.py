@@ -14,7 +14,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
     from lmms_eval.tasks.textvqa.utils import textvqa_process_results
 
     found = textvqa_process_results(doc | {"answers": list(doc["answers"])}, results)
-    return accuracy.scored(float(found["exact_match"]), doc["image_id"])
+    return accuracy.scored(float(found["exact_match"]), doc.get("image_id"))
 
 
 BENCHMARK = Benchmark(

@@ -13,7 +13,7 @@ from finepruner_lmms.benchmarks.record import Benchmark
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
     """The score by LLaVA's upload and the server's comparison (`annotators.vqav2`)."""
     given = [one["answer"] for one in doc["answers"]]
-    return accuracy.scored(annotators.vqav2(results[0], given), doc["image_id"])
+    return accuracy.scored(annotators.vqav2(results[0], given), doc.get("image_id"))
 
 
 def lmms_eval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def lmms_eval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]
     from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val
 
     found = vqav2_process_results_val(doc | {"answers": copy.deepcopy(doc["answers"])}, results)
-    return accuracy.scored(float(found["exact_match"]), doc["image_id"])
+    return accuracy.scored(float(found["exact_match"]), doc.get("image_id"))
 
 
 BENCHMARK = Benchmark(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from finepruner_lmms.benchmarks.measure import Measured
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.errors import first_line, show
 from finepruner_lmms.files import parse_json, read_bytes
 from finepruner_lmms.lmms.identity_record import Identity
@@ -249,6 +250,8 @@ class Asked(Record):
     task: str
     identity: Identity | None = None
     """None in results written by hand."""
+    protocol: Protocol = LLAVA
+    """By whose rules its answers were scored."""
 
 
 class Answered(Record):

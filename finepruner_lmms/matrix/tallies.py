@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.benchmarks import Benchmark
+from finepruner_lmms.benchmarks.protocol import LLAVA
 from finepruner_lmms.files import read_bytes, write_bytes
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.evidence import digest
@@ -49,6 +50,8 @@ def tally_of(store: Store, cell: Cell, result: Result) -> Tally | None:
         _remember(folder / _NAME, found, result)
     if result.judge is not None:  # scores by different judges do not compare
         found = replace(found, asked=f"{found.asked} {result.judge.name}")
+    if result.spec.protocol != LLAVA:  # and neither do those by different rules
+        found = replace(found, asked=f"{found.asked} {result.spec.protocol}")
     return found
 
 

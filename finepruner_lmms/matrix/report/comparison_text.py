@@ -181,7 +181,7 @@ def comparison_json(found: Comparison) -> str:
     content |= {} if found.margin is None else {"margin": found.margin}
     content["tasks"] = {one.task: _facts(one) for one in found.tasks}
     content["average"] = None if found.average is None else _facts(found.average)
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    return json.dumps(content, indent=2) + "\n"
 
 
 def _facts(one: Compared) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def baseline_json(board: Leaderboard) -> str:
                 "average": facts.get(AVERAGE),
             }
         )
-    return json.dumps({"rows": rows}, ensure_ascii=False, indent=2) + "\n"
+    return json.dumps({"rows": rows}, indent=2) + "\n"
 
 
 def difference_facts(found: Difference, p_adjusted: float | None) -> dict[str, Any]:

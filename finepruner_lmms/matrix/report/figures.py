@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,20 @@ from finepruner_lmms.matrix.report.board import AVERAGE, Leaderboard, Line
 from finepruner_lmms.matrix.report.costs import measured_costs
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.names import task_title
-from finepruner_lmms.matrix.report.plots import End, Style, curves, label_ends, new_axes, styles
+from finepruner_lmms.matrix.report.plots import (
+    End,
+    aside,
+    budget_axis,
+    curves,
+    draw_curve,
+    label_ends,
+    new_axes,
+    styles,
+    zoom,
+)
 from finepruner_lmms.output import mathtext
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUFFIXES = ("pdf", "png", "svg")
@@ -69,10 +77,10 @@ def figures(board: Leaderboard) -> Iterator[Drawn]:
     for task in board.tasks:
         if sum(task in line.scores for line in lines if line.method != "vanilla") > 1:
             yield _task(board, lines, task)
-    for name, (label, factor, of) in _COSTS.items():
-        known = [(line, factor * value) for line in lines if (value := of(board, line)) is not None]
+    for name, (label, unit, of) in _COSTS.items():
+        known = [(line, value) for line in lines if (value := of(board, line)) is not None]
         if sum(line.average is not None for line, _ in known) > 1:
-            yield _against_cost(board, known, name, label)
+            yield _against_cost(board, known, name, label, unit)
 
 
 def _flops(board: Leaderboard, line: Line) -> float | None:
@@ -83,9 +91,14 @@ def _first_token(board: Leaderboard, line: Line) -> float | None:
     return measured_costs(board, line)["first_token_p50"]
 
 
-_COSTS: dict[str, tuple[str, float, Callable[[Leaderboard, Line], float | None]]] = {
-    "flops": ("FLOPs of the decoder's prefill, as papers count them (T)", 1e-12, _flops),
-    "latency": ("time to the first token, measured (ms)", 1e3, _first_token),
+Unit = tuple[float, str]
+_COSTS: dict[str, tuple[str, Callable[[float], Unit], Callable[[Leaderboard, Line], float | None]]] = {
+    "flops": (
+        "FLOPs of the decoder's prefill, as papers count them",
+        lambda most: (1e12, "T") if most >= 1e11 else (1e9, "G"),
+        _flops,
+    ),
+    "latency": ("time to the first token, measured", lambda most: (1e-3, "ms"), _first_token),
 }
 
 
@@ -100,19 +113,19 @@ def _drop(board: Leaderboard, lines: Sequence[Line]) -> Drawn:
     axes.axhline(0, color="0.45", linestyle="--", linewidth=1)
     for label, curve, style in styles(drawn):
         found = [line.deltas[AVERAGE].difference for line in curve]
-        tokens, values = _aside(curve, len(ends)), [one.value for one in found]
+        tokens, values = aside(curve, 0 if style.band else len(ends)), [one.value for one in found]
         lows = [one.value if one.low is None else one.low for one in found]
         highs = [one.value if one.high is None else one.high for one in found]
         rows += [
             {"row": line.label, "tokens": line.tokens, "drop": one.value, "low": one.low, "high": one.high}
             for line, one in zip(curve, found, strict=True)
         ]
-        _draw_curve(axes, tokens, values, lows, highs, style)
+        draw_curve(axes, tokens, values, lows, highs, style)
         ends.append((tokens[-1], values[-1], label, style.color))
         if not style.band:
             seen += [*lows, *highs]
-    _zoom(axes, [0.0, *seen])
-    _budget_axis(board, axes, compared)
+    zoom(axes, [0.0, *seen])
+    budget_axis(board, axes, compared)
     axes.set_ylabel("average minus vanilla's, points")
     label_ends(figure, axes, ends)
     axes.set_title(f"{mathtext(board.name)}: 95 % intervals, paired", loc="left", fontsize=10)
@@ -140,22 +153,31 @@ def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
         values = [score.shown for score in scores]
         lows = [score.shown if score.shown_low is None else score.shown_low for score in scores]
         highs = [score.shown if score.shown_high is None else score.shown_high for score in scores]
-        tokens = _aside(curve, len(ends))
-        _draw_curve(axes, tokens, values, lows, highs, style)
+        tokens = aside(curve, 0 if style.band else len(ends))
+        draw_curve(axes, tokens, values, lows, highs, style)
         ends.append((tokens[-1], values[-1], label, style.color))
         if not style.band:
             seen += [*lows, *highs]
-    _zoom(axes, seen)
-    _budget_axis(board, axes, done)
+    zoom(axes, seen)
+    budget_axis(board, axes, done)
     axes.set_ylabel(f"{mathtext(task_title(board, task))}{', points' if task == 'mme' else ', %'}")
     label_ends(figure, axes, ends)
     axes.set_title(f"{mathtext(board.name)}: 95 % intervals over images", loc="left", fontsize=10)
     return Drawn(f"task_{_file_name(task)}", figure, Frame.of(rows))
 
 
-def _against_cost(board: Leaderboard, known: Sequence[tuple[Line, float]], name: str, label: str) -> Drawn:
+def _against_cost(
+    board: Leaderboard,
+    known: Sequence[tuple[Line, float]],
+    name: str,
+    label: str,
+    unit_of: Callable[[float], Unit],
+) -> Drawn:
     """The average against a cost, with the rows that no other row beats in both joined: the Pareto front."""
-    cost = {line.key: value for line, value in known}
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    unit, unit_name = unit_of(max(value for _, value in known))
+    cost = {line.key: value / unit for line, value in known}
     done = [line for line, _ in known if line.average is not None]
     drawn = curves(done, whole=True)
     figure, axes = new_axes(len(drawn))
@@ -168,13 +190,19 @@ def _against_cost(board: Leaderboard, known: Sequence[tuple[Line, float]], name:
         across, up = [x for x, _ in points], [y for _, y in points]
         axes.plot(across, up, color=style.color, marker=style.marker, markersize=5, linewidth=0.8, alpha=0.9)
         ends.append((across[-1], up[-1], text, style.color))
-    axes.set_xlabel(label)
+    calm = [line for line in done if line.method != "random"]
+    zoom(axes, [line.average or 0.0 for line in calm])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+    axes.set_xlabel(f"{label} ({unit_name})")
     axes.set_ylabel("mean score, % of the maximum")
     label_ends(figure, axes, ends)
-    axes.set_title(f"{mathtext(board.name)}: grey, what no other row beats in both", loc="left", fontsize=10)
+    axes.set_title(f"{mathtext(board.name)}: Pareto front in grey", loc="left", fontsize=10)
     rows = [
         {
-            "row": line.label, "tokens": line.tokens, name: cost[line.key], "average": line.average,
+            "row": line.label, "tokens": line.tokens, f"{name}_{unit_name}": cost[line.key], "average": line.average,
             "low": line.average_low, "high": line.average_high, "front": "yes" if place in front else "no",
         }
         for place, line in enumerate(done)
@@ -189,50 +217,6 @@ def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
         for place, (cost, score) in enumerate(points)
         if not any(x <= cost and y >= score and (x, y) != (cost, score) for x, y in points)
     }
-
-
-def _draw_curve(
-    axes: Axes,
-    tokens: Sequence[float],
-    values: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    style: Style,
-) -> None:
-    if style.band:
-        axes.fill_between(tokens, lows, highs, color="0.85", linewidth=0, zorder=0)
-        axes.plot(tokens, values, color=style.color, linewidth=1, zorder=1)
-        if len(tokens) == 1:
-            axes.errorbar(tokens, values, [[values[0] - lows[0]], [highs[0] - values[0]]], color=style.color, capsize=3)
-        return
-    below = [value - low for value, low in zip(values, lows, strict=True)]
-    above = [high - value for value, high in zip(values, highs, strict=True)]
-    axes.errorbar(
-        tokens, values, [below, above], color=style.color, marker=style.marker, linestyle=style.line, markersize=5,
-        linewidth=1.5, capsize=2, elinewidth=0.8,
-    )  # fmt: skip
-
-
-def _aside(curve: Sequence[Line], number: int) -> list[float]:
-    """Where the points of a curve stand: beside each other's bars, not on them."""
-    return [line.tokens * 2 ** (0.03 * ((number + 1) // 2) * (-1) ** number) for line in curve]
-
-
-def _zoom(axes: Axes, seen: Sequence[float]) -> None:
-    """Around what is not random, whose band is cut off."""
-    known = [value for value in seen if math.isfinite(value)]
-    if known and max(known) > min(known):
-        room = 0.06 * (max(known) - min(known))
-        axes.set_ylim(min(known) - room, max(known) + room)
-
-
-def _budget_axis(board: Leaderboard, axes: Axes, lines: Sequence[Line]) -> None:
-    ticks = sorted({line.tokens for line in lines})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    largest = " (shares: of the largest image)" if board.num_visual_tokens is None else ""
-    axes.set_xlabel(f"visual tokens entering a decoder layer, on average{largest}")
 
 
 def _file_name(task: str) -> str:

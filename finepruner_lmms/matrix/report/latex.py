@@ -24,7 +24,7 @@ def _float(frame: Frame, notes: Sequence[str]) -> str:
     caption = f"{first} {{\\footnotesize {' '.join(others)}}}" if others else first
     return (
         "\\begin{table*}[p]\n\\centering\n"
-        f"\\caption{{{caption}}}\n"
+        f"\\caption{{{caption}}}\n\\smallskip\n"
         "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%\n"
         f"{frame.latex().rstrip()}%\n}}\n\\end{{table*}}\n"
     )

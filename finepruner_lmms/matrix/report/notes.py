@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.protocol import LMMS_EVAL
 from finepruner_lmms.errors import list_names
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.report.board import Leaderboard
@@ -28,6 +29,7 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
         f"average: mean share of the maximum. {RELATIVE[relative]}",
         *_differences(board),
         *_served(board),
+        *_protocols(board),
         *_measures(board),
         *_judges(board),
         *_rows(board),
@@ -79,6 +81,15 @@ def _differences(board: Leaderboard) -> Iterator[str]:
 def _served(board: Leaderboard) -> Iterator[str]:
     if served := [title(task) for task in board.tasks if any(task in line.submitted for line in board.lines)]:
         yield f"{', '.join(served)}: for its server, in the cell's folder; no part of the average."
+
+
+def _protocols(board: Leaderboard) -> Iterator[str]:
+    found = {task: {line.scores[task].protocol for line in board.lines if task in line.scores} for task in board.tasks}
+    if others := [title(task) for task, protocols in found.items() if LMMS_EVAL in protocols]:
+        rules = "scored by lmms-eval's rules (protocol: lmms_eval), not by those of published figures."
+        yield f"{', '.join(others)}: {rules}"
+    if mixed := [title(task) for task, protocols in found.items() if len(protocols) > 1]:
+        yield f"{', '.join(mixed)}: rows by both rules, which do not compare."
 
 
 def _measures(board: Leaderboard) -> Iterator[str]:

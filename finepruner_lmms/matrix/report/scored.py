@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.records import Measure, Result
 from finepruner_lmms.statistics.scores import over_seeds
@@ -38,6 +39,8 @@ class Score:
     images: int = 0
     beside: dict[str, float] = field(default_factory=dict)
     """Other figures of the benchmark as they are shown, by what people call them: MME's `cognition` and `total`."""
+    protocol: Protocol = LLAVA
+    """By whose rules answers were scored."""
 
     @property
     def counts(self) -> bool:
@@ -62,9 +65,8 @@ def estimate_score(task: str, results: Sequence[Result], tallies: Sequence[Tally
     if result.measure is not None and result.measure.scale is None:  # the metric itself
         percent = shown
     assert percent is not None, "a valid result has what is scored"
-    known = [one for one in benchmark.beside if one.metric in result.metrics]
-    beside = {one.title: one.factor * result.metrics[one.metric] for one in known}
-    like = Score(shown, None, percent, None, result.measure, questions=result.answered, beside=beside)
+    like = Score(shown, None, percent, None, result.measure, questions=result.answered)
+    like = replace(like, beside=benchmark.shown_beside(result.metrics), protocol=result.spec.protocol)
     return _estimated(shown, percent, tallies, like)
 
 
@@ -75,5 +77,5 @@ def _estimated(shown: float, percent: float, tallies: Sequence[Tally], like: Sco
     as_shown = found.scaled(tallies[0].per_percent)
     return Score(
         shown, as_shown.error, percent, found.error, like.measure, found.low, found.high, as_shown.low, as_shown.high,
-        found.questions, found.images, like.beside,
+        found.questions, found.images, like.beside, like.protocol,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
+from finepruner_lmms.benchmarks.protocol import LMMS_EVAL
 from finepruner_lmms.errors import FieldError, check_choice, show
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.plan import Study
@@ -179,7 +180,7 @@ def _cells(
     for task in columns(board):
         record, ours = rules.same_quantity(task, records), _ours(line, task)
         if record is not None and ours is not None:
-            why = foreign.get((line.method, task)) or rules.why_not(task, record) or _judge(board, task)
+            why = foreign.get((line.method, task)) or rules.why_not(task, record) or _other_rules(board, line, task)
             cells.append(Against(task, ours, record, rules.tolerance(task), why))
     return tuple(cells)
 
@@ -201,8 +202,11 @@ def _ours(line: Line, column: str) -> float | None:
     return score.beside.get("total")
 
 
-def _judge(board: Leaderboard, task: str) -> str | None:
-    """Why a judged score does not compare: who judges decides it by points."""
+def _other_rules(board: Leaderboard, line: Line, column: str) -> str | None:
+    """Why a score does not compare that other rules, or another judge, gave."""
+    task = "mme" if column == rules.MME_TOTAL else column
+    if line.scores[task].protocol == LMMS_EVAL:
+        return "published by the rules of LLaVA's code, here by lmms-eval's"
     judges = board.judges.get(task, ())
     if task != "mmvet" or all(judge.startswith("gpt-4") for judge in judges):
         return None
