@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from finepruner_lmms.commands import bench, data, doctor, exchange, jobs, judge, run, show
+from finepruner_lmms.commands import bench, data, doctor, exchange, jobs, judge, picture, run, show
 from finepruner_lmms.commands.failures import Commands
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ for command in (
     data.prepare,
     doctor.doctor,
     bench.bench,
+    picture.show,
 ):
     app.command()(command)
 app.command("import")(exchange.import_)  # a word of Python's own
