@@ -8,7 +8,8 @@ task's `process_docs` chooses instead: at random with a fixed seed, so that the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import heapq
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from finepruner_lmms.errors import FieldError
 DOCUMENT = "fp_document"
 """The column that a chosen document's number in the whole data set is kept in."""
 _SEED = "finepruner_lmms limit"
+_SHOWN = "finepruner_lmms shown"
 Keys = Mapping[str, Any]
 
 
@@ -77,6 +79,18 @@ def choose(keys: Sequence[Keys], sampling: Sampling, limit: int) -> list[int]:
 
 def _order(key: tuple[Hashable, Hashable]) -> bytes:
     return hashlib.sha256(f"{_SEED} {key[1]!r}".encode()).digest()
+
+
+def recorded(document_numbers: Iterable[int], most: int) -> set[int]:
+    """The numbers of at most `most` questions whose traces are kept, and which are shown: the same for every method.
+
+    Chosen by a hash of the number, so that neither order nor processes change the choice, and more add to fewer.
+    """
+    return set(heapq.nsmallest(most, set(document_numbers), key=_shown_order))
+
+
+def _shown_order(number: int) -> bytes:
+    return hashlib.sha256(f"{_SHOWN} {number}".encode()).digest()
 
 
 def chooser(sampling: Sampling, limit: int) -> Callable[[Any], Any]:
