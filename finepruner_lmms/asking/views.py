@@ -64,9 +64,14 @@ def pictures(
     images: Sequence[Image.Image],
     spans: Sequence[ImageSpan],
 ) -> tuple[Picture, ...]:
-    """The pictures of a conversation in order; videos, which show no still picture, are left out."""
-    found = []
-    for image, span in zip(images, (one for one in spans if not one.video), strict=True):
+    """The pictures of a conversation in order; videos, which show no still picture, are left out.
+
+    None where a family reads the frames of a video as images: which of them are pictures is not told.
+    """
+    found, stills = [], [span for span in spans if not span.video]
+    if len(stills) != len(images):
+        return ()
+    for image, span in zip(images, stills, strict=True):
         seen = _square(image, processor, settings) if family.model_type == "llava" else image
         found.append(Picture(seen, family.views(config, span, seen.size), span.length, span.separators))
     return tuple(found)
