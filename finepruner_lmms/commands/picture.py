@@ -1,4 +1,4 @@
-"""Seeing what methods keep of one picture: the user's own, a scene of the demo, or a question of a study."""
+"""Seeing what methods keep of one picture: the user's own, or a scene of the demo."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def show(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE QUESTION | OUTPUT TASK QUESTION",
+            metavar="IMAGE QUESTION",
             help="A picture and a question about it; `demo` or `demo:7` is a scene of the demo, which brings its own "
-            "question. Or a study, a task and the number of a question of it.",
+            "question.",
             show_default=False,
         ),
     ],
@@ -61,7 +61,7 @@ def _asked(
     image, *rest = what
     if len(rest) > 1 or (not rest and not is_scene(image)):
         problem = f"got {len(what)} argument{'s' * (len(what) != 1)}"
-        raise FieldError("show", problem, fix="give IMAGE QUESTION, or OUTPUT TASK QUESTION, or the word demo")
+        raise FieldError("show", problem, fix="give IMAGE QUESTION, or the word demo")
     parse_budget(budget, "--budget")
     chosen = read_methods(split_methods(methods or _METHODS), budget)
     if is_scene(image):
