@@ -29,6 +29,7 @@ _HOME = {
     "build_pruner": "pruners",
     "encode_images": "engine.vision_tower",
     "generate": "engine.generate",
+    "leaderboard": "matrix.report.opened",
     "load_model": "checkpoints.load",
     "show": "asking.show",
 }
@@ -47,6 +48,7 @@ __all__ = [
     "build_pruner",
     "encode_images",
     "generate",
+    "leaderboard",
     "load_model",
     "show",
 ]
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from finepruner_lmms.heads import HEAD_STRATEGIES
     from finepruner_lmms.pruners import METHODS, Pruner, build_pruner
     from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+
+    leaderboard: Any  # of matrix.report.opened, of which rooms below know nothing
 
 
 def __getattr__(name: str) -> Any:

@@ -38,11 +38,12 @@ _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    "±": r"$\pm$", "–": "--",
+    "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "Δ": r"$\Delta$",
 }  # fmt: skip
 _ASCII = str.maketrans({
     "±": "+-", "–": "-", "—": "-", "÷": "/", "×": "x", "→": "->", "…": "...", "·": ".", "’": "'", "“": '"', "”": '"',
     "─": "-", "━": "-", "╸": "-", "╺": "-", "│": "|", "┃": "|", "┼": "+", "\xa0": " ",
+    "↑": "^", "↓": "v", "Δ": "delta",
 })  # fmt: skip
 
 

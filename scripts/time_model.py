@@ -26,7 +26,8 @@ from finepruner_lmms.engine.roofline import (
     prefill_seconds,
     step_seconds,
 )
-from finepruner_lmms.matrix.estimate import CELL, NODE, START, Asked, Launched, cell_parts
+from finepruner_lmms.matrix.cell_time import CELL, Asked, Launched, cell_parts
+from finepruner_lmms.matrix.estimate import NODE, START
 from finepruner_lmms.matrix.workloads import WORKLOADS
 
 LLAVA_7B = Sizes(DecoderSizes(4096, 11008, 4096, 4096), 32, 32064, 576, 24, 1024, 4096)

@@ -268,6 +268,27 @@ MALFORMED: dict[str, tuple[str, str | bytes, str, str, str]] = {
     "a task of nobody": ("[pope, mme]", "[pope, mne]", "4:15", "tasks.1", "did you mean 'mme'?); known: vqav2, gqa"),
     "a thousand tasks": ("[pope, mme]", f"[{_THOUSAND}]", "4:1", "tasks", "expected at most 100 of them"),
     "monitor that is a number": ("limit: 8", "monitor: 1", "5:1", "monitor", "got 1; expected true or false"),
+    "record that is a number": (
+        "limit: 8",
+        "record: 8",
+        "5:1",
+        "record",
+        "got 8; expected a mapping, such as",
+    ),
+    "record of fewer than none": (
+        "limit: 8",
+        "record: {questions: -1}",
+        "5:10",
+        "record.questions",
+        "got -1; expected at least 0",
+    ),
+    "record of another field": (
+        "limit: 8",
+        "record: {question: 8}",
+        "5:10",
+        "record.question",
+        "unknown field (did you mean 'questions'?); known: questions",
+    ),
     "submission that is a text": (
         "limit: 8",
         "submission: 'yes'",

@@ -20,9 +20,11 @@ from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.matrix.evaluate import evaluate_cell, task_manager
 from finepruner_lmms.matrix.plan import Plan, PlannedCell, Study
-from finepruner_lmms.matrix.report.compare import differences
+from finepruner_lmms.matrix.report.compare import compare_rows
+from finepruner_lmms.matrix.report.comparison_text import comparison_text
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
-from finepruner_lmms.matrix.report.tables import render, render_differences
+from finepruner_lmms.matrix.report.named_rows import NamedRow
+from finepruner_lmms.matrix.report.tables import render
 from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.matrix.study import open_study
@@ -198,15 +200,17 @@ def test_the_table_says_how_each_is_measured_and_averages_only_known_scales(done
 
 
 def test_rows_are_paired_where_questions_have_scores_and_a_note_says_where_not(done):
-    found = {one.task: one for one in differences(*done, 0, 1)}
-    assert set(found) == set(TASKS), "one scale alone has no average"
-    assert (found["own_total"].value, found["own_total"].error) == (0, None)
+    told = compare_rows(NamedRow("a", *done, (0,)), NamedRow("b", *done, (1,)))
+    found = {one.task: one.difference for one in told.tasks}
+    assert set(found) == set(TASKS)
+    assert (found["own_total"].value, found["own_total"].error, found["own_total"].p) == (0, None, None)
     ours, theirs = (
         [json.loads(line)["score"] for line in (done[0].cell_dir(cell) / "samples.jsonl").read_text().splitlines()]
         for cell in done[1].cells if cell.task == "own_several"
     )  # fmt: skip
     assert found["own_several"].value == pytest.approx((sum(ours) - sum(theirs)) / QUESTIONS)
-    assert "own_total: lmms-eval has no score of single questions" in render_differences(list(found.values()), "a", "b")
+    assert "own_total: lmms-eval has no score of single questions" in comparison_text(told)
+    assert "| average" not in comparison_text(told), "one scale alone has no average"
 
 
 def test_a_changed_score_is_damage(done, tmp_path):

@@ -29,9 +29,13 @@ from finepruner_lmms.data.task_folders import folder
 from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.identity import answer_settings
+from finepruner_lmms.lmms.journal import Journal, read_journal
 from finepruner_lmms.lmms.model import FinePruner, LlavaFinePruner
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.names import model_name
+from finepruner_lmms.lmms.recorder import Recorder
+from finepruner_lmms.lmms.together import Company, Seat
+from finepruner_lmms.lmms.traced import from_record
 from finepruner_lmms.matrix.cells import expand
 from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.matrix.evaluate import evaluate_cell
@@ -172,6 +176,38 @@ def test_a_family_answers_in_lmms_eval_as_its_processor_and_generate_do(name, me
         assert found[number]["filtered_resps"][0] == answer, number
         counted = found[number]["token_counts"][0]
         assert (counted["input_tokens"], counted["output_tokens"]) == (inputs["input_ids"].shape[1], 3)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl", "internvl"])
+def test_what_is_recorded_in_a_batch_is_what_happens_to_a_question_alone(name, checkpoints, toy, tmp_path):
+    lm = FinePruner(pretrained=str(checkpoints / name), batch_size=5, method="finepruner", budget="50%", heads=3,
+                    **SETTINGS[name])  # fmt: skip
+    lm.recorder, lm.seat = Recorder(10), Seat(Journal(tmp_path, "owner", lm.origin), Company({}))
+    evaluate(lm, toy)
+    traces = {number: from_record(record) for number, record in read_journal(tmp_path, "owner").traces.items()}
+    assert sorted(traces) == [number for number, row in enumerate(ROWS) if row["images"]]
+    pruner = fp.build_pruner("finepruner", budget="50%", heads=3)
+    for number, found in traces.items():
+        images = ROWS[number]["images"]
+        text = f"user: {'<image>' * len(images)}{ROWS[number]['question']}\nassistant: "
+        inputs, _ = by_hand(checkpoints / name, [(text, images)], answers=1)
+        alone = fp.generate(loaded(checkpoints / name)[0], pruner, dict(inputs), max_new_tokens=1).trace
+        (stage,) = found.stages
+        assert found.tokens == alone.num_visual_tokens and stage.layer == 2
+        assert np.flatnonzero(stage.kept).tolist() == alone.kept[2][0].tolist()
+        assert list(found.entering) == alone.tokens_entering[0]
+        if len(images) == 1:
+            assert stage.heads == tuple(alone.heads[0].tolist()) and len(stage.head_scores) == 9
+        else:  # each image has its own
+            assert stage.heads is None and stage.maps is None
+        if name == "qwen2_5_vl" and len(images) == 1:
+            rows, columns = found.grid
+            assert stage.maps.shape == (3, rows, columns) and rows * columns == found.tokens
+            guides = alone.guides[2][0].reshape(3, rows, columns).numpy()
+            scaled = 255 * guides / guides.max(axis=(1, 2), keepdims=True)
+            assert np.abs(scaled - stage.maps).max() <= 0.51
+        elif name == "llava_next":  # newlines and tiles
+            assert found.grid is None
 
 
 def test_earlier_turns_are_part_of_one_prompt(checkpoints, toy):

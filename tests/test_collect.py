@@ -67,6 +67,15 @@ def runs(lm, manager, tmp_path_factory) -> Path:
     return folder
 
 
+def test_lmms_evals_efficiency_counts_tokens_and_scores(runs):
+    (file,) = (runs / "mme" / "attempt").rglob("*_results.json")
+    found = json.loads(file.read_text())["efficiency"]["by_task"]["fp_mme"]
+    assert found["docs"] == found["docs_with_token_counts"] == LIMIT and found["total_input_tokens"] > LIMIT
+    (samples,) = (runs / "mme" / "attempt").rglob("*_samples_fp_mme.jsonl")
+    right = sum(json.loads(line)["score"] for line in samples.read_text().splitlines())
+    assert found["total_correct_score"] == right
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_plain_run_gives_what_the_worker_gives(lm, manager, runs, tmp_path, monkeypatch, task):
     monkeypatch.setenv(JUDGE, "later")

@@ -17,6 +17,7 @@ import torch
 from conftest import VISUAL, alone, prompts, rounding, tiny_llava
 
 import finepruner_lmms as fp
+from finepruner_lmms import plugins
 from finepruner_lmms.pruners import DecoderPruner, VisionPruner, registry
 from finepruner_lmms.pruners.vanilla import Vanilla
 from finepruner_lmms.testing import prefill_without_host_sync
@@ -304,8 +305,8 @@ def test_a_broken_plug_in_stops_only_who_needs_it(monkeypatch):
     def broken():
         raise RuntimeError("plug-in 'nothing' cannot be loaded")
 
-    monkeypatch.setattr(registry, "load_plugins", broken)
-    monkeypatch.setattr(registry, "_plugins_asked", False)
+    monkeypatch.setattr(plugins, "load_plugins", broken)
+    monkeypatch.setattr(plugins, "_asked", False)
     assert fp.build_pruner("fastv", budget=100).name == "fastv"
     for _ in range(2):  # and it is told again
         with pytest.raises(RuntimeError, match="plug-in 'nothing'"):

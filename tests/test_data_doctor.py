@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import datasets
+import doc_blocks
 import pytest
 from hub_content import finepruner
 from typer.testing import CliRunner
@@ -86,7 +88,7 @@ def test_a_checkpoint_without_weights_is_missing(tmp_path):
 def test_the_clip_that_cdpruner_reads_questions_with_is_looked_for():
     pruner = build_pruner("cdpruner", budget=64, clip="nobody/clip")
     (check,) = readiness.clip_checks([build_pruner("fastv", budget=64), pruner], "demo")
-    assert check.status == "missing" and "nobody/clip" in check.text and "--checkpoint nobody/clip" in check.fix
+    assert check.status == "missing" and "nobody/clip" in check.text and "--checkpoint nobody/clip" in check.command
 
 
 def test_who_judges_mm_vet_is_said(monkeypatch):
@@ -115,7 +117,8 @@ def test_versions_are_compared_with_those_asked_for_and_tested(monkeypatch):
     monkeypatch.setattr(machine.metadata, "version", version)
     checks = {check.topic: check for check in machine.versions()}
     assert checks["transformers"].status == "missing" and "asks for" in checks["transformers"].text
-    assert checks["datasets"] == Check("datasets", "missing", "not installed", "pip install 'datasets==5.2.0'")
+    install = f"{sys.executable} -m pip install datasets==5.2.0"
+    assert checks["datasets"] == Check("datasets", "missing", "not installed", command=install)
     assert checks["pyarrow"].status == "warning" and checks["pyarrow"].text.startswith("99.0, tested with ")
     assert checks["torch"].status == "ok"
 
@@ -168,7 +171,6 @@ def test_a_cache_that_cannot_be_written_is_missing(tmp_path):
         (["--tasks", "popi"], "unknown task 'popi' (did you mean 'pope'?)"),
         (["--data", "nowhere"], "data: 'nowhere' is neither 'hub', 'demo' nor an existing folder"),
         ([str(CONFIG), "--data", "demo"], "give a matrix file, or --data, --pretrained and --tasks, not both"),
-        (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
     ],
 )
 def test_requests_that_are_wrong(arguments, text):
@@ -180,3 +182,44 @@ def test_for_people_there_is_a_line_a_check():
     done = CliRunner().invoke(app, ["doctor", "--pretrained", "nobody/nothing"])
     (line,) = [line for line in done.output.splitlines() if " checkpoint " in line]
     assert line.startswith("missing  checkpoint ") and done.output.splitlines()[-1].startswith("not ready: ")
+
+
+def test_a_matrix_file_that_is_wrong_is_one_line_and_the_rest_is_looked_at(tmp_path):
+    file = tmp_path / "a study.yaml"
+    file.write_text("name: x\nmodel: {pretrained: demo}\ndata: demo\ntasks: [pope, popi]\nmethods: [fastv]\n")
+    found = doctor(file, expect=1)
+    wrong = found["matrix file"]
+    assert wrong["text"].startswith(f"{file}:4:15: tasks.1: unknown task 'popi'") and "(and 1 more)" in wrong["text"]
+    assert wrong["command"] == f"finepruner plan '{file}'" and "\n" not in wrong["text"]
+    assert found["pope data"]["status"] == found["checkpoint"]["status"] == "ok"
+    file.write_text("name: [")
+    assert doctor(file, expect=1)["torch"]["status"] == "ok"
+    missing = doctor(tmp_path / "nowhere.yaml", expect=1)["matrix file"]
+    assert missing["text"] == f"{tmp_path}/nowhere.yaml: cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model_type": "bert"}', '{"model_type": 3}', b"\xff\xfe"])
+def test_a_checkpoints_configuration_that_cannot_be_read_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = doctor("--pretrained", tmp_path, "--data", "demo", "--tasks", "pope", expect=1)
+    assert found["checkpoint"]["status"] == "missing" and "\n" not in found["checkpoint"]["text"]
+    assert found["pope data"]["status"] == "ok"
+
+
+def test_commands_that_are_printed_can_be_typed(tmp_path, monkeypatch):
+    root = tmp_path / "a root"
+    (root / "pope").mkdir(parents=True)
+    (root / "pope" / "manifest.json").write_text("{}")
+    monkeypatch.setenv("PATH", "/nowhere")
+    lines = [
+        check["command"] or re.sub(r".*`(.*)`.*", r"\1", check["fix"])
+        for given, status in ((["--data", root, "--tasks", "pope,gqa"], 1), (["--data", "demo", "--tasks", "mme"], 1))
+        for check in doctor(*given, "--pretrained", "nobody/none", expect=status).values()
+        if check["command"] or "`finepruner" in check["fix"]
+    ]
+    assert any(f"--data '{root}' --tasks pope" in line for line in lines)
+    assert any(line.endswith("--checkpoint nobody/none") for line in lines)
+    assert any(line.startswith("export PATH=") for line in lines)
+    for line in lines:
+        for words in doc_blocks.commands(line):
+            doc_blocks.check([Path(words[0]).name, *words[1:]])

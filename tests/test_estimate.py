@@ -7,14 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from studies import cell
 from typer.testing import CliRunner
 
+from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.cli import app
 from finepruner_lmms.engine.roofline import H100
-from finepruner_lmms.matrix.estimate import Asked, Launched, cell_parts, cell_seconds, seconds_of
+from finepruner_lmms.matrix.attempts import begin_attempt
+from finepruner_lmms.matrix.cell_time import CELL, Asked, Launched, cell_parts
 from finepruner_lmms.matrix.machine import measured_machine
+from finepruner_lmms.matrix.pace import Finished, cell_seconds, seconds_of
 from finepruner_lmms.matrix.records import Conditions, Result, Speed
+from finepruner_lmms.matrix.results import write_result
+from finepruner_lmms.matrix.study import open_study
 from finepruner_lmms.matrix.workloads import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
@@ -75,11 +79,11 @@ def speed(questions: int, rate: float) -> Speed:
 
 
 def test_finished_cells_correct_the_estimate_by_task_and_a_resumed_one_counts_whole():
-    cells = [cell("a", "pope", 0), cell("b", "pope", 1), cell("c", "gqa", 0)]
-    schedules = [schedule("vanilla"), schedule("fastv 64")]
-    plain = cell_seconds(LLAVA_7B, cells, schedules, [], Launched())
-    twice = result(2 * plain["a"], 9000)
-    corrected = cell_seconds(LLAVA_7B, cells, schedules, [(cells[0], twice)], Launched())
+    vanilla, fastv = schedule("vanilla"), schedule("fastv 64")
+    cells = {"a": Asked("pope", vanilla), "b": Asked("pope", fastv), "c": Asked("gqa", vanilla)}
+    plain = cell_seconds(LLAVA_7B, cells, [], Launched())
+    twice = Finished(cells["a"], result(2 * plain["a"], 9000))
+    corrected = cell_seconds(LLAVA_7B, cells, [twice], Launched())
     assert corrected == pytest.approx({name: 2 * seconds for name, seconds in plain.items()})
     assert seconds_of(result(100.0, 9000, speed(3000, 60.0))) == pytest.approx(100 + 6000 / 60)
     assert seconds_of(result(100.0, 9000, speed(9000, 60.0))) == 100.0
@@ -142,3 +146,34 @@ def test_plan_does_not_guess_for_a_small_model(tmp_path):
     file.write_text(STUDY.format(model="demo", data="demo"))
     shown = CliRunner().invoke(app, ["plan", str(file), "--output", str(tmp_path / "run")])
     assert shown.output.splitlines()[-1] == "time for what is left: unknown until a cell is done"
+
+
+def test_a_few_questions_tell_how_long_many_take():
+    """What each takes is corrected apart from starting and scoring, which a few questions are mostly made of."""
+    visual = schedule("vanilla")
+    few, many = Asked("pope", visual, limit=40), Asked("pope", visual)
+    true = 10 * (cell_parts(LLAVA_7B, few, Launched()).total - CELL.value)  # each question takes ten times as long
+    measured = Finished(few, result(CELL.value + true, 40, speed(40, 40 / true)))
+    wanted = CELL.value + 10 * (cell_parts(LLAVA_7B, many, Launched()).total - CELL.value)
+    assert cell_seconds(LLAVA_7B, {"x": many}, [measured], Launched())["x"] == pytest.approx(wanted)
+    assert wanted > 9 * cell_parts(LLAVA_7B, many, Launched()).total
+
+
+def test_plan_reckons_by_finished_cells_of_another_limit(tmp_path):
+    file, output = tmp_path / "study.yaml", tmp_path / "run"
+    file.write_text(STUDY.format(model="demo", data="demo"))
+    _, store, few = open_study(file, output, limit=24)
+    for each in few.cells:
+        folder = store.cell_dir(each)
+        assert begin_attempt(folder, "1").is_dir()
+        about = {"id": each.id, "spec": each.spec(), "seconds": 3.0, "finished": "2026-01-01T00:00:00+00:00"}
+        counted = {"answered": 24, "expected": 24, "batch_size": 1, "processes": 1, "device": "cpu"}
+        scored = {"metrics": {BENCHMARKS["pope"].metric: 1.0}, "percent": 100.0, "standard_error": None}
+        pace = {"speed": speed(24, 24.0).model_dump(mode="json")}  # a second for all, and two for all else
+        samples = [{"doc_id": n, "target": "yes", "answer": "yes", "image": "a"} for n in range(24)]
+        write_result(folder, about | counted | scored | pace, samples)
+    last = CliRunner().invoke(app, ["plan", str(file), "--output", str(output)]).output.splitlines()[-1]
+    assert "(by 3 finished cells of other limits or rows)" in last
+    lines = CliRunner().invoke(app, ["plan", str(file), "--output", str(output), "--format", "jsonl"]).output
+    seconds = [json.loads(line)["seconds"] for line in lines.splitlines()]
+    assert sum(seconds) == pytest.approx(3 * (2.0 + 240 / 24), rel=0.05)  # the miniature has 240 questions

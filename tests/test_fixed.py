@@ -78,6 +78,12 @@ def assert_same(eager: Any, fixed: Any) -> None:
     assert a.kept.keys() == b.kept.keys()
     for layer, rows in a.kept.items():
         assert all(torch.equal(one, other) for one, other in zip(rows, b.kept[layer], strict=True))
+    assert (a.guides.keys(), a.merge_masks.keys()) == (b.guides.keys(), b.merge_masks.keys())
+    shown = torch.tensor(a.has_image)
+    for layer, guides in a.guides.items():
+        torch.testing.assert_close(guides[shown], b.guides[layer][shown], **rounding(size=float(guides.abs().max())))
+    for layer, merged in a.merge_masks.items():
+        assert torch.equal(merged[shown], b.merge_masks[layer][shown])
     assert a.chosen_heads.keys() == b.chosen_heads.keys()
     for layer, (heads, _) in a.chosen_heads.items():
         shown = torch.tensor(a.has_image)  # without an image there is nothing that heads could be chosen by

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.cli import app
+from finepruner_lmms.matrix.rescoring import rescore
 from finepruner_lmms.matrix.results import read_lines, write_result
 from finepruner_lmms.matrix.store import Store
 
@@ -185,6 +186,34 @@ TASKS = {
     "mme": [foreign.mme(n, f"OCR/{n // 2}.png", "Yes", "Yes" if n else "No") for n in range(4)],
 }  # fmt: skip
 SCORES = {"gqa": 50, "textvqa": 30, "vizwiz": 100, "sqa": 75, "mmbench": 50, "mme": 100 * 3 / 4 + 100 / 2}
+
+
+def test_answers_that_only_lmms_eval_takes_are_read_again_and_the_difference_is_told(tmp_path):
+    lines = [foreign.logged(0, "dog", "dog!", exact_match=1.0), foreign.logged(1, "dog", "dog", exact_match=1.0)]
+    pairs = [foreign.mme(0, "a.png", "Yes", "Yes"), foreign.mme(1, "a.png", "No", "No")]
+    pairs[0] = foreign.logged(0, "Yes", "Y", mme_perception_score=pairs[0]["mme_perception_score"])
+    thought = foreign.logged(2, "Yes", "Yes", mme_cognition_score={"question_id": "b", "category": "c", "score": 1.0})
+    other = foreign.logged(3, "No", "no", mme_cognition_score={"question_id": "b", "category": "c", "score": 1.0})
+    reported = {"gqa": {"exact_match,none": 1.0}, "mme": {"mme_perception_score,none": 200.0}}
+    foreign.write(tmp_path / "out", {"gqa": lines, "mme": [*pairs, thought, other]}, reported)
+    said = bring(tmp_path / "new", tmp_path / "out")
+    assert said.exit_code == 0, said.output
+    assert "by its own scores it has 1, by the rules of rows here 0.5" in said.output
+    assert "by its own scores it has 200, by the rules of rows here 50" in said.output
+    read = Store(tmp_path / "new")
+    states = dict(zip((cell.task for cell in read.study().cells), read.states(read.study().cells), strict=True))
+    metrics = states["mme"].result.metrics
+    assert (metrics["mme_cognition_score,none"], metrics["mme_total_score,none"]) == (200, 250)
+
+
+@pytest.mark.parametrize("task", ["vqav2", "vizwiz"])
+def test_ten_annotators_are_asked_again_where_they_are_at_hand(task):
+    given = ["two"] * 10
+    known = {"answers": [{"answer": one} for one in given] if task == "vqav2" else given}
+    logged = {"exact_match": 1.0, "target": "answer"}
+    assert rescore(task, logged, "two", known) == 0  # uploaded as "2", and compared with what stands there
+    assert rescore(task, logged, "two", {}) == rescore(task, logged, "two", known, "lmms_eval") == 1
+    assert rescore(task, logged | {"exact_match": 0.3}, "cat", {"answers": ["cat"] * 10}) == 0.3  # never raised
 
 
 def test_each_task_is_scored_as_rows_here_are(tmp_path):

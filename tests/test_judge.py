@@ -20,7 +20,7 @@ from finepruner_lmms.judge.answers import AnswersError, read_answers, score_file
 from finepruner_lmms.judge.client import ChatClient, JudgeError, JudgeUnavailable
 from finepruner_lmms.judge.judgements import Judgements, JudgementsError
 from finepruner_lmms.judge.scoring import MMBENCH, MMVET, Scorer
-from finepruner_lmms.judge.settings import JudgeServer, completions_url, from_environment
+from finepruner_lmms.judge.settings import JudgeServer, completions_url, from_environment, judge_name
 
 KEY = "sk-secret-0123456789"
 
@@ -60,6 +60,40 @@ def score(judge, answers, file, **options) -> list[float]:
 
 def lines(file) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+# -- a judge that is asked several times ------------------------------------------------------------------------------
+
+
+def test_an_answer_may_be_judged_several_times_and_its_score_is_the_mean(tmp_path):
+    replies = iter(["0.2", "0.4", "1.0", "0.0", "0.6", "0.8", "0.5"])
+    two = TWELVE[:2]
+    with Server(lambda *_: says(next(replies))) as server:
+        judge = settings_of(server, times=3, workers=1)
+        with Scorer(judge, Judgements(tmp_path / "j")) as scorer:
+            judged, about = scorer.score(MMVET, two)
+        # each answer three times in turn; rounds are (0.2, 0), (0.4, 0.6), (1, 0.8): 10, 50 and 90 percent
+        assert [entry["scores"] for entry in judged] == [[0.2, 0.4, 1.0], [0.0, 0.6, 0.8]]
+        assert [entry["score"] for entry in judged] == pytest.approx([1.6 / 3, 1.4 / 3])
+        found = mmvet.totals(judged)
+        assert found["total"] == found["rec"] == pytest.approx(50) and found["spread"] == pytest.approx(40)
+        assert about["name"] == "judge-1 ×3" and judge_name(judge) == "judge-1 ×3"
+        # what was judged once is the first of the three, and has no spread
+        with Scorer(settings_of(server), Judgements(tmp_path / "j")) as scorer:
+            once, about = scorer.score(MMVET, judged)
+        assert [entry["score"] for entry in once] == [0.2, 0.0] and "spread" not in mmvet.totals(once)
+        assert about["name"] == "judge-1" and len(server.requests) == 6
+
+
+def test_how_often_is_told_by_the_environment_too():
+    variables = {"FINEPRUNER_JUDGE": "http://h", "FINEPRUNER_JUDGE_MODEL": "m", "FINEPRUNER_JUDGE_TIMES": "5"}
+    assert judge_name(from_environment(variables)) == "m ×5"
+
+
+@pytest.mark.parametrize("times", [0, 21, "five"])
+def test_how_often_is_a_number_from_1_to_20(times):
+    with pytest.raises(ValueError, match="times"):
+        JudgeServer(url="http://h", model="m", times=times)
 
 
 # -- a judge that works -----------------------------------------------------------------------------------------------

@@ -383,11 +383,14 @@ def test_consensus_is_written_down_and_shown(model, toy, tmp_path):
     model.monitor_to(tmp_path)
     model.arguments = dataclasses.replace(model.arguments, debug=True)
     try:
-        evaluate(model, toy, limit=2)
+        answers, _ = evaluate(model, toy, limit=2)
     finally:
         model.monitor_to(None)
         model.arguments = dataclasses.replace(model.arguments, debug=False)
         logger.remove(handler)
+    for number, answer in answers.items():  # what was asked and answered, before what was selected
+        (line,) = [line for line in said if line.startswith(f"toy {number}: ")]
+        assert line.endswith(f", answered {answer!r}\n") and len(line) > len(f"toy {number}: , answered {answer!r}\n")
     lines = [json.loads(line) for line in (tmp_path / "selections-rank0.jsonl").read_text().splitlines()]
     assert [(line["doc_id"], line["layer"]) for line in lines] == [(d, k) for d in (0, 1) for k in (2, 8, 16, 24)]
     for line in lines:

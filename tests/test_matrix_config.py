@@ -100,6 +100,10 @@ def test_the_pruner_of_a_row_is_built_once(tmp_path, monkeypatch):
         ("limit: 8", "limit: lots", "5:1", "limit: got 'lots'"),
         ("data: demo", "data: demmo", "3:1", "data: 'demmo' is neither"),
         ("- vanilla", "- vanila", "7:5", "methods.0.method: unknown method 'vanila' (did you mean 'vanilla'?)"),
+        ("- vanilla", "- fastv", "7:5", "methods.0.budget: is missing, and without one 'fastv' would keep every token"),
+        ("budget: 128, ", "", "9:5", "methods.2.budget: is missing, and without one 'finepruner' would keep"),
+        ("budget: 128", "budget: null", "9:26", "methods.2.budget: is missing"),
+        ("- vanilla", "- divprune+fastv", "7:5", "methods.0.budget: is missing"),
         ("- vanilla", "- {budget: 64}", "7:5", "methods.0.method: got None"),
         (
             "seed: [0, 1]",

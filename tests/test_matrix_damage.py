@@ -15,7 +15,6 @@ import pytest
 from damages import CELLS, DONE, KINDS, Kind, T
 from typer.testing import CliRunner, Result
 
-from finepruner_lmms.benchmarks import statistics
 from finepruner_lmms.cli import app
 from finepruner_lmms.matrix import evidence
 from finepruner_lmms.matrix.evidence import checksum
@@ -23,7 +22,7 @@ from finepruner_lmms.matrix.overview import plan_text
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.report.tables import render
-from finepruner_lmms.matrix.results import check_result, read_lines, write_result
+from finepruner_lmms.matrix.results import check_result
 from finepruner_lmms.matrix.status import status_text
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.matrix.study import to_run
@@ -32,9 +31,8 @@ PATIENCE = 60  # seconds; a fifo that is opened for reading is waited for withou
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_draws() -> Iterator[None]:
+def no_sync() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "REPLICATES", 40)
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
@@ -168,22 +166,32 @@ def test_a_result_of_the_schema_before_is_verified_as_new_ones_are(store, whole)
     assert named(T) not in shown(store.root)
 
 
-def test_draws_of_another_numpy_may_differ_as_two_samples_of_draws_do(store, whole):
+def test_errors_that_an_older_version_drew_are_no_damage(store, whole):
     import json
 
     folder = store.cell_dir(T)
     result = json.loads((folder / "result.json").read_text())
-    identity = T.identity.model_copy(update={"libraries": {"torch": "2.11.0", "numpy": "1.0"}})
-    other = T.model_copy(update={"id": identity.id, "identity": identity})
-    about = {"id": other.id, "spec": other.spec()}
-    for factor, valid in ((1.1, True), (1.5, False)):
-        write_result(
-            folder,
-            result | about | {"standard_error": factor * result["standard_error"]},
-            read_lines(folder / "samples.jsonl"),
-        )
-        (folder / "verified.json").unlink()
-        assert (check_result(folder, other)[1] is not None) == valid
+    for schema, valid in ((3, True), (4, False)):
+        old = result | {"schema_version": schema, "standard_error": 1.1 * result["standard_error"]}
+        (folder / "result.json").write_text(json.dumps(old | {"checksum": checksum(old)}))
+        (folder / "verified.json").unlink(missing_ok=True)
+        assert (check_result(folder, T)[1] is not None) == valid
+
+
+def test_a_damaged_tally_is_counted_anew(store, whole):
+    before = shown(store.root)
+    (file,) = store.cell_dir(T).glob("tally.npz")
+    content = file.read_bytes()
+    for wrong in (
+        b"",
+        b"{}\n",
+        content[:-9],
+        content.replace(b"rules", b"ruled"),
+        content[:200] + b"x" + content[201:],
+    ):
+        file.write_bytes(wrong)
+        assert shown(store.root) == before
+    assert file.read_bytes() == content
 
 
 def test_a_checksum_is_of_the_content_not_of_its_layout():

@@ -25,8 +25,9 @@ from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.judging import judge_cells, keep_scores
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.progress import display_for
-from finepruner_lmms.matrix.report.compare import differences
+from finepruner_lmms.matrix.report.compare import Comparison, compare_rows
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.report.named_rows import NamedRow
 from finepruner_lmms.matrix.report.tables import render
 from finepruner_lmms.matrix.results import keep_answers, read_lines, write_answered, write_result
 from finepruner_lmms.matrix.store import Store, StoreError
@@ -110,12 +111,17 @@ def test_a_judge_that_dies_leaves_no_cell_half_judged(store):
     assert "waiting" in render(leaderboard(store), "latex")
 
 
+def compared(store: Store, study: Study) -> Comparison:
+    """Its first row and its second."""
+    return compare_rows(NamedRow("one", store, study, (0,)), NamedRow("other", store, study, (1,)))
+
+
 def test_rows_of_different_judges_are_not_compared(store):
     current = score(store, "exact")
-    assert differences(store, current, 0, 1)[0].value == 25
+    assert compared(store, current).tasks[0].difference.value == 25
     rewrite(store.cell_dir(CELLS[1]), judge={"name": "judge-1", "models": ["judge-1"]})
     with pytest.raises(StoreError, match="were judged by 'exact' and 'judge-1'"):
-        differences(store, planned("later"), 0, 1)
+        compared(store, planned("later"))
     store.save_study(planned("later"))
     assert "scores of different judges are not comparable" in render(leaderboard(store), "text")
 
@@ -305,7 +311,7 @@ def test_answers_scored_without_a_judge_are_judged_and_back_without_a_new_answer
             "asked": 3,
             "rubric": "",
         }
-        assert state.result.metrics == {METRIC: pytest.approx(200 / 3)}
+        assert state.result.metrics == {METRIC: pytest.approx(200 / 3), "unreadable,none": 0}
         letters = [line["score"].get("letter") for line in read_lines(samples[0])]
         assert letters == [None] * 5 + ["B"] + [None] * 5 + ["E"]
         text = render(leaderboard(bench), "text")
@@ -340,12 +346,12 @@ def test_rows_judged_and_not_judged_are_not_compared(bench):
     half = bench_study(judge)
     half = half.model_copy(update={"cells": (half.cells[0], bench_study(None).cells[1])})
     with pytest.raises(StoreError, match="no finished task in common"):
-        differences(bench, half, 0, 1)  # the second waits for its score without a judge
+        compared(bench, half)  # the second waits for its score without a judge
     keep, current = bench.cell_dir(TWO[1]), bench_study(None).cells[1]
     about, lines = keep_answers(keep, current)
     write_result(keep, about, lines)
     with pytest.raises(StoreError, match="rows of mmbench were judged by 'judge-1' and nobody"):
-        differences(bench, half, 0, 1)
+        compared(bench, half)
 
 
 def test_samples_that_were_changed_are_not_judged(bench):

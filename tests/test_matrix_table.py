@@ -10,14 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from studies import cell, method, rewrite, study
+from studies import cell, finish, lines_of, method, study
 
-from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.progress import score_text
-from finepruner_lmms.matrix.report.leaderboard import Line, leaderboard
+from finepruner_lmms.matrix.report.board import Line
+from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.report.plots import draw, figure
 from finepruner_lmms.matrix.report.tables import FORMATS, render
-from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.store import Store
 
 ROWS = [
@@ -39,11 +38,7 @@ def store(tmp_path) -> Store:
             cells.append(cell(f"{task}{number}", task, number, ROWS[number]))
             if share is None:
                 continue
-            metric = {"exact_match,none": share} if task == "gqa" else {"mme_perception_score,none": 800 * share}
-            result = {"id": cells[-1].id, "metrics": metric, "percent": 100 * share, "standard_error": 2.0}
-            folder = store.cell_dir(cells[-1])
-            begin_attempt(folder, "1")
-            write_result(folder, result | {"answered": 240, "expected": 240, "seconds": 1, "spec": {"task": task}}, [])
+            finish(store, cells[-1], lines_of(task, share, *((50, 4) if task == "gqa" else (25,))))
     store.save_study(study(ROWS, cells, num_layers=8))
     return store
 
@@ -54,7 +49,8 @@ def table(store: Store, relative: str = "ratios", **options) -> list[dict[str, s
 
 def test_csv_has_the_columns_of_the_contract_and_full_precision(store):
     rows = table(store, merge_seeds=False)
-    assert list(rows[0]) == ["method", "budget", "seed", "layer", "gqa", "mme", "average", "relative"]
+    contract = ["method", "budget", "seed", "layer", "gqa", "mme", "average", "relative"]
+    assert list(rows[0])[: len(contract)] == contract
     assert [row["method"] for row in rows] == ["vanilla", "fastv", "random", "random", "uniform"]
     vanilla, fastv, seed0, seed1, uniform = rows
     assert vanilla["budget"] == "576" and fastv["budget"] == "25%" and (seed0["seed"], seed1["seed"]) == ("0", "1")
@@ -73,7 +69,7 @@ def test_relative_by_both_published_conventions(store):
     assert math.isclose(float(rows["fastv"]["relative"]), 100 * (72 + 81) / (80 + 90))
     assert math.isclose(float(rows["random (2 seeds)"]["relative"]), 100 * (0.425 + 0.525) / 2 / 0.85)
     assert rows["uniform"]["relative"] == ""
-    assert "relative: average divided by vanilla's." in render(leaderboard(store), "markdown", "means")
+    assert "relative: average divided by vanilla's, ±" in render(leaderboard(store), "markdown", "means")
     assert "mean over tasks" in render(leaderboard(store), "text")
 
 
@@ -91,61 +87,64 @@ def test_seeds_become_one_row_with_their_spread(store):
 
 def test_errors_are_in_the_units_of_the_score(store):
     line = leaderboard(store).lines[0]
-    assert math.isclose(line.scores["gqa"].shown_error, 2) and math.isclose(line.scores["mme"].shown_error, 16)
-    assert math.isclose(line.average_error, math.sqrt(2**2 + 2**2) / 2)
+    gqa, mme = line.scores["gqa"], line.scores["mme"]
+    assert gqa.shown_error == gqa.percent_error > 0 and math.isclose(mme.shown_error, 8 * mme.percent_error)
+    assert math.isclose(line.average_error, math.hypot(gqa.percent_error, mme.percent_error) / 2)
+    assert mme.shown_low < mme.shown < mme.shown_high and math.isclose(mme.shown_low, 8 * mme.low)
+    assert (gqa.questions, gqa.images, mme.questions, mme.images) == (200, 50, 200, 100)
 
 
 @pytest.mark.parametrize("form", sorted(FORMATS))
 def test_every_format_shows_missing_as_missing(store, form):
     text = render(leaderboard(store), form)
-    (uniform,) = [line for line in text.splitlines() if "uniform" in line]
+    uniform, *_ = [line for line in text.splitlines() if "uniform" in line]  # its scores come first
     assert {"text": "–", "markdown": "–", "latex": "--", "csv": ",,"}[form] in uniform
     assert text.endswith("\n")
 
 
 def test_markdown_and_latex_are_well_formed(store):
     board = leaderboard(store)
-    lines = [line for line in render(board, "markdown").splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 4 and len({line.count("|") for line in lines}) == 1
+    scores = render(board, "markdown").partition("differences")[0]
+    lines = [line for line in scores.splitlines() if line.startswith("|")]
+    headings = [line for line in lines if line.startswith("| **")]
+    assert len(lines) == 2 + 4 + len(headings) and len({line.count("|") for line in lines}) == 1
+    assert len(headings) == 3 and "| **144 visual tokens (25%)** |" in headings[1]
     latex = render(board, "latex")
     assert r"\toprule" in latex and r"25\%" in latex and r"$\pm$" in latex and "±" not in latex
 
 
-def set_error(store: Store, name: str, error: float | None) -> None:
-    (file,) = store.root.glob(f"cells/*-{name}/result.json")
-    rewrite(file.parent, standard_error=error)
+@pytest.fixture
+def boundary(store) -> Store:
+    """fastv is always right about GQA."""
+    study = store.study()
+    (fastv,) = [c for c in study.cells if c.task == "gqa" and c.method.method == "fastv"]
+    finish(store, fastv, lines_of("gqa", 1.0))
+    return store
 
 
-@pytest.mark.parametrize("error", [None, 0.0])  # 0.0 is what older results have
-def test_an_error_that_was_not_measured_is_a_dash_never_zero(store, error):
-    set_error(store, "gqa3", error)
-    board = leaderboard(store)
+def test_an_error_that_was_not_measured_is_a_dash_never_zero(boundary):
+    board = leaderboard(boundary)
     fastv = next(line for line in board.lines if line.method == "fastv")
-    assert fastv.scores["gqa"].shown_error is None and fastv.average == pytest.approx(76.5)
-    assert fastv.scores["mme"].shown_error == pytest.approx(16)  # points
-    assert fastv.average_error is None  # it would be too small by what is not known
+    assert fastv.scores["gqa"].shown_error is None and fastv.average == pytest.approx(90.5)
+    assert fastv.average_error > fastv.scores["mme"].percent_error / 2  # as unsure as Wilson's interval at 100 %
+    low, high = fastv.scores["gqa"].shown_low, fastv.scores["gqa"].shown_high
+    assert low < 95 and high == 100  # Wilson's, of as many images
     for form in ("text", "markdown", "latex"):
-        text = render(board, form)
-        (row,) = [line for line in text.splitlines() if "fastv" in line]
-        plus = {"text": "±", "markdown": "± ", "latex": r"$\pm$ "}[form]
-        dash = {"text": "–", "markdown": "–", "latex": "--"}[form]
-        assert f"72.0 {plus}{dash}" in row and f"76.5 {plus}{dash}" in row
-        assert "0.0" not in row.replace("648.0", "").replace("90.0", "").replace("72.0", "").replace("16.0", "")
-    assert "not measured: fewer than two images" in render(board, "text")
-    (row,) = [row for row in table(store) if row["method"] == "fastv"]
-    assert math.isclose(float(row["gqa"]), 72)
-    result = store.states([cell("gqa3", "gqa", 3, ROWS[3])])[0].result
-    assert score_text(result) == "72.0 ± – % of the maximum, 240 questions, 1.0 s"
+        assert f"[{low:.0f}, 100]" in render(board, form)
+    (row,) = [row for row in table(boundary) if row["method"] == "fastv"]
+    assert row["gqa_error"] == "" and float(row["gqa_low"]) == low
+    (state,) = boundary.states([c for c in boundary.study().cells if c.id == "gqa3"])
+    assert score_text(state.result) == "100.0 ± – % of the maximum, 200 questions, 1.0 s"
 
 
-def test_where_all_errors_are_measured_nothing_is_said_about_it(store):
-    assert "not measured" not in render(leaderboard(store), "text")
+def test_where_all_intervals_are_known_nothing_is_said_about_it(store):
+    assert "no interval is known" not in render(leaderboard(store), "text")
 
 
-def test_the_mean_over_seeds_has_an_error_if_every_seed_has(store):
-    assert mean_line(store).scores["gqa"].percent_error == 2
-    set_error(store, "gqa2", None)
-    assert mean_line(store).scores["gqa"].percent_error is None and mean_line(store).average_error is None
+def test_the_mean_over_seeds_has_the_error_of_images_and_of_seeds(store):
+    line = mean_line(store)
+    assert line.label == "random 64" and line.rows == (1, 2)
+    assert line.scores["gqa"].percent_error > np.std([40, 60], ddof=1) / 2**0.5
 
 
 def mean_line(store: Store) -> Line:
@@ -153,20 +152,25 @@ def mean_line(store: Store) -> Line:
 
 
 def test_the_picture_shows_average_against_budget_with_errors(store):
-    set_error(store, "mme3", None)
     axes = figure(leaderboard(store)).axes[0]
     assert axes.get_xlabel() == "visual tokens entering a decoder layer, on average"
     assert axes.get_ylabel() == "mean score, % of the maximum"
-    assert axes.get_title(loc="left") == "study: 2 tasks, ± standard error"
-    curves = {bars.get_label(): bars for bars in axes.containers}
-    assert list(curves) == ["fastv layer=2"]  # uniform lacks a task
-    data, _, (bars,) = curves["fastv layer=2"].lines
-    assert data.get_xdata().tolist() == [144] and data.get_ydata().tolist() == pytest.approx([76.5])
-    assert np.isnan(bars.get_segments()[0]).any() or len(bars.get_segments()[0]) == 0  # not measured: no bar
-    (band,) = [area for area in axes.collections if area.get_label() == "random (2 seeds)"]
-    spread = statistics.stdev([42.5, 52.5])
-    assert band.get_datalim(axes.transData).intervaly == pytest.approx([47.5 - spread, 47.5 + spread])
-    assert any(text.get_text() == "vanilla, all 576 tokens" for text in axes.texts)
+    assert axes.get_title(loc="left") == "study: 2 tasks, 95 % intervals"
+    lines = {line.method: line for line in leaderboard(store).lines}
+    spots = {}
+    for bars in axes.containers:
+        data, _, (sticks,) = bars.lines
+        (x,), (y,) = data.get_xdata(), data.get_ydata()
+        spots[round(float(y), 6)] = (x, np.sort(sticks.get_segments()[0][:, 1]))
+    assert set(spots) == {76.5, 47.5}  # uniform lacks a task
+    for name, value in (("fastv", 76.5), ("random", 47.5)):
+        across, ends = spots[value]
+        assert across == pytest.approx(lines[name].tokens, rel=0.1)  # beside each other
+        assert ends == pytest.approx([lines[name].average_low, lines[name].average_high])
+    low, high = axes.get_ylim()
+    assert low > 47.5 and high > 85  # zoomed on what is not random
+    texts = {text.get_text() for text in axes.texts}
+    assert texts == {"fastv layer=2", "random (2 seeds)", "vanilla, all 576 tokens"} and axes.get_legend() is None
 
 
 @pytest.mark.parametrize("suffix, magic", [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])

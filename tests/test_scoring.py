@@ -49,7 +49,7 @@ HUMANS = ["red"] * 2 + ["dark red"] * 3 + ["unanswerable"] + ["blue"] * 4
 def vqa(answers: list[str], **more) -> dict:
     """VQAv2 holds its annotators' answers as dictionaries."""
     held = [{"answer": a, "answer_confidence": "yes", "answer_id": i} for i, a in enumerate(answers, 1)]
-    return {"question_id": 1, "answers": held, **more}
+    return {"question_id": 1, "image_id": 7, "answers": held, **more}
 
 
 # n of ten annotators agree: leave each out in turn, min(those left / 3, 1), and take the mean
@@ -68,7 +68,7 @@ def vqa(answers: list[str], **more) -> dict:
 )
 @pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz"])
 def test_short_answers_count_as_far_as_annotators_agree(name, said, worth):
-    doc = vqa(HUMANS) if name == "vqav2" else {"question_id": "1", "answers": HUMANS}
+    doc = vqa(HUMANS) if name == "vqav2" else {"question_id": "1", "image_id": "7", "answers": HUMANS}
     assert score(name, [(doc, said)])["exact_match"] == pytest.approx(worth)
 
 
@@ -80,10 +80,9 @@ def test_vizwiz_wants_to_hear_that_a_question_cannot_be_answered():
 
 
 def test_gqa_wants_the_very_word():
-    config = _YAML["gqa"]
-    assert "process_results" not in config  # lmms-eval's exact_match, with these two
-    (entry,) = config["metric_list"]
-    assert entry["metric"] == "exact_match" and entry["ignore_case"] and entry["ignore_punctuation"]
+    doc = {"imageId": "n1", "answer": "dog"}
+    found = score("gqa", [(doc, "Dog."), (doc, "dog"), (doc, "dogs"), (doc, "dog!")])
+    assert found["exact_match"] == found["exact_match_by_image"] == 2 / 4
 
 
 # -- yes and no -------------------------------------------------------------------------------------------------------
@@ -106,7 +105,9 @@ def asked(answer: str, category: str = "random") -> dict:
         ("Yes. There is no dog", "yes"),  # the first sentence counts
         ("There is nothing", "yes"),  # a word, not a part of one
         ("", "yes"),
-        ("NO", "no"),
+        ("NO", "yes"),  # as there
+        ("Not at all", "yes"),
+        ("No\nYes", "yes"),  # between spaces only
     ],
 )
 def test_pope_reads_answers_as_llava_does(said, read):
@@ -155,7 +156,8 @@ def test_mme_is_accuracy_and_accuracy_of_pairs():
     assert score("mme", answers)["mme_perception_score"] == 325
     cognition = [*zip(pair(1, "code_reasoning"), ["yes", "yes"], strict=True)]
     assert score("mme", answers + cognition)["mme_cognition_score"] == 50
-    assert score("mme", answers + cognition)["mme_perception_score"] == 325
+    both = score("mme", answers + cognition)
+    assert (both["mme_perception_score"], both["mme_total_score"]) == (325, 375)
 
 
 def test_mme_counts_whole_pairs_only():
@@ -240,7 +242,8 @@ def test_scienceqa_is_the_share_of_right_letters():
     answers = ["B", "B.", "B. brick", "The answer is B.", "A", "A.", "brick", ""]
     assert score("sqa", [(doc, said) for said in answers])["exact_match"] == 4 / 8
     for said in ("B", "B.", "B. brick", "A", "A. wood", "brick"):  # what lmms-eval reads, it reads alike
-        assert sqa.process_results(doc, [said]) == sqa_process_results(doc, [said])
+        assert sqa.process_results(doc, [said])["exact_match"] == sqa_process_results(doc, [said])["exact_match"]
+    assert score("sqa", [(doc, said) for said in answers])["exact_match_llava"] == 3 / 8  # not "B."
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------

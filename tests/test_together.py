@@ -15,6 +15,8 @@ from finepruner_lmms.lmms import together
 from finepruner_lmms.lmms.identity import cell_identity
 from finepruner_lmms.lmms.journal import Journal
 from finepruner_lmms.lmms.model import LlavaFinePruner
+from finepruner_lmms.lmms.recorder import Recorder
+from finepruner_lmms.lmms.traced import from_record
 from finepruner_lmms.matrix.evaluate import evaluate_cell, gather
 from finepruner_lmms.matrix.plan import PlannedCell
 from finepruner_lmms.matrix.sections import LaunchSection
@@ -54,13 +56,20 @@ def planned(lm, folder: Path, methods=METHODS) -> list[PlannedCell]:
 
 def evaluate(lm, manager, one: PlannedCell, company):
     lm.monitor_to(one.path)
+    lm.recorder = Recorder(4)
     attempt = one.path / "attempt"
     outcome, samples = evaluate_cell(lm, manager, one, attempt, one.path / "cache", company)
     selected = sorted(
         line for file in one.path.glob("selections-*.jsonl") for line in file.read_text(encoding="utf-8").splitlines()
     )
     assert (outcome.cost["questions"], outcome.speed.questions, outcome.speed.attempts) == (LIMIT, LIMIT, 1)
-    return outcome.scores, outcome.cost, samples, selected
+    assert len(outcome.traces) == 4
+    traces = {number: from_record(record) for number, record in outcome.traces.items()}
+    kept = {
+        number: [(stage.layer, stage.heads, stage.kept.tolist()) for stage in one.stages]
+        for number, one in traces.items()
+    }
+    return outcome.scores, outcome.cost, samples, selected, kept
 
 
 def evaluate_all(lm, manager, cells, at_a_time: int | None = None):

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import VISUAL, prompts, tiny_llava
+from test_trace import CountWaits
 
+import finepruner_lmms as fp
 from finepruner_lmms.benchmarks.limits import recorded
+from finepruner_lmms.engine.families.family import ImageSpan
+from finepruner_lmms.engine.trace import Trace
+from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lmms.journal import Answer, Journal, Origin, read_journal
+from finepruner_lmms.lmms.meter import BatchTime
+from finepruner_lmms.lmms.recorder import VARIABLE, Recorder, _maps, records
 from finepruner_lmms.lmms.traced import from_record, to_record
-from finepruner_lmms.matrix.records import Damage
+from finepruner_lmms.matrix.cells import expand
+from finepruner_lmms.matrix.config import load_matrix
+from finepruner_lmms.matrix.records import Damage, Result, load
+from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.traces import FILE, Stage, Traced, read_traces, write_traces
 
 
@@ -82,3 +95,166 @@ def test_the_recorded_questions_do_not_depend_on_order_and_more_add_to_fewer():
     assert len(few) == 20 and len(many) == 200 and few < many <= set(numbers)
     assert recorded(numbers, 0) == set() and recorded(range(5), 200) == set(range(5))
     assert max(many) > 2500  # spread over all
+
+
+# -- what is recorded of a call ---------------------------------------------------------------------------------------
+
+PARAMETERS = {
+    "finepruner": {"heads": 3},
+    "finepruner by consensus": {"head_strategy": "consensus"},
+    "fastv": {},
+    "pdrop": {},
+    "sparsevlm": {},
+    "visionzip": {},
+    "pool": {},
+    "divprune+finepruner": {"first": 14, "heads": 3},
+    "visionzip+sparsevlm": {"first": 14},
+}
+SPAN = ImageSpan(VISUAL, grid=(1, 4, 4))
+
+
+def called(label: str, execution: str = "eager") -> tuple[list, Trace]:
+    """Four rows, of which the second shows no image, and the records of the others."""
+    rows, budget = ((5, 7), 11, (2, 4), (8, 1)), 8
+    pruner = fp.build_pruner(label.split()[0], budget=budget, **PARAMETERS[label])
+    trace = fp.generate(tiny_llava(), pruner, prompts(*rows), max_new_tokens=1, execution=execution).trace
+    batch = [SimpleNamespace(doc_id=10 + row, prompt=SimpleNamespace(spans=(SPAN,) * (row != 1))) for row in range(4)]
+    return [from_record(record) for record in records(batch, trace, range(4)).values()], trace
+
+
+@pytest.mark.parametrize("execution", ["eager", "graphs"])
+@pytest.mark.parametrize("label", PARAMETERS)
+def test_records_say_what_the_trace_says(label, execution):
+    found, trace = called(label, execution)
+    assert [one.doc_id for one in found] == [10, 12, 13]
+    for one, row in zip(found, (0, 2, 3), strict=True):
+        assert (one.grid, one.tokens, list(one.entering)) == ((4, 4), VISUAL, trace.tokens_entering[row])
+        assert [stage.layer for stage in one.stages] == sorted(trace.kept)
+        for stage in one.stages:
+            assert np.flatnonzero(stage.kept).tolist() == trace.kept[stage.layer][row].tolist()
+            assert stage.made == trace.made[stage.layer][row]
+            assert stage.kept.sum() + stage.made == one.entering[stage.layer]
+            if stage.layer in trace.merged:
+                assert np.flatnonzero(stage.merged).tolist() == trace.merged[stage.layer][row].tolist()
+
+
+def test_a_method_that_averages_keeps_none_as_it_was_and_merges_all():
+    (one, *_), trace = called("pool")
+    (stage,) = one.stages
+    assert not stage.kept.any() and stage.merged.all() and stage.made == 8
+    assert [kept.tolist() for kept in trace.kept[0]] == [[], [], [], []]
+    assert repr(trace) == "Trace(4 rows, 3 with an image; 16 visual tokens; layer 0: kept 0, made 8)"
+
+
+def test_merged_tokens_are_those_that_are_gone_and_went_into_new_ones():
+    (one, *_), _ = called("visionzip")
+    assert np.array_equal(one.stages[0].merged, ~one.stages[0].kept)
+    (one, *_), _ = called("sparsevlm")
+    before = np.ones(VISUAL, dtype=bool)
+    for stage in one.stages:
+        assert not (stage.merged & stage.kept).any() and not (stage.merged & ~before).any()
+        before = stage.kept
+    assert one.stages[0].merged.any() and one.stages[0].made >= 1
+
+
+@pytest.mark.parametrize("label", ["finepruner", "fastv", "divprune+finepruner"])
+def test_the_tokens_that_were_kept_are_those_that_the_maps_say(label):
+    """In terms of the image's own tokens, also where a method before the model had shortened it."""
+    _, trace = called(label)
+    for row in (0, 2, 3):
+        guided = trace.guides[2][row, :, :VISUAL].mean(0)
+        kept = trace.kept[2][row]
+        assert sorted(guided.topk(len(kept)).indices.tolist()) == kept.tolist() and len(kept)
+        if 0 in trace.kept:
+            gone = sorted(set(range(VISUAL)) - set(trace.kept[0][row].tolist()))
+            assert len(gone) == 2 and not guided[gone].any()
+
+
+def test_maps_are_means_of_at_most_twelve_by_twelve_of_at_most_eight_heads():
+    draw = np.random.default_rng(1)
+    guides = draw.random((9, 24 * 30)).astype(np.float32)
+    maps = _maps(guides, (24, 30), tuple(range(9)))
+    assert maps.shape == (8, 12, 12) and maps.dtype == np.uint8 and (maps.max(axis=(1, 2)) == 255).all()
+    square = guides[0].reshape(24, 30)
+    edges = [column * 30 // 12 for column in range(13)]
+    means = np.array([
+        [square[2 * row : 2 * row + 2, edges[column] : edges[column + 1]].mean() for column in range(12)]
+        for row in range(12)
+    ])  # fmt: skip
+    assert np.abs(maps[0] - 255 * means / means.max()).max() <= 0.51
+    assert _maps(guides[:3], (24, 30), (4,)).shape == (1, 12, 12)  # as many as heads were chosen
+    assert _maps(guides, (24, 30), ()) is None
+    small = _maps(np.array([[-3.0, -1.0, float("-inf"), -2.0]], dtype=np.float32), (2, 2), None)
+    assert small.tolist() == [[[0, 255], [0, 128]]]  # ranks, of which less is less, and what was not to be chosen
+
+
+def test_nothing_is_read_from_the_device_unless_a_question_of_the_batch_is_recorded():
+    pruner = fp.build_pruner("finepruner", budget=8, heads=3)
+    trace = fp.generate(tiny_llava(), pruner, prompts((5, 7)), max_new_tokens=1).trace
+    batch = [SimpleNamespace(doc_id=1, prompt=SimpleNamespace(spans=(SPAN,)))]
+    with CountWaits() as counter:
+        assert records(batch, trace, []) == {}
+    assert counter.waits == 0
+    with CountWaits() as counter:
+        assert records(batch, trace, [0])
+    assert 0 < counter.waits <= 6
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_run_records_what_the_environment_says(monkeypatch):
+    assert Recorder.of_environment() == Recorder(0)
+    for recorder in (Recorder(200), Recorder(7, 50), Recorder(0)):
+        monkeypatch.setenv(VARIABLE, recorder.as_variable())
+        assert Recorder.of_environment() == recorder
+    monkeypatch.setenv(VARIABLE, "many")
+    with pytest.raises(FieldError, match="expected a number"):
+        Recorder.of_environment()
+
+
+def test_what_is_recorded_is_of_the_questions_that_are_asked():
+    documents = [{}] * 50
+    assert Recorder(200).numbers({"a": documents}) == {("a", number) for number in range(50)}
+    assert Recorder(200, 5).numbers({"a": documents}) == {("a", number) for number in range(5)}
+    few = Recorder(10).numbers({"a": documents, "b": documents})
+    assert len(few) == 20 and {number for task, number in few if task == "a"} == recorded(range(50), 10)
+    assert Recorder(0).numbers({"a": documents}) == frozenset()
+
+
+# -- as a part of a cell ----------------------------------------------------------------------------------------------
+
+
+def test_traces_that_are_not_those_of_the_result_are_damage_and_the_result_stays(tmp_path):
+    about = write_traces(tmp_path, [made_up(3)])
+    spec = {"id": "a", "spec": {"task": "gqa"}, "answered": 1, "expected": 1, "traces": about.model_dump()}
+    write_result(tmp_path, spec, [{"doc_id": 3, "image": "a", "target": "yes", "answer": "yes", "score": 1.0}])
+    assert list(read_traces(tmp_path)) == [3]
+    write_traces(tmp_path, [made_up(4)])
+    with pytest.raises(Damage, match=r"traces.jsonl.gz was changed after the result was written"):
+        read_traces(tmp_path)
+    result = load(Result, tmp_path / "result.json")
+    assert result.traces == about and result.answered == 1
+
+
+def test_what_is_recorded_makes_no_other_cells(tmp_path):
+    ids, counts = [], []
+    for line in ("", "record: {questions: 0}\n", "record: {questions: 7}\n"):
+        file = tmp_path / "study.yaml"
+        file.write_text(f"name: s\nmodel: {{pretrained: demo}}\ndata: demo\ntasks: [gqa]\nmethods: [vanilla]\n{line}")
+        matrix = load_matrix(file)
+        ids.append([cell.id for cell in expand(matrix)])
+        counts.append(matrix.file.record.questions)
+    assert ids[0] == ids[1] == ids[2] and counts == [200, 0, 7]
+
+
+def test_the_journal_keeps_what_was_recorded_with_the_answer(tmp_path):
+    time = BatchTime(1, 3, 0.5, 0.2, "eager")
+    origin = Origin("s", 0, 1, "a processor")
+    first = Answer("yes", 600, 2, 24, (30, 30, 12), to_record(made_up(5)))
+    Journal(tmp_path, "owner", origin).add(["a"], [first], time)
+    again = Journal(tmp_path, "owner", origin)  # a later attempt, which asks only for what is missing
+    again.add(["a", "b"], [Answer("no", 600, 2, 24, ()), Answer("no", 600, 2, 24, ())], time)
+    written = read_journal(tmp_path, "owner")
+    assert len(written.answers) == 2 and list(written.traces) == [5]
+    assert same(from_record(written.traces[5]), made_up(5))

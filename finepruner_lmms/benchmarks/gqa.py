@@ -24,6 +24,26 @@ BENCHMARK = Benchmark(
     factor=100,
     sampling=Sampling(("id",), group=lambda row: row["id"]),
 )
+
+
+def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """1 if the answer is the right one as LLaVA hands it to GQA's `eval.py`: small letters, without dots at its end."""
+    return accuracy.scored(score(results[0], doc["answer"]), doc.get("imageId"))
+
+
+def score(answer: str, right: str) -> float:
+    """1 if an answer is the right one, else 0."""
+    return float(answer.strip().rstrip(".").lower() == right)
+
+
+def lmms_eval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """1 if the answer is the right one for lmms-eval, to which neither case nor any punctuation matters."""
+    from lmms_eval.api.metrics import exact_match_hf_evaluate
+
+    found = exact_match_hf_evaluate([results[0].strip()], [doc["answer"]], ignore_case=True, ignore_punctuation=True)
+    return accuracy.scored(float(found["exact_match"]), doc.get("imageId"))
+
+
 Visual = Callable[[dict[str, Any]], "list[Image.Image]"]
 
 

@@ -96,6 +96,7 @@ def benchmark_of(task: str, about: Measured) -> Benchmark:
         points=_mean,
         full=lambda totals: np.full(totals.shape[:-1], full),
         factor=100 / full,
+        bounded=about.scale is not None,
     )
 
 

@@ -1,4 +1,4 @@
-"""MMBench and MMBench-CN as LLaVA-1.5 was evaluated on them, scored by lmms-eval's static scorer."""
+"""MMBench and MMBench-CN as LLaVA-1.5 was evaluated on them, scored without a judge as far as letters can be read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from finepruner_lmms.benchmarks import accuracy
+from finepruner_lmms.benchmarks.letters import letter_of
 from finepruner_lmms.benchmarks.limits import Sampling
-from finepruner_lmms.benchmarks.record import Benchmark, Rows, Sample
+from finepruner_lmms.benchmarks.record import Benchmark, Beside, Rows, Sample
 from finepruner_lmms.lazy import np
 
 MILLION = 1_000_000  # the circular variants of question i have the indices i + k million
 LETTERS = "ABCD"
+UNREADABLE = "unreadable"
+"""The rows in which no letter can be read; a judge may."""
 _ABSENT = ("", "nan", "none")
 
 
@@ -43,14 +46,32 @@ def options_of(doc: dict[str, Any]) -> dict[str, str]:
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-    """What the circular score needs of one row. A missing option is None.
+    """What the circular score needs of one row, with the letter that is read. A missing option is None.
 
     lmms-eval keeps it as the text "nan", which it then finds in an answer such as "banana".
     """
+    return _scored(_entry(doc, results[0]), letter_of(results[0], options_of(doc)))
+
+
+def lmms_eval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """The same with the letter of lmms-eval's static scorer, which guesses where it reads none: "D" from "Dogs"."""
+    from lmms_eval.tasks._task_utils.mcq_extract import extract_mcq_answer
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+
+    entry, choices = _entry(doc, results[0]), list(options_of(doc))
+    read = mmbench_evaluator.prefetch_answer(dict(entry)) or extract_mcq_answer(entry["prediction"], choices=choices)
+    return _scored(entry, read or None)
+
+
+def _entry(doc: dict[str, Any], answer: str) -> dict[str, Any]:
     options = options_of(doc)
     entry = {key: doc[key] for key in ("index", "question", "answer", "category")}
-    letters = {letter: options.get(letter) for letter in LETTERS}
-    return {"gpt_eval_score": entry | letters | {"prediction": results[0].strip()}}
+    return entry | {letter: options.get(letter) for letter in LETTERS} | {"prediction": answer.strip()}
+
+
+def _scored(entry: dict[str, Any], read: str | None) -> dict[str, Any]:
+    right = float(read == entry["answer"])
+    return {"gpt_eval_score": entry | {"read": read}, UNREADABLE: float(read is None), "score": right}
 
 
 def aggregate(entries: Sequence[dict[str, Any]]) -> float:
@@ -60,30 +81,34 @@ def aggregate(entries: Sequence[dict[str, Any]]) -> float:
 
 
 def circular_hits(entries: Sequence[dict[str, Any]]) -> dict[int, int]:
-    """Index of each question → 1 if lmms-eval's static scorer accepts it in every order of its options, else 0.
+    """Index of each question, ascending → 1 if the letter is right in every order of its options, else 0."""
+    hits: dict[int, int] = {}
+    for entry in entries:
+        question = int(entry["index"]) % MILLION
+        hits[question] = hits.get(question, 1) & (letter_in(entry) == entry["answer"])
+    return dict(sorted(hits.items()))
 
-    An entry with a `letter`, which a judge found in the answer, counts as answered with that.
-    """
-    import pandas as pd
-    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
-    read = [entry | {"prediction": str(entry.get("letter", entry["prediction"]))} for entry in entries]
-    data = pd.DataFrame(read).sort_values(by="index")
-    answers = dict(zip(data["index"], data["answer"], strict=True))
-    return {
-        int(index): int(mmbench_evaluator.eval_sub_data(group, answers, static_only=True))
-        for index, group in data.groupby(data["index"] % MILLION)
-    }
+def letter_in(entry: dict[str, Any]) -> str | None:
+    """The letter of an answered row: the one that a judge found, else the one that was read; None if unreadable."""
+    return str(entry["letter"]) if "letter" in entry else static_letter(entry)
 
 
 def static_letter(entry: dict[str, Any]) -> str | None:
-    """The letter that lmms-eval reads in an answer: one that stands there, else that of the one option whose text does.
+    """The letter that was read in an answer without a judge, or that can be (`letters.letter_of`)."""
+    if "read" in entry:
+        return None if entry["read"] is None else str(entry["read"])
+    return letter_of(str(entry["prediction"]), options_of(entry))
 
-    Where it reads none, its static scorer guesses from any capital letter, "D" from "Dogs"; that is not this.
-    """
-    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
-    return mmbench_evaluator.prefetch_answer(entry | {"prediction": str(entry["prediction"])}) or None
+def count(flags: Sequence[float]) -> float:
+    """How many rows are unreadable."""
+    return float(sum(flags))
+
+
+def unreadable(samples: Sequence[Sample]) -> float:
+    """In how many rows no letter was read, and no judge found one: they count as wrong."""
+    return count([letter_in(sample["gpt_eval_score"]) is None for sample in samples])
 
 
 def rows(samples: Sequence[Sample]) -> Rows:
@@ -102,6 +127,7 @@ BENCHMARK = Benchmark(
     rows=rows,
     points=accuracy.mean,
     full=accuracy.hundred,
+    beside=(Beside("unreadable,none", "unreadable rows", of=unreadable),),
     sampling=Sampling(("index",), group=lambda row: int(row["index"]) % MILLION),
 )
-BENCHMARK_CN = replace(BENCHMARK, name="mmbench_cn", title="MMBench-CN")
+BENCHMARK_CN = replace(BENCHMARK, name="mmbench_cn", title="MMBench-CN", pool="mmbench")

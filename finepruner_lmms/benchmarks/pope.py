@@ -10,17 +10,28 @@ from finepruner_lmms.benchmarks.limits import Sampling
 from finepruner_lmms.benchmarks.record import Benchmark, Rows, Sample
 from finepruner_lmms.lazy import np
 
-_DENIALS = {"no", "not"}
+_DENIALS = {"No", "no", "not"}
 _METRICS = ("pope_f1_mean", "pope_f1_score", "pope_accuracy", "pope_precision", "pope_recall", "pope_yes_ratio")
+ALL_KINDS = "all"
+"""The kind of negatives where it is not known, or not asked for: one for all, so that F1 is over all questions."""
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
-    """The answer as it is read, for each metric.
+    """The answer as LLaVA reads it, for each metric.
 
     lmms-eval itself accepts nothing but "yes" and "no": "No." is then neither right nor a wrong "yes", and an answer
     that is neither is left out of precision and recall, so that a model that stammers gains by it.
     """
-    said, true = read(results[0]), doc["answer"].lower().strip()
+    return _scored(doc, read(results[0]), doc["category"])
+
+
+def lmms_eval_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """The answer as lmms-eval reads it, with all questions of one kind, so that F1 is over all of them."""
+    return _scored(doc, results[0].lower().strip(), ALL_KINDS)
+
+
+def _scored(doc: dict[str, Any], said: str, category: str) -> dict[str, Any]:
+    true = doc["answer"].lower().strip()
     if true not in ("yes", "no"):
         raise ValueError(f"answer: got {doc['answer']!r} in question {doc['question_id']!r}; expected yes or no")
     entry = {
@@ -28,18 +39,20 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
         "score": float(said == true),
         "prediction": said,
         "ground_truth": true,
-        "category": doc["category"],
+        "category": category,
     }
-    return dict.fromkeys(_METRICS, entry)
+    if "image_source" in doc:
+        entry["image"] = doc["image_source"]
+    return dict.fromkeys(_METRICS, entry) | {"score": entry["score"]}
 
 
 def read(answer: str) -> str:
-    """`"yes"` or `"no"`: no if the first sentence has the word "no" or "not", as in LLaVA's `eval_pope.py`.
+    """`"yes"` or `"no"`, as LLaVA's `eval_pope.py` reads it: no if "No", "no" or "not" stands in the first sentence.
 
-    Case does not matter here; there, "NO" and "Not" are read as yes.
+    A word is what stands between spaces: "No" before a line break or in capitals is none of these, and so a yes.
     """
     sentence = answer.partition(".")[0].replace(",", "")
-    return "no" if _DENIALS & set(sentence.lower().split()) else "yes"
+    return "no" if _DENIALS & set(sentence.split(" ")) else "yes"
 
 
 def f1_mean(entries: Sequence[dict[str, Any]]) -> float:
@@ -72,6 +85,12 @@ def rows(samples: Sequence[Sample]) -> Rows:
     return counted.reshape(len(entries), -1), [s["doc_id"] for s in samples]
 
 
+def each(samples: Sequence[Sample]) -> list[tuple[int, float]]:
+    """Every question, right or wrong."""
+    entries = [(sample["doc_id"], sample["pope_f1_mean"]) for sample in samples]
+    return [(number, float(entry["prediction"] == entry["ground_truth"])) for number, entry in entries]
+
+
 def points(totals: np.ndarray) -> np.ndarray:
     """The mean over the kinds of negatives that were asked of the F1 of "yes"."""
     hits, wrong, missed, counts = np.split(totals, 4, axis=-1)
@@ -91,6 +110,7 @@ BENCHMARK = Benchmark(
     points=points,
     full=accuracy.one,
     factor=100,
+    each=each,
     sampling=Sampling(
         ("question_id", "category", "answer"),
         group=lambda row: row["question_id"],

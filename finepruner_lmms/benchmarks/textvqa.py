@@ -1,10 +1,21 @@
-"""TextVQA: accuracy by ten annotators, as lmms-eval computes it."""
+"""TextVQA: accuracy by ten annotators, as LLaVA and lmms-eval both compute it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from finepruner_lmms.benchmarks import accuracy
 from finepruner_lmms.benchmarks.limits import Sampling
 from finepruner_lmms.benchmarks.record import Benchmark
+
+
+def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
+    """lmms-eval's score, which is LLaVA's."""
+    from lmms_eval.tasks.textvqa.utils import textvqa_process_results
+
+    found = textvqa_process_results(doc | {"answers": list(doc["answers"])}, results)
+    return accuracy.scored(float(found["exact_match"]), doc.get("image_id"))
+
 
 BENCHMARK = Benchmark(
     name="textvqa",

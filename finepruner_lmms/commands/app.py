@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from finepruner_lmms.commands import bench, data, doctor, exchange, jobs, judge, run, show
+from finepruner_lmms.commands import bench, compare, data, doctor, exchange, jobs, judge, methods, run, show, status
 from finepruner_lmms.commands.failures import Commands
+from finepruner_lmms.commands.version import show_version
 
 app = typer.Typer(
-    cls=Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Sweep visual token pruning methods over benchmarks with lmms-eval.",
 )  # fmt: skip
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_version, help="Print the versions in use.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (
     run.run,
     run.plan,
-    run.status,
+    status.status,
     jobs.cancel,
     jobs.work,
     show.table,
     show.report,
-    show.compare,
+    compare.compare,
     judge.judge,
     exchange.export,
     exchange.query,
     data.tasks,
     data.prepare,
     doctor.doctor,
+    methods.methods,
     bench.bench,
 ):
     app.command()(command)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.output import plain
 
 
 def tasks(
@@ -19,11 +20,30 @@ def tasks(
     limit: Annotated[
         int | None, typer.Option(help="So many questions of each task, in whole groups, instead of lmms-eval's first.")
     ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="llava, or lmms_eval: by whose rules answers are scored (docs/scoring.md).")
+    ] = "llava",
+    find: Annotated[
+        str | None, typer.Option(metavar="WORD", help="Instead: the names of tasks that hold WORD, lmms-eval's too.")
+    ] = None,
 ) -> None:
     """Print the folder to pass to lmms-eval's --include_path, so that the tasks fp_<name> read that data."""
+    if find is not None:
+        _list_tasks(find)
+        return
+    from finepruner_lmms.benchmarks.protocol import check_protocol
     from finepruner_lmms.data.task_folders import folder
 
-    sys.stdout.write(f"{folder(data, submission, limit)}\n")
+    sys.stdout.write(f"{folder(data, submission, limit, check_protocol(protocol))}\n")
+
+
+def _list_tasks(word: str) -> None:
+    """Print the names that hold a word; of what is no task for texts, what it is."""
+    from finepruner_lmms.data.lmms_tasks import lmms_tasks
+    from finepruner_lmms.matrix.task_names import find_tasks
+
+    for name, problem in find_tasks(word, lmms_tasks()):
+        sys.stdout.write(plain(f"{name}{f'  ({problem})' if problem else ''}") + "\n")
 
 
 def prepare(

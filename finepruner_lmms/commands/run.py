@@ -1,4 +1,4 @@
-"""Planning a study, working through it, and how far it is."""
+"""Planning a study, and working through it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
-from finepruner_lmms.commands.arguments import Config, Output, OutputOption
+from finepruner_lmms.commands.arguments import Config, LimitOption, OutputOption
 from finepruner_lmms.errors import check_choice
 
 
 def run(
     config: Config,
     output: OutputOption = None,
+    limit: LimitOption = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed/--no-retry-failed", help="Whether cells that failed before are tried again.")
     ] = True,
@@ -42,7 +43,7 @@ def run(
     from finepruner_lmms.matrix.study import open_study, report_unfinished, to_run, worth_trying
     from finepruner_lmms.output import console, one_line
 
-    matrix, store, study = open_study(config, output)
+    matrix, store, study = open_study(config, output, limit)
     require_data(matrix.file.data, matrix.file.benchmarks, matrix.file.submission)
     check_machine(matrix.file)
     check_folder("--output", store.root, ROOM)
@@ -57,7 +58,7 @@ def run(
         store.save_study(keep_scores(store, study))
         states = store.states(study.cells)
         left = worth_trying(store, to_run(study, states, retry_failed), max_attempts)
-        found = estimate_study(matrix, study, states, left, store.root.parent) if left else None
+        found = estimate_study(matrix, study, states, left, store) if left else None
         mode = None if found is None else mode_here(matrix.file, found.modes, found.processes, len(left))
         settings = RunSettings(
             file=matrix.file,
@@ -89,6 +90,7 @@ def run(
 def plan(
     config: Config,
     output: OutputOption = None,
+    limit: LimitOption = None,
     form: Annotated[str, typer.Option("--format", help="text, or jsonl: one JSON object per cell")] = "text",
 ) -> None:
     """Show what would run and what is done, with an estimate of the time, without running."""
@@ -96,13 +98,4 @@ def plan(
     from finepruner_lmms.matrix.study import open_study
 
     check_choice("--format", form, ("text", "jsonl"))
-    sys.stdout.write((plan_lines if form == "jsonl" else plan_text)(*open_study(config, output)))
-
-
-def status(output: Output) -> None:
-    """List done, running, waiting, failed and missing cells, with each failure's reason."""
-    from finepruner_lmms.matrix.status import status_text
-    from finepruner_lmms.matrix.store import Store
-
-    store = Store(output)
-    sys.stdout.write(status_text(store, store.study()))
+    sys.stdout.write((plan_lines if form == "jsonl" else plan_text)(*open_study(config, output, limit)))

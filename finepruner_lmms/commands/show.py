@@ -5,18 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepruner_lmms.commands.arguments import Output
+from finepruner_lmms.commands.arguments import Output, Outputs
 from finepruner_lmms.errors import check_choice
 from finepruner_lmms.output import one_line, plain
 
+if TYPE_CHECKING:
+    from finepruner_lmms.matrix.report.board import Leaderboard
+    from finepruner_lmms.matrix.store import Store
+
 
 def table(
-    output: Output,
+    outputs: Outputs,
     form: Annotated[str, typer.Option("--format", help="text, markdown, csv or latex")] = "text",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="What rows are compared with: a row such as 'fastv 128', or a method at each row's budget.",
+            show_default="fastv, else vanilla",
+        ),
+    ] = None,
     seeds: Annotated[
         bool, typer.Option("--seeds", help="One row per seed, instead of their mean (always so in CSV).")
     ] = False,
@@ -25,8 +36,14 @@ def table(
     relative: Annotated[
         str, typer.Option(help="ratios: mean of the ratios to vanilla; means: ratio of the averages.")
     ] = "ratios",
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Published scores of LLaVA-1.5-7B beside yours, and what is reproduced.")
+    ] = False,
+    source: Annotated[
+        str | None, typer.Option(help="One publication alone, such as tops-t11; with --reference.")
+    ] = None,
 ) -> None:
-    """Print the leaderboard."""
+    """Print the leaderboard of a run, or of several side by side."""
     from finepruner_lmms.commands.preflight import check_file
     from finepruner_lmms.matrix.report.costs import render_costs
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
@@ -39,19 +56,37 @@ def table(
     if picture is not None:
         check_kind(picture)
         check_file("--picture", picture)
-    store = Store(output)
-    store.study()
-    board = leaderboard(store, merge_seeds=not seeds and form != "csv")
-    sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
+    stores = [Store(output) for output in outputs]
+    for store in stores:
+        store.study()
+    board = leaderboard(*stores, baseline=baseline, merge_seeds=not seeds and form != "csv")
+    if reference or source is not None:
+        sys.stdout.write(_beside_published(board, stores, form, source))
+    else:
+        sys.stdout.write(render_costs(board, form) if costs else render(board, form, relative))
     if costs or form in ("csv", "latex"):  # which have no place for it
         _say_damage(board.damaged)
     if picture is not None:
-        draw(leaderboard(store), picture)
+        draw(leaderboard(*stores, test=False), picture)
+
+
+def _beside_published(board: Leaderboard, stores: Sequence[Store], form: str, source: str | None) -> str:
+    from finepruner_lmms.matrix.report.reference.comparison import literature
+    from finepruner_lmms.matrix.report.reference.tables import render_literature
+
+    found = literature(board, stores, source)
+    for warning in found.warnings:
+        sys.stderr.write(f"warning: {one_line(warning)}\n")
+    return render_literature(board, found, form)
 
 
 def report(
     output: Output,
     to: Annotated[Path | None, typer.Option("--to", help="The file.", show_default="OUTPUT/report.html")] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="A folder for figures as PDF, PNG and SVG, each with its data as CSV, instead of the page."),
+    ] = None,
 ) -> None:
     """Write a self-contained HTML report: tables, pictures, and the head study where rows differ in their heads."""
     from finepruner_lmms.commands.preflight import check_file
@@ -60,28 +95,23 @@ def report(
 
     store = Store(output)
     store.study()
+    if figures is not None:
+        _write_figures(store, figures)
+        return
     target = output / "report.html" if to is None else to
     check_file("--to", target)
     write_report(store, target)
     sys.stdout.write(f"{plain(target)}\n")
 
 
-def compare(
-    output: Output,
-    first: Annotated[str, typer.Argument(metavar="A", help="A row, such as 'finepruner 64 heads=4'.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another, such as 'fastv 64'.")],
-) -> None:
-    """Compare two rows question by question: A minus B, with standard errors and 95 % intervals."""
-    from finepruner_lmms.matrix.report.compare import damage_of_rows, differences, find_row
-    from finepruner_lmms.matrix.report.tables import render_differences
-    from finepruner_lmms.matrix.store import Store
+def _write_figures(store: Store, folder: Path) -> None:
+    from finepruner_lmms.commands.preflight import check_folder
+    from finepruner_lmms.matrix.report.figures import write_figures
+    from finepruner_lmms.matrix.report.leaderboard import leaderboard
 
-    store = Store(output)
-    study = store.study()
-    rows = find_row(study, first), find_row(study, second)
-    found = differences(store, study, *rows)
-    sys.stdout.write(render_differences(found, first, second))
-    _say_damage(damage_of_rows(store, study, rows))
+    check_folder("--figures", folder)
+    for file in write_figures(leaderboard(store, baseline="vanilla", test=False), folder):
+        sys.stdout.write(f"{plain(file)}\n")
 
 
 def _say_damage(lines: Sequence[str]) -> None:

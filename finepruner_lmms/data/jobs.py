@@ -100,7 +100,8 @@ def task_jobs(names: Sequence[str], revisions: Mapping[str, str]) -> list[Job]:
     """One job per benchmark. `DataError` for names that are not known."""
     for name in (*names, *revisions):
         if name not in FACTS:
-            raise DataError("tasks", f"unknown task {name!r}{nearest(name, FACTS)}", fix=f"known: {', '.join(FACTS)}")
+            fix = f"known: {', '.join(FACTS)}; lmms-eval's other tasks fetch their data themselves when they run"
+            raise DataError("tasks", f"unknown task {name!r}{nearest(name, FACTS)}", fix=fix)
     for name in revisions:
         if name not in names:
             raise DataError("revision", f"{name!r} is not among the tasks to prepare: {', '.join(names)}")

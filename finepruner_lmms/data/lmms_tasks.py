@@ -20,7 +20,7 @@ import yaml
 
 from finepruner_lmms.files import cache_dir, load_object, write_json
 
-_RULES = 3
+_RULES = 4
 """What was remembered under other rules is read again."""
 _WANTED = ("task", "group", "tag", "include", "output_type", "class", "dataset_path")
 _TOP = re.compile(r"^(?=[^\s#-])", re.MULTILINE)
@@ -74,7 +74,7 @@ def folder_tasks(root: Path) -> dict[str, TaskFile]:
         about = _with_includes(file)
         task, group = about.get("task"), about.get("group")
         if isinstance(task, list) and isinstance(group, str):
-            found[group] = TaskFile(group, str(file), tuple(map(_member, task)))
+            found[group] = TaskFile(group, str(file), tuple(name for entry in task for name in _members(entry)))
         elif isinstance(task, str):
             kind = None if "class" in about else str(about.get("output_type", "generate_until"))
             data = about.get("dataset_path")
@@ -170,8 +170,9 @@ def _with_includes(file: Path) -> dict[str, Any]:
     return whole | about
 
 
-def _member(entry: Any) -> str:
-    return str(entry.get("task", entry.get("group", ""))) if isinstance(entry, dict) else str(entry)
+def _members(entry: Any) -> list[str]:
+    """The names in an entry of a group's list, which may be a mapping with several of them."""
+    return _names(entry.get("task", entry.get("group"))) if isinstance(entry, dict) else [str(entry)]
 
 
 def _names(value: Any) -> list[str]:

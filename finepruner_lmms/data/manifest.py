@@ -11,6 +11,7 @@ bytes.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,8 +84,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     raw: dict[str, Any] | None = read_object(path)
     if raw is None or raw.pop("schema_version", None) != SCHEMA:
-        raise DataError("data", f"{path} is not a manifest of this version", fix="`finepruner prepare` writes it anew")
-    again = "`finepruner prepare` writes it anew"
+        raise DataError("data", f"{path} is not a manifest of this version", fix=f"{_prepare(folder)} writes it anew")
+    again = f"{_prepare(folder)} writes it anew"
     try:
         manifest = TypeAdapter(Manifest).validate_python(raw)
     except ValidationError as error:
@@ -97,6 +98,16 @@ def read_manifest(folder: Path) -> Manifest | None:
     return manifest
 
 
+def _prepare(folder: Path) -> str:
+    """The command that makes a folder of a data root, as it is typed: a task's, or a checkpoint's."""
+    owner = folder.parent
+    if owner.parent.name == "checkpoints":
+        root, what = owner.parent.parent, f"--checkpoint {shlex.quote(f'{owner.name}/{folder.name}')}"
+    else:
+        root, what = owner, f"--tasks {shlex.quote(folder.name)}"
+    return f"`finepruner prepare --data {shlex.quote(str(root))} {what}`"
+
+
 def check_files(folder: Path, manifest: Manifest) -> None:
     """Raise `DataError` unless every file is there in its full size, and no table beside them; nothing is read."""
     for file in manifest.files:
@@ -104,7 +115,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         size = path.stat().st_size if path.is_file() else None
         if size != file.size:
             found = "is missing" if size is None else f"has {size:,} bytes instead of {file.size:,}"
-            raise DataError("data", f"{path} {found}", fix="`finepruner prepare` fetches it anew")
+            raise DataError("data", f"{path} {found}", fix=f"{_prepare(folder)} fetches it anew")
     known = {file.path for file in manifest.files}
     for place in sorted({str(Path(path).parent) for path in known if path.endswith(".parquet")}):
         for path in (folder / place).glob("*.parquet"):
@@ -117,16 +128,17 @@ def check_task(root: Path, name: str, tables: tuple[str, ...] = ("",)) -> Manife
 
     `tables` are the folders that must hold parquet files. Sizes are compared, nothing is read.
     """
-    folder, repair = root / name, f"run `finepruner prepare --data {root} --tasks {name}`"
+    folder = root / name
+    repair = f"run {_prepare(folder)}"
     if not folder.is_dir():
         begun = (root / INCOMING / name).is_dir()
         state = "is not complete: `prepare` was interrupted" if begun else "is not there"
-        raise DataError("data", f"{folder} {state}", fix=f"{repair}")
+        raise DataError("data", f"{folder} {state}", fix=repair)
     manifest = read_manifest(folder)
     if manifest is not None:
         check_files(folder, manifest)
         return manifest
     for table in tables:
         if not any((folder / table).glob("*.parquet")):
-            raise DataError("data", f"{folder / table} holds no .parquet files", fix=f"{repair}")
+            raise DataError("data", f"{folder / table} holds no .parquet files", fix=repair)
     return None

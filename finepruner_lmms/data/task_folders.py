@@ -10,6 +10,7 @@ import glob
 import hashlib
 import math
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol, protocol_lines
 from finepruner_lmms.benchmarks.submission import SERVED, TEST, task_lines
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS, tables
@@ -41,7 +43,7 @@ def available_tasks() -> list[str]:
     return sorted(file.stem.removeprefix("fp_") for file in overrides_dir().glob("fp_*.yaml"))
 
 
-def folder(data: str, submission: bool = False, limit: int | None = None) -> Path:
+def folder(data: str, submission: bool = False, limit: int | None = None, protocol: Protocol = LLAVA) -> Path:
     """The folder to pass to lmms-eval's `--include_path`, so that the tasks read `data`.
 
     `hub`: the public datasets; `demo`: the miniature benchmarks (`demo-tuning`: the same on the tuning scenes);
@@ -51,7 +53,8 @@ def folder(data: str, submission: bool = False, limit: int | None = None) -> Pat
     With `submission`, the tasks that only a server scores read their test split (in a data root: the folder `test`
     of the benchmark's; miniatures have but one) and write the file that the server takes. The others stay as they are.
 
-    With `limit`, each task asks at most so many questions, chosen as `benchmarks.limits` says.
+    With `limit`, each task asks at most so many questions, chosen as `benchmarks.limits` says. `protocol` says by whose
+    rules answers are scored (`benchmarks.protocol`).
     """
     if limit is not None:
         check_integer("limit", limit, 1)
@@ -60,11 +63,12 @@ def folder(data: str, submission: bool = False, limit: int | None = None) -> Pat
                 "limit", f"got {limit}; a submission needs every question", value=limit, fix="leave it out"
             )
     if data == "hub":
-        if not submission and limit is None:
+        if not submission and limit is None and protocol == LLAVA:
             return overrides_dir()
-        return _write(_Tasks(available_tasks(), None, SERVED if submission else (), limit=limit))
+        return _write(_Tasks(available_tasks(), None, SERVED if submission else (), limit=limit, protocol=protocol))
     if data in DEMO_SPLITS:
-        return _write(_Tasks(available_tasks(), miniatures(DEMO_SPLITS[data]), SERVED if submission else (), "", limit))
+        files = miniatures(DEMO_SPLITS[data])
+        return _write(_Tasks(available_tasks(), files, SERVED if submission else (), "", limit, protocol))
     root = Path(data)
     if not root.is_dir():
         raise DataError("data", f"{data!r} is neither 'hub', 'demo' nor an existing folder", value=data)
@@ -80,15 +84,17 @@ def folder(data: str, submission: bool = False, limit: int | None = None) -> Pat
         check_task(root, name, tables(name))
     if not (present if submission else scored):
         problem = f"{data!r} holds none of the folders {', '.join(available_tasks())}"
-        raise DataError("data", problem, value=data, fix=f"`finepruner prepare --data {data}` fetches them")
+        raise DataError(
+            "data", problem, value=data, fix=f"`finepruner prepare --data {shlex.quote(data)}` fetches them"
+        )
     if not submission:
-        return _write(_Tasks(scored, root.resolve(), limit=limit))
+        return _write(_Tasks(scored, root.resolve(), limit=limit, protocol=protocol))
     served = [name for name in SERVED if (root / name / TEST).is_dir()]
     if not served:
         raise DataError("data", f"{data!r} holds no folder {TEST} in any of {', '.join(SERVED)}", value=data)
     # one without its test questions is left out, lest the scored split be taken for it
     names = [name for name in present if (name in served if name in SERVED else name in scored)]
-    return _write(_Tasks(names, root.resolve(), served))
+    return _write(_Tasks(names, root.resolve(), served, protocol=protocol))
 
 
 def data_root(data: str) -> Path | None:
@@ -115,6 +121,7 @@ class _Tasks:
     served: Collection[str] = ()
     below: str = TEST
     limit: int | None = None
+    protocol: Protocol = LLAVA
 
     def files(self) -> dict[str, str]:
         """Name and text of each file of the folder."""
@@ -135,8 +142,7 @@ class _Tasks:
                 functions.append("doc_to_visual: !function fp_gqa_images.visual")
         if self.limit is not None:
             functions.append(f"process_docs: !function fp_limit.{name}")
-        if served:
-            functions += task_lines(name)
+        functions += task_lines(name) if served else protocol_lines(name, self.protocol)
         # ASCII with escapes, so that no character of a path means anything to whoever reads it
         text = yaml.safe_dump(settings, allow_unicode=False, width=math.inf, sort_keys=False)
         return text + "".join(f"{line}\n" for line in functions)

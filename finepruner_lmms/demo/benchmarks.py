@@ -17,21 +17,9 @@ from finepruner_lmms.demo import questions, scenes
 from finepruner_lmms.demo.choice_benchmarks import mmbench, sqa
 from finepruner_lmms.demo.questions import NEGATIVES, Question, ask, existence
 from finepruner_lmms.demo.scenes import Scene, make_scene
+from finepruner_lmms.demo.sizes import SIZES
 
 Row = dict[str, Any]
-SIZES = {
-    "vqav2": 240,
-    "gqa": 240,
-    "vizwiz": 240,
-    "sqa": 240,
-    "textvqa": 240,
-    "pope": 240,
-    "mme": 240,
-    "mmbench": 800,
-    "mmbench_cn": 800,
-    "mmvet": 120,
-}
-"""Questions of each benchmark; MMBench's 800 rows are 200 questions in four orders of their options."""
 _STRIDE = 100_000  # between the scenes of two benchmarks
 
 

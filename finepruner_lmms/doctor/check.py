@@ -12,12 +12,16 @@ Status = Literal["ok", "warning", "missing"]
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, how it is, and what to do. `missing` stops a run, `warning` does not."""
+    """What was looked at, how it is, and what to do. `missing` stops a run, `warning` does not.
+
+    `fix` is in words, `command` is a line of a shell that runs as it stands.
+    """
 
     topic: str
     status: Status
     text: str
     fix: str = ""
+    command: str = ""
 
 
 def writable(topic: str, folder: Path, fix: str) -> Check:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from finepruner_lmms.doctor.check import Check, writable
+from finepruner_lmms.errors import FieldError
 
 _DISTRIBUTION = "finepruner-lmms"
 _LIBRARIES = (
@@ -34,6 +37,7 @@ _ENOUGH_DISK = 5e9  # bytes: results, answers, and the Arrow copies of small ben
 def machine_checks() -> Iterator[Check]:
     """All of them, the cheap ones first."""
     yield from versions()
+    yield from program()
     yield from registered()
     yield from methods()
     yield from devices()
@@ -61,7 +65,7 @@ def versions() -> Iterator[Check]:
         requires = metadata.requires(_DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         text = "the package is not installed, so lmms-eval cannot find llava_finepruner"
-        yield Check("finepruner-lmms", "missing", text, "pip install -c constraints.txt -e .")
+        yield Check("finepruner-lmms", "missing", text, "in its checkout", pip("-e", "."))
         return
     wanted = Requirement(f"python{about['Requires-Python'] or ''}").specifier
     inside = wanted.contains(python)
@@ -74,17 +78,31 @@ def versions() -> Iterator[Check]:
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Check(
-                name, "missing", "not installed", f"pip install '{name}=={pin}'" if pin else f"pip install {name}"
-            )
+            yield Check(name, "missing", "not installed", command=pip(f"{name}=={pin}" if pin else name))
             continue
-        repair = f"pip install '{name}=={pin}'" if pin else ""
+        repair = pip(f"{name}=={pin}") if pin else ""
         if key in ranges and not ranges[key].contains(found, prereleases=True):
-            yield Check(name, "missing", f"{found}, but the package asks for {ranges[key]}", repair)
+            yield Check(name, "missing", f"{found}, but the package asks for {ranges[key]}", command=repair)
         elif pin and Version(found).public != pin:
-            yield Check(name, "warning", f"{found}, tested with {pin}", f"if results are odd: {repair}")
+            yield Check(name, "warning", f"{found}, tested with {pin}", "if results are odd", repair)
         else:
             yield Check(name, "ok", found)
+
+
+def pip(*what: str) -> str:
+    """The line that installs something into this very environment."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *what])
+
+
+def program() -> Iterator[Check]:
+    """Whether `finepruner`, as printed commands begin, is this environment's."""
+    folder = Path(sys.executable).parent
+    found = shutil.which("finepruner")
+    if found is not None and Path(found).parent.resolve() == folder.resolve():
+        yield Check("command", "ok", found)
+    elif (folder / "finepruner").is_file():
+        text = f"`finepruner` is {f'another one, {found}' if found else 'not on PATH'}, and commands shown here need it"
+        yield Check("command", "warning", text, command=f'export PATH={shlex.quote(str(folder))}:"$PATH"')
 
 
 def registered() -> Iterator[Check]:
@@ -116,15 +134,20 @@ def registered() -> Iterator[Check]:
 
 def methods() -> Iterator[Check]:
     """Whether the methods of other packages can be loaded."""
-    from finepruner_lmms.pruners.plugins import load_plugins, plugins
+    from finepruner_lmms.plugins import VARIABLE, load_files, load_plugins, named_files, plugins
 
     try:
         load_plugins()
     except RuntimeError as error:
         yield Check("method plug-ins", "missing", str(error), "repair or uninstall it")
         return
-    if found := plugins():
-        yield Check("method plug-ins", "ok", ", ".join(point.name for point in found))
+    try:
+        load_files(named_files(), VARIABLE)
+    except FieldError as error:
+        yield Check("method plug-ins", "missing", str(error), f"or take it out of {VARIABLE}")
+        return
+    if found := [*(point.name for point in plugins()), *(file.name for file in named_files())]:
+        yield Check("method plug-ins", "ok", ", ".join(found))
 
 
 def devices() -> Iterator[Check]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,12 +18,14 @@ from finepruner_lmms.data.ready import Examined, examine, hub_copies, missing_da
 from finepruner_lmms.data.task_folders import DEMO_SPLITS
 from finepruner_lmms.data.verify import lacking_weights
 from finepruner_lmms.doctor.check import Check
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.errors import FieldError, first_line
 
 if TYPE_CHECKING:
     from finepruner_lmms.judge.settings import Judge
     from finepruner_lmms.pruners import Pruner
 
+ROOT = "data"
+"""The data root of commands that are proposed where none was named."""
 _PATIENCE = 3.0  # seconds for a judge to take the connection
 _WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
@@ -39,10 +43,12 @@ def task_checks(data: str, name: str, submission: bool = False) -> Iterator[Chec
         if copies := hub_copies(name):
             yield Check(topic, "ok", f"{facts.repo} was loaded before: {copies[0]}")
         else:
-            fix = f"finepruner prepare --data ROOT --tasks {name} fetches only the split that is evaluated"
-            yield Check(topic, "warning", f"{facts.repo} is fetched at the first run, with all its splits", fix)
+            fix = f"to fetch only the split that is evaluated, and then write `data: {ROOT}`"
+            command = f"finepruner prepare --data {ROOT} --tasks {name}"
+            text = f"{facts.repo} is fetched at the first run, with all its splits"
+            yield Check(topic, "warning", text, fix, command)
     else:
-        repair = f"finepruner prepare --data {data} --tasks {name}"
+        repair = f"finepruner prepare --data {shlex.quote(data)} --tasks {name}"
         for found in examine(Path(data), name, submission):
             place = f"{topic} ({found.table.folder})" if found.table.folder else topic
             if found.problems:
@@ -53,7 +59,7 @@ def task_checks(data: str, name: str, submission: bool = False) -> Iterator[Chec
 
 def _missing(topic: str, problems: Sequence[DataError], repair: str = "") -> Iterator[Check]:
     for error in problems:
-        yield Check(topic, "missing", error.problem, error.fix or repair)
+        yield Check(topic, "missing", error.problem, error.fix, "" if error.fix else repair)
 
 
 def _table_check(topic: str, found: Examined, source: str) -> Check:
@@ -102,9 +108,8 @@ def checkpoint_checks(pretrained: str, attention: str) -> Iterator[Check]:
         geometry = Geometry.of(read_shape(pretrained))
         if folder.is_dir() and (manifest := read_manifest(folder)) is not None:
             check_files(folder, manifest)
-    except ValueError as error:
-        fix = "finepruner prepare --data ROOT --checkpoint OWNER/NAME, then pretrained: ROOT/checkpoints/OWNER/NAME"
-        yield Check("checkpoint", "missing", str(error), fix)
+    except (ValueError, OSError) as error:
+        yield Check("checkpoint", "missing", first_line(error), *_fetch(pretrained, "pretrained"))
         return
     most = "up to " if geometry.varies else ""
     about = f"{geometry.num_layers} layers, {most}{geometry.num_visual_tokens} visual tokens"
@@ -133,17 +138,28 @@ def _weights(given: str, folder: Path, about: str, topic: str = "checkpoint") ->
         try:
             lacking = lacking_weights(folder)
         except DataError as error:
-            return Check(topic, "missing", str(error), "fetch it anew: finepruner prepare --checkpoint")
+            return Check(topic, "missing", str(error), "copy it anew")
         if not files or lacking:
             text = f"{folder} lacks its weights{': ' + ', '.join(lacking) if lacking else ''}"
-            return Check(topic, "missing", text, "copy it anew, or fetch it: finepruner prepare --checkpoint")
+            return Check(topic, "missing", text, "copy it anew")
         return Check(topic, "ok", f"{given}: {about}, {sum(path.stat().st_size for path in files) / 1e9:.2f} GB")
+    field = "clip" if topic.startswith("clip") else "pretrained"
     if any(in_cache(given, name) for name in _WEIGHT_FILES):
         return Check(topic, "ok", f"{given}: {about}, in the hub cache")
-    fix = f"finepruner prepare --data ROOT --checkpoint {given}"
     if offline():
-        return Check(topic, "missing", f"{given}: its weights are not here, and the network is switched off", fix)
-    return Check(topic, "warning", f"{given}: {about}; its weights are fetched at the first run", fix)
+        text = f"{given}: its weights are not here, and the network is switched off"
+        return Check(topic, "missing", text, *_fetch(given, field))
+    return Check(topic, "warning", f"{given}: {about}; its weights are fetched at the first run", *_fetch(given, field))
+
+
+def _fetch(given: str, field: str) -> tuple[str, str]:
+    """What to do, and what to type, about a checkpoint that is not here."""
+    if Path(given).exists():
+        return "", ""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", given):
+        return "give a checkpoint's folder, or its name on the hub (owner/name)", ""
+    fix = f"where there is a network, and then write `{field}: {ROOT}/checkpoints/{given}`"
+    return fix, f"finepruner prepare --data {ROOT} --checkpoint {given}"
 
 
 def _attention(name: str) -> Check:

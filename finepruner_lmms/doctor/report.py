@@ -33,11 +33,14 @@ class Request:
     pruners: Sequence[Pruner] = ()
     judge: Judge | None = None
     submission: bool = False
+    wrong: Check | None = None
+    """What is wrong with the matrix file."""
 
 
 def examine(request: Request) -> list[Check]:
     """Every check that applies, in a fixed order."""
     checks = list(machine_checks())
+    checks += [] if request.wrong is None else [request.wrong]
     if request.pretrained is not None:
         found = list(checkpoint_checks(request.pretrained, request.attention))
         checks += found
@@ -57,20 +60,21 @@ def ready(checks: Iterable[Check]) -> bool:
 
 
 def as_json(checks: Sequence[Check]) -> str:
-    """For programs: `ready`, and the checks with topic, status, text and fix."""
+    """For programs: `ready`, and the checks with topic, status, text, fix and command."""
     return json.dumps({"ready": ready(checks), "checks": [asdict(check) for check in checks]}, indent=1)
 
 
 def show(checks: Sequence[Check], console: Console) -> None:
-    """One line per check, what to do below it."""
+    """One line per check, what to do and what to type below it."""
     states, topics = (max(map(len, column)) for column in zip(*((c.status, c.topic) for c in checks), strict=True))
     for check in checks:
         line = Text.assemble(
             (f"{check.status:{states}}", _COLOURS[check.status]), f"  {check.topic:{topics}}  {plain(check.text)}"
         )
         console.print(line, soft_wrap=True)
-        if check.fix:
-            console.print(rich_text(f"{'':{states + topics + 4}}→ {check.fix}"), soft_wrap=True)
+        for mark, what in (("→", check.fix), ("$", check.command)):
+            if what:
+                console.print(rich_text(f"{'':{states + topics + 4}}{mark} {what}"), soft_wrap=True)
     counts = {status: sum(check.status == status for check in checks) for status in _COLOURS}
     verdict = "ready" if ready(checks) else "not ready"
     console.print(f"{verdict}: " + ", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 from finepruner_lmms.engine.attention_rows import Rows
 from finepruner_lmms.engine.image_drops import LayerDrop
 from finepruner_lmms.engine.prompt_layout import ImageGroup, Layout, Made, compact
-from finepruner_lmms.engine.trace import Trace
+from finepruner_lmms.engine.trace import Trace, guides_of
 from finepruner_lmms.ops.selection import mask_to_index, take
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 
@@ -27,13 +27,14 @@ class Chosen:
     """What a method chose of the images of a group: which of their tokens stay `[I, V']`, and the new ones.
 
     `merged` `[I, M, D]` take the place of the tokens `merged_from` `[I, M]`; the first `lead` of them stand before the
-    image.
+    image. `sources` `[I, V']` are the tokens that went into them.
     """
 
     keep: Tensor
     merged: Tensor | None = None
     merged_from: Tensor | None = None
     lead: int = 0
+    sources: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,21 @@ class ImageRows:
         ).remember_in(memory)
 
 
+def remember_merged(trace: Trace, layer: int, layout: Layout, chosen: Sequence[Chosen | None]) -> None:
+    """Note in `trace` which tokens of the rows went into new ones."""
+    asked = [
+        (group, one.sources)
+        for group, one in zip(layout.groups, chosen, strict=True)
+        if one is not None and one.sources is not None
+    ]
+    if not asked:
+        return
+    merged = torch.zeros_like(layout.present)
+    for group, sources in asked:
+        merged[group.index[:, None], group.places] = sources
+    trace.merge_masks[layer] = merged
+
+
 @dataclass(frozen=True)
 class DetailsOfImages:
     """What a method says of its choice, where it was asked for several groups of images: by group, with their rows."""
@@ -172,14 +188,13 @@ class DetailsOfImages:
         return self
 
 
-def remember_images(
-    trace: Trace, layer: int, groups: Sequence[ImageGroup], found: Sequence[Selection | None], rows: int
-) -> None:
+def remember_images(trace: Trace, layer: int, layout: Layout, found: Sequence[Selection | None]) -> None:
     """Note in `trace` which heads were chosen, with a row per row of the batch, and what else the method says.
 
-    Where a row shows several images, heads have a row per image instead, in the order of the prompts.
+    Where a row shows several images, heads, and what guided, have a row per image instead, in the order of the prompts.
     """
-    asked = [(group, one) for group, one in zip(groups, found, strict=True) if one is not None]
+    rows, places = layout.present.shape
+    asked = [(group, one) for group, one in zip(layout.groups, found, strict=True) if one is not None]
     chosen = every = None
     for group, one in asked:
         if one.heads is not None and one.head_scores is not None:
@@ -189,6 +204,14 @@ def remember_images(
             chosen[group.told], every[group.told] = one.heads, one.head_scores
     if chosen is not None and every is not None:
         trace.chosen_heads[layer] = chosen, every
+    shown = [(group, guides) for group, one in asked if (guides := guides_of(one)) is not None]
+    if shown:
+        most = max(guides.shape[1] for _, guides in shown)
+        every = shown[0][1].new_zeros(shown[0][0].told_of, most, places)
+        for group, guides in shown:
+            map_of = torch.arange(guides.shape[1], device=guides.device)[None, :, None]
+            every[group.told[:, None, None], map_of, group.places[:, None, :]] = guides
+        trace.guides[layer] = every
     told = [(group.rows, one.details) for group, one in asked if one.details is not None]
     if len(told) == 1 and told[0][0] == tuple(range(rows)):
         trace.details[layer] = told[0][1]

@@ -70,6 +70,10 @@ def check_selection(
         if (value := getattr(chosen, name)) is not None:
             shape = (rows, places) if name == "scores" else (rows, None)
             _check_tensor(name, where, value, shape, hidden.device)
+    if chosen.guides is not None:
+        _check_tensor("guides", where, chosen.guides, (rows, None, places), hidden.device, "floating")
+    if chosen.sources is not None:
+        _check_tensor("sources", where, chosen.sources, (rows, places), hidden.device, "bool")
     if stage.merged:
         if chosen.merged is None or chosen.merged_from is None:
             raise FieldError(
@@ -107,6 +111,8 @@ def check_reduction(pruner: VisionPruner, reduced: Reduction, projected: Tensor,
     retained = pruner.retained(count)
     _check_tensor("keep", where, reduced.keep, (images, count), projected.device, "bool")
     _check_tensor("tokens", where, reduced.tokens, (images, retained, width), projected.device, "floating")
+    if reduced.merged is not None:
+        _check_tensor("merged", where, reduced.merged, (images, count), projected.device, "bool")
     kept = reduced.keep.sum(1)
     # a method that makes no new tokens keeps all that it returns
     least = retained if type(pruner).reduce is VisionPruner.reduce else 0

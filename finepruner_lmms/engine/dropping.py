@@ -21,6 +21,7 @@ from finepruner_lmms.engine.by_image import (
     gather_images,
     only_what_is_left,
     remember_images,
+    remember_merged,
 )
 from finepruner_lmms.engine.contract import check_selection, check_stages
 from finepruner_lmms.engine.entrance import Entrance
@@ -30,7 +31,7 @@ from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.image_drops import plan_drops
 from finepruner_lmms.engine.prompt_layout import Layout, drop_visual
 from finepruner_lmms.engine.prompt_state import PromptState, View, on_device
-from finepruner_lmms.engine.trace import Trace
+from finepruner_lmms.engine.trace import Trace, guides_of
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import take, with_required
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage
@@ -157,6 +158,7 @@ class Dropping:
             None if stage is None else self.entrance.chosen(group)
             for group, stage in zip(before.layout.groups, drop.stages, strict=True)
         ]
+        remember_merged(self.trace, 0, before.layout, chosen)
         moved = gather_images(before.layout, drop, chosen, embeds)
         hidden = self._gather(state, 0, embeds, before, moved, not self.family.grid_positions, True)
         state.layout = only_what_is_left(moved.layout, drop, chosen)
@@ -205,8 +207,9 @@ class Dropping:
             context = shared.context(group, layer, max(group.counts), memory)
             selection, keep = self._ask(pruner, stage, context, rows.hidden)
             found.append(selection)
-            chosen.append(Chosen(keep, selection.merged, selection.merged_from))
-        remember_images(self.trace, layer, rows.layout.groups, found, len(rows.hidden))
+            chosen.append(Chosen(keep, selection.merged, selection.merged_from, sources=selection.sources))
+        remember_images(self.trace, layer, rows.layout, found)
+        remember_merged(self.trace, layer, rows.layout, chosen)
         return gather_images(rows.layout, drop, chosen, rows.hidden)
 
     def _ask(
@@ -257,6 +260,10 @@ class Dropping:
     def _remember(self, layer: int, chosen: Selection) -> None:
         if chosen.heads is not None and chosen.head_scores is not None:
             self.trace.chosen_heads[layer] = chosen.heads, chosen.head_scores
+        if (guides := guides_of(chosen)) is not None:
+            self.trace.guides[layer] = guides
+        if chosen.sources is not None:
+            self.trace.merge_masks[layer] = chosen.sources
         if chosen.details is not None:
             self.trace.details[layer] = chosen.details
 

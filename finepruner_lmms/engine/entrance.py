@@ -19,11 +19,15 @@ from finepruner_lmms.pruners.base import Reduction, Stage, VisionPruner
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of one image: which of its tokens, `[N]`, and new ones `[M, D]`, of which `lead` come first."""
+    """What is left of one image: which of its tokens, `[N]`, and new ones `[M, D]`, of which `lead` come first.
+
+    `merged` `[N]` says which of its tokens went into the new ones.
+    """
 
     keep: Tensor
     made: Tensor
     lead: int
+    merged: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Entrance:
         for row, number in enumerate(numbers):
             tokens = reduction.tokens[row]
             new = torch.cat([tokens[:lead], tokens[lead + own :]])
-            self.images[number] = Left(keep[row], new, lead)
+            merged = None if reduction.merged is None else reduction.merged[row]
+            self.images[number] = Left(keep[row], new, lead, merged)
         self.stages[keep.shape[1]] = Stage(0, own, made)
 
     def stage(self, num_visual_tokens: int) -> Stage | None:
@@ -56,4 +61,6 @@ class Entrance:
         device = group.index.device
         keep = torch.stack([one.keep for one in left]).to(device)
         made = torch.stack([one.made for one in left]).to(device)
-        return Chosen(keep, made if made.shape[1] else None, lead=left[0].lead)
+        sources = [one.merged for one in left if one.merged is not None]
+        merged = torch.stack(sources).to(device) if len(sources) == len(left) else None
+        return Chosen(keep, made if made.shape[1] else None, lead=left[0].lead, sources=merged)

@@ -13,7 +13,7 @@ from finepruner_lmms.engine.clock import Clock
 from finepruner_lmms.engine.trace import Trace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Generation:
     """`sequences` `[B, T]`: new token ids only; `logits`: T tensors `[B, V]` if asked for; `trace`: what was kept.
 
@@ -25,6 +25,13 @@ class Generation:
     trace: Trace
     execution: str = "eager"
     clock: Clock | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        """In short, on one line, without the tokens themselves."""
+        rows, length = self.sequences.shape
+        answers = f"{rows} answers" if rows != 1 else "1 answer"
+        logits = ", with logits" if self.logits is not None else ""
+        return f"Generation({answers} of up to {length} tokens{logits}, {self.execution}; {self.trace!r})"
 
     @property
     def seconds_to_first_token(self) -> float | None:

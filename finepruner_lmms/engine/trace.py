@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from finepruner_lmms.errors import FieldError
 if TYPE_CHECKING:
     from finepruner_lmms.engine.prompt_layout import Layout
     from finepruner_lmms.pruners.base import Reduction
+    from finepruner_lmms.pruners.decoder_context import Selection
 
 
 @runtime_checkable
@@ -23,7 +25,7 @@ class Details(Protocol):
         """The same of some rows."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """The record of one prefill.
 
@@ -41,6 +43,11 @@ class Trace:
     """Cache length of each layer after prefill, in tokens (padding included)."""
     chosen_heads: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """By layer, where heads were selected: `[B, heads]`, best first, -1 for none; and every head's score `[B, H]`."""
+    guides: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, `[B, m, V]`: what guided the choice, over the row's placeholders and then what a method made: the
+    attention of the first m of `chosen_heads`, or else, m = 1, the scores of the tokens, where the method gave some."""
+    merge_masks: dict[int, Tensor] = field(default_factory=dict)
+    """By layer, `[B, V]` bool: the tokens that went into new ones there, where a method makes some."""
     details: dict[int, Any] = field(default_factory=dict)
     """By layer, what a method says of its choice (`consensus.Consensus`): `Details`, or a tensor with a row per row."""
     expected: dict[str, tuple[FieldError, Tensor]] = field(default_factory=dict)
@@ -49,6 +56,23 @@ class Trace:
     """`[B, V]`, where images are told apart: what budgets count of a row's placeholders. The rest are newlines."""
     entering: tuple[int, ...] = ()
     """And how many these are of each row."""
+
+    def __repr__(self) -> str:
+        """What was kept in short, on one line. Waits for the device."""
+        rows, made = len(self.has_image), self.made
+        shown = [row for row, has_image in enumerate(self.has_image) if has_image]
+        told = [f"{rows} rows" if rows != 1 else "1 row"]
+        if len(shown) < rows:
+            told[0] += f", {len(shown)} with an image"
+        told += [f"{self.num_visual_tokens} visual tokens"] if shown else []
+        for layer, kept in self.kept.items():
+            text = f"layer {layer}: kept {_range(len(kept[row]) for row in shown)}"
+            if any(made[layer]):
+                text += f", made {_range(made[layer][row] for row in shown)}"
+            if layer in self.chosen_heads:
+                text += f", by {_range((self.chosen_heads[layer][0] >= 0).sum(1).tolist())} heads"
+            told.append(text)
+        return f"Trace({'; '.join(told)})"
 
     @property
     def heads(self) -> Tensor | None:
@@ -70,6 +94,23 @@ class Trace:
         layers = sorted(self.keep_masks)
         masks = on_host([self.keep_masks[layer][:, : self.num_visual_tokens] for layer in layers])
         return {layer: [row.nonzero().squeeze(1) for row in mask] for layer, mask in zip(layers, masks, strict=True)}
+
+    @property
+    def merged(self) -> dict[int, list[Tensor]]:
+        """Layer before which new tokens were made → per row the visual tokens that went into them, as `kept` has them.
+
+        Tokens that a method made earlier, and merged again, are not listed.
+        """
+        layers = sorted(self.merge_masks)
+        masks = on_host([self.merge_masks[layer][:, : self.num_visual_tokens] for layer in layers])
+        return {layer: [row.nonzero().squeeze(1) for row in mask] for layer, mask in zip(layers, masks, strict=True)}
+
+    @property
+    def made(self) -> dict[int, list[int]]:
+        """First layer that sees only these → per row, how many of its visual tokens a method made; see `kept`."""
+        layers = sorted(self.keep_masks)
+        counts = on_host([self.keep_masks[layer][:, self.num_visual_tokens :].sum(1) for layer in layers])
+        return {layer: count.tolist() for layer, count in zip(layers, counts, strict=True)}
 
     @property
     def tokens_entering(self) -> list[list[int]]:
@@ -142,6 +183,8 @@ class Trace:
             entering=self.entering[rows],
             kv_lengths=list(self.kv_lengths),
             chosen_heads=_cloned(heads),
+            guides={layer: rows_of[rows].clone() for layer, rows_of in self.guides.items()},
+            merge_masks={layer: mask[rows].clone() for layer, mask in self.merge_masks.items()},
             details=_cloned(details),
             expected={text: (error, holds.clone()) for text, (error, holds) in self.expected.items()},
         )
@@ -162,21 +205,34 @@ class Trace:
         spare = count + torch.arange(made, device=keep.device).expand(images, -1)
         column = torch.where(own, order.gather(1, place.clamp(0, count - 1)), spare)
 
-        def told(mask: Tensor) -> Tensor:
-            """`mask` `[images, made ...]` over the shortened image → over N, what was made, and what was merged."""
-            full = torch.zeros(images, count + made, dtype=torch.bool, device=keep.device)
-            full.scatter_(1, column, mask[:, :made])
-            full = torch.cat([full, mask[:, made:]], dim=1)
-            # row by row, because an index of rows would have to be copied to the device, which waits for it
-            every = list(full.new_zeros(len(self.has_image), full.shape[1]).unbind())
-            for row, image in zip(shown, full, strict=True):
+        def of_rows(told: Tensor) -> Tensor:
+            """`[images, ...]` → `[B, ...]`, row by row: an index would be copied to the device, which is waited for."""
+            every = list(told.new_zeros(len(self.has_image), *told.shape[1:]).unbind())
+            for row, image in zip(shown, told, strict=True):
                 every[row] = image
             return torch.stack(every)
 
-        masks = {0: told(torch.ones_like(own))}
-        for layer, mask in self.keep_masks.items():
-            masks[layer] = told(torch.stack([mask[row] for row in shown]))
-        return replace(self, num_visual_tokens=count, keep_masks=masks)
+        def told(values: Tensor) -> Tensor:
+            """`[images, ..., made + merged]` of the shortened image → `[B, ..., N + made + merged]`."""
+            between = values.shape[1:-1]
+            full = values.new_zeros(images, *between, count + made)
+            place = column.view(images, *[1] * len(between), made).expand(images, *between, made)
+            full.scatter_(-1, place, values[..., :made])
+            return of_rows(torch.cat([full, values[..., made:]], dim=-1))
+
+        def moved(found: dict[int, Tensor]) -> dict[int, Tensor]:
+            return {layer: told(torch.stack([value[row] for row in shown])) for layer, value in found.items()}
+
+        merged = moved(self.merge_masks)
+        if reduction.merged is not None:
+            merged[0] = of_rows(reduction.merged)
+        return replace(
+            self,
+            num_visual_tokens=count,
+            keep_masks={0: told(torch.ones_like(own))} | moved(self.keep_masks),
+            guides=moved(self.guides),
+            merge_masks=merged,
+        )
 
     def drop_beams(self, copies: int) -> Trace:
         """The trace of every `copies`-th row: undoes the copies that beam search makes of a sample.
@@ -193,8 +249,23 @@ class Trace:
             counted=None if self.counted is None else self.counted[rows],
             entering=self.entering[rows],
             chosen_heads={layer: (heads[rows], scores[rows]) for layer, (heads, scores) in self.chosen_heads.items()},
+            guides={layer: rows_of[rows] for layer, rows_of in self.guides.items()},
+            merge_masks={layer: mask[rows] for layer, mask in self.merge_masks.items()},
             details={layer: _details_of_rows(details, rows) for layer, details in self.details.items()},
         )
+
+
+def _range(counts: Iterable[int]) -> str:
+    """`64`, or `60 to 64` where rows differ."""
+    least, *_, most = sorted([*counts] * 2) or (0, 0)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def guides_of(chosen: Selection) -> Tensor | None:
+    """What a trace keeps of a choice to be shown, `[B, m, V]`: see `Trace.guides`."""
+    if chosen.guides is not None or chosen.scores is None:
+        return chosen.guides
+    return chosen.scores[:, None]
 
 
 def on_host(values: list[Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from finepruner_lmms.heads.named import Named, caller
 from finepruner_lmms.lazy import torch
 
 if TYPE_CHECKING:
@@ -40,22 +41,20 @@ class Words:
 
 
 Weigh = Callable[[Words], "Tensor"]
-_QUERIES: dict[str, Weigh] = {}
+QUERIES: Named[Weigh] = Named("query", "query", ("last",))
 
 
 def register_query(name: str) -> Callable[[Weigh], Weigh]:
-    """Add a query strategy: from the `Words` to the weight of each, `[B, T]`."""
+    """Add a query strategy: from the `Words` to the weight of each, `[B, T]`; 0 where no word is.
 
-    def add(function: Weigh) -> Weigh:
-        _QUERIES[name] = function
-        return function
-
-    return add
+    `FieldError` for a name that is taken by another function, or is none.
+    """
+    return QUERIES.register(name, caller())
 
 
 def query_weights(name: str, words: Words) -> Tensor:
     """How much each word's row counts under the strategy `name`, `[B, T]`."""
-    return _QUERIES[name](words)
+    return QUERIES.find(name)(words)
 
 
 def _newest(present: Tensor, count: int) -> Tensor:
@@ -139,5 +138,5 @@ def adaptive_text_visual(words: Words) -> Tensor:
 
 
 def known_queries() -> tuple[str, ...]:
-    """The names of all query strategies: `last`, the last prompt token, and the others sorted."""
-    return ("last", *sorted(_QUERIES))
+    """The names of all query strategies: `last`, the last prompt token, and the others sorted; plug-ins included."""
+    return ("last", *QUERIES.known())

@@ -45,9 +45,10 @@ class Judgement(BaseModel):
     usage: dict[str, Any]
 
 
-def judgement_key(document: str, judge: str, prompt: str) -> str:
-    """What a judgement is found by: the document, the judge, and all that it is shown, the answer among it."""
-    return hashlib.sha256(json.dumps([document, judge, prompt]).encode()).hexdigest()[:24]
+def judgement_key(document: str, judge: str, prompt: str, time: int = 0) -> str:
+    """What a judgement is found by: document, judge, all that it is shown, and how often it was asked before."""
+    again = [time] if time else []
+    return hashlib.sha256(json.dumps([document, judge, prompt, *again]).encode()).hexdigest()[:24]
 
 
 class Judgements:

@@ -22,7 +22,8 @@ _NAMED_FAILURES = 3
 class Case:
     """What is put to the judge: `prompt` about an `answer` to `document`. `read` makes a value of the reply.
 
-    `read` raises `ValueError` if it cannot. `rubric` identifies the instructions in the prompt.
+    `read` raises `ValueError` if it cannot. `rubric` identifies the instructions in the prompt. `time` counts how often
+    the same was asked before.
     """
 
     document: str
@@ -30,6 +31,7 @@ class Case:
     prompt: str
     rubric: str
     read: Callable[[str], Any]
+    time: int = 0
 
 
 def require_fields(entries: Sequence[Any], fields: Sequence[str]) -> None:
@@ -138,7 +140,7 @@ def _known(case: Case, client: ChatClient, memory: Judgements) -> Judgement | No
 
 
 def _key(case: Case, client: ChatClient) -> str:
-    return judgement_key(case.document, client.server.name, case.prompt)
+    return judgement_key(case.document, client.server.name, case.prompt, case.time)
 
 
 def _read(case: Case, text: str, client: ChatClient) -> Any:

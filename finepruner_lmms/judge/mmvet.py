@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import re
+import statistics
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,7 +122,10 @@ def check_entries(entries: Sequence[Entry]) -> None:
 
 
 def totals(entries: Sequence[Entry]) -> dict[str, float]:
-    """The mean `score` of judged entries in percent: `total`, and each capability that some question needs."""
+    """The mean `score` of judged entries in percent: `total`, and each capability that some question needs.
+
+    Where each was judged several times, `spread` is the standard deviation of the total over these times.
+    """
     for entry in entries:
         if "score" not in entry:
             problem = f"{entry['question_id']} is not judged yet"
@@ -134,6 +138,10 @@ def totals(entries: Sequence[Entry]) -> dict[str, float]:
         needing = [float(entry["score"]) for entry in entries if name in capabilities(entry)]
         if needing:
             means[name] = _mean(needing)
+    times = [entry.get("scores") for entry in entries]
+    if all(isinstance(scores, list) and len(scores) > 1 for scores in times):
+        rounds = [_mean([float(score) for score in one]) for one in zip(*times, strict=True)]
+        means["spread"] = statistics.stdev(rounds)
     return means
 
 

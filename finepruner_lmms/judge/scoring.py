@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from finepruner_lmms.errors import FieldError
@@ -32,9 +33,11 @@ class Rules:
     case: Callable[[Entry], Case | None]
     totals: Callable[[Sequence[Entry]], dict[str, float]]
     exact: Callable[[Entry], Any] | None = None
+    repeats: bool = False
+    """Whether what is found is a number, of which the mean over several judgements is meant."""
 
 
-MMVET = Rules("score", mmvet.check_entries, mmvet.case, mmvet.totals, mmvet.exact)
+MMVET = Rules("score", mmvet.check_entries, mmvet.case, mmvet.totals, mmvet.exact, repeats=True)
 MMBENCH = Rules("letter", mmbench.check_entries, mmbench.case, mmbench.totals)
 RULES = {"mmvet": MMVET, "mmbench": MMBENCH, "mmbench_cn": MMBENCH}
 """By benchmark."""
@@ -66,19 +69,27 @@ class Scorer:
     ) -> tuple[list[Entry], dict[str, Any]]:
         """The judged entries, and what to remember of the judge. `JudgeError` if one could not be judged."""
         rules.check(entries)
+        entries = [{name: value for name, value in one.items() if name != f"{rules.field}s"} for one in entries]
         if self._client is None:
             if rules.exact is None:
                 problem = f"got 'exact'; there is no string match for the {rules.field} of an answer"
                 raise FieldError("judge", problem, value="exact")
             return [entry | {rules.field: rules.exact(entry)} for entry in entries], {"name": "exact"}
-        cases = [rules.case(entry) for entry in entries]
-        asked = [case for case in cases if case is not None]
+        cases, server = [rules.case(entry) for entry in entries], self._client.server
+        times = server.times if rules.repeats else 1
+        asked = [replace(case, time=time) for case in cases if case is not None for time in range(times)]
         found = judge_all(asked, self._client, self._memory, on_progress)
         values = iter(one.value for one in found)
         judged = [
-            entry if case is None else entry | {rules.field: next(values)}
+            entry if case is None else entry | _found(rules.field, [next(values) for _ in range(times)])
             for entry, case in zip(entries, cases, strict=True)
         ]
-        server = self._client.server
-        about = {"name": server.name, "host": server.host, "models": sorted({one.model for one in found})}
+        about = {"name": server.scored_as, "host": server.host, "models": sorted({one.model for one in found})}
         return judged, about | {"asked": len(asked), "rubric": asked[0].rubric if asked else None}
+
+
+def _found(field: str, values: list[Any]) -> Entry:
+    """What is added to an entry: the value, or of several their mean, and each of them."""
+    if len(values) == 1:
+        return {field: values[0]}
+    return {field: statistics.fmean(values), f"{field}s": values}

@@ -27,7 +27,7 @@ VARIABLE = "FINEPRUNER_JUDGE"
 """What a plain lmms-eval run reads: `exact`, `later`, or the address of a server."""
 OPTIONAL = frozenset({"mmbench", "mmbench_cn"})
 """The benchmarks that are judged only if a judge is told to."""
-_OPTIONS = ("model", "key_env", "timeout", "retries", "workers")
+_OPTIONS = ("model", "key_env", "timeout", "retries", "workers", "times")
 _KEY = re.compile(r"[\x21-\x7e]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _DEFAULT_VARIABLE = "OPENAI_API_KEY"
@@ -40,6 +40,7 @@ class JudgeServer(BaseModel):
     """A language model behind an OpenAI-compatible endpoint.
 
     `timeout` is in seconds per request; `retries` come after the first try.
+    `times`: how often each answer to MM-Vet is judged; its score is the mean (MM-Vet's authors judge five times).
     `mmbench`: whether it also finds the options that answers to MMBench mean, where no letter can be read.
 
     `url` is the server's address with or without `/v1`, or the full one of its chat completions. The key is read from
@@ -55,6 +56,7 @@ class JudgeServer(BaseModel):
     retries: int = Field(default=5, ge=0, le=50)
     workers: int = Field(default=8, ge=1, le=256)
     mmbench: bool = False
+    times: int = Field(default=1, ge=1, le=20)
 
     @field_validator("url")
     @classmethod
@@ -69,7 +71,7 @@ class JudgeServer(BaseModel):
             raise ValueError(f"is not the name of an environment variable; {_NO_KEY}")
         return name
 
-    @field_validator("url", "model", "timeout", "retries", "workers", "mmbench", mode="before")
+    @field_validator("url", "model", "timeout", "retries", "workers", "mmbench", "times", mode="before")
     @classmethod
     def _no_key(cls, value: Any, info: ValidationInfo) -> Any:
         # a model's name may look random; a text elsewhere that does is wrong in any case
@@ -82,6 +84,11 @@ class JudgeServer(BaseModel):
     def name(self) -> str:
         """What its judgements are stored under."""
         return self.model
+
+    @property
+    def scored_as(self) -> str:
+        """What its scores are kept under: means over several judgements are others than single ones."""
+        return self.model if self.times == 1 else f"{self.model} ×{self.times}"
 
     @property
     def also(self) -> frozenset[str]:
@@ -129,7 +136,7 @@ Judge = Annotated[
 def judge_name(judge: Judge) -> str | None:
     """The name that scores are kept under; None for `later`, which takes whoever judged."""
     if isinstance(judge, JudgeServer):
-        return judge.name
+        return judge.scored_as
     return None if judge == "later" else judge
 
 
@@ -191,7 +198,8 @@ def parse_server(
 def from_environment(environment: Mapping[str, str] | None = None) -> Judge:
     """The judge that a plain lmms-eval run names; `FieldError` naming the variable, or the ways out if there is none.
 
-    `FINEPRUNER_JUDGE`, and for a server `FINEPRUNER_JUDGE_MODEL`, `…_KEY_ENV`, `…_TIMEOUT`, `…_RETRIES`, `…_WORKERS`.
+    `FINEPRUNER_JUDGE`, and for a server `FINEPRUNER_JUDGE_MODEL`, `…_KEY_ENV`, `…_TIMEOUT`, `…_RETRIES`, `…_WORKERS`,
+    `…_TIMES`.
     """
     environment = os.environ if environment is None else environment
     judge = environment.get(VARIABLE, "").strip()

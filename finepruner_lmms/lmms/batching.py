@@ -68,6 +68,17 @@ def batches(prepared: Sequence[Prepared], batch_size: int) -> Iterator[list[int]
         yield batch
 
 
+def image_row(batch: Sequence[Prepared], row: int) -> int | None:
+    """In which row a trace tells of the image of a row of the batch, where it tells of images.
+
+    Where any row shows several, each image has a row of its own; None for a row of the batch that shows several.
+    """
+    counts = [len(item.prompt.spans) for item in batch]
+    if max(counts) <= 1:
+        return row
+    return sum(counts[:row]) if counts[row] == 1 else None
+
+
 def count_output(row: list[int], ends: set[int]) -> int:
     """Generated tokens up to and including the end token."""
     return next((place for place, token in enumerate(row, 1) if token in ends), len(row))

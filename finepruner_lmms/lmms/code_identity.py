@@ -35,6 +35,7 @@ SILENT = {
     "lazy": "loads libraries, whose versions count by themselves",
     "output": "shows text",
     "sources": "reads this code",
+    "statistics": "says how sure a score is",
     "tether": "ends a process with its parent",
     "judge": "scores answers that are there",
     "data": "fetches data, whose content counts by itself",
@@ -50,9 +51,9 @@ SILENT = {
     "lmms.batch_sizes": "says how many questions share a forward, which changes no answer",
     "lmms.meter": "measures time and memory",
     "lmms.monitor": "writes down what was selected",
+    "plugins": "finds plug-ins, which count by themselves",
     "lmms.recorder": "writes down what was selected",
     "lmms.traced": "writes down what was selected",
-    "pruners.plugins": "finds plug-ins, which count by themselves",
 }
 """Code that runs in a cell and cannot change its answers, and why."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "sentencepiece", "PIL", "numpy", "lmms_eval")
@@ -91,24 +92,31 @@ def method_code(pruner: Pruner, sources: Sources) -> dict[str, str]:
     pieces = [pruner]
     if type(pruner) is Chain:
         pieces = [piece for field in fields(pruner) if isinstance(piece := getattr(pruner, field.name), Pruner)]
-    return {piece.name: _code(type(piece), getattr(piece, "head_strategy", None), sources) for piece in pieces}
+    return {piece.name: _code(type(piece), _asked(piece), sources) for piece in pieces}
+
+
+def _asked(pruner: Pruner) -> tuple[str | None, str | None]:
+    """The names of a method's head strategy and query, where it has such parameters."""
+    return getattr(pruner, "head_strategy", None), getattr(pruner, "query", None)
 
 
 @functools.cache
-def _code(cls: type[Pruner], strategy: str | None, sources: Sources) -> str:
+def _code(cls: type[Pruner], asked: tuple[str | None, str | None], sources: Sources) -> str:
     """The code of a method's class and of what it imports; of a plug-in its whole top-level package (`foreign_code`).
 
-    Its head strategy may be a plug-in's, too.
+    Its head strategy and its query (`asked`) may be a plug-in's, too.
     """
-    from finepruner_lmms.heads.registry import strategy_function, strategy_registered_in
+    from finepruner_lmms.heads.queries import QUERIES
+    from finepruner_lmms.heads.registry import STRATEGIES
     from finepruner_lmms.pruners import Pruner
     from finepruner_lmms.pruners.registry import registered_in
 
     defined: list[Any] = [base for base in cls.__mro__ if issubclass(base, Pruner)]
-    if (function := strategy_function(strategy)) is not None:
-        defined.append(function)
+    strategy, query = asked
+    defined += [one for one in (STRATEGIES.get(strategy), QUERIES.get(query)) if one is not None]
     # where it was registered counts too: a wrapper may set what the class reads
-    modules = {thing.__module__ for thing in defined} | {registered_in(cls.name), strategy_registered_in(strategy)}
+    modules = {thing.__module__ for thing in defined} | {registered_in(cls.name)}
+    modules |= {STRATEGIES.registered_in(strategy), QUERIES.registered_in(query)}
     named = {module for module in modules if module is not None}
     own = {module for module in named if sources.file(module) is not None}
     scripts: dict[str, Path] = {}
@@ -164,7 +172,7 @@ def other_task_code(definition: str, sources: Sources) -> str:
 @functools.cache
 def _other_task_code(files: tuple[tuple[str, Path, int], ...], sources: Sources) -> str:
     contents = {name: content_hash(file) for name, file, _ in files}
-    modules = {f"{sources.name}.benchmarks.{name}" for name in ("measure", "record", "statistics", "images")}
+    modules = {f"{sources.name}.benchmarks.{name}" for name in ("measure", "record", "images")}
     return short_hash(json.dumps([contents, sources.fingerprint(modules)], sort_keys=True))
 
 

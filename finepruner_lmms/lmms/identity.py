@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.asking.settings import evaluation
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.data.hub import commit_of
 from finepruner_lmms.data.identity import UNKNOWN_COMMIT
 from finepruner_lmms.data.manifest import MANIFEST, identity_of
@@ -78,12 +79,14 @@ def cell_identity(
     sources: Sources | None = None,
     *,
     definition: str = "",
+    protocol: Protocol = LLAVA,
 ) -> Identity:
     """Of the result of a task; `data` is `data.identity.data_identity`.
 
-    `definition` is the YAML file of a task that is none of the ten.
+    `definition` is the YAML file of a task that is none of the ten. `protocol` is what it is scored by.
     """
-    asked = short_hash(json.dumps([answers.settings, task, limit, submission]))
+    scored = [] if protocol == LLAVA else [protocol]
+    asked = short_hash(json.dumps([answers.settings, task, limit, submission, *scored]))
     sources = own_sources() if sources is None else sources
     code = other_task_code(definition, sources) if definition else task_code(task, submission, sources)
     return answers.model_copy(update={"settings": asked, "task": code, "data": data})

@@ -36,6 +36,7 @@ class Answer:
     """An answer: its `text`, the tokens of prompt and answer, and what the prefill took.
 
     `words` are the prompt's tokens but for the visual ones, `entering` the visual tokens entering each decoder layer.
+    `trace` is what was recorded of the visual tokens (`lmms.traced`), of the questions that are recorded.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Answer:
     output_tokens: int
     words: int
     entering: tuple[int, ...]
+    trace: dict[str, Any] | None = None
 
     def result(self) -> GenerationResult:
         """As lmms-eval takes it."""
@@ -88,6 +90,12 @@ class Written:
         """
         found = Counter((answer.words, answer.entering) for answer in self.answers.values())
         return Counter(dict(sorted(found.items())))
+
+    @property
+    def traces(self) -> dict[int, dict[str, Any]]:
+        """What was recorded, by the question's number in the whole data set; of several rounds the last."""
+        found = [answer.trace for answer in self.answers.values() if answer.trace is not None]
+        return {record["doc_id"]: record for record in found if isinstance(record.get("doc_id"), int)}
 
 
 class Journal:

@@ -13,7 +13,7 @@ from finepruner_lmms.errors import FieldError, check_choice, check_integer, near
 from finepruner_lmms.files import expand_home
 from finepruner_lmms.lazy import np
 from finepruner_lmms.pruners import Pruner, build_pruner, canonical_name, parameter_names
-from finepruner_lmms.pruners.registry import known_parameters
+from finepruner_lmms.pruners.registry import check_budget_given, known_parameters
 
 _ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 MOST_BATCH = 65_536
@@ -151,7 +151,7 @@ class ModelArguments:
             raise FieldError("monitor", problem, value=self.monitor)
         if not isinstance(self.debug, bool):
             raise FieldError("debug", f"got {show(self.debug)}; expected true or false", value=self.debug)
-        self.build_pruner()
+        check_budget_given(self.build_pruner())
 
 
 def _take_method(given: dict[str, Any]) -> str:

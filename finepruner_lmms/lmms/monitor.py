@@ -53,16 +53,21 @@ class Monitor:
             self._file.flush()
 
 
-def describe(trace: Trace, row: int, *, task: str, doc_id: int, pruner: Pruner) -> list[dict[str, Any]]:
-    """What was selected for one row of a call, as plain values: a record for each layer before which tokens went."""
+def describe(
+    trace: Trace, row: int, image: int | None, *, task: str, doc_id: int, pruner: Pruner
+) -> list[dict[str, Any]]:
+    """What was selected for one row of a call, as plain values: a record for each layer before which tokens went.
+
+    `image` is the row in which heads are told of (`batching.image_row`).
+    """
     common = {"task": task, "doc_id": doc_id, "method": pruner.name, "budget": pruner.budget}
     records = []
     for layer, kept in trace.kept.items():
         record: dict[str, Any] = common | {"layer": layer, "kept": kept[row].tolist(), "kept_tokens": len(kept[row])}
-        if layer in trace.chosen_heads:
+        if layer in trace.chosen_heads and image is not None:
             heads, scores = trace.chosen_heads[layer]
-            record["heads"] = [head for head in heads[row].tolist() if head >= 0]
-            record["head_scores"] = [round(score, 6) for score in scores[row].tolist()]
+            record["heads"] = [head for head in heads[image].tolist() if head >= 0]
+            record["head_scores"] = [round(score, 6) for score in scores[image].tolist()]
         if isinstance(found := trace.details.get(layer), Consensus):
             record |= monitor_record(found, row)
         records.append(record)

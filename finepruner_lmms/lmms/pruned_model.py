@@ -37,7 +37,7 @@ from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
 from finepruner_lmms.lmms import heartbeat
 from finepruner_lmms.lmms.batch_sizes import BatchSizes, out_of_memory
-from finepruner_lmms.lmms.batching import Prepared, batches, count_output
+from finepruner_lmms.lmms.batching import Prepared, batches, count_output, image_row
 from finepruner_lmms.lmms.command_line import read_arguments, told_in_one_line
 from finepruner_lmms.lmms.decoding import Decoding
 from finepruner_lmms.lmms.identity import answer_identity, answer_settings, checkpoint_identity
@@ -50,6 +50,7 @@ from finepruner_lmms.lmms.monitor import Monitor, describe
 from finepruner_lmms.lmms.plain_run import Answerer, journal_folder
 from finepruner_lmms.lmms.preparing import Preparer
 from finepruner_lmms.lmms.ranks import all_or_none, every_rank
+from finepruner_lmms.lmms.recorder import Recorder, records
 from finepruner_lmms.lmms.requests import Asked
 from finepruner_lmms.lmms.response_cache import identify
 from finepruner_lmms.lmms.rounds import Round, play_rounds
@@ -101,7 +102,10 @@ class PrunedModel(lmms):
         self._preparer = Preparer(self.model.config, self.processor, self.arguments, self.images)
         self._decoding = Decoding(self.arguments.max_new_tokens)
         self.monitor = Monitor.open(self.arguments.monitor, self._rank)
-        self.on_progress: Callable[[int, int], None] | None = None
+        self.recorder = Recorder.of_environment()
+        """Of which questions the coming evaluations keep a trace."""
+        self._recorded: frozenset[tuple[str, int]] = frozenset()
+        self.on_progress: Callable[[int, int, int], None] | None = None
         self.meter = Meter(self._device)
         session = every_rank(self.accelerator, uuid4().hex[:12])[0]
         self.origin = Origin(session, self._rank, self._world_size, device_name(self._device))
@@ -234,6 +238,8 @@ class PrunedModel(lmms):
                 missing.append(request)
                 seen.add(key)
         self._asked, self._computed = len(missing), 0
+        splits = {asked.task: self.task_dict[asked.task][asked.split] for asked in missing}
+        self._recorded = self.recorder.numbers(splits)
         if not missing:
             self._tell_progress(len(requests), len(requests))
         repeated: dict[str, GenerationResult] = {}
@@ -284,10 +290,10 @@ class PrunedModel(lmms):
                     self._say_how_input_kept_up()
                 yield from answers
 
-    def _tell_progress(self, done: int, total: int) -> None:
+    def _tell_progress(self, done: int, total: int, together: int = 1) -> None:
         heartbeat.progress(done, total)
         if self.on_progress is not None:
-            self.on_progress(done, total)
+            self.on_progress(done, total, together)
 
     def _log_metrics(self, elapsed: float, tokens: int) -> None:
         """For lmms-eval's throughput summary, which covers this process alone."""
@@ -384,11 +390,11 @@ class PrunedModel(lmms):
         shared.keep(keys, time_of)
         if isinstance(own, Exception):
             raise own
-        self._report(batch, own, self.pruner, self.monitor)
+        self._report(batch, own, answers, self.pruner, self.monitor)
         if seat.journal is not None:
             seat.journal.add(keys, answers, time_of, drawn=bool(batch[0].decoding["do_sample"]))
         self._computed += len(batch)
-        self._tell_progress(self._computed, self._asked)
+        self._tell_progress(self._computed, self._asked, 1 + len(shared.others))
         return [answer.result() for answer in answers]
 
     def _generate(self, batch: list[Prepared], inputs: dict[str, Any]) -> Generation:
@@ -398,24 +404,21 @@ class PrunedModel(lmms):
     def _answers_of(self, batch: list[Prepared], result: Generation) -> list[Answer]:
         texts = self.tokenizer.batch_decode(result.sequences, skip_special_tokens=True)
         ends = self._end_ids()
+        wanted = [row for row, item in enumerate(batch) if (item.task, item.doc_id) in self._recorded]
+        traces = records(batch, result.trace, wanted)
         return [
-            Answer(
-                text.strip(),
-                item.length,
-                count_output(row, ends),
-                item.words,
-                tuple(entering),
-            )
-            for text, item, row, entering in zip(
-                texts, batch, result.sequences.tolist(), result.trace.tokens_entering, strict=True
+            Answer(text.strip(), item.length, count_output(tokens, ends), item.words, tuple(entering), traces.get(row))
+            for row, (text, item, tokens, entering) in enumerate(
+                zip(texts, batch, result.sequences.tolist(), result.trace.tokens_entering, strict=True)
             )
         ]
 
     def _tell_companion(self, batch: list[Prepared], companion: Companion, result: Generation) -> list[Answer]:
         """What was answered for another cell; what was selected is written to its own monitor."""
+        answers = self._answers_of(batch, result)
         with companion.monitor:
-            self._report(batch, result, companion.pruner, companion.monitor)
-        return self._answers_of(batch, result)
+            self._report(batch, result, answers, companion.pruner, companion.monitor)
+        return answers
 
     @property
     def _padding_id(self) -> int:
@@ -426,15 +429,20 @@ class PrunedModel(lmms):
         ends = self.model.generation_config.eos_token_id
         return set(ends) if isinstance(ends, list) else {ends}
 
-    def _report(self, batch: list[Prepared], result: Generation, pruner: Pruner, monitor: Monitor) -> None:
+    def _report(
+        self, batch: list[Prepared], result: Generation, answers: list[Answer], pruner: Pruner, monitor: Monitor
+    ) -> None:
         if not (self.arguments.debug or monitor.active):
             return
-        for row, item in enumerate(batch):
-            records = describe(result.trace, row, task=item.task, doc_id=item.doc_id, pruner=pruner)
-            for record in records:
+        for row, (item, answer) in enumerate(zip(batch, answers, strict=True)):
+            image = image_row(batch, row)
+            selections = describe(result.trace, row, image, task=item.task, doc_id=item.doc_id, pruner=pruner)
+            for record in selections:
                 monitor.write(record)
             if self.arguments.debug:
-                for record in records:
+                # with escapes: neither text may move the cursor
+                logger.info(f"{item.task} {item.doc_id}: {item.prompt.question!r}, answered {answer.text!r}")
+                for record in selections:
                     found = result.trace.details.get(record["layer"])
                     shown = debug_block(found, row) if isinstance(found, Consensus) else f"selection: {record}"
                     logger.info(f"{item.task} {item.doc_id}, layer {record['layer']}\n{shown}")

@@ -27,6 +27,7 @@ def describe_row(row: Row) -> Method:
 def expand(matrix: Matrix) -> list[Cell]:
     """The cells of a matrix, task by task, so that the columns of the leaderboard fill one after the other."""
     from finepruner_lmms.benchmarks import BENCHMARKS
+    from finepruner_lmms.benchmarks.protocol import applied
     from finepruner_lmms.benchmarks.submission import SERVED
     from finepruner_lmms.data.identity import data_identity, task_data_identity
     from finepruner_lmms.data.lmms_tasks import all_tasks
@@ -39,12 +40,15 @@ def expand(matrix: Matrix) -> list[Cell]:
     others = all_tasks(file.tasks_dir) if len(file.benchmarks) < len(file.tasks) else {}
     cells = []
     for task in file.tasks:
+        protocol = applied(task, file.protocol)
         submitted = file.submission and task in SERVED
         other = None if task in BENCHMARKS else others[task]
         content = data_identity(file.data, task) if other is None else task_data_identity(other)
         definition = "" if other is None else other.file
         for number, row in enumerate(rows):
-            identity = cell_identity(answers[number], task, file.limit, submitted, content, definition=definition)
+            identity = cell_identity(
+                answers[number], task, file.limit, submitted, content, definition=definition, protocol=protocol
+            )
             cells.append(
                 Cell(
                     id=identity.id,
@@ -58,6 +62,7 @@ def expand(matrix: Matrix) -> list[Cell]:
                     submission=submitted,
                     identity=identity,
                     definition=definition,
+                    protocol=protocol,
                 )
             )
     remember_sources()

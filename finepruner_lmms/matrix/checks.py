@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.submission import SERVED, TEST
-from finepruner_lmms.data.lmms_tasks import ANSWERED, TaskFile, all_tasks
-from finepruner_lmms.errors import FieldError, list_names, nearest, show
+from finepruner_lmms.data.lmms_tasks import all_tasks
+from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.judge.settings import OPTIONAL, JudgeServer
 from finepruner_lmms.matrix.cluster_fields import FOR_JOBS, LOCAL, SLURM
 from finepruner_lmms.matrix.executors import find_executor
 from finepruner_lmms.matrix.sections import MatrixFile
+from finepruner_lmms.matrix.task_names import no_task
 
 _BUILT_IN = ("hub", "demo", "demo-tuning")
 _LIMITS = {
@@ -52,27 +53,10 @@ def _check_tasks(file: MatrixFile) -> Iterator[FieldError]:
     others = all_tasks(file.tasks_dir) if set(file.tasks) - set(BENCHMARKS) else {}
     for number, task in enumerate(file.tasks):
         field = f"tasks.{number}"
-        if task not in BENCHMARKS and (problem := _no_task(task, others)):
+        if task not in BENCHMARKS and (problem := no_task(task, others)):
             yield FieldError(field, problem, value=task)
         elif task in file.tasks[:number]:
             yield FieldError(field, f"{task!r} is given twice", value=task)
-
-
-def _no_task(task: str, others: Mapping[str, TaskFile]) -> str:
-    """Why a name that is none of the ten cannot be evaluated, or ""."""
-    ours = task.removeprefix("fp_")
-    if ours in BENCHMARKS:
-        return f"{show(task)} is called {ours!r} here"
-    if (found := others.get(task)) is None:
-        near = nearest(task, [*BENCHMARKS, *others])
-        known = f"known: {', '.join(BENCHMARKS)}, and the {len(others):,} names of lmms-eval's tasks"
-        return f"unknown task {show(task)}{near}; {known}"
-    if found.members:
-        return f"{task!r} is a group of tasks; name those that are meant: {list_names(found.members, 20)}"
-    if found.output_type not in ANSWERED:
-        what = "is a Python class" if found.output_type is None else f"asks for {found.output_type}"
-        return f"{task!r} {what}, not for texts (generate_until), which is what is evaluated here"
-    return ""
 
 
 def _check_limit(file: MatrixFile) -> Iterator[FieldError]:

@@ -15,6 +15,7 @@ from finepruner_lmms.matrix.checks import check_settings, missing_data
 from finepruner_lmms.matrix.rows import Row, check_rows, report
 from finepruner_lmms.matrix.sections import MatrixFile, check_shape
 from finepruner_lmms.matrix.yaml_places import Document
+from finepruner_lmms.plugins import load_files
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,19 @@ class Matrix:
         return Geometry.of(self.shape).varies
 
 
-def load_matrix(path: Path, check_data: bool = True) -> Matrix:
+def load_matrix(path: Path, check_data: bool = True, limit: int | None = None) -> Matrix:
     """Read and check a matrix file; `ConfigError` listing every mistake found.
 
-    `check_data`: whether data that is not there is a mistake of the file.
+    `check_data`: whether data that is not there is a mistake of the file. `limit`: that of the command line, which
+    goes before the file's; `FieldError` where a task cannot have so few questions.
     """
     document = Document(Path(path))
-    file = check_shape(document)
+    file = _with_plugins(check_shape(document), document)
+    if limit is not None:
+        file = file.model_copy(update={"limit": limit})
     for error in check_settings(file):
+        if limit is not None and error.field == "limit":
+            raise error.renamed("--limit")
         document.report(error)
     for problem in missing_data(file) if check_data else []:
         document.report(problem, ("data",))
@@ -63,6 +69,17 @@ def load_matrix(path: Path, check_data: bool = True) -> Matrix:
     document.raise_any()
     assert shape is not None, "otherwise there was something to raise"
     return Matrix(file, tuple(rows), shape)
+
+
+def _with_plugins(file: MatrixFile, document: Document) -> MatrixFile:
+    """The file with its plug-ins imported, since methods are looked up next; their paths are absolute."""
+    files = [document.path.absolute().parent / name for name in file.plugins]
+    try:
+        load_files(files)
+    except FieldError as error:
+        document.report(error)
+        document.raise_any()
+    return file.model_copy(update={"plugins": tuple(str(path) for path in files)})
 
 
 def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> ModelShape | None:

@@ -32,6 +32,7 @@ from finepruner_lmms.lmms.journal import Journal, read_journal, set_aside
 from finepruner_lmms.lmms.names import model_name
 from finepruner_lmms.lmms.plain_run import Answerer
 from finepruner_lmms.lmms.pruned_model import PrunedModel
+from finepruner_lmms.lmms.recorder import Recorder
 from finepruner_lmms.lmms.together import Companion, Company
 from finepruner_lmms.matrix.measures import name_of_task
 from finepruner_lmms.matrix.plan import Cell, Plan, PlannedCell
@@ -46,7 +47,7 @@ class InvalidResult(RuntimeError):
 def task_manager(plan: Plan) -> TaskManager:
     """The tasks of a plan, and none besides."""
     known = any(not cell.definition for cell in plan.cells)
-    where = [str(task_folder(plan.data, plan.submission, plan.limit))] if known else []
+    where = [str(task_folder(plan.data, plan.submission, plan.limit, plan.protocol))] if known else []
     where += dict.fromkeys(str(Path(cell.definition).parent) for cell in plan.cells if cell.definition)
     return TaskManager(include_path=where, include_defaults=False, model_name=model_name(plan.model.pretrained))
 
@@ -180,8 +181,10 @@ def _outcome(
         speed=measured(written, cell.identity.dtype),
         scores=scores,
         submission=submitted,
+        traces=written.traces,
     )
-    return outcome, [_line(sample, metric, images) for sample in logged]
+    kept = (lambda sample: sample.get(metric)) if benchmark is None or cell.submission else benchmark.kept
+    return outcome, [_line(sample, kept(sample), images) for sample in logged]
 
 
 def gather(lm: PrunedModel, cells: Sequence[PlannedCell], monitor: bool) -> Company:
@@ -200,6 +203,11 @@ def gather(lm: PrunedModel, cells: Sequence[PlannedCell], monitor: bool) -> Comp
     return Company(members)
 
 
+def recorder_of(plan: Plan, cell: Cell) -> Recorder:
+    """Of which questions of a cell the traces are kept: what lmms-eval limits itself is among the first."""
+    return Recorder(plan.record, cell.limit if cell.definition else None)
+
+
 def _method(cell: Cell) -> dict[str, Any]:
     """A cell's method as the arguments of `PrunedModel.configure`."""
     return {"method": cell.method.method, "budget": cell.method.budget, **cell.method.parameters}
@@ -207,8 +215,15 @@ def _method(cell: Cell) -> dict[str, Any]:
 
 def _check_identity(answers: Identity, cell: Cell) -> None:
     """`InvalidResult` if these are answers to something else than was planned."""
-    data, definition = cell.identity.data, cell.definition
-    now = cell_identity(answers, cell.task, cell.limit, cell.submission, data, definition=definition)
+    now = cell_identity(
+        answers,
+        cell.task,
+        cell.limit,
+        cell.submission,
+        cell.identity.data,
+        definition=cell.definition,
+        protocol=cell.protocol,
+    )
     if changes := now.changes_since(cell.identity):
         raise InvalidResult(f"since this was planned, {'; '.join(changes)}; `run` again")
 
@@ -262,15 +277,19 @@ def _submission(attempt: Path, name: str, asked: Any) -> Path:
     return path
 
 
-def _line(sample: Logged, metric: str, images: Mapping[int, str]) -> Sample:
+def _line(sample: Logged, score: Any, images: Mapping[int, str]) -> Sample:
     """What is kept of a question that lmms-eval logged."""
-    return {
+    line: Sample = {
         "doc_id": sample["doc_id"],
         "image": images[sample["doc_id"]],
         "target": json.loads(json.dumps(sample["target"], default=_plain)),
         "answer": sample["filtered_resps"][0],
-        "score": json.loads(json.dumps(sample.get(metric), default=_plain)),
+        "score": json.loads(json.dumps(score, default=_plain)),
     }
+    asked = sample["input"] if "input" in sample else next(iter(sample.get("arguments") or ()), None)  # in its files
+    if isinstance(asked, str):
+        line["question"] = asked
+    return line
 
 
 def _plain(value: Any) -> Any:

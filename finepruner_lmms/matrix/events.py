@@ -22,9 +22,9 @@ class Events:
         if self._file is not None:
             self._file.write(event.model_dump_json(exclude_defaults=True) + "\n")
 
-    def progress(self, done: int, total: int) -> None:
-        """Say how many questions are answered, now and then."""
+    def progress(self, done: int, total: int, together: int = 1) -> None:
+        """Say how many questions are answered, now and then, of how many cells at once."""
         now = time.monotonic()
         if now - self._last >= _EVERY or done == total:
             self._last = now
-            self.send(Event(event="progress", done=done, total=total))
+            self.send(Event(event="progress", done=done, total=total, together=together))

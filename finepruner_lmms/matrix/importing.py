@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.pope import ALL_KINDS
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.claims import lock
 from finepruner_lmms.errors import FieldError, list_names, show
 from finepruner_lmms.files import write_json
@@ -26,7 +28,7 @@ from finepruner_lmms.matrix.imports import FILE, Import, Imports, Reported, alon
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.questions import NoQuestions, Questions, open_questions
 from finepruner_lmms.matrix.records import Sample
-from finepruner_lmms.matrix.rescoring import ALL_KINDS, SAME_SCORER, Unscorable, image_of, question_id_of, rescore
+from finepruner_lmms.matrix.rescoring import GIVEN, Unscorable, given, image_of, question_id_of, rescore
 from finepruner_lmms.matrix.results import read_lines, write_answered, write_result
 from finepruner_lmms.matrix.sections import ModelSection
 from finepruner_lmms.matrix.store import Store
@@ -114,14 +116,15 @@ class _Made:
 
 def _make(store: Store, study: Study | None, task: ForeignTask, data: str | None) -> _Made:
     made = _Made(task.benchmark, [])
+    protocol = _protocol_of(study, task)
     if study is not None and study.num_layers and task.benchmark not in study.tasks:
         made.notes.append("it is no task of the matrix, so it is kept but not shown")
     known = _Known.of_rows(store, study, task, made.notes)
     if known is None and data is not None:
         known = _Known.of_data(data, task, made.notes)
     for sample in task.samples:
-        made.samples.append(_line(task, sample, known))
-    _check_reported(task, made)
+        made.samples.append(_line(task, sample, known, protocol))
+    _check_reported(task, made, protocol)
     if known is None:
         if any(image_of(task.benchmark, sample) is None for sample in task.samples):
             made.notes.append(
@@ -255,12 +258,18 @@ def _stands_alone(line: Sample) -> bool:
     return line["image"] == alone(line["doc_id"])
 
 
-def _line(task: ForeignTask, sample: dict[str, Any], known: _Known | None) -> Sample:
+def _protocol_of(study: Study | None, task: ForeignTask) -> Protocol:
+    """What the rows run here are scored by."""
+    cells = () if study is None else study.cells
+    return next((c.protocol for c in cells if c.task == task.benchmark and c.method.imported is None), LLAVA)
+
+
+def _line(task: ForeignTask, sample: dict[str, Any], known: _Known | None, protocol: Protocol) -> Sample:
     answer = answer_of(sample, task.file)
     number = sample["doc_id"] if known is None else known.number(sample["doc_id"])
     about = {} if known is None else known.fields.get(number, {})
     try:
-        score = rescore(task.benchmark, sample, answer, about)
+        score = rescore(task.benchmark, sample, answer, about, protocol)
     except Unscorable as error:
         raise ForeignError(f"{task.file}:{sample['line']}: {error}") from None
     image = None if known is None else known.images.get(number)
@@ -289,30 +298,54 @@ def _choose(made: _Made, known: _Known) -> None:
         )
 
 
-def _check_reported(task: ForeignTask, made: _Made) -> None:
-    """The samples must give the score that the results file says, where both are computed in the same way."""
+def _check_reported(task: ForeignTask, made: _Made, protocol: Protocol) -> None:
+    """The samples' own scores must come to what the results file says; what they come to by the rules here is noted."""
     benchmark = BENCHMARKS[task.benchmark]
     reported = task.metrics.get(benchmark.metric)
     if task.benchmark == "mmvet" and any("score" not in sample["score"] for sample in made.samples):
         return
     try:
-        value = benchmark.value(made.logged)
+        value, own = benchmark.value(made.logged), _own_value(task)
     except (ValueError, KeyError) as error:
         raise ForeignError(f"{task.file}: {task.benchmark} cannot be scored: {error}") from None
+    if own is not None and not _near(own, value):
+        made.notes.append(f"by its own scores it has {own:g}, by the rules of rows here {value:g} (docs/scoring.md)")
+    elif protocol == LLAVA and task.benchmark in ("vqav2", "vizwiz") and not task.name.startswith("fp_"):
+        made.notes.append(
+            "it is scored by lmms-eval's rules, which take more answers for right than those of rows here "
+            "(docs/scoring.md), but where the annotators' answers were at hand"
+        )
     if reported is None:
         others = ", ".join(sorted(name.partition(",")[0] for name in task.metrics if "stderr" not in name)) or "none"
         ours = benchmark.metric.partition(",")[0]
         made.notes.append(f"{ours} is computed from the samples; its results report {others}")
         return
-    if math.isclose(reported, value, rel_tol=1e-6, abs_tol=1e-9):
+    told = value if own is None else own
+    if _near(reported, told):
         return
-    if math.isclose(reported, 100 * value, rel_tol=1e-6):
-        made.notes.append(f"its results report {reported:g}, in percent; the samples give {value:g} of 1")
+    if _near(reported, 100 * told):
+        made.notes.append(f"its results report {reported:g}, in percent; the samples give {told:g} of 1")
         return
-    said = f"its results report {reported:g} for {benchmark.metric}, but the samples give {value:g}"
-    if task.name.startswith("fp_") or task.benchmark in SAME_SCORER:
+    said = f"its results report {reported:g} for {benchmark.metric}, but the samples give {told:g}"
+    if own is not None:
         raise ForeignError(f"{task.file}: {said}; they are not the samples of these results, or were changed")
     made.notes.append(f"{said} with this package's scorer")
+
+
+def _own_value(task: ForeignTask) -> float | None:
+    """What the scores come to that the samples were logged with; None where lmms-eval scores in another way."""
+    benchmark = BENCHMARKS[task.benchmark]
+    if task.name.startswith("fp_"):
+        return benchmark.value(task.samples)
+    if task.benchmark not in GIVEN:
+        return None
+    metric = benchmark.metric.partition(",")[0]
+    scored = [{"doc_id": s["doc_id"], metric: given(task.benchmark, s)} for s in task.samples]
+    return benchmark.value(scored)
+
+
+def _near(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def _judged(task: ForeignTask, made: _Made) -> None:
@@ -372,7 +405,9 @@ def _write(store: Store, cell: Cell, run: ForeignRun, label: str, made: _Made) -
     benchmark = BENCHMARKS[made.benchmark]
     images = {sample["doc_id"]: sample["image"] for sample in made.samples}
     result |= {
-        "metrics": {benchmark.metric: benchmark.value(made.logged)} | _capabilities(made),
+        "metrics": {benchmark.metric: benchmark.value(made.logged)}
+        | benchmark.beside_of(made.logged)
+        | _capabilities(made),
         "percent": benchmark.percent(made.logged),
         "standard_error": benchmark.standard_error(made.logged, images),
     }

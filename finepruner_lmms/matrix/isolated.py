@@ -113,17 +113,20 @@ def _attempt(manager: TaskManager, cell: PlannedCell, claim: Claim, plan: Plan, 
 def _launch(plan: Plan, cell: PlannedCell, attempt: Path, folder: Path, events: Events) -> None:
     """Run lmms-eval and pass on how far it is. It ends with this process."""
     from finepruner_lmms.data.task_folders import folder as task_folder
+    from finepruner_lmms.lmms.recorder import VARIABLE
+    from finepruner_lmms.matrix.evaluate import recorder_of
 
     signs = folder / "lmms_eval"
     signs.mkdir(exist_ok=True)
     for file in signs.glob("rank-*.json"):  # of the cell before
         file.unlink()
-    typed = command(plan, cell, attempt, task_folder(plan.data, plan.submission, plan.limit))
+    typed = command(plan, cell, attempt, task_folder(plan.data, plan.submission, plan.limit, plan.protocol))
     (attempt / "command.txt").write_text(shlex.join(typed) + "\n", encoding="utf-8")
     environment = os.environ | {
         heartbeat.VARIABLE: str(signs),
         MARK: str(signs),
         "FINEPRUNER_JOURNAL": str(cell.path / "cache"),
+        VARIABLE: recorder_of(plan, cell).as_variable(),
         "FINEPRUNER_PARENT": "",  # their parent is this process, not the runner
     }
     log = attempt / "log.txt"

@@ -129,7 +129,7 @@ def _score(store: Store, cell: Cell, scorer: Scorer, on_progress: Callable[[int,
     logged = [{**sample, metric: sample["score"]} for sample in samples]
     totals = rules.totals(entries)
     result = answered | {
-        "metrics": {benchmark.metric: totals.pop("total"), **totals},
+        "metrics": {benchmark.metric: totals.pop("total"), **totals, **benchmark.beside_of(logged)},
         "percent": benchmark.percent(logged),
         "standard_error": benchmark.standard_error(logged, {s["doc_id"]: s["image"] for s in samples}),
         "judge": about,
@@ -181,7 +181,7 @@ def _capability_rows(store: Store, study: Study) -> list[dict[str, str]]:
 
 
 def _shown(scores: Json) -> dict[str, str]:
-    return {name: f"{scores[name]:.1f}" for name in ("total", *mmvet.CAPABILITIES) if name in scores}
+    return {name: f"{scores[name]:.1f}" for name in ("total", *mmvet.CAPABILITIES, "spread") if name in scores}
 
 
 def _table(rows: list[dict[str, str]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.judge.settings import Judge
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.records import Record
@@ -55,6 +56,8 @@ class Cell(Record):
     """Whose scores make it done; None for any judge's."""
     definition: str = ""
     """The YAML file of a task that is none of the ten; "" for these."""
+    protocol: Protocol = LLAVA
+    """By whose rules its answers are scored."""
 
     @property
     def folder(self) -> str:
@@ -72,6 +75,7 @@ class Cell(Record):
         how = {"device", "device_map", "execution", "image_cache", "image_cache_place", "image_chunk"}
         settings = {"model": self.model.model_dump(exclude=how), "limit": self.limit, "task": self.task}
         settings |= {"data": self.data} | ({"submission": True} if self.submission else {})
+        settings |= {"protocol": self.protocol} if self.protocol != LLAVA else {}
         method = self.method.model_dump(exclude={"imported"})
         return settings | method | {"identity": self.identity.model_dump()}
 
@@ -108,7 +112,10 @@ class Plan(Record):
     data: str
     limit: int | None
     monitor: bool
+    record: int = 0
+    """Of how many questions of a cell the traces are kept."""
     submission: bool
+    protocol: Protocol = LLAVA
     tasks_dir: str | None = None
     """A folder with the user's own tasks."""
     fan_out: int | None
@@ -123,11 +130,12 @@ class Event(Record):
     """A line of `events.jsonl`: what a worker says to the run that started it.
 
     `start`, `done`, `failed` and `lost` (to another worker) name the `cell`; `progress` says how many of its questions
-    are answered.
+    are answered, and of how many cells `together`.
     """
 
     event: Literal["loading", "ready", "start", "progress", "done", "failed", "lost", "end"]
     cell: str = ""
     done: int = 0
     total: int = 0
+    together: int = 1
     processes: int = 0

@@ -10,6 +10,7 @@ from finepruner_lmms.claims import Claim
 from finepruner_lmms.matrix.plan import PlannedCell
 from finepruner_lmms.matrix.records import Outcome, Sample
 from finepruner_lmms.matrix.results import publish_submission, write_answered, write_result
+from finepruner_lmms.matrix.traces import write_records
 
 
 class Superseded(RuntimeError):
@@ -29,6 +30,8 @@ def publish(
         result |= found.scores.model_dump()
     if found.submission is not None:
         result["submission"] = publish_submission(folder, found.submission).model_dump()
+    if found.traces:
+        result["traces"] = write_records(folder, found.traces).model_dump()
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"id": cell.id, "spec": cell.spec(), "seconds": round(seconds, 3), "finished": finished}
     write = write_answered if cell.task in BENCHMARKS and BENCHMARKS[cell.task].judged else write_result

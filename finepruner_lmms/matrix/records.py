@@ -8,9 +8,11 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from finepruner_lmms.benchmarks.measure import Measured
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.errors import first_line, show
 from finepruner_lmms.files import parse_json, read_bytes
 from finepruner_lmms.lmms.identity_record import Identity
+from finepruner_lmms.statistics.effects import NOISE
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -97,7 +99,7 @@ class Sample(TypedDict):
     answer: Any
     score: Any
     question: NotRequired[str]
-    """Its text, in samples that were imported with it."""
+    """What was asked; not in samples of older versions, nor in imported ones that do not carry it."""
 
 
 class Selected(Record):
@@ -206,6 +208,8 @@ class Outcome(Record):
     speed: Speed | None = None
     scores: Scores | None = None
     submission: Path | None = None
+    traces: dict[int, dict[str, Any]] = {}
+    """What was recorded of its questions, by number (`lmms.traced`)."""
 
 
 class Provenance(Record):
@@ -246,6 +250,8 @@ class Asked(Record):
     task: str
     identity: Identity | None = None
     """None in results written by hand."""
+    protocol: Protocol = LLAVA
+    """By whose rules its answers were scored."""
 
 
 class Answered(Record):
@@ -281,6 +287,12 @@ class Result(Answered):
     """None in results of versions that did not write it down."""
     traces: Recorded | None = None
     """None where no question's visual tokens were recorded."""
+
+    @property
+    def error(self) -> float | None:
+        """The standard error of `percent`; None where nothing was measured, for which older results have 0."""
+        known = self.standard_error is not None and self.standard_error > NOISE
+        return self.standard_error if known else None
 
 
 _MOST = 1 << 26

@@ -23,8 +23,8 @@ from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.records import Answered, Damage, Result, Sample, Submission, load_json, parse, read
 from finepruner_lmms.sources import short_hash
 
-SCHEMA = 3
-_READ = (2, SCHEMA)
+SCHEMA = 4
+_READ = (2, 3, SCHEMA)
 """Results of schema 2 have no checksum; all else is verified as it is of new ones."""
 Json = dict[str, Any]
 

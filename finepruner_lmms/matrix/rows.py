@@ -38,8 +38,11 @@ class Row:
     def pruner(self) -> Pruner:
         """The row's pruner; `ValueError` if method or parameters are wrong."""
         from finepruner_lmms.pruners import build_pruner
+        from finepruner_lmms.pruners.registry import check_budget_given
 
-        return build_pruner(self.method, **self.arguments)
+        pruner = build_pruner(self.method, **self.arguments)
+        check_budget_given(pruner)
+        return pruner
 
     def where(self, parameter: str) -> Place:
         """Where a parameter stands: down to the item of a list, unless the method does not read it at all."""

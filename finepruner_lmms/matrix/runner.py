@@ -51,14 +51,20 @@ class OutputGone(Failure, OSError):
 class Display(Protocol):
     """Who shows the progress of a run. Workers are told apart by the number of their place."""
 
+    def expect(self, cells: Sequence[Cell], seconds: Mapping[str, float]) -> None:
+        """What is to be done, and how long each cell is expected to take, by its id, where that is known."""
+
+    def tick(self) -> None:
+        """Time goes by: called several times a second, or as often as somebody looks."""
+
     def note(self, text: str) -> None:
         """Something that is not about one cell."""
 
     def cell_started(self, label: str, worker: int = 0) -> None:
         """A cell began."""
 
-    def cell_progress(self, done: int, total: int, worker: int = 0) -> None:
-        """So many of its questions are answered."""
+    def cell_progress(self, done: int, total: int, worker: int = 0, together: int = 1) -> None:
+        """So many of its questions are answered, and those of as many cells `together`."""
 
     def cell_ended(self, cell: Cell, state: str, text: str, worker: int = 0) -> None:
         """A cell ended: "done" with its score, or "failed" with the reason."""
@@ -83,10 +89,12 @@ def run_cells(
         return
     gpus = usable_gpus(file.model)
     chosen = mode or choose_mode(file.launch, num_processes(file.launch, gpus), len(cells))
+    display.expect(cells, seconds or {})
     crew = Crew(store, file, cells, display, chosen, places(file, chosen, gpus), seconds or {}, stop)
     with ExitStack() as stack:
         stack.callback(crew.stop)
         while crew.step() and not (stop is not None and stop.is_set()):
+            display.tick()
             time.sleep(_POLL)
 
 
@@ -214,7 +222,9 @@ class Crew:
             data=file.data,
             limit=file.limit,
             monitor=file.monitor,
+            record=file.record.questions,
             submission=file.submission,
+            protocol=file.protocol,
             tasks_dir=file.tasks_dir,
             fan_out=most,
             mode=self._mode,
@@ -254,7 +264,7 @@ class Crew:
                 if event.cell in self._left:
                     self._display.cell_started(self._left[event.cell].label, number)
             case "progress":
-                self._display.cell_progress(event.done, event.total, number)
+                self._display.cell_progress(event.done, event.total, number, event.together)
             case "lost":
                 worker.current = None
             case "done" | "failed":

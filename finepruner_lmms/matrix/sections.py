@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from finepruner_lmms.benchmarks import BENCHMARKS
+from finepruner_lmms.benchmarks.protocol import LLAVA, Protocol
 from finepruner_lmms.errors import FieldError, explain_problem, nearest, show
 from finepruner_lmms.files import expand_home
 from finepruner_lmms.judge.settings import Judge, JudgeServer
@@ -30,6 +31,8 @@ MOST_PROCESSES = 1_024
 MOST_MINUTES = 60 * 24 * 31
 """A month."""
 MOST_QUESTIONS = 1_000_000_000
+MOST_RECORDED = 10_000
+"""Of a cell: at some 2 KB each."""
 HomePath = Annotated[str, AfterValidator(expand_home)]
 """A name or a path, in which `~` is the home directory."""
 
@@ -125,6 +128,13 @@ class LaunchSection(_Section):
         return most if not deaths else max(1, min(cells, most or cells) >> deaths)
 
 
+class RecordSection(_Section):
+    """What is kept of a cell besides its answers: which visual tokens stayed, and what guided the choice."""
+
+    questions: int = Field(default=200, ge=0, le=MOST_RECORDED)
+    """Of how many of its questions, the same for every method; 0 for none."""
+
+
 class MatrixFile(_Section):
     """The whole file, before its methods are multiplied out."""
 
@@ -134,11 +144,16 @@ class MatrixFile(_Section):
     tasks: list[str] = Field(min_length=1, max_length=100)
     tasks_dir: HomePath | None = None
     """A folder with lmms-eval tasks of one's own."""
+    plugins: tuple[HomePath, ...] = ()
+    """Python files that register methods, head strategies or queries: relative to the matrix file's folder."""
     methods: list[str | dict[str, Any]] = Field(min_length=1, max_length=MOST_ROWS)
     limit: int | None = Field(default=None, ge=1, le=MOST_QUESTIONS)
     monitor: bool = False
+    record: RecordSection = RecordSection()
     submission: bool = False
     """Tasks that only a server scores answer their test split and write its file."""
+    protocol: Protocol = LLAVA
+    """By whose rules answers are scored: LLaVA's, or those of lmms-eval's own tasks."""
     judge: Judge | None = None
     launch: LaunchSection = LaunchSection()
 
@@ -148,7 +163,12 @@ class MatrixFile(_Section):
         return [task for task in self.tasks if task in BENCHMARKS]
 
 
-_SECTIONS: dict[str, type[BaseModel]] = {"model": ModelSection, "launch": LaunchSection, "judge": JudgeServer}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelSection,
+    "launch": LaunchSection,
+    "judge": JudgeServer,
+    "record": RecordSection,
+}
 _INNER: dict[str, type[BaseModel]] = {"timeout_minutes": Timeouts}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +14,22 @@ from finepruner_lmms.matrix.cells import describe_row, expand
 from finepruner_lmms.matrix.config import Matrix, load_matrix
 from finepruner_lmms.matrix.judged import assign
 from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.sections import MatrixFile, check_shape
 from finepruner_lmms.matrix.store import State, Store
+from finepruner_lmms.matrix.yaml_places import ConfigError, Document
 from finepruner_lmms.output import one_line, plain
 
 if TYPE_CHECKING:
     from finepruner_lmms.doctor.report import Request
+    from finepruner_lmms.pruners import Pruner
 
 
-def open_study(config: Path, output: Path | None) -> tuple[Matrix, Store, Study]:
-    """The checked matrix, its store, and its rows and cells. `ConfigError` if the file is wrong."""
-    matrix = load_matrix(config)
+def open_study(config: Path, output: Path | None, limit: int | None = None) -> tuple[Matrix, Store, Study]:
+    """The checked matrix, its store, and its rows and cells. `ConfigError` if the file is wrong.
+
+    `limit` takes the place of the file's; `FieldError` if it cannot.
+    """
+    matrix = load_matrix(config, limit=limit)
     store = Store(output if output is not None else Path("runs") / matrix.file.name)
     study = Study(
         name=matrix.file.name,
@@ -63,17 +71,40 @@ def report_unfinished(store: Store, study: Study) -> int:
 
 
 def what_it_needs(config: Path) -> Request:
-    """What `doctor` is to look at for a matrix file, which may be wrong in nothing but its data."""
+    """What `doctor` is to look at for a matrix file. One that is wrong is a line, and as much as can be read of it."""
+    from finepruner_lmms.doctor.check import Check
+
+    try:
+        matrix = load_matrix(config, check_data=False)
+    except ConfigError as error:
+        first, *more = error.lines()
+        rest = f" (and {len(more)} more)" if more else ""
+        command = f"finepruner plan {shlex.quote(str(config))}"
+        fix = ("correct it; this shows all mistakes", command) if config.is_file() else ("", "")
+        wrong = Check("matrix file", "missing", f"{first}{rest}", *fix)
+        return replace(_readable(config), wrong=wrong)
+    return _request(matrix.file, [row.pruner for row in matrix.rows])
+
+
+def _readable(config: Path) -> Request:
+    """What can be looked at of a file with mistakes: nothing, unless its fields have the right types."""
     from finepruner_lmms.doctor.report import Request
 
-    matrix = load_matrix(config, check_data=False)
-    file = matrix.file
+    try:
+        return _request(check_shape(Document(config)), [])
+    except ConfigError:
+        return Request()
+
+
+def _request(file: MatrixFile, pruners: Sequence[Pruner]) -> Request:
+    from finepruner_lmms.doctor.report import Request
+
     return Request(
         file.data,
         file.benchmarks,
         file.model.pretrained,
         file.model.attn_implementation,
-        [row.pruner for row in matrix.rows],
+        pruners,
         file.judge,
         file.submission,
     )

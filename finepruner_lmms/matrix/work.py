@@ -11,6 +11,7 @@ from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.run_settings import RunSettings, read_settings
 from finepruner_lmms.matrix.runner import Display, run_cells
 from finepruner_lmms.matrix.store import State, Store
+from finepruner_lmms.plugins import name_files
 
 
 def still_to_do(store: Store, cells: Sequence[Cell], states: Sequence[State], settings: RunSettings) -> list[Cell]:
@@ -33,5 +34,6 @@ def work(root: Path, display: Display, stop: threading.Event | None = None) -> N
     """
     store, settings = Store(root), read_settings(root)
     study = store.study()
+    name_files(map(Path, settings.file.plugins))  # to the workers, which build the methods
     left = still_to_do(store, study.cells, store.states(study.cells), settings)
     run_cells(store, settings.file, left, display, seconds=settings.seconds, stop=stop)

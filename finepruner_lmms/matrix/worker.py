@@ -116,7 +116,7 @@ def _attempt(
 
     from finepruner_lmms.lmms.meter import device_name
     from finepruner_lmms.matrix.attempts import begin, write_error
-    from finepruner_lmms.matrix.evaluate import evaluate_cell
+    from finepruner_lmms.matrix.evaluate import evaluate_cell, recorder_of
     from finepruner_lmms.matrix.publish import Superseded, publish
 
     # after these a process may no longer compute correctly
@@ -126,6 +126,7 @@ def _attempt(
     events.send(Event(event="start", cell=cell.id))
     started, watch = time.monotonic(), Watch(devices_of(lm.device, lm.world_size))
     lm.monitor_to(folder if plan.monitor else None)
+    lm.recorder = recorder_of(plan, cell)
     try:
         outcome = evaluate_cell(lm, manager, cell, attempt, folder / "cache", company)
         if outcome is not None and claim is not None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS
+from finepruner_lmms.data.manifest import read_manifest
+from finepruner_lmms.data.task_folders import DEMO_SPLITS
+from finepruner_lmms.demo.sizes import SIZES
 from finepruner_lmms.engine.roofline import Figure
 
 
@@ -56,6 +61,19 @@ OTHER = Workload(
     Figure(16, "steps", "of a batch of 16", _UNKNOWN),
 )
 """What is assumed of lmms-eval's other tasks. Finished cells correct it."""
+
+
+def questions_in(data: str, task: str) -> int | None:
+    """How many questions a task has in `data`; None where its folder does not say, and for the public data set."""
+    if data == "hub" or task not in FACTS:
+        return None
+    if data in DEMO_SPLITS:
+        return SIZES[task]
+    try:
+        manifest = read_manifest(Path(data) / task)
+    except DataError:  # reported where it matters
+        return None
+    return None if manifest is None else manifest.rows.get(FACTS[task].tables[0].folder)
 
 
 def workload(task: str) -> Workload:

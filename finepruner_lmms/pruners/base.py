@@ -40,11 +40,13 @@ class Reduction(NamedTuple):
     """What a vision-side method makes of an image: `tokens` `[B, R, D]`, of which `keep` `[B, N]` are its own.
 
     Every row keeps equally many of its own. They stand in raster order after `lead` new ones; other new ones follow.
+    `merged` `[B, N]` bool says which of the image's tokens went into new ones, where the method says it.
     """
 
     tokens: Tensor
     keep: Tensor
     lead: int = 0
+    merged: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,9 @@ class Pruner(ABC):
     side: ClassVar[Side]
     fills_budget: ClassVar[bool] = True
     """Whether each row keeps exactly its stage's count (or all it has); a method that may keep fewer says False."""
+    paper: ClassVar[str] = ""
+    """Where the method is published, and `code` where its authors' program is: what `finepruner methods` shows."""
+    code: ClassVar[str] = ""
 
     budget: BudgetValue = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.lazy import torch
@@ -32,6 +32,9 @@ class CDPruner(VisionPruner):
     there is no text to be relevant to. Every image is normalised by itself, so a batch never changes a result (the
     released code normalises over the batch).
     """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2506.10967"
+    code: ClassVar[str] = "https://github.com/Theia-4869/CDPruner"
 
     relevance: str = "clip"
     clip: str | None = None

@@ -12,6 +12,8 @@ from finepruner_lmms.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_GUIDES = 8
+"""Of so many heads, the best, the attention is kept to be shown: all of it would be as large as a layer's scores."""
 Source: TypeAlias = "Tensor | Callable[[], Tensor]"
 
 
@@ -146,5 +148,15 @@ class Selection:
     head_scores: Tensor | None = None
     merged: Tensor | None = None
     merged_from: Tensor | None = None
+    sources: Tensor | None = None
+    """`[B, V]` bool: which tokens went into the merged ones, where the method says it."""
+    guides: Tensor | None = None
+    """`[B, m, V]`: the attention of the first m of `heads`, for whoever wants to see it (`guiding_rows`)."""
     details: Any = None
     """What a method wants written down of its choice; the trace keeps it by layer."""
+
+
+def guiding_rows(attention: Tensor, heads: Tensor) -> Tensor:
+    """The rows of `attention` `[B, H, V]` of the first `MOST_GUIDES` of `heads` `[B, H']`: `Selection.guides`."""
+    index = heads[:, :MOST_GUIDES, None].clamp(min=0)
+    return attention.gather(1, index.expand(-1, -1, attention.shape[2]))

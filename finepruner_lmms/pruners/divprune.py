@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.fused import kernels_for
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class DivPrune(VisionPruner):
     """Keeps tokens far from each other: greedy max-min of the cosine distance of projected tokens (section 3.2)."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2503.02175"
+    code: ClassVar[str] = "https://github.com/vbdi/divprune"
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The farthest points: `[B, N]`."""

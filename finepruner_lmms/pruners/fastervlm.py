@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners.importance import ByImportance
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class FasterVLM(ByImportance):
     """Keeps the tokens that the vision tower's CLS token attends to most (section 3.2); see `ByImportance`."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818v1"
+    code: ClassVar[str] = "https://github.com/Theia-4869/FasterVLM"
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The best of the mean over the tower's heads: `[B, N]`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.errors import FieldError, check_integer
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
@@ -26,6 +26,9 @@ class FastV(AttentionGuided):
     it; survivors keep their positions. This is the static variant of the released code, which prunes in prefill
     only.
     """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2403.06764"
+    code: ClassVar[str] = "https://github.com/pkunlp-icler/FastV"
 
     layer: int = 2
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads import consensus
-from finepruner_lmms.heads.queries import Words, known_queries, query_weights
+from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
+from finepruner_lmms.heads.registry import RESERVED, STRATEGIES
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
-from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows
 from finepruner_lmms.pruners.fastv import FastV
 from finepruner_lmms.pruners.pdrop import PDrop
 from finepruner_lmms.pruners.registry import register
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
-CONSENSUS, FIXED, RECOMMENDED = "consensus", "fixed", "recommended"
+CONSENSUS, FIXED, RECOMMENDED = RESERVED
 PER_HEAD = {"rows": "renormalised", "aggregate": "max"}
 """What `recommended` stands for, with all heads: see docs/head_study.md."""
 
@@ -47,6 +48,8 @@ class FinePruner(AttentionGuided):
     study supports (docs/head_study.md): all heads, with per-head normalisation and the maximum.
     """
 
+    code: ClassVar[str] = "https://github.com/EasonAI-5589/LLaVA-FinePruner-Head"
+
     guide: str = "fastv"
     layer: int = 2
     heads: int | None = None
@@ -63,9 +66,7 @@ class FinePruner(AttentionGuided):
             raise self._unread("layer", f"guide={self.guide!r} has depths of its own")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
-        check_choice(
-            "head_strategy", self.head_strategy, (*head_selection.known_strategies(), CONSENSUS, FIXED, RECOMMENDED)
-        )
+        STRATEGIES.check(self.head_strategy)
         self._check_fixed()
         if self.head_strategy == RECOMMENDED:
             self._check_recommended()
@@ -73,7 +74,7 @@ class FinePruner(AttentionGuided):
             self._check_consensus()
         elif self.preset is not None:
             raise self._unread("preset", "only head_strategy='consensus' reads it")
-        check_choice("query", self.query, known_queries())
+        QUERIES.check(self.query)
         if self.query != "last" and self.guide == "sparsevlm":
             raise self._unread("query", "guide='sparsevlm' asks by its raters")
         check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
@@ -173,7 +174,8 @@ class FinePruner(AttentionGuided):
         # ascending, so that choosing every head adds them up in the same order as without a choice
         index = chosen.sort(dim=1).values[..., None].expand(-1, -1, attention.shape[2])
         tokens = token_scores(attention.gather(1, index), **self.combination)
-        return replace(self.guided.choose(tokens, context, retained), heads=chosen, head_scores=scores)
+        selection = self.guided.choose(tokens, context, retained)
+        return replace(selection, heads=chosen, head_scores=scores, guides=guiding_rows(attention, chosen))
 
     def _rank(self, attention: Tensor) -> tuple[Tensor, Tensor]:
         """The heads that guide, best first, and the scores of all."""
@@ -199,4 +201,5 @@ class FinePruner(AttentionGuided):
         place = torch.arange(found.order.shape[1], device=found.order.device)
         chosen = found.order.masked_fill(place >= found.count[:, None], -1)
         selection = self.guided.choose(tokens, context, retained)
-        return replace(selection, heads=chosen, head_scores=found.weights, details=found)
+        guides = guiding_rows(attention, chosen)
+        return replace(selection, heads=chosen, head_scores=found.weights, details=found, guides=guides)

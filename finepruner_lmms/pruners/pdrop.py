@@ -6,7 +6,7 @@ import bisect
 import functools
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
@@ -33,6 +33,9 @@ class PDrop(AttentionGuided):
     base). `"official"` is the released code: three drops at the quarters to floor(λ^i·N), by the attention that the
     next layer would compute, positions renumbered; λ = 0.5 is budget 270 of 576. λ follows from the budget.
     """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.17247"
+    code: ClassVar[str] = "https://github.com/Cooperx521/PyramidDrop"
 
     variant: str = "equal"
 

@@ -56,4 +56,5 @@ class Pool(VisionPruner):
         assert side is not None and shape is not None
         square = vision.projected.float().transpose(1, 2).unflatten(2, (side, side))
         pooled = torch.nn.functional.adaptive_avg_pool2d(square, shape).flatten(2).transpose(1, 2)
-        return Reduction(pooled.to(vision.projected.dtype), self.choose(vision))
+        keep = self.choose(vision)
+        return Reduction(pooled.to(vision.projected.dtype), keep, merged=~keep)

@@ -9,16 +9,15 @@ from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from finepruner_lmms.errors import FieldError, nearest
+from finepruner_lmms.plugins import ask_plugins
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, VisionPruner
 from finepruner_lmms.pruners.chain import Chain
-from finepruner_lmms.pruners.plugins import load_plugins
 
 P = TypeVar("P", bound=type[Pruner])
 _METHODS: dict[str, type[Pruner]] = {}
 _ALIASES: dict[str, str] = {}
 _PLACES: dict[str, str] = {}
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_plugins_asked = False
 
 
 def register(name: str, *aliases: str) -> Callable[[P], P]:
@@ -82,14 +81,14 @@ def check_method(name: str, cls: type[Any]) -> None:
 
 def known_methods() -> list[str]:
     """The sorted names of all methods, those of installed plug-ins among them."""
-    _ask_plugins()
+    ask_plugins()
     return sorted(_METHODS)
 
 
 def method_class(name: str) -> type[Pruner]:
     """The class registered as `name` or as one of its aliases; `FieldError` if there is none."""
     if _ALIASES.get(name, name) not in _METHODS:
-        _ask_plugins()
+        ask_plugins()
     resolved = _ALIASES.get(name, name)
     if resolved not in _METHODS:
         known = known_methods()
@@ -97,18 +96,6 @@ def method_class(name: str) -> type[Pruner]:
         problem = f"unknown method {name!r}{hint}; known: {', '.join(known)}, and two joined by '+'"
         raise FieldError("method", problem, value=name)
     return _METHODS[resolved]
-
-
-def _ask_plugins() -> None:
-    """Load the methods of installed packages, once: when all methods are listed, or one is not of ours."""
-    global _plugins_asked
-    if not _plugins_asked:
-        _plugins_asked = True  # before, because what is loaded may ask for methods itself
-        try:
-            load_plugins()
-        except BaseException:
-            _plugins_asked = False
-            raise
 
 
 def registered_in(name: str) -> str | None:
@@ -119,6 +106,11 @@ def registered_in(name: str) -> str | None:
 def canonical_name(name: str) -> str:
     """The name under which results of `name` are shown: aliases resolved."""
     return "+".join(cls.name for cls in _classes(name))
+
+
+def aliases_of(name: str) -> list[str]:
+    """Other names of a method."""
+    return sorted(alias for alias, of in _ALIASES.items() if of == name)
 
 
 def parameter_names(name: str) -> list[str]:
@@ -154,6 +146,18 @@ def build_pruner(name: str, **params: Any) -> Pruner:
     )
     assert isinstance(before, VisionPruner) and isinstance(inside, DecoderPruner)
     return Chain(budget=params.get("budget"), first=params.get("first"), before=before, inside=inside)
+
+
+def check_budget_given(pruner: Pruner) -> None:
+    """Raise `FieldError` if a method that drops tokens was given no budget.
+
+    `build_pruner` takes None for every token, as the budget of N; who writes a study or a command line and leaves it
+    out would get the unpruned model under a method's name.
+    """
+    if pruner.budget is None and pruner.side != "none":
+        problem = f"is missing, and without one {pruner.name!r} would keep every token"
+        fix = "say how many it may keep, such as 128 or '22%'; the unpruned model is method 'vanilla'"
+        raise FieldError("budget", problem, fix=fix)
 
 
 def _classes(name: str) -> list[type[Pruner]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.lazy import torch
@@ -41,6 +41,9 @@ class SparseVLM(AttentionGuided):
     budget by the tokens entering a layer, dropping one layer earlier than the released code; `"official"` is the
     released code's tables, for 576 tokens and 32 layers at the budgets 192, 128, 96 and 64.
     """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2410.04417"
+    code: ClassVar[str] = "https://github.com/Gumpest/SparseVLMs"
 
     variant: str = "equal"
 
@@ -89,7 +92,8 @@ class SparseVLM(AttentionGuided):
         rest = scores.masked_fill(~context.present | keep, float("-inf"))
         again = rest.argsort(dim=1, descending=True, stable=True)[:, :recycled]
         merged, centres = merge_by_density_peaks(take(context.hidden, again), clusters)
-        return Selection(keep, scores, merged=merged, merged_from=again.gather(1, centres))
+        sources = torch.zeros_like(keep).scatter(1, again, True) & context.present
+        return Selection(keep, scores, merged=merged, merged_from=again.gather(1, centres), sources=sources)
 
 
 def rater_weights(visual: Tensor, text: Tensor, text_present: Tensor) -> Tensor:

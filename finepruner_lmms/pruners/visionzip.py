@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.selection import mask_to_index, take, top_mask, unit_vectors
@@ -26,6 +26,9 @@ class VisionZip(ByImportance):
     10 of 64 tokens are contextual, as published for 64, and the same share of other budgets. The CLS token counts.
     Without importance by the CLS token (see `ByImportance`) it is not kept either, and one more patch is.
     """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.04467"
+    code: ClassVar[str] = "https://github.com/dvlab-research/VisionZip"
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -61,7 +64,7 @@ class VisionZip(ByImportance):
             keys = take(vision.need("keys", self.name), rest)
             merged = merge_into_targets(take(vision.features, rest), keys, contextual)
             tokens.append(vision.project(merged.to(vision.features.dtype)))
-        return Reduction(torch.cat(tokens, dim=1), keep, lead=self.lead)
+        return Reduction(torch.cat(tokens, dim=1), keep, lead=self.lead, merged=~keep if contextual else None)
 
 
 def merge_into_targets(features: Tensor, keys: Tensor, contextual: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.errors import check_share
 from finepruner_lmms.lazy import torch
@@ -29,6 +29,9 @@ class VisPruner(ByImportance):
     Computed in float64: a round's outcome decides who meets whom in the next, so one rounding error changes a third
     of the tokens. `importance`: see `ByImportance`.
     """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2412.01818"
+    code: ClassVar[str] = "https://github.com/Theia-4869/VisPruner"
 
     important_ratio: float = 0.5
 

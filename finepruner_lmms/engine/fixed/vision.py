@@ -58,7 +58,8 @@ class Reducing:
             buffer.copy_(values)
         self._replay()
         assert self._reduction is not None
-        return Reduction(self._reduction.tokens.clone(), self._reduction.keep.clone(), self._reduction.lead)
+        tokens, keep, lead, merged = self._reduction
+        return Reduction(tokens.clone(), keep.clone(), lead, None if merged is None else merged.clone())
 
     def _run(self) -> None:
         with for_choosing(self._vision.features.device):

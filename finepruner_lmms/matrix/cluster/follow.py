@@ -56,6 +56,7 @@ class _Following:
         at_work = {cell.id for cell, state in zip(study.cells, states, strict=True) if state.name == "running"}
         chosen = at_work | {cell.id for cell in still_to_do(store, study.cells, states, settings)}
         self._left = {cell.id: cell for cell in study.cells if cell.id in chosen}
+        display.expect(list(self._left.values()), settings.seconds)
         self._seen: dict[str, Job] = {}
         self._owners: dict[str, tuple[Path, Submitted]] = {}
         self._attempts = -1  # when we submitted last
@@ -69,6 +70,7 @@ class _Following:
             free = self._look_at_cells()
             found = live(self._store.root, remember=True)
             self._tell(found)
+            self._display.tick()
             if found.cancelled - self._cancelled_before:
                 raise JobsCancelled("the jobs were cancelled; what is done is kept, `run` goes on from here")
             if not self._left:

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.benchmarks.statistics import REPLICATES, measured
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.task_folders import DEMO_SPLITS
 from finepruner_lmms.files import write_json, write_json_lines
+from finepruner_lmms.matrix.evidence import JACKKNIFE
 from finepruner_lmms.matrix.export.entries import correctness
 from finepruner_lmms.matrix.export.study import Exported, selections
 from finepruner_lmms.matrix.export.tables import Finished, as_text
@@ -144,10 +144,11 @@ def _result(source: Exported, one: Finished) -> Json:
     if result.judge is not None:
         details["judge"] = result.judge.name
     uncertainty: Json = {"num_samples": result.answered}
-    if (error := measured(result.standard_error)) is not None and (result.percent or result.measure is not None):
+    if (error := result.error) is not None and (result.percent or result.measure is not None):
         scaled = error if result.measure is not None or not result.percent else error * shown / result.percent
-        value = {"value": scaled, "method": "bootstrap over images"}
-        uncertainty |= {"standard_error": value, "num_bootstrap_samples": REPLICATES}
+        drawn = result.schema_version < JACKKNIFE  # by an older version, of 1000 draws
+        value = {"value": scaled, "method": "bootstrap over images" if drawn else "jackknife over images"}
+        uncertainty |= {"standard_error": value} | ({"num_bootstrap_samples": 1000} if drawn else {})
     found: Json = {
         "evaluation_result_id": f"{cell.id}/{name}",
         "evaluation_name": benchmark.title,

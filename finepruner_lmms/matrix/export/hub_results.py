@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finepruner_lmms.benchmarks.statistics import measured
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.task_folders import DEMO_SPLITS
 from finepruner_lmms.errors import FieldError
@@ -73,7 +72,7 @@ def _notes(one: Finished) -> str:
         cell.method.label,
         f"{benchmark.metric.partition(',')[0]}, {'points' if cell.task == 'mme' else 'percent'}",
     ]
-    if (error := measured(result.standard_error)) is not None and result.percent:
+    if (error := result.error) is not None and result.percent:
         shown = benchmark.shown(result.metrics[benchmark.metric])
         parts.append(f"standard error over images {error * shown / result.percent:.2f}")
     parts.append(f"{result.answered} questions")

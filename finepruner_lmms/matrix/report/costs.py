@@ -7,55 +7,99 @@ from collections.abc import Callable, Sequence
 
 from finepruner_lmms.matrix.progress import MISSING
 from finepruner_lmms.matrix.records import Speed
+from finepruner_lmms.matrix.report.board import Leaderboard, Line, Timed
 from finepruner_lmms.matrix.report.frame import Frame
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line, Timed
-from finepruner_lmms.matrix.report.tables import as_markdown, as_text, row_names, task_title
+from finepruner_lmms.matrix.report.latex import HEAD, floats
+from finepruner_lmms.matrix.report.names import ordered, row_names, task_title
 from finepruner_lmms.output import markdown, plain
 
 _COUNTS = {"visual_tokens": "tokens", "final_visual_tokens": "last layer"}
 _COUNTS |= {"macs_2": "FLOPs 2ndm", "macs_3": "FLOPs 3ndm", "kv_bytes": "KV"}
+_FLOPS = "FLOPs 3ndm"
+_BESIDE = ("first_token_p50", "questions_per_second", "peak_bytes")
 _SAME_HITS = 0.05
 _COUNT_NOTES = (
     "Visual tokens entering a decoder layer: the average over the layers, and at the last one, as recorded.",
-    "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions:",
+    "FLOPs (multiply-accumulates, as papers print them) of the decoder's prefill, text included, mean over questions: "
     "2ndm and 3ndm count two and three matrices of the feed-forward; the percentage is of vanilla's.",
     "KV: the cache after prefill, at 2 bytes per value.",
 )
 _SPEED_NOTES = (
-    "TTFT: time to the first token of a batch, from the call of `generate` on; median and 95th percentile over",
-    "batches, mean over tasks. ms/token: a decode step, which gives each row of a batch a token. questions/s: over the",
-    "whole time, images included. peak: the most memory on one GPU, weights included. waiting: for input.",
-    "image hits: questions whose image was encoded already.",
+    "TTFT: time to the first token of a batch, from the call of `generate` on; median and 95th percentile over "
+    "batches, mean over tasks.",
+    "ms/token: a decode step, which gives each row of a batch a token.",
+    "questions/s: over the whole time, images included.",
+    "peak: the most memory on one GPU, weights included.",
+    "waiting: for input. image hits: questions whose image was encoded already.",
 )
 
 
 def render_costs(board: Leaderboard, form: str) -> str:
     """What the rows cost, in one of `tables.FORMATS`, ending in a newline; CSV with full precision and units of 1."""
-    frame = cost_frame(board, exact=form == "csv")
     if form == "csv":
-        return frame.csv()
+        return exact_cost_frame(board).csv()
+    frame, said = cost_frame(board), cost_notes(board)
     if form == "latex":
-        return frame.latex() + "".join(f"% {plain(note)}\n" for note in speed_notes(board))
-    text = as_markdown(frame) if form == "markdown" else as_text(frame, board, f"{board.name}: cost of prefill")
-    return text + "\n".join(map(markdown if form == "markdown" else plain, cost_notes(board))) + "\n"
+        return HEAD + "\n".join(floats(frame, [f"{board.name}: cost of prefill.", *said]))
+    if form == "markdown":
+        return f"{frame.markdown()}\n\n" + "".join(f"- {markdown(note)}\n" for note in said)
+    return frame.text(f"{board.name}: cost of prefill") + "\n" + "".join(f"{plain(note)}\n" for note in said)
 
 
-def cost_frame(board: Leaderboard, exact: bool = False) -> Frame:
-    """What the rows cost, one per line of the leaderboard, for reading or exact."""
-    whole = next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
-    shown = [column for column in _COLUMNS if any(column.of(board, line) is not None for line in board.lines)]
-    columns = [*_COLUMNS, _WITHOUT_PAUSES] if exact else shown
-    rows = []
-    for line in board.lines:
-        row = row_names(board, line, exact) | _count_cells(line, whole, exact)
-        for column in columns:
-            value = column.of(board, line)
-            row[column.name if exact else column.title] = value if exact else column.show(value)
-        if exact:
-            row["measured_questions"] = sum(timed.speed.questions for timed in line.timed) or None
-            row["conditions"] = "; ".join(dict.fromkeys(str(timed.speed.conditions) for timed in line.timed)) or None
-        rows.append(row)
-    return Frame.of(rows)
+def has_costs(board: Leaderboard) -> bool:
+    """Whether anything of it was recorded."""
+    return any(line.cost or line.timed for line in board.lines)
+
+
+def cost_frame(board: Leaderboard) -> Frame:
+    """What the rows cost, one per line of the leaderboard, for reading; columns that nothing fills are left out."""
+    lines, headings = ordered(board)
+    columns = [column for column in _COLUMNS if any(column.of(board, line) is not None for line in lines)]
+    whole = _whole_cost(board)
+    rows = [
+        row_names(board, line)
+        | _count_cells(line, whole)
+        | {column.title: column.show(column.of(board, line)) for column in columns}
+        for line in lines
+    ]
+    return Frame.of(rows, headings, words=len(row_names(board, lines[0])) if lines else 1)
+
+
+def short_costs(board: Leaderboard) -> list[dict[str, object]]:
+    """The few costs that papers print beside scores, for each row in the order of `names.ordered`.
+
+    Tokens, FLOPs and cache as recorded; time to the first token, speed and memory where they were measured.
+    """
+    lines, _ = ordered(board)
+    whole = _whole_cost(board)
+    measured = [column for column in _COLUMNS if column.name in _BESIDE]
+    measured = [column for column in measured if any(column.of(board, line) is not None for line in lines)]
+    counted = any(line.cost for line in lines)
+    rows: list[dict[str, object]] = []
+    for line in lines:
+        counts = _count_cells(line, whole)
+        row: dict[str, object] = {name: counts[name] for name in ("tokens", _FLOPS, "KV")} if counted else {}
+        rows.append(row | {column.title: column.show(column.of(board, line)) for column in measured})
+    return rows
+
+
+def exact_cost_frame(board: Leaderboard) -> Frame:
+    """The same as numbers, in units of 1."""
+    return Frame.of(row_names(board, line, exact=True) | exact_costs(board, line) for line in board.lines)
+
+
+def exact_costs(board: Leaderboard, line: Line) -> dict[str, object]:
+    """What a row cost, by names of columns; None where it was not recorded or measured."""
+    row: dict[str, object] = {key: None if line.cost is None else line.cost.get(key) for key in _COUNTS}
+    row |= measured_costs(board, line)
+    row["measured_questions"] = sum(timed.speed.questions for timed in line.timed) or None
+    row["conditions"] = "; ".join(dict.fromkeys(str(timed.speed.conditions) for timed in line.timed)) or None
+    return row
+
+
+def measured_costs(board: Leaderboard, line: Line) -> dict[str, float | None]:
+    """What was measured of a row, by the names of CSV; None where it was not, or is not of the row alone."""
+    return {column.name: column.of(board, line) for column in (*_COLUMNS, _WITHOUT_PAUSES)}
 
 
 def cost_notes(board: Leaderboard) -> list[str]:
@@ -78,16 +122,20 @@ def speed_notes(board: Leaderboard) -> list[str]:
         notes.append(f"Measured on {next(iter(found))}.")
     else:
         notes.append("Not measured in the same conditions, so times compare only inside one of these:")
-        notes += [f"  {conditions}: {', '.join(rows)}" for conditions, rows in found.items()]
+        notes += [f"{conditions}: {', '.join(rows)}" for conditions, rows in found.items()]
     hits = [
         timed.speed.image_hits for line in board.lines for timed in line.timed if timed.speed.image_hits is not None
     ]
     if hits and max(hits) - min(hits) > _SAME_HITS:
-        notes.append("Rows found different shares of their images encoded already (image hits), so that questions/s is")
-        notes.append("not the methods' doing alone; TTFT and ms/token begin after images and are.")
+        notes.append(
+            "Rows found different shares of their images encoded already (image hits), so that questions/s is not the "
+            "methods' doing alone; TTFT and ms/token begin after images and are."
+        )
     if any(timed.speed.conditions.together > 1 for line in board.lines for timed in line.timed):
-        notes.append("Cells that were answered at once share their time, so they have none of their own here;")
-        notes.append("'launch: {fan_out: off}' measures each alone.")
+        notes.append(
+            "Cells that were answered at once share their time, so they have none of their own here; 'launch: "
+            "{fan_out: off}' measures each alone."
+        )
     for line in board.lines:
         for timed in line.timed:
             if timed.speed.questions < timed.answered:
@@ -108,9 +156,11 @@ def _name(line: Line) -> str:
     return " ".join([line.method, *([] if line.method == "vanilla" else [str(line.budget)]), *given])
 
 
-def _count_cells(line: Line, whole: dict[str, float] | None, exact: bool) -> dict[str, object]:
-    if exact:
-        return {key: None if line.cost is None else line.cost.get(key) for key in _COUNTS}
+def _whole_cost(board: Leaderboard) -> dict[str, float] | None:
+    return next((line.cost for line in board.lines if line.method == "vanilla" and line.cost), None)
+
+
+def _count_cells(line: Line, whole: dict[str, float] | None) -> dict[str, object]:
     if line.cost is None:
         return dict.fromkeys(_COUNTS.values(), MISSING)
     cells: dict[str, object] = {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.lazy import np
 from finepruner_lmms.output import mathtext
+from finepruner_lmms.statistics.differences import Difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,12 +60,12 @@ def heat_map(grid: Grid, title: str) -> Figure:
     return figure
 
 
-def ranking(differences: dict[str, tuple[float, float | None, float | None]], title: str) -> Figure:
+def ranking(differences: dict[str, Difference], title: str) -> Figure:
     """Strategies from best to worst: difference to the baseline with its 95 % interval, or hollow without one."""
-    order = sorted(differences, key=lambda name: differences[name][0])
+    order = sorted(differences, key=lambda name: differences[name].value)
     figure, axes = _axes(6.4, 1.0 + 0.32 * len(order))
     for place, name in enumerate(order):
-        value, low, high = differences[name]
+        value, low, high = differences[name].value, differences[name].low, differences[name].high
         if low is None or high is None:
             axes.plot(value, place, "o", color="0.5", fillstyle="none")
             continue

@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finepruner_lmms.benchmarks.statistics import spread
 from finepruner_lmms.files import parse_json, read_bytes, split_lines
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.measures import title as title_of
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.records import Fused, Selected
 from finepruner_lmms.matrix.report import head_plots
-from finepruner_lmms.matrix.report.compare import average_draws
+from finepruner_lmms.matrix.report.baselines import paired_columns
+from finepruner_lmms.matrix.report.board import AVERAGE, Leaderboard, Line
 from finepruner_lmms.matrix.report.frame import Frame
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, Line
-from finepruner_lmms.matrix.report.tables import with_error
+from finepruner_lmms.matrix.report.numbers import with_error
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.output import html
+from finepruner_lmms.statistics.differences import Difference, average_difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,10 +54,13 @@ def head_study(store: Store, study: Study, board: Leaderboard) -> Iterator[str]:
         yield picture(head_plots.heat_map(grid, f"{title}: strategy × budget and heads"), f"Heat map of {title}")
         yield picture(head_plots.lines(grid, known, f"{title}: at the best number of heads"), f"Lines of {title}")
         yield picture(head_plots.box_plot(grid, f"{title}: over budgets and numbers of heads"), f"Box plot of {title}")
-    if ranked := _ranking(store, study):
+    if ranked := _ranking(board):
         yield "<h3>Ranking</h3>"
         yield picture(
-            head_plots.ranking(ranked, "difference to all heads (fastv) at the same budget, mean over settings"),
+            head_plots.ranking(
+                ranked,
+                "difference to all heads (fastv) at the same budget, mean over the settings that all strategies have",
+            ),
             "Ranking of the strategies with 95 % intervals",
         )
     yield "<h3>Best configurations</h3>"
@@ -89,27 +92,30 @@ def _grid(chosen: list[Line], task: str) -> head_plots.Grid:
     return {key: statistics.fmean(values) for key, values in grid.items()}
 
 
-def _ranking(store: Store, study: Study) -> dict[str, tuple[float, float | None, float | None]]:
-    """Each strategy's mean paired difference to `fastv` at the same budget, with its 95 % interval.
-
-    The interval is None where it was not measured: no draw of images changes the difference.
-    """
-    fastv = {row.budget: number for number, row in enumerate(study.rows) if row.method == "fastv" and not row.given}
-    draws: dict[str, list[np.ndarray]] = {}
-    values: dict[str, list[float]] = {}
-    for number, row in enumerate(study.rows):
-        strategy = row.given.get("head_strategy")
-        if strategy is None or not _is_ranked(strategy) or row.budget not in fastv:
+def _ranking(board: Leaderboard) -> dict[str, Difference]:
+    """Each strategy's mean paired difference to `fastv` at the same budget, over the settings that all of them have."""
+    fastv = {(line.study, line.tokens): line for line in board.lines if _is_fastv(line)}
+    found: dict[str, dict[Any, tuple[Line, Line]]] = {}
+    for line in board.lines:
+        strategy, base = line.given.get("head_strategy"), fastv.get((line.study, line.tokens))
+        if not _is_ranked(strategy) or base is None or AVERAGE not in paired_columns(line, base, board):
             continue
-        if (found := average_draws(store, study, number, fastv[row.budget])) is not None:
-            values.setdefault(strategy, []).append(found[0])
-            draws.setdefault(strategy, []).append(found[1])
-    ranked: dict[str, tuple[float, float | None, float | None]] = {}
-    for strategy, found_draws in draws.items():
-        mean = np.mean(found_draws, axis=0)
-        low, high = (None, None) if spread(mean) is None else map(float, np.quantile(mean, (0.025, 0.975)))
-        ranked[strategy] = statistics.fmean(values[strategy]), low, high
+        others = {name: value for name, value in line.given.items() if name != "head_strategy"}
+        found.setdefault(str(strategy), {})[line.tokens, tuple(sorted(others.items()))] = line, base
+    common = set.intersection(*(set(settings) for settings in found.values())) if found else set()
+    ranked: dict[str, Difference] = {}
+    for strategy, settings in found.items() if common else ():
+        pairs = {(key, task): task for key in sorted(common, key=repr) for task in settings[key][0].tallies}
+        one, other = (
+            {(key, task): settings[key][place].tallies[task] for key, task in pairs if _in_average(board, task)}
+            for place in (0, 1)
+        )
+        ranked[strategy] = average_difference(one, other, test=False)
     return ranked
+
+
+def _in_average(board: Leaderboard, task: str) -> bool:
+    return task in board.tasks and task not in board.apart
 
 
 def _best(chosen: list[Line]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finepruner_lmms.files import write_text
 from finepruner_lmms.matrix.plan import Study
+from finepruner_lmms.matrix.report.board import Leaderboard
 from finepruner_lmms.matrix.report.head_report import (
     consensus_selections,
     damaged_selections,
@@ -15,7 +16,7 @@ from finepruner_lmms.matrix.report.head_report import (
     heads_chosen,
     picture,
 )
-from finepruner_lmms.matrix.report.leaderboard import Leaderboard, leaderboard
+from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.output import html
 

@@ -1,0 +1,15 @@
+"""How many questions each miniature benchmark has."""
+
+SIZES = {
+    "vqav2": 240,
+    "gqa": 240,
+    "vizwiz": 240,
+    "sqa": 240,
+    "textvqa": 240,
+    "pope": 240,
+    "mme": 240,
+    "mmbench": 800,
+    "mmbench_cn": 800,
+    "mmvet": 120,
+}
+"""MMBench's 800 rows are 200 questions in four orders of their options."""
