@@ -12,6 +12,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pages import texts
 from PIL import Image
 
 from finepruner_lmms.benchmarks.measure import Measured, benchmark_of, measure
@@ -241,7 +242,7 @@ def test_reports_exports_and_status_show_these_tasks(done, tmp_path):
 
     assert "done" in finepruner("status", root)
     finepruner("report", root, "--to", str(tmp_path / "report.html"))
-    assert "own_several" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "own_several" in texts((tmp_path / "report.html").read_text(encoding="utf-8"))
     finepruner("export", root, "--format", "csv,eee", "--to", str(tmp_path / "export"))
     (cells,) = (tmp_path / "export").rglob("cells.csv")
     assert "own_points,none" in cells.read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import math
 
 import foreign_runs as foreign
 import pytest
+from pages import texts
 from studies import method, stored_cell, study
 from typer.testing import CliRunner
 
@@ -90,7 +91,7 @@ def test_another_models_results_become_a_row_of_table_status_compare_report_and_
     compared = run("compare", store.root, "theirs", "vanilla")
     assert compared.exit_code == 0 and "POPE" in compared.stdout
     assert run("report", store.root).exit_code == 0
-    assert "theirs" in (store.root / "report.html").read_text()
+    assert "theirs" in texts((store.root / "report.html").read_text(encoding="utf-8"))
 
 
 def test_an_output_is_made_and_questions_whose_pictures_are_not_known_stand_alone(tmp_path):

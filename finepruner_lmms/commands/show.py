@@ -90,7 +90,7 @@ def report(
 ) -> None:
     """Write a self-contained HTML report: tables, pictures, and the head study where rows differ in their heads."""
     from finepruner_lmms.commands.preflight import check_file
-    from finepruner_lmms.matrix.report.html import write_report
+    from finepruner_lmms.matrix.report.page.html import write_report
     from finepruner_lmms.matrix.store import Store
 
     store = Store(output)

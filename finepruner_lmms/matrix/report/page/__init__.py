@@ -1,0 +1,1 @@
+"""The report as one HTML file: what it says, as data, and the page that shows it."""
