@@ -46,7 +46,7 @@ def test_a_question_about_what_is_not_there_has_no_evidence():
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory) -> dict[str, list]:
     """A few rows of every miniature."""
-    few = dict.fromkeys(benchmarks.SIZES, 8)
+    few = dict.fromkeys(benchmarks.SIZES, 12)  # a multiple of what each image is asked
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmarks, "SIZES", few)
         return {name: next(iter(make("test", 0).values())) for name, make in benchmarks._MAKERS.items()}

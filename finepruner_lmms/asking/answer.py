@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from finepruner_lmms.asking.conversation import Conversation, Part, Turn, Video, shown
 from finepruner_lmms.asking.inputs import Prompt, batch_inputs, input_maker
 from finepruner_lmms.asking.settings import ImageSettings, evaluation
+from finepruner_lmms.asking.views import Picture, pictures
 from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.generate import generate
 from finepruner_lmms.engine.generation import Generation
@@ -29,14 +31,18 @@ _LENGTH = 128
 class Answer:
     """`text` is the answer; `generation` what `generate` returned, and `trace` what was kept (its only row).
 
-    `conversation` is what was asked, and `prompt` the same as the model took it.
+    `conversation` is what was asked, and `prompt` the same as the model took it. `pruner` chose the visual tokens of
+    `pictures`, which are as the vision tower saw them. `seconds` is from inputs to the whole answer, and
+    `generation.seconds_to_first_token` its first part.
     """
 
     text: str
     generation: Generation = field(repr=False)
     conversation: Conversation = field(repr=False)
     prompt: Prompt = field(repr=False)
-    model_type: str = ""
+    pruner: Pruner = field(repr=False)
+    pictures: tuple[Picture, ...] = field(repr=False)
+    seconds: float
 
     @property
     def trace(self) -> Trace:
@@ -69,15 +75,19 @@ def answer(
         if name not in known:
             problem = f"unknown setting {name!r}{nearest(name, known)}; known: {', '.join(known)}"
             raise FieldError("settings", problem, value=name)
-    maker = input_maker(model.config, processor, evaluation(family, SimpleNamespace(**(settings or {}))))
+    asked = evaluation(family, SimpleNamespace(**(settings or {})))
+    maker = input_maker(model.config, processor, asked)
     conversation = _conversation(image, question, earlier)
     prompt = maker.prompt(conversation)
     padding = processor.tokenizer.pad_token_id
     inputs = batch_inputs([prompt], 0 if padding is None else padding)
-    asked = {"max_new_tokens": _LENGTH, "do_sample": False} | generation_kwargs
-    found = generate(model, pruner, inputs, questions=[prompt.question], **asked)
-    (text,) = processor.tokenizer.batch_decode(found.sequences[:1], skip_special_tokens=True)
-    return Answer(text.strip(), found, conversation, prompt, family.model_type)
+    options = {"max_new_tokens": _LENGTH, "do_sample": False} | generation_kwargs
+    began = time.perf_counter()
+    found = generate(model, pruner, inputs, questions=[prompt.question], **options)
+    (text,) = processor.tokenizer.batch_decode(found.sequences[:1], skip_special_tokens=True)  # waits for the device
+    seconds = time.perf_counter() - began
+    seen = pictures(family, model.config, processor, asked.images, conversation.images, prompt.spans)
+    return Answer(text.strip(), found, conversation, prompt, pruner, seen, seconds)
 
 
 def _conversation(

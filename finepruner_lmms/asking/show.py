@@ -1,77 +1,157 @@
-"""Which visual tokens a method kept, drawn over the pictures that they stand for."""
+"""Which visual tokens methods kept, drawn over the pictures that they stand for: a figure of matplotlib."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import io
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 from finepruner_lmms.asking.answer import Answer
-from finepruner_lmms.checkpoints.images import pad_to_square
+from finepruner_lmms.asking.compared import Comparison, Seen, Stage, of_answers
+from finepruner_lmms.asking.views import Mask, Picture
 from finepruner_lmms.errors import FieldError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from finepruner_lmms.output import mathtext
 
 _DIM = 0.25
 """How bright a dropped token's part of a picture stays."""
-_GREY = (122, 116, 104)  # what LLaVA-1.5 pads with
+_SIDE = 3.2
+"""Inches of a panel."""
+_LINES = 0.7
+"""Inches of the lines above and below it."""
+_ABREAST = 5
+"""Panels beside each other; the stages of one method are never torn apart."""
+_RIGHT, _WRONG = "#1a7f37", "#c0392b"
 
 
-def show(answer: Answer) -> Figure:
-    """A matplotlib figure: a row for each picture, a column for each layer before which tokens went.
+class Drawn(Figure):
+    """A figure that a notebook shows by itself, whether or not pyplot was imported."""
 
-    What was dropped is dark. `FieldError` where the visual tokens of a picture fill no one grid: those of tiles, whose
-    places are not told; `answer.trace` has them as numbers.
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", metadata={"Software": None})
+        return file.getvalue()
+
+
+def show(answer: Answer, *more: Answer) -> Figure:
+    """A figure of what was kept; what was dropped is dark. A notebook shows it where it is a cell's last line.
+
+    One answer: a row for each picture, a column for each layer before which tokens went. A picture that the model sees
+    as a whole and in tiles has a row for each. Several answers to one question, of as many methods, stand side by side.
+    `FieldError` where the places of the visual tokens are not known (a plug-in's family that does not tell them);
+    `answer.trace` has them as numbers.
     """
-    from matplotlib.figure import Figure
-
-    pictures = answer.conversation.images
-    layers: list[int | None] = [*sorted(answer.trace.kept)] or [None]
-    if not pictures:
-        raise FieldError("answer", "it was asked without a picture", fix="give `answer` an image")
-    figure = Figure(figsize=(3.2 * len(layers), 3.2 * len(pictures)), layout="constrained")
-    axes = figure.subplots(len(pictures), len(layers), squeeze=False)
-    start = 0
-    for row, (picture, span) in enumerate(zip(pictures, _stills(answer), strict=True)):
-        if answer.model_type == "llava":
-            picture = pad_to_square(picture, _GREY)
-        for column, layer in enumerate(layers):
-            kept = _kept(answer, layer, start, span)
-            axes[row][column].imshow(darkened(picture, kept, _grid(span)))
-            axes[row][column].set_axis_off()
-            when = "all layers" if layer is None else f"from layer {layer}" if layer else "before layer 0"
-            axes[row][column].set_title(f"{int(kept.sum())} of {len(kept)}, {when}", fontsize=9)
-        start += span.length
-    figure.suptitle(f"{answer.conversation.question}\n{answer.text}", fontsize=10)
-    return figure
+    found = of_answers((answer, *more))
+    if more:
+        return figure(found)
+    return _one(found)
 
 
-def darkened(picture: Image.Image, kept: Any, grid: tuple[int, int]) -> Any:
-    """The picture `[H, W, 3]` with the parts dark that were not `kept` `[N]`, of a grid of rows × columns."""
-    light = Image.fromarray((np.asarray(kept).reshape(grid) * 255).astype(np.uint8))
-    share = np.asarray(light.resize(picture.size, Image.Resampling.NEAREST), dtype=np.float32)[..., None] / 255
-    return (np.asarray(picture, dtype=np.float32) * (_DIM + (1 - _DIM) * share)).astype(np.uint8)
+def figure(found: Comparison) -> Figure:
+    """Each method's panels, its stages beside each other."""
+    rows = [row for row in found.rows if not row.problem]
+    panels = [_panels(found, row) for row in rows]
+    deep = max(len(strips) for strips in panels)  # of pictures and their sheets
+    places, across, down = _places([len(strips[0]) for strips in panels])
+    down *= deep
+    tall = _SIDE * max(picture.image.height / picture.image.width for picture in found.pictures)
+    drawn = Drawn(figsize=(_SIDE * across, (min(tall, 2 * _SIDE) + _LINES) * down + _LINES), layout="constrained")
+    axes = drawn.subplots(down, across, squeeze=False)
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for row, strips, (top, left) in zip(rows, panels, places, strict=True):
+        for y, strip in enumerate(strips):
+            for x, (picture, stage, number, sheet) in enumerate(strip):
+                axis = axes[top * deep + y][left + x]
+                title = mathtext(stage.title if row.stages else f"all {found.visual_tokens}")
+                if y:
+                    title = "in tiles" if sheet else f"picture {number + 1}"
+                if (x, y) == (0, 0):
+                    title = f"{mathtext(row.label)}\n{title}"
+                _draw(axis, picture, stage.shown(number), sheet, title)
+        _caption(axes[top * deep + len(strips) - 1][left], row)
+    drawn.suptitle(mathtext(_heading(found)), fontsize=11)
+    return drawn
 
 
-def _stills(answer: Answer) -> list[Any]:
-    return [span for span in answer.prompt.spans if not span.video]
+def _places(widths: list[int]) -> tuple[list[tuple[int, int]], int, int]:
+    """Where each method begins (line, column) when they fill lines in order; and how many columns and lines."""
+    most, places, left, line = max(_ABREAST, *widths), [], 0, 0
+    for width in widths:
+        if left + width > most:
+            left, line = 0, line + 1
+        places.append((line, left))
+        left += width
+    return places, max(left + width for (_, left), width in zip(places, widths, strict=True)), line + 1
 
 
-def _grid(span: Any) -> tuple[int, int]:
-    if span.grid is None or span.grid[0] != 1:
-        raise FieldError(
-            "answer",
-            "the visual tokens of its picture fill no one grid, so that they cannot be drawn over it",
-            fix="read answer.trace",
-        )
-    return span.grid[1], span.grid[2]
+def darkened(picture: Picture, kept: Mask, sheet: int = 0) -> NDArray[np.uint8]:
+    """The picture `[H, W, 3]` with the parts dark that were not `kept` `[N]`, of one sheet of its views."""
+    share = _DIM + (1 - _DIM) * picture.light(kept, sheet)[..., None].astype(np.float32)
+    return (np.asarray(picture.image, dtype=np.float32) * share).astype(np.uint8)
 
 
-def _kept(answer: Answer, layer: int | None, start: int, span: Any) -> Any:
-    """Of the visual tokens of a picture `[N]`, those that were kept."""
-    there = np.ones(span.length, dtype=bool)
-    if layer is not None:
-        there = np.isin(np.arange(start, start + span.length), answer.trace.kept[layer][0].cpu().numpy())
-    return np.delete(there, list(span.separators))
+def check_places(picture: Picture) -> None:
+    """`FieldError` where it is not known which part of the picture a visual token shows."""
+    if not picture.views:
+        problem = "where the visual tokens of its picture stand is not known, so that they cannot be drawn over it"
+        raise FieldError("answer", problem, fix="read answer.trace")
+
+
+def _one(found: Comparison) -> Figure:
+    """The figure of one answer."""
+    (row,) = found.rows
+    strips = _panels(found, row)
+    drawn = Drawn(figsize=(_SIDE * len(strips[0]), _SIDE * len(strips)), layout="constrained")
+    axes = drawn.subplots(len(strips), len(strips[0]), squeeze=False)
+    for strip, line in zip(strips, axes, strict=True):
+        for (picture, stage, number, sheet), axis in zip(strip, line, strict=True):
+            kept = stage.kept[number]
+            when = stage.when if row.stages else "all layers"
+            _draw(axis, picture, stage.shown(number), sheet, f"{int(kept.sum())} of {len(kept)}, {when}")
+    drawn.suptitle(mathtext(found.question) + "\n" + mathtext(row.text), fontsize=10)
+    return drawn
+
+
+def _panels(found: Comparison, row: Seen) -> list[list[tuple[Picture, Stage, int, int]]]:
+    """For each picture and each sheet of it, the stages: picture, stage, its number, the sheet."""
+    for picture in found.pictures:
+        check_places(picture)
+    stages = row.stages or (found.everything(),)
+    return [
+        [(picture, stage, number, sheet) for stage in stages]
+        for number, picture in enumerate(found.pictures)
+        for sheet in picture.sheets
+    ]
+
+
+def _draw(axis: Any, picture: Picture, kept: Mask, sheet: int, title: str) -> None:
+    axis.imshow(darkened(picture, kept, sheet))
+    axis.set(frame_on=False, xticks=[], yticks=[], visible=True)
+    axis.set_title(title, fontsize=9)
+
+
+def _caption(axis: Any, row: Seen) -> None:
+    """The answer below a method's last panel."""
+    colour = "black" if row.right is None else _RIGHT if row.right else _WRONG
+    said = " ".join(row.text.split())
+    axis.set_xlabel(mathtext(f"“{said if len(said) <= 60 else said[:60] + '…'}”"), fontsize=11, color=colour)
+
+
+def _heading(found: Comparison) -> str:
+    asked = found.question if len(found.question) <= 160 else f"{found.question[:160]}…"
+    return " ".join(asked.split())
+
+
+def save_figure(found: Comparison, file: Any) -> None:
+    """Write the figure to a `.png`, `.pdf` or `.svg` file."""
+    metadata = {"Software": None} if str(file).lower().endswith(".png") else None
+    figure(found).savefig(file, dpi=120, metadata=metadata)
+
+
+def as_image(picture: Picture, kept: Mask, sheet: int = 0) -> Image.Image:
+    """`darkened` as a picture."""
+    return Image.fromarray(darkened(picture, kept, sheet))

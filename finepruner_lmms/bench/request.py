@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import yaml
 from transformers import LlavaConfig
 
 from finepruner_lmms.bench.method import Method
@@ -16,6 +14,7 @@ from finepruner_lmms.checkpoints.load import check_pruner, choose_device, read_c
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.pruners import build_pruner
+from finepruner_lmms.pruners.written import read_method
 
 EXECUTIONS = ("auto", "eager", "graphs", "both")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -105,7 +104,7 @@ def parse_methods(text: str, config: LlavaConfig, *, random_weights: bool) -> tu
     named = [part.strip() for part in text.split(",")] if text.strip() else _default_methods(config)
     found = [Method("vanilla", build_pruner("vanilla"))]
     for part in named:
-        method = _parse_method(part)
+        method = Method(*read_method(part))
         try:
             check_pruner(method.pruner, config) if not random_weights else _check_random(method, config)
         except FieldError as error:
@@ -113,28 +112,6 @@ def parse_methods(text: str, config: LlavaConfig, *, random_weights: bool) -> tu
         if method not in found:
             found.append(method)
     return tuple(found)
-
-
-def _parse_method(text: str) -> Method:
-    name, *rest = (part.strip() for part in text.split(":"))
-    parameters: dict[str, Any] = {}
-    for part in rest:
-        key, equals, value = part.partition("=")
-        if not equals and part is rest[0]:
-            parameters["budget"] = part
-        elif equals and key and value:
-            parameters[key] = yaml.safe_load(value)
-        else:
-            problem = f"{text!r}: cannot read {part!r}; expected method:budget:parameter=value"
-            raise FieldError("--methods", problem, value=text, fix="such as fastv:64, or finepruner:64:heads=4")
-    if name != "vanilla" and "budget" not in parameters:
-        problem = f"{text!r} has no budget"
-        raise FieldError("--methods", problem, value=text, fix=f"write {name}:64, or a share such as {name}:25%")
-    try:
-        return Method(" ".join([name, *rest]), build_pruner(name, **parameters))
-    except FieldError as error:
-        problem = f"{text!r}: {error.field}: {error.problem}"
-        raise FieldError("--methods", problem, value=text, fix=error.fix) from error
 
 
 def _check_random(method: Method, config: LlavaConfig) -> None:

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from finepruner_lmms.commands import bench, compare, data, doctor, exchange, jobs, judge, methods, run, show, status
+from finepruner_lmms.commands import (
+    bench,
+    compare,
+    data,
+    doctor,
+    exchange,
+    jobs,
+    judge,
+    methods,
+    picture,
+    run,
+    show,
+    status,
+)
 from finepruner_lmms.commands.failures import Commands
 from finepruner_lmms.commands.version import show_version
 
@@ -42,6 +55,7 @@ for command in (
     doctor.doctor,
     methods.methods,
     bench.bench,
+    picture.show,
 ):
     app.command()(command)
 app.command("import")(exchange.import_)  # a word of Python's own

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finepruner_lmms.engine.families.family import Encoded, Family, ImageSpan, pixels_for
+from finepruner_lmms.engine.families.family import Encoded, Family, ImageSpan, View, pixels_for
 from finepruner_lmms.errors import FieldError
 
 if TYPE_CHECKING:
@@ -68,6 +68,16 @@ class AnyResolution(Family):
     def grid_of(self, config: Any, tiles: int) -> tuple[int, int, int] | None:
         """The grid of an image that is one tile."""
         return (1, self.side(config), self.side(config)) if tiles == 1 else None
+
+    def views(self, config: Any, span: ImageSpan, size: tuple[int, int]) -> tuple[View, ...]:
+        """The whole picture, then the tiles as one grid: unpadded, with a newline after each row."""
+        side, newlines = self.side(config), span.separators
+        if span.grid is not None:
+            return super().views(config, span, size)
+        rows = len(newlines)
+        columns = (span.length - side * side) // rows - 1 if rows else 0
+        ends = tuple(side * side + columns + row * (columns + 1) for row in range(rows))
+        return (View(side, side), View(rows, columns, sheet=1)) if columns > 0 and newlines == ends else ()
 
     def newlines(self, config: Any, size: tuple[int, int], tiles: int) -> Tensor:
         """Which tokens of a packed image are newlines: `[length]` bool."""

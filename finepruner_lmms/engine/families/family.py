@@ -22,6 +22,19 @@ class Run(NamedTuple):
     video: bool = False
 
 
+class View(NamedTuple):
+    """A grid of visual tokens, `rows` × `columns` in raster order, over a part of a picture.
+
+    `box` is left, top, right, bottom, as shares of the picture's width and height. Views of one `sheet` lie beside each
+    other and cover the picture once; a model that sees it as a whole and in tiles sees it in two sheets.
+    """
+
+    rows: int
+    columns: int
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    sheet: int = 0
+
+
 @dataclass(frozen=True)
 class ImageSpan:
     """The placeholders of one image, or of one video, in the order of the prompt.
@@ -136,6 +149,13 @@ class Family(ABC):
                 fix="expand the placeholders of the prompt with the processor, or leave them out",
             )
         return found
+
+    def views(self, config: Any, span: ImageSpan, size: tuple[int, int]) -> tuple[View, ...]:
+        """Which part of a picture of `size` (width, height) each visual token shows, in the order of the tokens.
+
+        Empty where it is not known.
+        """
+        return (View(*span.grid[1:]),) if span.grid is not None and span.grid[0] == 1 else ()
 
     # -- parts of a model ---------------------------------------------------------------------------------------------
 

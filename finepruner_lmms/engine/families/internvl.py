@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finepruner_lmms.engine.families.any_resolution import by_heads
-from finepruner_lmms.engine.families.family import Encoded, Family, ImageSpan, Run, check_features, misfit, pixels_for
+from finepruner_lmms.engine.families.family import (
+    Encoded,
+    Family,
+    ImageSpan,
+    Run,
+    View,
+    check_features,
+    misfit,
+    pixels_for,
+)
 from finepruner_lmms.errors import FieldError
 
 if TYPE_CHECKING:
@@ -66,6 +75,20 @@ class InternVL(Family):
             )
         return [[tile if run.length == tile.length else ImageSpan(run.length)] for run in runs]
 
+    def views(self, config: Any, span: ImageSpan, size: tuple[int, int]) -> tuple[View, ...]:
+        """The tiles row by row, then the whole picture."""
+        side = self.tile_side(config)
+        count = span.length // side**2 - 1
+        if count < 1:
+            return super().views(config, span, size)
+        rows, columns = arrangement(count, size)
+        tiles = [
+            View(side, side, (x / columns, y / rows, (x + 1) / columns, (y + 1) / rows), sheet=1)
+            for y in range(rows)
+            for x in range(columns)
+        ]
+        return (*tiles, View(side, side))
+
     def encode(
         self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
     ) -> Encoded:
@@ -112,3 +135,12 @@ class InternVL(Family):
             )
             start += count
         return Encoded({"image": outputs}, images)
+
+
+def arrangement(tiles: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows × columns in which the processor cuts a picture of `size` (width, height) into so many tiles.
+
+    It takes the nearest aspect ratio of all grids that are allowed; how many tiles there are says which of them remain.
+    """
+    ways = [(tiles // columns, columns) for columns in range(1, tiles + 1) if tiles % columns == 0]
+    return min(ways, key=lambda way: abs(size[0] / size[1] - way[1] / way[0]))

@@ -41,7 +41,7 @@ def build_report(store: Store) -> str:
 
 
 def _heads(store: Store, study: Study) -> Iterator[str]:
-    whole = leaderboard(store, merge_seeds=False)
+    whole = leaderboard(store, merge_seeds=False, test=False)
     yield from head_study(store, study, whole)
     yield from heads_alone(whole)
     yield from heads_chosen(store, study)

@@ -4,6 +4,8 @@
   const { el, text, known, signed, number } = FP;
   const WIDE = 560, HIGH = 340;
 
+  const short = (name, most) => (name.length > most ? `${text(name.slice(0, most - 1))}…` : text(name));
+
   // the rows of a method that differ in their budget alone make a curve
   function curves(rows) {
     const found = new Map();
@@ -22,10 +24,8 @@
   function spreadLabels(ends, low, high, pixels) {
     const step = ((high - low) / pixels) * 13;
     const sorted = [...ends].sort((a, b) => a.y - b.y);
-    for (let i = 1; i < sorted.length; i += 1) {
-      sorted[i].place = Math.max(sorted[i].y, (i ? sorted[i - 1].place ?? sorted[i - 1].y : -Infinity) + step);
-    }
-    if (sorted.length) sorted[0].place = sorted[0].place ?? sorted[0].y;
+    let above = -Infinity;
+    for (const one of sorted) above = one.place = Math.max(one.y, above + step);
     return sorted;
   }
 
@@ -67,11 +67,10 @@
         Plot.ruleY([0], { stroke: "currentColor", strokeDasharray: "4 3" }),
         Plot.areaY(band, { x: "x", y1: "low", y2: "high", fill: "currentColor", fillOpacity: 0.14, clip: true }),
         Plot.lineY(band, { x: "x", y: "y", stroke: "currentColor", strokeOpacity: 0.5, clip: true }),
-        Plot.lineY(points, { x: "x", y: "y", z: "name", stroke: (one) => FP.color(one.row), strokeWidth: 2, clip: true,
-          strokeDasharray: undefined }),
+        Plot.lineY(points, { x: "x", y: "y", z: "name", stroke: (one) => FP.color(one.row), strokeWidth: 2, clip: true }),
         Plot.dot(points, { x: "x", y: "y", fill: (one) => FP.color(one.row), r: 3.5, clip: true,
           title: (one) => `${text(one.row.label, 120)}: ${signed(one.y, 2)}` }),
-        Plot.text(labels, { x: "x", y: "place", text: (one) => text(one.name, 28), textAnchor: "start", dx: 9, fill: (one) => FP.color(one.row), clip: false }),
+        Plot.text(labels, { x: "x", y: "place", text: (one) => short(one.name, 28), textAnchor: "start", dx: 9, fill: (one) => FP.color(one.row), clip: false }),
       ],
     });
   }
@@ -100,17 +99,18 @@
         Plot.lineY(front, { x: "x", y: "y", stroke: "currentColor", strokeOpacity: 0.4, curve: "step-after" }),
         Plot.dot(points, { x: "x", y: "y", r: 4, fill: (one) => FP.color(one.row), fillOpacity: (one) => (one.front ? 1 : 0.35),
           title: (one) => `${text(one.row.label, 120)}: ${number(one.y, 1)} %, ${show(one.x)}` }),
-        Plot.text(labels, { x: "x", y: "place", text: (one) => text(one.row.label, 26), textAnchor: "start", dx: 8, fill: (one) => FP.color(one.row) }),
+        Plot.text(labels, { x: "x", y: "place", text: (one) => short(one.row.label, 26), textAnchor: "start", dx: 8, fill: (one) => FP.color(one.row) }),
       ],
     });
   }
 
   function figure(drawn, title, note) {
     if (!drawn) return null;
+    for (const part of drawn.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // it is one image
     drawn.setAttribute("role", "img");
     drawn.setAttribute("aria-label", title);
     return el("figure", { class: "panel plot" }, el("figcaption", null, el("strong", null, title), note ? el("span", { class: "note" }, ` ${note}`) : null),
-      FP.scroll(title, drawn));
+      FP.scroll(`${title}: plot`, drawn));
   }
 
   FP.part((data) => {

@@ -6,6 +6,7 @@
   const state = { sort: null, up: false, methods: new Set(), budgets: new Set(), tasks: new Set(), search: "", under: "interval" };
   const UNDER = [["interval", "95 % interval"], ["error", "standard error"], ["delta", "Δ to the baseline"], ["nothing", "nothing"]];
   const STATES = { waiting: "waiting", submitted: "for its server", missing: "–" };
+  const ARROWS = { better: " ↑", worse: " ↓" };
   let place;
 
   const opens = (row, task) =>
@@ -20,18 +21,20 @@
     if (state.under === "error") return el("span", { class: "under" }, known(one.error) ? `± ${number(one.error, digits)}` : "± –");
     if (state.under !== "delta") return null;
     const delta = one.delta;
-    if (!delta || !known(delta.value)) return el("span", { class: "under" }, "");
-    const better = delta.mark ? (delta.value > 0 ? "good" : "bad") : "";
-    return el("span", { class: `under ${better}`, title: difference(delta) }, `${signed(delta.value, digits)}${delta.mark || ""}`);
+    if (!delta || !known(delta.shown)) return el("span", { class: "under" }, "");
+    const better = delta.mark ? (delta.shown > 0 ? "good" : "bad") : "";
+    return el("span", { class: `under ${better}`, title: difference(delta) }, `${signed(delta.shown, digits)}${ARROWS[delta.mark] || ""}`);
   }
+
+  const count = (value) => number(value, Number.isInteger(value) ? 0 : 1);
 
   function difference(delta) {
     const to = delta.baseline ? FP.row(delta.baseline) : null, digits = FP.decimals(delta.error);
-    const parts = [`${signed(delta.value, digits)}${to ? ` to ${FP.label(to)}` : ""}`];
+    const parts = [`Δ ${signed(delta.shown, digits)}${to ? ` to ${FP.label(to)}` : ""}`];
     if (known(delta.low)) parts.push(`95 %: ${signed(delta.low, digits)} to ${signed(delta.high, digits)}`);
     if (known(delta.p)) parts.push(`p = ${delta.p < 0.001 ? "< 0.001" : number(delta.p, 3)}`);
     if (known(delta.p_adjusted)) parts.push(`adjusted (Holm) ${delta.p_adjusted < 0.001 ? "< 0.001" : number(delta.p_adjusted, 3)}`);
-    if (known(delta.won)) parts.push(`${delta.won} won, ${delta.lost} lost`);
+    if (known(delta.won)) parts.push(`${count(delta.won)} won, ${count(delta.lost)} lost`);
     return parts.join("; ");
   }
 
@@ -40,13 +43,19 @@
     if (range(one, digits)) parts.push(`95 % interval ${range(one, digits)}`);
     if (known(one.questions)) parts.push(`${one.questions} questions`);
     if (known(one.images)) parts.push(`${one.images} images`);
-    if (one.delta && known(one.delta.value)) parts.push(difference(one.delta));
+    if (one.delta && known(one.delta.shown)) parts.push(difference(one.delta));
     return parts.join("; ");
   }
 
-  function cell(row, task, one) {
+  // as many decimals in a whole column as show two digits of its smallest error
+  function digitsOf(all) {
+    const errors = all.map((one) => one && one.error).filter((error) => known(error) && error > 0);
+    return errors.length ? FP.decimals(Math.min(...errors)) : 1;
+  }
+
+  function cell(row, task, one, digits) {
     if (!one || one.state) return el("td", null, STATES[one ? one.state : "missing"]);
-    const digits = FP.decimals(one.error), shown = number(one.shown, digits);
+    const shown = number(one.shown, digits);
     const best = one.best ? "best" : "";
     const title = about(one, digits);
     const value = task && opens(row, task.name)
@@ -75,16 +84,19 @@
         of: (row) => { const value = row.parameters[name]; return value === undefined ? null : known(+value) && value !== "" ? +value : text(value, 80); },
         cell: (row) => el("td", { class: "text", dir: "auto" }, text(row.parameters[name] ?? "", 60)),
       });
-    for (const task of data.tasks)
-      if (!state.tasks.size || state.tasks.has(task.name))
-        made.push({
-          id: `t:${task.name}`, title: text(task.title, 40), unit: task.unit, higher: task.higher,
-          of: (row) => { const one = row.scores[task.name]; return one && !one.state ? one.shown : null; },
-          cell: (row) => cell(row, task, row.scores[task.name]),
-        });
-    made.push({ id: "average", title: "average", unit: "%", of: (row) => row.average && row.average.shown, cell: (row) => cell(row, null, row.average) });
-    if (data.rows.some((row) => row.relative))
-      made.push({ id: "relative", title: "relative", unit: "%", of: (row) => row.relative && row.relative.shown, cell: (row) => cell(row, null, row.relative) });
+    for (const task of data.tasks.filter((one) => !state.tasks.size || state.tasks.has(one.name))) {
+      const digits = digitsOf(data.rows.map((row) => row.scores[task.name]));
+      made.push({
+        id: `t:${task.name}`, title: text(task.title, 40), unit: task.unit, higher: task.higher,
+        of: (row) => { const one = row.scores[task.name]; return one && !one.state ? one.shown : null; },
+        cell: (row) => cell(row, task, row.scores[task.name], digits),
+      });
+    }
+    for (const name of ["average", "relative"]) {
+      if (!data.rows.some((row) => row[name])) continue;
+      const digits = digitsOf(data.rows.map((row) => row[name]));
+      made.push({ id: name, title: name, unit: "%", of: (row) => row[name] && row[name].shown, cell: (row) => cell(row, null, row[name], digits) });
+    }
     for (const [id, title, of, show] of COSTS)
       if (data.rows.some((row) => known(of(row))))
         made.push({ id, title, cost: true, of, cell: (row) => el("td", { class: "numbers" }, known(of(row)) ? show(of(row)) : "–") });
@@ -141,7 +153,7 @@
     const table = el("table", { class: "board" },
       el("caption", { class: "visually-hidden" }, "Scores by method and budget. The buttons in the head sort."), el("thead", null, head), bodies);
     const before = document.activeElement && place.contains(document.activeElement) ? document.activeElement.dataset.column : null;
-    place.replaceChildren(rows.length ? FP.scroll("Leaderboard", table) : el("p", { class: "empty" }, "No row is left: the filters leave out all of them."));
+    place.replaceChildren(rows.length ? FP.scroll("Leaderboard: table", table) : el("p", { class: "empty" }, "No row is left: the filters leave out all of them."));
     place.append(el("p", { class: "note scroll-hint no-print" }, "The table goes on to the side: scroll it, or use the arrow keys in it."));
     if (before) place.querySelector(`[data-column="${CSS.escape(before)}"]`)?.focus();
     rove(table);
