@@ -1,8 +1,9 @@
 """Miniature benchmarks about the demo scenes, in the schema of the real datasets.
 
 Column names, types and answer formats are those of the datasets that lmms-eval reads, so that the very tasks that run
-on real data run on these. Each benchmark has scenes of its own, from the test split, or from the tuning split for
-choosing hyperparameters.
+on real data run on these. One column is added, `evidence`: the boxes of what the question is about (left, top, right,
+bottom, in pixels), so that one can see whether a method kept what an answer needs. Each benchmark has scenes of its
+own, from the test split, or from the tuning split for choosing hyperparameters.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def _pope(split: str, first: int) -> dict[str, list[Row]]:
                     "image_source": f"DEMO_{split}_{scene.index:012d}",
                     "image": scene,
                     "category": how,
+                    "evidence": question.evidence,
                 }
             )
     return {"": rows}
@@ -89,6 +91,7 @@ def _vqav2(split: str, first: int) -> dict[str, list[Row]]:
                     "question_id": scene.index * 1000 + len(rows),
                     "question": question.text,
                     "image": scene,
+                    "evidence": question.evidence,
                 }
             )
     raise AssertionError("unreachable: there is always another scene")
@@ -128,6 +131,7 @@ def _gqa_row(number: int, image_id: str, question: Question, structural: str) ->
         "semanticStr": f"select: {subject}",
         "answer": question.answer,
         "fullAnswer": full,
+        "evidence": question.evidence,
     }
 
 
@@ -156,6 +160,7 @@ def _textvqa(split: str, first: int) -> dict[str, list[Row]]:
                 "ocr_name": [],
                 "ocr_info": [],
                 "ocr_tokens": [],
+                "evidence": question.evidence,
             }
         )
     return {"": rows}
@@ -180,6 +185,7 @@ def _mme(split: str, first: int) -> dict[str, list[Row]]:
                     "question": f"{question.text} Please answer yes or no.",
                     "answer": question.answer.capitalize(),
                     "category": category,
+                    "evidence": question.evidence,
                 }
             )
     return {"": rows}
@@ -201,6 +207,7 @@ def _vizwiz(split: str, first: int) -> dict[str, list[Row]]:
                 "question": question.text,
                 "answers": [question.answer] * 10,
                 "category": "other" if question.subject else "unanswerable",
+                "evidence": question.evidence,
             }
         )
     return {"": rows}
@@ -223,6 +230,7 @@ def _mmvet(split: str, first: int) -> dict[str, list[Row]]:
                     "answer": f"{question.answer}<OR>{number}" if number else question.answer,
                     "image_source": f"demo {split} {scene.index}",
                     "capability": needed[question.kind],
+                    "evidence": question.evidence,
                 }
             )
     raise AssertionError("unreachable: there is always another scene")
@@ -278,6 +286,7 @@ def _features(row: Row, name: str) -> Any:
         "semantic": List({"operation": text, "argument": text, "dependencies": List(Value("int32"))}),
         "isBalanced": Value("bool"),
         "ocr_info": List({"word": text}),
+        "evidence": List(List(Value("int32"))),
         "answers": List({"answer": text, "answer_confidence": text, "answer_id": whole})
         if name == "vqav2"
         else List(text),

@@ -40,6 +40,7 @@ def mmbench(scenes: Scenes, size: int, kind: str = "choice") -> list[Row]:
                     "L2-category": "finegrained_perception (instance-level)",
                     "comment": "nan",
                     "split": "dev",
+                    "evidence": question.evidence,
                 }
             )
     return rows
@@ -69,6 +70,7 @@ def sqa(scenes: Scenes, size: int) -> list[Row]:
                 "skill": question.kind,
                 "lecture": "",
                 "solution": "",
+                "evidence": question.evidence,
             }
         )
     return rows

@@ -58,6 +58,11 @@ class Question:
         return context + self.text + options + (NO_OCR if ocr else "") + (instruction if instruct else "")
 
     @property
+    def evidence(self) -> list[list[int]]:
+        """The box of each thing that an answer needs, in pixels; none where the answer is that there is none."""
+        return [thing.box() for thing in self.subject]
+
+    @property
     def expected(self) -> str:
         """What the model should say: the answer, or its letter."""
         return self.letter if self.options else self.answer

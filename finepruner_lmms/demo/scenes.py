@@ -77,6 +77,10 @@ class Thing:
         """Its four visual tokens, in raster order."""
         return [(2 * self.y + dy) * GRID + 2 * self.x + dx for dy in (0, 1) for dx in (0, 1)]
 
+    def box(self) -> list[int]:
+        """Left, top, right and bottom of its cell, in pixels."""
+        return [self.x * CELL, self.y * CELL, (self.x + 1) * CELL, (self.y + 1) * CELL]
+
 
 @dataclass(frozen=True)
 class Scene:

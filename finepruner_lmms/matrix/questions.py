@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+_CATEGORIES = {
+    "vqav2": "answer_type", "gqa": "types", "vizwiz": "category", "sqa": "topic", "pope": "category", "mme": "category",
+    "mmbench": "category", "mmbench_cn": "category", "mmvet": "capability",
+}  # fmt: skip
+"""The column that says what kind of question it is."""
+
+
 class NoQuestions(Failure, LookupError):
     """The data of a task is not at hand."""
 
@@ -48,6 +55,13 @@ class Questions:
     def pictures(self, number: int) -> list[Image.Image]:
         """What the model is shown; a question may have none."""
         return list(self._task.doc_to_visual(self._documents[self._places[number]]))
+
+    def categories(self, name: str) -> dict[int, str]:
+        """Of the benchmark `name`: the category of each question, as the data has it; empty where it has none."""
+        if (column := _CATEGORIES.get(name)) is None or column not in self._plain.column_names:
+            return {}
+        found = self._plain.select_columns([column])[column]
+        return {number: _category(value) for number, value in zip(self.numbers, found, strict=True)}
 
     def images(self) -> dict[int, str]:
         """Which picture each question is about, by the name that samples have."""
@@ -98,6 +112,13 @@ def _judged_later() -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
+
+
+def _category(value: Any) -> str:
+    """GQA says of a question several things; the first is what must be done with the picture."""
+    if isinstance(value, dict):
+        value = value.get("structural")
+    return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
 def _without_pictures(documents: Any) -> Any:

@@ -59,10 +59,11 @@ def heads_data(store: Store, study: Study, board: Leaderboard) -> Json:
 def _chosen(store: Store, study: Study) -> list[Json]:
     """Rows of one budget and number of heads together: how often each head is chosen, and how far rows agree."""
     groups: dict[tuple[Any, Any], dict[str, Choices]] = {}
-    for number, row in enumerate(study.rows):
+    for number, row in enumerate(study.rows):  # of rows that choose: not the same heads for every question
         if row.given.get("head_strategy") == "fixed":
             continue
-        if found := choices(store, study, number):
+        found = choices(store, study, number)
+        if len({head for heads in found.values() for head in heads}) > min(map(len, found.values()), default=0):
             name = row.model_copy(update={"budget": None}).label
             groups.setdefault((row.budget, row.given.get("heads")), {})[name] = found
     data = []

@@ -16,6 +16,7 @@ from finepruner_lmms.matrix.report.page.blocks import Block, element
 from finepruner_lmms.matrix.report.page.data import page_data
 from finepruner_lmms.matrix.report.page.heads import heads_data
 from finepruner_lmms.matrix.report.page.provenance import provenance_data
+from finepruner_lmms.matrix.report.page.questions import question_blocks
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.output import html
 
@@ -30,7 +31,7 @@ def build_report(store: Store) -> str:
     study, board = store.study(), leaderboard(store)
     main = page_data(board)
     main |= {"heads": heads_data(store, study, board), "provenance": provenance_data(store, study)}
-    return page(study.name, settings(study), [Block("main", main)])
+    return page(study.name, settings(study), [Block("main", main), *question_blocks([store], board)])
 
 
 def page(title: str, settings: str, blocks: Sequence[Block]) -> str:
