@@ -2,8 +2,8 @@
 
 Column names, types and answer formats are those of the datasets that lmms-eval reads, so that the very tasks that run
 on real data run on these. One column is added, `evidence`: the boxes of what the question is about (left, top, right,
-bottom, in pixels), so that one can see whether a method kept what an answer needs. Each benchmark has scenes of its own, from the test split, or from the tuning split for
-choosing hyperparameters.
+bottom, in pixels), so that one can see whether a method kept what an answer needs. Each benchmark has scenes of its
+own, from the test split, or from the tuning split for choosing hyperparameters.
 """
 
 from __future__ import annotations

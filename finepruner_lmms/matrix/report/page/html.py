@@ -22,6 +22,7 @@ from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.report.page.blocks import Block, element
 from finepruner_lmms.matrix.report.page.data import page_data
 from finepruner_lmms.matrix.report.page.provenance import provenance_data
+from finepruner_lmms.matrix.report.page.questions import question_blocks
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.output import html
 
@@ -35,7 +36,12 @@ def build_report(store: Store) -> str:
     """The report as HTML. What is not done is left out or shown as missing; `StoreError` if nothing was planned."""
     study, board = store.study(), leaderboard(store)
     main = page_data(board) | {"provenance": provenance_data(store, study)}
-    return page(study.name, settings(study), [Block("main", main)], "\n".join(_heads(store, study)))
+    return page(
+        study.name,
+        settings(study),
+        [Block("main", main), *question_blocks([store], board)],
+        "\n".join(_heads(store, study)),
+    )
 
 
 def _heads(store: Store, study: Study) -> Iterator[str]:
