@@ -33,7 +33,8 @@ def save(store: Store, rows: list[Method], shares: list[float | None], data: str
         if share is None:
             continue
         right = np.random.default_rng(0).random(IMAGES) < share
-        samples = [{"doc_id": i, "image": f"i{i}", "score": float(hit)} for i, hit in enumerate(right)]
+        about = {"target": "a", "answer": "b"}
+        samples = [{"doc_id": i, "image": f"i{i}", **about, "score": float(hit)} for i, hit in enumerate(right)]
         result = {"id": f"c{number}", "metrics": {"exact_match,none": right.mean()}, "percent": 100 * right.mean()}
         result |= {"standard_error": 2.0, "answered": IMAGES, "expected": IMAGES, "seconds": 1, "spec": {"task": "gqa"}}
         begin_attempt(store.cell_dir(cells[-1]), "1")

@@ -75,6 +75,7 @@ def test_a_folder_without_traces_has_none(tmp_path):
         gzip.compress(json.dumps(to_record(made_up()) | {"grid": [7, 7]}).encode() + b"\n"),
         gzip.compress(json.dumps(to_record(made_up()) | {"doc_id": "<script>"}).encode() + b"\n"),
     ],
+    ids=["no gzip", "no trace", "a list", "other size", "cut off", "other grid", "other document"],
 )
 def test_a_file_that_holds_something_else_is_damage(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)

@@ -29,19 +29,15 @@ from finepruner_lmms.output import html
 D3, PLOT = "7.9.2", "0.6.17"
 """The versions of the kept libraries (`assets/vendor/README.md`)."""
 _VENDOR = ("d3", "plot")
-_SCRIPTS = ("core", "table", "plots", "heads", "provenance")
+_SCRIPTS = ("core", "table", "plots", "provenance")
 
 
 def build_report(store: Store) -> str:
     """The report as HTML. What is not done is left out or shown as missing; `StoreError` if nothing was planned."""
     study, board = store.study(), leaderboard(store)
     main = page_data(board) | {"provenance": provenance_data(store, study)}
-    return page(
-        study.name,
-        settings(study),
-        [Block("main", main), *question_blocks([store], board)],
-        "\n".join(_heads(store, study)),
-    )
+    blocks = [Block("main", main), *question_blocks([store], board)]
+    return page(study.name, settings(study), blocks, "\n".join(_heads(store, study)))
 
 
 def _heads(store: Store, study: Study) -> Iterator[str]:

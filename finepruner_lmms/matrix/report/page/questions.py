@@ -146,7 +146,11 @@ def _shown(
     start = 0
     for number in chosen:
         sample = next(one.samples[number] for one in asked.answers if number in one.samples)
-        entry: dict[str, Any] = {"number": number, "at": places[number], "target": _cut(_target(sample.get("target", "")))}
+        entry: dict[str, Any] = {
+            "number": number,
+            "at": places[number],
+            "target": _cut(_target(sample.get("target", ""))),
+        }
         if questions is None or number not in questions:
             entry["question"] = _cut(str(sample.get("question", "")))
             found.entries.append(entry)
