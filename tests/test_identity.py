@@ -367,7 +367,7 @@ def test_all_benchmarks_have_a_task_that_can_be_followed(original):
 
 
 def test_plan_says_why_a_finished_cell_does_not_count(tmp_path):
-    vanilla, random = cells(tmp_path)
+    vanilla, _random = cells(tmp_path)
     store = Store(tmp_path / "out")
     earlier = vanilla.identity.model_copy(update={"method": {"vanilla": "earlier"}})
     folder = store.root / "cells" / f"pope-vanilla-{earlier.id}"
