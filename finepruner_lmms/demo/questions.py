@@ -59,7 +59,7 @@ class Question:
 
     @property
     def evidence(self) -> list[list[int]]:
-        """The box of each thing that an answer needs, in pixels; none where the answer is that there is none."""
+        """The box of each thing that an answer needs, in pixels; none where there is no such thing."""
         return [thing.box() for thing in self.subject]
 
     @property

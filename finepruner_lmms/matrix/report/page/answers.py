@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finepruner_lmms.benchmarks.mmbench import static_letter
-from finepruner_lmms.matrix.measures import benchmark_for
+from finepruner_lmms.benchmarks.measure import score_of
+from finepruner_lmms.benchmarks.mmbench import letter_in
 from finepruner_lmms.matrix.measures import title as title_of
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Result, Sample
+from finepruner_lmms.matrix.report.board import Leaderboard
 from finepruner_lmms.matrix.results import read_lines
 from finepruner_lmms.matrix.store import Store
 
@@ -23,6 +24,8 @@ class Row:
     number: int
     store: int
     label: str
+    key: str | None
+    """The line of the leaderboard that shows it, alone or with other seeds; None where none does."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,15 @@ class Asked:
         return sorted(set().union(*(one.samples for one in self.answers)))
 
 
-def rows_of(stores: Sequence[Store]) -> list[Row]:
+def rows_of(stores: Sequence[Store], board: Leaderboard) -> list[Row]:
     """Every row of every study, in order."""
-    labels = [(place, row.label) for place, store in enumerate(stores) for row in store.study().rows]
-    return [Row(number, place, label) for number, (place, label) in enumerate(labels)]
+    keys = {(line.study, number): line.key for line in board.lines for number in line.rows}
+    found: list[Row] = []
+    for place, store in enumerate(stores):
+        several = f"{board.studies[place]}: " if len(stores) > 1 else ""
+        for number, row in enumerate(store.study().rows):
+            found.append(Row(len(found), place, several + row.label, keys.get((board.studies[place], number))))
+    return found
 
 
 def asked_tasks(stores: Sequence[Store], rows: Sequence[Row]) -> Iterator[Asked]:
@@ -73,7 +81,7 @@ def asked_tasks(stores: Sequence[Store], rows: Sequence[Row]) -> Iterator[Asked]
             key = cell.task, _data_of(study, cell), cell.definition
             found.setdefault(key, []).append((study, mine[cell.row], cell, store.cell_dir(cell), state.result))
     for (task, _, _), cells in found.items():
-        answers = tuple(_answers(row, cell, folder, result) for _, row, cell, folder, result in cells)
+        answers = tuple(_answers(row, cell, folder) for _, row, cell, folder, _ in cells)
         own = next((one for one in cells if one[2].method.imported is None), cells[0])
         measure = own[4].measure
         yield Asked(
@@ -89,13 +97,10 @@ def _data_of(study: Study, cell: Cell) -> str:
     return cell.identity.data
 
 
-def _answers(row: Row, cell: Cell, folder: Path, result: Result) -> Answers:
+def _answers(row: Row, cell: Cell, folder: Path) -> Answers:
     samples = {int(sample["doc_id"]): sample for sample in read_lines(folder / "samples.jsonl")}
-    verdicts = {}
-    if benchmark_for(cell.task, result) is not None:
-        for number, sample in samples.items():
-            if (verdict := verdict_of(sample)) is not None:
-                verdicts[number] = verdict
+    found = ((number, verdict_of(sample)) for number, sample in samples.items())
+    verdicts = {number: verdict for number, verdict in found if verdict is not None}
     return Answers(row, cell, folder, samples, verdicts)
 
 
@@ -104,18 +109,15 @@ def verdict_of(sample: Sample) -> float | None:
 
     A row of MMBench counts only together with the other orders of its options: by itself it is right if its letter is.
     """
-    from finepruner_lmms.benchmarks.measure import score_of
-
-    score: Any = sample["score"]
+    score: Any = sample.get("score")
     if (found := score_of(score)) is not None:
         return found
     if isinstance(score, dict) and {"answer", "prediction", "A", "B"} <= score.keys():
-        letter = score.get("letter") or static_letter(score)
-        return float(letter == score["answer"])
+        return float(letter_in(score) == score["answer"])
     return None
 
 
 def category_of(sample: Sample) -> str:
     """The category that a score names, or ""."""
-    score = sample["score"]
+    score = sample.get("score")
     return str(score.get("category") or "") if isinstance(score, dict) else ""

@@ -19,7 +19,6 @@ from finepruner_lmms.matrix.records import Damage
 from finepruner_lmms.matrix.report.board import Leaderboard
 from finepruner_lmms.matrix.report.page.answers import Answers, Asked, asked_tasks, category_of, rows_of
 from finepruner_lmms.matrix.report.page.blocks import Block
-from finepruner_lmms.matrix.report.page.lines import keys_of_rows
 from finepruner_lmms.matrix.report.page.pictures import Placement, allowance, as_seen, boxes_as_seen, thumbnail
 from finepruner_lmms.matrix.report.page.traced import map_bytes, traced_entry
 from finepruner_lmms.matrix.store import Store
@@ -51,8 +50,7 @@ class _Shown:
 def question_blocks(stores: Sequence[Store], board: Leaderboard, limits: Limits | None = None) -> Iterator[Block]:
     """`q/index`; of each task `q/<t>` and `q/pictures/<t>`; of each row that did it `q/<t>/<row>`."""
     limits = limits or Limits()
-    rows = rows_of(stores)
-    keys = keys_of_rows(stores, board)
+    rows = rows_of(stores, board)
     tasks = list(asked_tasks(stores, rows))
     index: list[dict[str, Any]] = []
     for place, asked in enumerate(tasks):
@@ -63,7 +61,7 @@ def question_blocks(stores: Sequence[Store], board: Leaderboard, limits: Limits 
         index.append(entry)
         yield from blocks
     if index:
-        labels = [{"number": row.number, "label": row.label, "key": keys[row.number]} for row in rows]
+        labels = [{"number": row.number, "label": row.label, "key": row.key} for row in rows]
         yield Block("q/index", {"rows": labels, "tasks": index})
 
 
@@ -77,9 +75,7 @@ def _task_blocks(asked: Asked, name: str, limits: Limits, tasks: int) -> tuple[d
     shown = _shown(asked, questions, chosen, places, placement, limits.pictures // tasks)
     traces = {one.row.number: _traces(one, notes) for one in asked.answers}
     mapped = _mapped(asked, chosen, traces, limits.maps // tasks)
-    have = {
-        number for found in traces.values() for number in found if any(s.maps is not None for s in found[number].stages)
-    }
+    have = {number for found in traces.values() for number, one in found.items() if map_bytes(one)}
     if left := have - mapped:
         notes.append(
             f"Attention maps of {len(mapped)} of {len(left | mapped)} questions are in this page, those first about "
@@ -150,7 +146,11 @@ def _shown(
     start = 0
     for number in chosen:
         sample = next(one.samples[number] for one in asked.answers if number in one.samples)
-        entry: dict[str, Any] = {"number": number, "at": places[number], "target": _cut(_target(sample["target"]))}
+        entry: dict[str, Any] = {
+            "number": number,
+            "at": places[number],
+            "target": _cut(_target(sample.get("target", ""))),
+        }
         if questions is None or number not in questions:
             entry["question"] = _cut(str(sample.get("question", "")))
             found.entries.append(entry)
@@ -229,10 +229,8 @@ def _text_of_codes(numbers: list[int], one: Answers, codes: dict[float, int]) ->
 
 
 def _answer(sample: Any) -> str:
-    answer = sample["answer"]
-    return (
-        answer if isinstance(answer, str) else "\n".join(map(str, answer)) if isinstance(answer, list) else str(answer)
-    )
+    answer = sample.get("answer", "")
+    return "\n".join(map(str, answer)) if isinstance(answer, list) else str(answer)
 
 
 def _target(target: Any) -> str:

@@ -98,7 +98,7 @@
       FP.field("First row", rows, String(state.first), pick("first")),
       FP.field("Second row", rows, String(state.second), pick("second")),
       el("button", { type: "button", title: "x", on: { click: swap } }, "Swap"),
-      kinds.length ? FP.field("Category", [["", "all"], ...kinds], state.category, (name) => { state.category = name; summary(); choose(); }) : null);
+      ...(kinds.length ? [FP.field("Category", [["", "all"], ...kinds], state.category, (name) => { state.category = name; summary(); choose(); })] : []));
     if (which >= 0 && parts.controls.children[which]) parts.controls.children[which].querySelector("select")?.focus();
   }
 
