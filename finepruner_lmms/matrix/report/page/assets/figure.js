@@ -26,6 +26,11 @@
       const said = typeof caption === "function" ? caption() : caption;
       note.textContent = said || "";
       if (drawn) {
+        // Plot names its marks for programs; a picture with one name has no others inside
+        for (const part of drawn.querySelectorAll("g[aria-label]")) {
+          part.dataset.part = part.getAttribute("aria-label");
+          part.removeAttribute("aria-label");
+        }
         drawn.setAttribute("role", "img");
         drawn.setAttribute("aria-label", `${title}. ${said || ""} Its data follow as a table.`);
         place.replaceChildren(drawn);
