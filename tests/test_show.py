@@ -181,7 +181,11 @@ def test_a_question_of_a_study_is_shown_as_it_was_answered_and_recorded(recorded
     assert "30 of 576, from layer 2" in fastv and "no  ✗" in fastv
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
     page = CliRunner().invoke(app, ["show", str(recorded), "pope", "3", "--out", str(tmp_path / "q.html")])
-    assert page.exit_code == 0 and "✓" in page.output  # nothing was recorded of it: the answers alone
+    assert page.exit_code == 0, page.output
+    fastv = next(line for line in page.output.splitlines() if line.startswith("fastv 64"))
+    assert "not recorded" in fastv and "✓" in fastv  # and never "all 576"
+    vanilla = next(line for line in page.output.splitlines() if line.startswith("vanilla"))
+    assert "all 576" in vanilla
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,9 @@ def _seen(cell: Cell, sample: dict[str, Any], traced: Traced | None, score: floa
     stages = () if traced is None or traced.grid is None else traced.stages
     entering = () if traced is None else traced.entering
     told = tuple(Stage(one.layer, (one.kept,), entering[one.layer], one.heads) for one in stages)
-    return Seen(cell.method.label, str(sample["answer"]), told, right=None if score is None else score >= 0.5)
+    right = None if score is None else score >= 0.5
+    known = bool(told) or cell.method.method == "vanilla"
+    return Seen(cell.method.label, str(sample["answer"]), told, right=right, recorded=known)
 
 
 def _score(cell: Cell, result: Any, samples: dict[int, Any]) -> dict[int, float]:
@@ -89,8 +92,11 @@ def _picture(study: Study, cell: Cell, picture: Any, grid: tuple[int, int] | Non
 
     crop = cell.model.image_aspect_ratio == "crop"
     seen = as_seen(picture, "stretch" if study.images_differ else "crop" if crop else "pad")
+    side = math.isqrt(study.num_visual_tokens)
+    if grid is None and not study.images_differ and side**2 == study.num_visual_tokens:
+        grid = side, side  # nothing was recorded of it, and every picture has the same square
     if grid is None:
-        return Picture(seen, (), 0)
+        return Picture(seen, (), study.num_visual_tokens)
     return Picture(seen, (View(*grid),), int(np.prod(grid)))
 
 
