@@ -26,6 +26,8 @@
       const said = typeof caption === "function" ? caption() : caption;
       note.textContent = said || "";
       if (drawn) {
+        // one image to readers who cannot see it: its groups have no roles, so names of their own say nothing
+        for (const part of drawn.querySelectorAll("g[aria-label]")) part.removeAttribute("aria-label");
         drawn.setAttribute("role", "img");
         drawn.setAttribute("aria-label", `${title}. ${said || ""} Its data follow as a table.`);
         place.replaceChildren(drawn);
