@@ -26,12 +26,10 @@ from finepruner_lmms.doctor.report import as_json, show
 from finepruner_lmms.matrix.attempts import begin_attempt, write_error
 from finepruner_lmms.matrix.judging import _table
 from finepruner_lmms.matrix.progress import display_for
-from finepruner_lmms.matrix.report import head_plots
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.report.plots import figure
 from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.store import Store
-from finepruner_lmms.statistics.differences import Difference
 
 HOSTILE = "=[red]x\x1b[2J\x9b1m\u202e<script>&lt;\\input{y}$_a$|`c`:smile:\r\nforged\u2028\x07%#~^"
 ACTS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
@@ -188,26 +186,8 @@ def test_a_report_holds_no_tag_but_its_own(store):
     assert not ACTS.search(re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
     tags = Tags()
     tags.feed(page)
-    known = {"html", "head", "meta", "title", "style", "script", "noscript", "body", "main", "header", "footer", "nav"}
-    known |= {
-        "section",
-        "h1",
-        "h2",
-        "h3",
-        "p",
-        "a",
-        "div",
-        "button",
-        "code",
-        "img",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-    }
-    assert tags.found <= known
+    known = "html head meta title style script noscript body main header footer nav section h1 h2 p a div button code"
+    assert tags.found <= set(known.split())
     digests = {b64encode(sha256(script.encode()).digest()).decode() for script in tags.scripts}
     assert digests == set(re.findall(r"'sha256-([^']*)'", page)) and len(digests) > 5  # no other script runs
     assert output.html(HOSTILE) in page  # the name of the study
@@ -219,14 +199,7 @@ def test_pictures_read_no_formula(store, tmp_path):
     from matplotlib import pyplot as plt
     from matplotlib.text import Text
 
-    grid = {(HOSTILE, 64, 4): 1.0, ("_b", 64, 4): 2.0}
-    drawn = [figure(leaderboard(store)), head_plots.heat_map(grid, HOSTILE), head_plots.box_plot(grid, HOSTILE)]
-    drawn += [
-        head_plots.lines(grid, {64: 1.0}, HOSTILE),
-        head_plots.ranking({HOSTILE: Difference(1.0, 0.2, 0.5, 1.5, 0.01, 3, 1, 60, 60)}, HOSTILE),
-    ]
-    drawn += [head_plots.matrix(np.eye(2), [HOSTILE, "_b"]), head_plots.frequencies({HOSTILE: np.ones(2)})]
-    drawn += [head_plots.trend([1.0, 2.0], HOSTILE), head_plots.qualities([{"qualities": {HOSTILE: 1.0}}] * 2)]
+    drawn = [figure(leaderboard(store))]
     for one in drawn:
         one.canvas.draw()
         texts = [text.get_text() for text in one.findobj(Text)]

@@ -1,15 +1,13 @@
-"""The HTML report, from results written by hand."""
+"""What a report says, as data, from results written by hand; `test_page.py` looks at it in a browser."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from pages import blocks, texts
 from studies import cell, method
 from studies import study as planned
 from typer.testing import CliRunner
@@ -17,8 +15,11 @@ from typer.testing import CliRunner
 from finepruner_lmms.cli import app
 from finepruner_lmms.matrix.attempts import begin_attempt
 from finepruner_lmms.matrix.plan import Method
-from finepruner_lmms.matrix.report.head_report import agreement, chosen_by_task, selections
-from finepruner_lmms.matrix.report.page.html import build_report
+from finepruner_lmms.matrix.report.head_choices import agreement, chosen_by_task, selections
+from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.report.page.blocks import Block, element
+from finepruner_lmms.matrix.report.page.heads import _trend
+from finepruner_lmms.matrix.report.page.html import build_report, page
 from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.store import Store
 
@@ -55,39 +56,68 @@ def study(tmp_path) -> Store:
     return save(Store(tmp_path), rows, shares, "demo")
 
 
-def pictures(page: str) -> dict[str, Image.Image]:
-    found = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)">', page)
-    return {text: Image.open(io.BytesIO(base64.b64decode(data))) for text, data in found}
+def main_of(store: Store) -> dict:
+    return blocks(build_report(store))["main"]
 
 
-def test_a_head_study_is_drawn(study):
-    page = build_report(study)
-    drawn = pictures(page)
-    for title in ("GQA", "average of all tasks"):
-        assert {f"Heat map of {title}", f"Lines of {title}", f"Box plot of {title}"} <= set(drawn)
-    assert "Ranking of the strategies with 95 % intervals" in drawn
-    for image in drawn.values():
-        assert len(image.convert("L").getcolors(1 << 16)) > 10  # something is on it
-    assert "picked on the very questions" in page.replace("\n", " ")
-    best = page[page.index("Best configurations") :]
-    assert best.count("sparsity") == 2 and "graph_based" not in best  # one per budget
-    assert "a &lt;study&gt;" in page and "<study>" not in page
-    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is loaded from elsewhere
+def test_the_page_has_the_numbers_of_the_leaderboard(study):
+    data, board = main_of(study), leaderboard(study)
+    rows = {row["key"]: row for row in data["rows"]}
+    assert list(rows) == [line.key for line in board.lines] and [task["name"] for task in data["tasks"]] == ["gqa"]
+    for line in board.lines:
+        row = rows[line.key]
+        if "gqa" not in line.scores:
+            assert row["scores"]["gqa"] == {"state": "missing"} and row["average"] is None
+            continue
+        shown, score = row["scores"]["gqa"], line.scores["gqa"]
+        assert (shown["shown"], shown["error"]) == (score.shown, score.shown_error)
+        assert (shown["low"], shown["high"]) == (score.shown_low, score.shown_high)
+        assert (shown["questions"], shown["images"]) == (IMAGES, IMAGES) and shown["best"] == ("gqa" in line.best)
+        assert row["average"]["low"] == line.average_low and row["tokens"] == line.tokens
+        if line.method != "vanilla":
+            delta = line.deltas["gqa"]
+            assert (
+                shown["delta"]["shown"] == delta.difference.value and shown["delta"]["p_adjusted"] == delta.p_adjusted
+            )
+            assert rows[shown["delta"]["baseline"]]["label"] == delta.baseline
+
+
+def test_drops_are_paired_differences_to_vanilla(study):
+    rows = {row["label"]: row for row in main_of(study)["rows"]}
+    drop = rows["fastv 64"]["scores"]["gqa"]["drop"]
+    known = next(line for line in leaderboard(study, baseline="vanilla").lines if line.label == "fastv 64")
+    found = known.deltas["gqa"].difference
+    assert (drop["shown"], drop["low"], drop["high"], drop["lost"]) == (found.value, found.low, found.high, found.lost)
+    assert drop["shown"] < -20 and rows[drop["baseline"].partition(":")[2]]["method"] == "vanilla"
+    assert rows["vanilla"]["scores"]["gqa"]["drop"] is None
+
+
+def test_strategies_are_compared_where_rows_differ_in_them(study):
+    data = main_of(study)
+    labels = {row["key"]: row["label"] for row in data["rows"]}
+    heads = data["heads"]
+    assert {one["strategy"] for one in heads["study"]} == set(STRATEGIES) and len(heads["study"]) == 12
+    assert {one["heads"] for one in heads["study"]} == {"2", "4"} and {one["others"] for one in heads["study"]} == {""}
+    ranked = {one["strategy"]: one["shown"] for one in heads["ranking"]}
+    assert ranked["sparsity"] > ranked["graph_based"] > ranked["sum"]
+    best = [labels[key] for key in heads["best"]]
+    assert best == [f"finepruner {budget} head_strategy=sparsity heads=4" for budget in (128, 64)]
+    assert "picked on the very questions" in heads["warning"].replace("\n", " ")
 
 
 def test_the_tuning_split_may_be_picked_on(tmp_path):
     rows = [method("vanilla"), *(method("finepruner", 64, head_strategy=name) for name in STRATEGIES)]
-    page = build_report(save(Store(tmp_path), rows, [0.9, 0.8, 0.7, 0.6], "demo-tuning"))
-    assert "Heat map of GQA" in page and "picked on the very" not in page
-    assert "Ranking" not in page  # there is no fastv to compare with
+    heads = main_of(save(Store(tmp_path), rows, [0.9, 0.8, 0.7, 0.6], "demo-tuning"))["heads"]
+    assert len(heads["study"]) == 3 and heads["warning"] is None
+    assert not heads["ranking"]  # there is no fastv to compare with
 
 
 def test_without_heads_there_is_no_head_study(tmp_path):
-    page = build_report(save(Store(tmp_path), [method("vanilla"), method("fastv", 64)], [0.9, 0.7], "demo"))
-    assert "Head strategies" not in page and not pictures(page)
+    heads = main_of(save(Store(tmp_path), [method("vanilla"), method("fastv", 64)], [0.9, 0.7], "demo"))["heads"]
+    assert not any(heads.values())
 
 
-def test_consensus_selections_are_drawn(study):
+def test_consensus_selections_are_summed_up(study):
     cells = study.study().cells
     rng = np.random.default_rng(0)
     lines = [
@@ -101,46 +131,91 @@ def test_consensus_selections_are_drawn(study):
     folder = study.cell_dir(cells[1])
     (folder / "selections-rank0.jsonl").write_text("\n".join(map(json.dumps, [lines[0] | {"n_heads": 99}, *lines])))
     assert [entry["n_heads"] for entry in selections(study, study.study(), 1)] == [line["n_heads"] for line in lines]
-    page = build_report(study)
-    assert "Consensus selection: fastv 128" in page and "gap 75 %, high 25 %" in page
-    assert {"Complexity over the samples", "Number of heads over the samples"} <= set(pictures(page))
+    (found,) = main_of(study)["heads"]["consensus"]
+    assert (found["row"], found["selections"], found["tasks"]) == ("fastv 128", 40, ["GQA"])
+    assert found["branches"] == {"gap": 30, "high": 10, "low": 0, "fallback": 0}
+    assert found["heads"] == [[float(doc), line["n_heads"]] for doc, line in enumerate(lines)]
+    values = [line["qualities"]["sum"] for line in lines]
+    assert found["qualities"][0]["quartiles"] == pytest.approx(np.quantile(values, (0, 0.25, 0.5, 0.75, 1)))
+
+
+def test_a_long_trend_is_averaged():
+    found = _trend([float(i % 2) for i in range(1000)])
+    assert len(found) == 334 and found[0] == [1.0, 1 / 3] and found[-1] == [999.0, 1.0]
 
 
 def test_heads_alone_are_a_map(tmp_path):
     rows = [method("vanilla")]
     for layer in (2, 5):
         rows += [method("finepruner", 64, head_strategy="fixed", fixed_heads=head, layer=layer) for head in range(4)]
-    page = build_report(save(Store(tmp_path), rows, [0.9] * len(rows), "demo-tuning"))
-    assert "Score with each head alone as the guide, 64 tokens" in pictures(page)
-    assert "Heat map of GQA" not in page  # named heads are no strategy
+    heads = main_of(save(Store(tmp_path), rows, [0.9] * len(rows), "demo-tuning"))["heads"]
+    (alone,) = heads["alone"]
+    assert alone["tokens"] == 64 and [place[:2] for place in alone["heads"]] == [
+        [y, x] for y in (1, 4) for x in range(4)
+    ]
+    assert not heads["study"]  # named heads are no strategy
 
 
 def test_choices_are_compared_and_followed_across_tasks(study):
     cells = study.study().cells
-    first = {("fp_gqa", 0): [0, 1], ("fp_gqa", 1): [2, 3], ("fp_pope", 0): [0, 3]}
-    second = {("fp_gqa", 0): [1, 0], ("fp_gqa", 1): [3, 4], ("fp_mme", 0): [0, 1]}
-    table, names = agreement({"a": first, "b": second, "c": {("fp_mme", 5): [1, 2]}})
+    first = {("gqa", 0): [0, 1], ("gqa", 1): [2, 3], ("pope", 0): [0, 3]}
+    second = {("gqa", 0): [1, 0], ("gqa", 1): [3, 4], ("mme", 0): [0, 1]}
+    table, names = agreement({"a": first, "b": second, "c": {("mme", 5): [1, 2]}})
     assert names == ["a", "b", "c"] and table[0, 1] == table[1, 0] == 0.75 and np.isnan(table[0, 2])
     shares = chosen_by_task({"a": first})
-    assert list(shares) == ["a · gqa", "a · pope"]
-    assert shares["a · gqa"].tolist() == [0.5, 0.5, 0.5, 0.5] and shares["a · pope"].tolist() == [1, 0, 0, 1]
-    for number, found in ((3, first), (5, second)):
-        lines = [{"task": t, "doc_id": d, "layer": 2, "heads": heads} for (t, d), heads in found.items()]
-        folder = study.cell_dir(cells[number])
-        (folder / "selections-rank0.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert list(shares) == [("a", "gqa"), ("a", "pope")]
+    assert shares["a", "gqa"].tolist() == [0.5, 0.5, 0.5, 0.5] and shares["a", "pope"].tolist() == [1, 0, 0, 1]
+
+    def write(number: int, found: dict[tuple[str, int], list[int]]) -> None:
+        lines = [{"task": f"fp_{t}", "doc_id": d, "layer": 2, "heads": heads} for (t, d), heads in found.items()]
+        (study.cell_dir(cells[number]) / "selections-rank0.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+    write(3, first)
+    write(5, second)
     rows = study.study().rows
     assert rows[3].given["heads"] == rows[7].given["heads"] == 2
-    drawn = pictures(build_report(study))
-    # rows of another number of heads or budget are not compared
-    assert "Share of heads in common, budget 128, 2 heads" not in drawn
-    assert "How often each head is chosen, budget 128, 2 heads" in drawn
-    lines = [{"task": t, "doc_id": d, "layer": 2, "heads": heads} for (t, d), heads in second.items()]
-    (study.cell_dir(cells[7]) / "selections-rank0.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert "Share of heads in common, budget 128, 2 heads" in pictures(build_report(study))
+    alone = {group["title"]: group for group in main_of(study)["heads"]["chosen"]}
+    assert set(alone) == {"budget 128, 2 heads", "budget 64, 2 heads"}  # rows of another budget are not compared
+    assert all(group["agreement"] is None for group in alone.values())
+    write(7, second)
+    group = next(one for one in main_of(study)["heads"]["chosen"] if one["title"] == "budget 128, 2 heads")
+    assert group["agreement"]["table"][0][1] == 0.75 and [one["task"] for one in group["shares"]] == [
+        "gqa",
+        "pope",
+        "gqa",
+        "mme",
+    ]
+
+
+def test_provenance_tells_versions_machine_and_what_intervals_cover(study):
+    told = main_of(study)["provenance"]
+    facts = dict(told["facts"])
+    assert facts["model"] == "demo" and facts["cells"] == "14 of 15 done" and facts["answers"] == f"{14 * IMAGES}"
+    assert "which images were drawn" in told["covers"][0]
+
+
+def test_a_page_loads_nothing_and_its_texts_are_no_markup(study):
+    text = build_report(study)
+    assert "a &lt;study&gt;" in text and "<study>" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "unsafe-eval" not in policy[1]
+    assert "Permission to use, copy" in text  # the licences of what is inside
+
+
+def test_blocks_hold_any_value_and_end_nothing():
+    hostile = {"</script><script>alert(1)</script>": ["\ud800", "\u202e", "</style>", "{{title}}", None, 1e-300]}
+    made = element(Block("q/a", hostile)) + element(Block("q/b", bytes(range(256))))
+    assert blocks(made) == {"q/a": hostile, "q/b": bytes(range(256))} and made.count("<") == 4
+    with pytest.raises(ValueError, match="small letters"):
+        Block('"><script>', 1)
+    with pytest.raises(ValueError, match="JSON"):
+        element(Block("a", float("nan")))
+    assert "{{style}}" in page("{{style}}", "", [])  # what is filled in is not filled in again
 
 
 def test_the_command_writes_a_file(study, tmp_path):
     done = CliRunner().invoke(app, ["report", str(study.root), "--to", str(tmp_path / "deep" / "page.html")])
-    assert done.exit_code == 0 and (tmp_path / "deep" / "page.html").read_text().startswith("<!doctype html>")
+    assert done.exit_code == 0 and "fastv 64" in texts((tmp_path / "deep" / "page.html").read_text())
     nothing = CliRunner().invoke(app, ["report", str(tmp_path / "nowhere")])
     assert nothing.exit_code == 2

@@ -11,16 +11,10 @@ from pathlib import Path
 
 from finepruner_lmms.files import write_text
 from finepruner_lmms.matrix.plan import Study
-from finepruner_lmms.matrix.report.head_report import (
-    consensus_selections,
-    damaged_selections,
-    head_study,
-    heads_alone,
-    heads_chosen,
-)
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
 from finepruner_lmms.matrix.report.page.blocks import Block, element
 from finepruner_lmms.matrix.report.page.data import page_data
+from finepruner_lmms.matrix.report.page.heads import heads_data
 from finepruner_lmms.matrix.report.page.provenance import provenance_data
 from finepruner_lmms.matrix.report.page.questions import question_blocks
 from finepruner_lmms.matrix.store import Store
@@ -29,27 +23,18 @@ from finepruner_lmms.output import html
 D3, PLOT = "7.9.2", "0.6.17"
 """The versions of the kept libraries (`assets/vendor/README.md`)."""
 _VENDOR = ("d3", "plot")
-_SCRIPTS = ("core", "table", "plots", "provenance")
+_SCRIPTS = ("core", "figure", "table", "plots", "heads", "provenance")
 
 
 def build_report(store: Store) -> str:
     """The report as HTML. What is not done is left out or shown as missing; `StoreError` if nothing was planned."""
     study, board = store.study(), leaderboard(store)
-    main = page_data(board) | {"provenance": provenance_data(store, study)}
-    blocks = [Block("main", main), *question_blocks([store], board)]
-    return page(study.name, settings(study), blocks, "\n".join(_heads(store, study)))
+    main = page_data(board)
+    main |= {"heads": heads_data(store, study, board), "provenance": provenance_data(store, study)}
+    return page(study.name, settings(study), [Block("main", main), *question_blocks([store], board)])
 
 
-def _heads(store: Store, study: Study) -> Iterator[str]:
-    whole = leaderboard(store, merge_seeds=False, test=False)
-    yield from head_study(store, study, whole)
-    yield from heads_alone(whole)
-    yield from heads_chosen(store, study)
-    yield from consensus_selections(store, study)
-    yield from damaged_selections(store, study)
-
-
-def page(title: str, settings: str, blocks: Sequence[Block], heads: str = "") -> str:
+def page(title: str, settings: str, blocks: Sequence[Block]) -> str:
     """A whole page. `title` and `settings` are texts of the study; blocks are its data."""
     scripts = list(_scripts())
     # no script but these runs, whatever text of a model or a file found its way into the page
@@ -65,8 +50,6 @@ def page(title: str, settings: str, blocks: Sequence[Block], heads: str = "") ->
         "style": "\n".join(_styles()),
         "d3": D3,
         "plot": PLOT,
-        "heads": heads,
-        "no_heads": "" if heads else "hidden",
         "blocks": "\n".join(map(element, blocks)),
         "scripts": "\n".join(f"<script>{script}</script>" for script in scripts),
     }

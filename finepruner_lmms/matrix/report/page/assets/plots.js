@@ -1,139 +1,185 @@
-// The plots: what pruning loses at each budget, and what accuracy costs in measured time and in operations.
+// Scores against what they cost, and what each budget loses.
 (function () {
   "use strict";
-  const { el, text, known, signed, number } = FP;
-  const WIDE = 560, HIGH = 340;
+  const { el, text, number, signed, known } = FP;
 
-  const short = (name, most) => (name.length > most ? `${text(name.slice(0, most - 1))}…` : text(name));
+  const COSTS = [
+    ["ttft", "time to the first token, ms (measured)", (row) => row.measured.first_token_p50, 1e3, true],
+    ["decode", "time per further token, ms (measured)", (row) => row.measured.seconds_per_token, 1e3, true],
+    ["rate", "questions per second (measured)", (row) => row.measured.questions_per_second, 1, true],
+    ["flops", "FLOPs of the prefill", (row) => row.cost && row.cost.macs_3, null, false],
+    ["kv", "KV cache after the prefill, MiB", (row) => row.cost && row.cost.kv_bytes, 1 / 2 ** 20, false],
+    ["tokens", "visual tokens entering a layer, on average", (row) => (row.cost && row.cost.visual_tokens) || row.tokens, 1, false],
+  ];
 
-  // the rows of a method that differ in their budget alone make a curve
-  function curves(rows) {
+  const columnsOf = (data) => [["average", "average of all tasks"], ...data.tasks.map((task) => [task.name, text(task.title, 60)])];
+  const scoreOf = (row, column) => {
+    const one = column === "average" ? row.average : row.scores[column];
+    return one && !one.state && known(one.shown) ? one : null;
+  };
+  const unitOf = (data, column) => {
+    const task = data.tasks.find((one) => one.name === column);
+    return task && task.unit === "points" ? "points" : task && !task.counts ? "" : "%";
+  };
+  const symbols = ["circle", "square", "triangle", "diamond", "star", "wye", "cross"];
+  const symbol = (row) => symbols[Math.max(0, FP.methods.indexOf(row.method)) % symbols.length];
+
+  function legend(methods) {
+    return el("ul", { class: "legend" }, methods.map((name) =>
+      el("li", null, el("span", { class: "swatch", style: { background: FP.color(name) }, "aria-hidden": "true" }), el("bdi", null, FP.short(name, 40)))));
+  }
+
+  // points that no other point beats in both; `less`: whether less of the cost is better
+  function front(points, less) {
+    const sorted = [...points].sort((a, b) => (less ? a.x - b.x : b.x - a.x) || b.y - a.y);
+    const kept = [];
+    for (const point of sorted) if (!kept.length || point.y > kept[kept.length - 1].y) kept.push(point);
+    return kept;
+  }
+
+  function tradeOff(data, first, kinds) {
+    const there = kinds.filter(([, , of]) => data.rows.filter((row) => known(of(row))).length > 1);
+    if (!there.length) return null;
+    const state = { cost: there.some(([id]) => id === first) ? first : there[0][0], column: data.rows.some((row) => row.average) ? "average" : data.tasks[0].name, where: null };
+    const chosen = () => there.find(([id]) => id === state.cost);
+    const conditions = [...new Set(data.rows.flatMap((row) => (row.conditions.length === 1 ? row.conditions : [])))];
+    state.where = conditions[0] ?? null;
+    const scaled = () => chosen()[3] === null ? FP.unit(data.rows.map(chosen()[2])) : null;
+    const axis = () => { const unit = scaled(); return unit ? `${chosen()[1]}, ${unit[1]}` : chosen()[1]; };
+    function points() {
+      const [, , of, factor, measured] = chosen(), unit = factor === null ? 1 / scaled()[0] : factor;
+      return data.rows.flatMap((row) => {
+        const one = scoreOf(row, state.column), cost = of(row);
+        if (!one || !known(cost) || (measured && (row.conditions.length !== 1 || row.conditions[0] !== state.where))) return [];
+        return [{ row, x: cost * unit, y: one.shown, low: one.low, high: one.high }];
+      });
+    }
+    const less = () => state.cost !== "rate";
+    function better() {
+      const task = data.tasks.find((one) => one.name === state.column);
+      return !task || task.higher;
+    }
+    function draw(width) {
+      const all = points();
+      if (all.length < 2) return null;
+      const edge = better() ? front(all, less()) : [];
+      const plain = all.filter((point) => point.row.method !== "random");
+      const domain = FP.zoomed((plain.length ? plain : all).map((point) => point.y), all.flatMap((point) => [point.low, point.high]));
+      const xs = all.map((point) => point.x), wide = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 2.5;
+      const line = (point) => ({ x: point.x, y: point.y });
+      const drawn = Plot.plot({
+        width, height: Math.min(430, Math.max(300, width * 0.6)), marginLeft: 48, marginBottom: 42, marginRight: 16, style: FP.plotStyle(),
+        x: { label: axis(), type: wide ? "log" : "linear", base: 2, inset: 26, grid: true, ticks: width < 500 ? 3 : 5, tickFormat: (value) => String(+value.toPrecision(3)), labelAnchor: "center", labelArrow: "none" },
+        y: { label: `score, ${unitOf(data, state.column)}`, domain, grid: true, inset: 4, labelArrow: "none" }, clip: true,
+        marks: [
+          Plot.line(edge.map(line), { x: (d) => d.x, y: (d) => d.y, curve: less() ? "step-after" : "step-before", stroke: FP.css("--muted"), strokeDasharray: "5 4", strokeWidth: 1.5 }),
+          Plot.ruleX(all.filter((d) => known(d.low)), { x: (d) => d.x, y1: (d) => Math.max(domain[0], d.low), y2: (d) => Math.min(domain[1], d.high), stroke: (d) => FP.color(d.row), strokeOpacity: 0.4, strokeWidth: 1.5 }),
+          Plot.dot(all, { x: (d) => d.x, y: (d) => d.y, r: 5, fill: (d) => FP.color(d.row), stroke: FP.css("--panel"), symbol: (d) => symbol(d.row), title: (d) => `${FP.label(d.row)}\n${number(d.y, 1)} at ${+d.x.toPrecision(4)}`, tip: { fill: FP.css("--panel"), stroke: FP.css("--line") } }),
+        ],
+        color: { type: "identity" }, symbol: { type: "identity" },
+      });
+      FP.labelPoints(drawn, edge.filter((d) => d.y >= domain[0]).map((d) => ({ x: d.x, y: d.y, label: FP.short(d.row.label, 22), color: FP.color(d.row) })));
+      return drawn;
+    }
+    const made = FP.figure({
+      title: kinds === MEASURED ? "Score against measured speed" : "Score against computation",
+      controls: [
+        there.length > 1 ? FP.field("Cost", there.map(([id, name]) => [id, name]), state.cost, (value) => { state.cost = value; made.again(); }) : null,
+        FP.field("Score", columnsOf(data), state.column, (value) => { state.column = value; made.again(); }),
+        kinds === MEASURED && conditions.length > 1 ? FP.field("Measured on", conditions.map((one) => [one, text(one, 90)]), state.where, (value) => { state.where = value; made.again(); }) : null,
+      ],
+      draw,
+      caption: () => {
+        const hidden = data.rows.filter((row) => scoreOf(row, state.column)).length - points().length;
+        return [
+          better() ? "Dashed: the Pareto front, rows that no other row beats in both; these are named." : "",
+          "Bars: 95 % intervals over images. The axis is zoomed on what is not random.",
+          kinds === MEASURED && state.where ? `Measured on ${text(state.where, 200)}.` : "",
+          hidden > 0 ? `${hidden} ${hidden > 1 ? "rows have" : "row has"} no such cost, or ${hidden > 1 ? "theirs were" : "its was"} measured under other conditions.` : "",
+        ].filter(Boolean).join(" ");
+      },
+      rows: () => [["row", axis(), "score", "95 % interval", "on the front"],
+        ...(() => { const all = points(), edge = new Set(front(all, less())); return all.map((d) => [FP.label(d.row), String(+d.x.toPrecision(4)), number(d.y, 2), FP.interval(d), edge.has(d) && better() ? "yes" : ""]); })()],
+    });
+    return made;
+  }
+
+  const MEASURED = COSTS.filter(([, , , , measured]) => measured), COUNTED = COSTS.filter(([, , , , measured]) => !measured);
+
+  // rows that differ in their budget alone are a curve
+  function curves(data, column) {
     const found = new Map();
-    for (const row of rows) {
-      if (row.method === "vanilla" || row.imported || !known(row.tokens)) continue;
-      const given = Object.entries(row.given).map(([name, value]) => `${name}=${value}`);
-      const name = [row.method, ...given].join(" ");
-      if (!found.has(name)) found.set(name, []);
-      found.get(name).push(row);
-    }
-    for (const curve of found.values()) curve.sort((a, b) => a.tokens - b.tokens);
-    return found;
-  }
-
-  // the ends of curves by name, moved apart where they would lie on each other
-  function spreadLabels(ends, low, high, pixels) {
-    const step = ((high - low) / pixels) * 13;
-    const sorted = [...ends].sort((a, b) => a.y - b.y);
-    let above = -Infinity;
-    for (const one of sorted) above = one.place = Math.max(one.y, above + step);
-    return sorted;
-  }
-
-  const value = (row, task) => (task === "average" ? row.average && row.average.shown : row.scores[task] && row.scores[task].percent);
-
-  function drops(data, task) {
-    const whole = data.rows.find((row) => row.method === "vanilla" && known(value(row, task)));
-    if (!whole) return null;
-    const base = value(whole, task), points = [], band = [], ends = [];
-    for (const [name, curve] of curves(data.rows)) {
-      const shown = curve.filter((row) => known(value(row, task)));
-      const lines = shown.map((row) => ({ name, row, x: row.tokens, y: value(row, task) - base }));
-      if (!lines.length) continue;
-      if (lines[0].row.method === "random") {
-        for (const one of lines) {
-          const error = task === "average" ? one.row.average.error : one.row.scores[task].error;
-          const half = Math.max(one.row.spread || 0, task === "average" ? error || 0 : 0);
-          band.push({ x: one.x, low: one.y - half, high: one.y + half, y: one.y });
-        }
-      } else {
-        points.push(...lines);
-      }
-      const end = lines[lines.length - 1];
-      ends.push({ name, x: end.x, y: end.y, row: end.row });
-    }
-    if (!points.length && !band.length) return null;
-    // zoomed on what is not random: chance alone may lie far below
-    const inside = points.length ? points.map((one) => one.y) : band.map((one) => one.y);
-    const high = Math.max(0, ...inside), low = Math.min(0, ...inside), pad = (high - low || 1) * 0.12;
-    const [from, to] = [low - pad, high + pad];
-    const labels = spreadLabels(ends.filter((end) => end.y >= from), from, to, HIGH - 60);
-    const ticks = [...new Set([...points, ...band].map((one) => one.x))].sort((a, b) => a - b);
-    return Plot.plot({
-      width: WIDE, height: HIGH, marginRight: 170, marginBottom: 40, clip: true,
-      style: { background: "transparent", fontSize: "12px" },
-      x: { type: "log", base: 2, ticks, tickFormat: (tick) => number(tick, 0), label: "visual tokens entering a decoder layer, on average" },
-      y: { domain: [from, to], label: "points to vanilla", grid: true, tickFormat: (tick) => signed(tick, Math.abs(to - from) < 5 ? 1 : 0) },
-      marks: [
-        Plot.ruleY([0], { stroke: "currentColor", strokeDasharray: "4 3" }),
-        Plot.areaY(band, { x: "x", y1: "low", y2: "high", fill: "currentColor", fillOpacity: 0.14, clip: true }),
-        Plot.lineY(band, { x: "x", y: "y", stroke: "currentColor", strokeOpacity: 0.5, clip: true }),
-        Plot.lineY(points, { x: "x", y: "y", z: "name", stroke: (one) => FP.color(one.row), strokeWidth: 2, clip: true }),
-        Plot.dot(points, { x: "x", y: "y", fill: (one) => FP.color(one.row), r: 3.5, clip: true,
-          title: (one) => `${text(one.row.label, 120)}: ${signed(one.y, 2)}` }),
-        Plot.text(labels, { x: "x", y: "place", text: (one) => short(one.name, 28), textAnchor: "start", dx: 9, fill: (one) => FP.color(one.row), clip: false }),
-      ],
-    });
-  }
-
-  // accuracy against a cost, with the rows that no other row beats in both
-  function pareto(data, cost, label, show) {
-    const points = [];
     for (const row of data.rows) {
-      const x = cost(row), y = row.average && row.average.shown;
-      if (known(x) && known(y)) points.push({ row, x, y });
+      const one = column === "average" ? row.average : row.scores[column];
+      const drop = one && one.drop;
+      if (!drop || !known(drop.shown) || !known(row.tokens) || row.imported) continue;
+      const given = Object.entries(row.given).map(([name, value]) => `${name}=${value}`).join(" ");
+      const name = [row.study, row.method, given].filter(Boolean).join(" ");
+      if (!found.has(name)) found.set(name, []);
+      found.get(name).push({ name, row, x: row.tokens, y: drop.shown, low: drop.low, high: drop.high, drop });
     }
-    if (new Set(points.map((one) => one.x)).size < 2) return null;
-    points.sort((a, b) => a.x - b.x || b.y - a.y);
-    let best = -Infinity;
-    for (const one of points) {
-      one.front = one.y > best;
-      best = Math.max(best, one.y);
-    }
-    const front = points.filter((one) => one.front);
-    const high = Math.max(...points.map((one) => one.y)), low = Math.min(...points.map((one) => one.y));
-    const labels = spreadLabels(front, low, high || 1, HIGH - 60);
-    return Plot.plot({
-      width: WIDE, height: HIGH, marginRight: 150, marginBottom: 40, style: { background: "transparent", fontSize: "12px" },
-      x: { label, tickFormat: show, nice: true }, y: { label: "mean score, % of the maximum", grid: true, nice: true },
-      marks: [
-        Plot.lineY(front, { x: "x", y: "y", stroke: "currentColor", strokeOpacity: 0.4, curve: "step-after" }),
-        Plot.dot(points, { x: "x", y: "y", r: 4, fill: (one) => FP.color(one.row), fillOpacity: (one) => (one.front ? 1 : 0.35),
-          title: (one) => `${text(one.row.label, 120)}: ${number(one.y, 1)} %, ${show(one.x)}` }),
-        Plot.text(labels, { x: "x", y: "place", text: (one) => short(one.row.label, 26), textAnchor: "start", dx: 8, fill: (one) => FP.color(one.row) }),
-      ],
-    });
+    for (const curve of found.values()) curve.sort((a, b) => a.x - b.x);
+    return [...found.values()];
   }
 
-  function figure(drawn, title, note) {
-    if (!drawn) return null;
-    for (const part of drawn.querySelectorAll("[aria-label]")) part.removeAttribute("aria-label"); // it is one image
-    drawn.setAttribute("role", "img");
-    drawn.setAttribute("aria-label", title);
-    return el("figure", { class: "panel plot" }, el("figcaption", null, el("strong", null, title), note ? el("span", { class: "note" }, ` ${note}`) : null),
-      FP.scroll(`${title}: plot`, drawn));
+  function drops(data) {
+    const state = { column: curves(data, "average").length ? "average" : (data.tasks.find((task) => curves(data, task.name).length) || {}).name };
+    if (!state.column) return null;
+    const band = (curve) => curve[0].row.method === "random" || curve[0].row.method === "uniform";
+    function draw(width) {
+      const all = curves(data, state.column);
+      if (!all.length) return null;
+      const random = all.filter((curve) => curve[0].row.method === "random"), plain = all.filter((curve) => curve[0].row.method !== "random");
+      const points = plain.flat(), shown = points.length ? points : random.flat();
+      const domain = FP.zoomed([0, ...shown.map((d) => d.y)], shown.flatMap((d) => [d.low, d.high]), 0.5);
+      const ticks = [...new Set(all.flat().map((d) => d.x))].sort((a, b) => a - b), narrow = width < 520;
+      const names = Math.max(...all.map((curve) => FP.short(curve[0].name, narrow ? 14 : 26).length));
+      const marginRight = 14 + Math.min(narrow ? 100 : 190, 7 * names);
+      const ends = (curve) => curve[curve.length - 1];
+      const drawn = Plot.plot({
+        width, height: Math.min(460, Math.max(320, width * 0.62)), marginLeft: 46, marginBottom: 42, marginRight, style: FP.plotStyle(), clip: true,
+        x: ticks.length > 1 ? { type: "log", base: 2, domain: [ticks[0], ticks[ticks.length - 1]], ticks, tickFormat: (value) => `${+value.toFixed(1)}`, label: narrow ? "visual tokens (log scale)" : "visual tokens entering a layer, on average (log scale)", labelAnchor: "center", labelArrow: "none", inset: 14 }
+          : { domain: [ticks[0] - 1, ticks[0] + 1], ticks, tickFormat: (value) => `${+value.toFixed(1)}`, label: "visual tokens entering a layer, on average", labelAnchor: "center", labelArrow: "none" },
+        y: { domain, grid: true, label: `difference to vanilla, ${unitOf(data, state.column) === "points" ? "points of MME" : "percentage points"}`, labelArrow: "none" },
+        marks: [
+          ...random.map((curve) => Plot.areaY(curve.map((d) => ({ x: d.x, low: Math.max(domain[0], d.low ?? d.y), high: Math.max(domain[0], d.high ?? d.y) })), { x: (d) => d.x, y1: (d) => d.low, y2: (d) => d.high, fill: FP.css("--muted"), fillOpacity: 0.22 })),
+          ...random.map((curve) => Plot.line(curve, { x: (d) => d.x, y: (d) => d.y, stroke: FP.color("random"), strokeOpacity: 0.7 })),
+          Plot.ruleY([0], { stroke: FP.css("--ink"), strokeDasharray: "4 3" }),
+          ...plain.map((curve) => Plot.line(curve, { x: (d) => d.x, y: (d) => d.y, stroke: FP.color(curve[0].row), strokeWidth: 1.8 })),
+          Plot.ruleX(points.filter((d) => known(d.low)), { x: (d) => d.x, y1: (d) => Math.max(domain[0], d.low), y2: (d) => Math.min(domain[1], d.high), stroke: (d) => FP.color(d.row), strokeOpacity: plain.length > 6 ? 0.18 : 0.4 }),
+          Plot.dot(points, { x: (d) => d.x, y: (d) => d.y, r: 4, fill: (d) => FP.color(d.row), stroke: FP.css("--panel"), symbol: (d) => symbol(d.row), title: (d) => `${FP.label(d.row)}\n${signed(d.y, 2)} (${FP.interval(d)})`, tip: { fill: FP.css("--panel"), stroke: FP.css("--line") } }),
+        ],
+        color: { type: "identity" }, symbol: { type: "identity" },
+      });
+      const named = all.length > 14 ? [...plain].sort((a, b) => ends(b).y - ends(a).y).slice(0, 12) : plain;
+      const labels = [...named, ...random].map((curve) => ({ x: ends(curve).x, y: ends(curve).y, label: FP.short(curve[0].name, narrow ? 14 : 26), color: FP.color(curve[0].row) }));
+      if (domain[1] > 0) labels.push({ x: ticks[ticks.length - 1], y: 0, label: "vanilla", color: FP.color("vanilla") });
+      FP.labelEnds(drawn, labels, width - marginRight + 12);
+      return drawn;
+    }
+    const made = FP.figure({
+      title: "What each budget loses: difference to vanilla",
+      controls: FP.field("Score", columnsOf(data).filter(([name]) => curves(data, name).length), state.column, (value) => { state.column = value; made.again(); }),
+      draw,
+      caption: () => {
+        const all = curves(data, state.column), random = all.some(band);
+        return `Paired over the same images; bars are 95 % intervals.${random ? " Grey band: random, with its interval (over images and seeds)." : ""} The axis is zoomed on what is not random${all.length > 14 ? "; the twelve highest curves are named" : ""}.`;
+      },
+      rows: () => [["row", "tokens", "difference", "95 % interval", "won", "lost"],
+        ...curves(data, state.column).flat().map((d) => [FP.label(d.row), String(+d.x.toFixed(1)), signed(d.y, 2), FP.interval(d, 2), number(d.drop.won, 0), number(d.drop.lost, 0)])],
+    });
+    return made;
   }
 
   FP.part((data) => {
-    const section = document.getElementById("plots"), body = document.getElementById("plots-body");
-    const shown = ["average", ...data.tasks.filter((task) => task.counts).map((task) => task.name)];
-    const tasks = shown.filter((task) => data.rows.some((row) => row.method !== "vanilla" && known(value(row, task))));
-    let task = tasks[0];
-    function draw() {
-      const time = (row) => row.measured && row.measured.first_token_p50;
-      const found = [
-        figure(drops(data, task), "Drop to vanilla against the budget",
-          "Zoomed on the methods; grey: random, with the spread of its seeds."),
-        figure(pareto(data, (row) => row.cost && row.cost.macs_3, "operations of a prefill (multiply-accumulates)", (x) => `${number(x / 1e9, 2)} G`),
-          "Accuracy against operations", "The line is the Pareto front; what is beaten in both is pale."),
-        figure(pareto(data, time, "time to the first token, median of batches", (x) => `${number(1000 * x, 1)} ms`),
-          "Accuracy against measured time", "Rows compare where they ran in the same conditions (below the leaderboard)."),
-      ].filter(Boolean);
-      section.hidden = !found.length;
-      const names = tasks.map((name) => [name, name === "average" ? "average" : text(data.tasks.find((one) => one.name === name).title, 60)]);
-      const pick = FP.field("Drop of", names, task, (chosen) => { task = chosen; draw(); });
-      body.replaceChildren(el("div", { class: "controls no-print" }, pick), el("div", { class: "plots" }, found));
-    }
-    draw();
-    FP.onRedraw(draw);
+    const section = document.getElementById("plots");
+    const made = [drops(data), tradeOff(data, "ttft", MEASURED), tradeOff(data, "flops", COUNTED)].filter(Boolean);
+    if (!made.length) return;
+    section.hidden = false;
+    const body = document.getElementById("plots-body"), place = el("div", null, legend(FP.methods));
+    FP.onRedraw(() => place.replaceChildren(legend(FP.methods)));
+    body.append(place, el("div", { class: "plots" }, made));
+    if (!data.rows.some((row) => MEASURED.some(([, , of]) => known(of(row)))))
+      body.append(el("p", { class: "empty" }, "Speed was not measured of single rows here: cells that are answered at once share their time. With fan_out: off under launch in the matrix file, each is measured alone."));
   });
 })();
