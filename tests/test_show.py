@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from studies import cell, finish, method, study
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 from typer.testing import CliRunner
 
@@ -22,6 +23,10 @@ from finepruner_lmms.demo.shown import example
 from finepruner_lmms.engine.families.family import View
 from finepruner_lmms.engine.families.internvl import arrangement
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.lmms.traced import Stage as RecordedStage
+from finepruner_lmms.lmms.traced import Traced
+from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.matrix.traces import write_traces
 from finepruner_lmms.output import console
 from finepruner_lmms.pruners.written import read_method, read_methods
 from finepruner_lmms.testing.families import tiny_model
@@ -145,3 +150,53 @@ def test_the_command_writes_every_kind_and_prints_answers_and_times(tmp_path):
 def test_a_wrong_request_is_one_line(given, said):
     done = CliRunner().invoke(app, ["show", *given])
     assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Two rows of a study about the demo's POPE: what fastv kept of question 2 is recorded, vanilla dropped nothing."""
+    rows, store, cells = [method("vanilla"), method("fastv", 64)], Store(tmp_path / "run"), []
+    for number, row in enumerate(rows):
+        cells.append(cell(f"pope{number}", "pope", number, row, data="demo"))
+        lines = [
+            {
+                "doc_id": n, "image": f"i{n // 6}", "target": "yes", "answer": ("no", "yes")[n % 2],
+                "score": {"prediction": ("no", "yes")[n % 2], "ground_truth": "yes", "category": "random"},
+            }
+            for n in range(6)
+        ]  # fmt: skip
+        finish(store, cells[-1], lines)
+    kept = np.zeros(576, dtype=bool)
+    kept[:30] = True
+    entering = (576, 576, *[30] * 30)
+    write_traces(store.cell_dir(cells[1]), [Traced(2, (24, 24), 576, (RecordedStage(2, kept),), entering)])
+    store.save_study(study(rows, cells))
+    return store.root
+
+
+def test_a_question_of_a_study_is_shown_as_it_was_answered_and_recorded(recorded, tmp_path):
+    found = CliRunner().invoke(app, ["show", str(recorded), "pope", "2", "--out", str(tmp_path / "q.png")])
+    assert found.exit_code == 0, found.output
+    fastv = next(line for line in found.output.splitlines() if line.startswith("fastv 64"))
+    assert "30 of 576, from layer 2" in fastv and "no  ✗" in fastv
+    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
+    page = CliRunner().invoke(app, ["show", str(recorded), "pope", "3", "--out", str(tmp_path / "q.html")])
+    assert page.exit_code == 0, page.output
+    fastv = next(line for line in page.output.splitlines() if line.startswith("fastv 64"))
+    assert "not recorded" in fastv and "✓" in fastv  # and never "all 576"
+    vanilla = next(line for line in page.output.splitlines() if line.startswith("vanilla"))
+    assert "all 576" in vanilla
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["gqa", "2"], "TASK: got 'gqa'"),
+        (["pope", "99"], "give one that was asked, such as 3, 4, 5"),
+        (["pope", "two"], "expected the number of a question"),
+        (["pope", "2", "--budget", "32"], "--budget: a question of a study is shown as it was answered"),
+    ],
+)
+def test_a_question_that_is_not_there_is_named(recorded, words, says):
+    found = CliRunner().invoke(app, ["show", str(recorded), *words])
+    assert found.exit_code == 2 and says in found.output

@@ -55,8 +55,9 @@ class Stage:
 class Seen:
     """What a method kept, `stages` in the order of their layers, and what the model then answered.
 
-    No stages: nothing was dropped. `seconds` is the whole answer, `first_token` the time to its first token.
-    `right` is the verdict where the right answer is known. `problem` says why there is no answer.
+    No stages: nothing was dropped, or, where it was not `recorded`, nobody knows. `seconds` is the whole answer,
+    `first_token` the time to its first token. `right` is the verdict where the right answer is known. `problem` says
+    why there is no answer.
     """
 
     label: str
@@ -66,6 +67,7 @@ class Seen:
     first_token: float | None = None
     right: bool | None = None
     problem: str = ""
+    recorded: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,10 @@ class Comparison:
     def visual_tokens(self) -> int:
         """Of all pictures, before anything is dropped."""
         return sum(picture.num_visual_tokens for picture in self.pictures)
+
+    def whole(self, row: Seen) -> str:
+        """What is said of a row without stages."""
+        return f"all {self.visual_tokens}" if row.recorded else "not recorded"
 
     def everything(self) -> Stage:
         """The stage of who drops nothing."""

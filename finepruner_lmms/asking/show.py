@@ -66,7 +66,7 @@ def figure(found: Comparison) -> Figure:
         for y, strip in enumerate(strips):
             for x, (picture, stage, number, sheet) in enumerate(strip):
                 axis = axes[top * deep + y][left + x]
-                title = mathtext(stage.title if row.stages else f"all {found.visual_tokens}")
+                title = mathtext(stage.title if row.stages else found.whole(row))
                 if y:
                     title = "in tiles" if sheet else f"picture {number + 1}"
                 if (x, y) == (0, 0):

@@ -74,7 +74,7 @@ def _table(found: Comparison) -> str:
     )
     lines = []
     for row in found.rows:
-        tokens = "; ".join(stage.title for stage in row.stages) or f"all {found.visual_tokens}"
+        tokens = "; ".join(stage.title for stage in row.stages) or found.whole(row)
         times = "".join(f'<td class="number">{seconds(one)}</td>' for one in (row.first_token, row.seconds))
         if row.problem:
             lines.append(f'<tr><th scope="row">{html(row.label)}</th><td colspan="4">{html(row.problem)}</td></tr>')
@@ -103,7 +103,7 @@ def _section(found: Comparison, row: Seen, pictures: list[str]) -> str:
 
 def _figure(found: Comparison, row: Seen, stage: Stage, number: int, sheet: int, uri: str) -> str:
     picture, kept = found.pictures[number], stage.kept[number]
-    title = stage.title if row.stages else f"all {found.visual_tokens}"
+    title = stage.title if row.stages else found.whole(row)
     parts = [title]
     if len(found.pictures) > 1:
         parts.append(f"picture {number + 1}: {int(kept.sum())} of {len(kept)}")

@@ -27,7 +27,7 @@ def table(found: Comparison) -> str:
     """The question, and a line for each method: what is left of the visual tokens, the answer, the times."""
     lines = [["method", "visual tokens", "answer", "first token", "whole answer"]]
     for row in found.rows:
-        tokens = "; ".join(map(_stage, row.stages)) or f"all {found.visual_tokens}"
+        tokens = "; ".join(map(_stage, row.stages)) or found.whole(row)
         mark = "" if row.right is None else "  ✓" if row.right else "  ✗"
         lines.append(
             [plain(row.label), plain(row.problem), "", "", ""]

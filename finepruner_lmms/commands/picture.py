@@ -23,7 +23,7 @@ def show(
         typer.Argument(
             metavar="IMAGE QUESTION",
             help="A picture and a question about it; `demo` or `demo:7` is a scene of the demo, which brings its own "
-            "question.",
+            "question. Or OUTPUT TASK QUESTION: a question of a study by its number, as it was recorded.",
             show_default=False,
         ),
     ],
@@ -42,13 +42,32 @@ def show(
     """Show what each method keeps of one picture, stage by stage: answers and times here, pictures in a file."""
     from finepruner_lmms.commands.preflight import check_file
 
+    usual = {"pretrained": "demo", "methods": "", "budget": "64", "tokens": 64, "device": "auto", "dtype": "auto"}
+    asked = {"pretrained": pretrained, "methods": methods, "budget": budget, "tokens": tokens, "device": device}
+    given = {name: str(value) for name, value in (asked | {"dtype": dtype}).items() if value != usual[name]}
     for file in out or []:
         if file.suffix.lower() not in _KINDS:
             problem = f"got {str(file)!r}; the name ends in none of {', '.join(_KINDS)}"
             raise FieldError("--out", problem, value=file)
         check_file("--out", file)
-    found = _asked(what, pretrained, methods, budget, tokens, device, dtype)
+    if len(what) == 3:
+        found = _of_study(what, given)
+    else:
+        found = _asked(what, pretrained, methods, budget, tokens, device, dtype)
     _write(found, out or [])
+
+
+def _of_study(what: list[str], given: dict[str, str]) -> Comparison:
+    """OUTPUT TASK QUESTION; options that ask a model anew say nothing here."""
+    from finepruner_lmms.matrix.report.one_question import comparison_of
+    from finepruner_lmms.matrix.store import Store
+
+    output, task, number = what
+    for option, value in given.items():
+        raise FieldError(
+            f"--{option}", "a question of a study is shown as it was answered", value=value, fix="leave it out"
+        )
+    return comparison_of(Store(Path(output)), task, number)
 
 
 def _asked(
