@@ -188,6 +188,7 @@ def test_a_method_from_outside_runs_in_lmms_eval_and_in_a_matrix(plugged_in, tmp
     )
     said = run([sys.executable, str(ROOT / "run_matrix.py"), "run", str(file), "--output", "out"], plugged_in, tmp_path)
     assert "peak" in said and "[2/2] done" in said
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["written"] == file.read_text()  # for its report
 
 
 @pytest.mark.slow

@@ -81,6 +81,15 @@ def test_columns_sort_both_ways_and_back(started, report):
         assert window.page.locator("table.board tbody").count() == 3  # by budget again
 
 
+def test_the_best_of_each_budget_stands_at_the_top(started, report):
+    with opened(started, report) as window:
+        said = window.page.locator("#tiles li").all_inner_texts()
+        assert len(said) == 3 and said[0].startswith("vanilla") and "128 tokens" in said[1]
+        averages = zip(column(window, "budget"), numbers(column(window, "average")), strict=True)
+        best = max(average for budget, average in averages if budget == "128")
+        assert f"{best:.1f} %" in said[1] and re.search(r"to vanilla \(.* to .*\)", said[1])
+
+
 def test_rows_and_columns_are_filtered(started, report):
     with opened(started, report) as window:
         all_rows = len(column(window, "method"))
@@ -170,7 +179,7 @@ def test_heads_are_drawn_where_there_is_something_to_see(started, report, tmp_pa
             "over budgets",
             "Ranking",
             "How often each head",
-            "Heads in common",
+            "have in common",
             "Consensus",
         ):
             assert part in titles

@@ -21,6 +21,8 @@ from finepruner_lmms.matrix.report.page.blocks import Block, element
 from finepruner_lmms.matrix.report.page.heads import _trend
 from finepruner_lmms.matrix.report.page.html import build_report, page
 from finepruner_lmms.matrix.results import write_result
+from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
+from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.store import Store
 
 STRATEGIES, IMAGES = {"sparsity": 0.9, "sum": 0.5, "graph_based": 0.7}, 60
@@ -191,7 +193,11 @@ def test_provenance_tells_versions_machine_and_what_intervals_cover(study):
     told = main_of(study)["provenance"]
     facts = dict(told["facts"])
     assert facts["model"] == "demo" and facts["cells"] == "14 of 15 done" and facts["answers"] == f"{14 * IMAGES}"
-    assert "which images were drawn" in told["covers"][0]
+    assert "which images were drawn" in told["covers"][0] and told["yaml"] == []
+    file = MatrixFile(name="mine", model={"pretrained": "demo"}, data="demo", tasks=["gqa"], methods=["vanilla"])
+    written = "name: mine\n# why\ntoken: hf_abcdefghijklmnop1234\n"
+    save_settings(study.root, RunSettings(file=file, written=written))
+    assert main_of(study)["provenance"]["yaml"] == [["mine", "name: mine\n# why\n[key]"]]
 
 
 def test_a_page_loads_nothing_and_its_texts_are_no_markup(study):

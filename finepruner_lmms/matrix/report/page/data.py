@@ -70,7 +70,7 @@ def _row(board: Leaderboard, line: Line, drops: dict[str, Delta]) -> Json:
         "method": line.method,
         "budget": str(line.budget),
         "tokens": None if line.imported else finite(line.tokens),
-        "parameters": {name: str(value) for name, value in line.parameters.items()},
+        "parameters": {name: str(value) for name, value in line.parameters.items() if value is not None},
         "given": {name: str(value) for name, value in line.given.items()},
         "seeds": len(line.seeds),
         "spread": finite(line.spread),

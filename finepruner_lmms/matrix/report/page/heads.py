@@ -28,7 +28,7 @@ _MOST_POINTS = 400
 """Points of a trend: more are averaged, so that a page does not grow with its study."""
 _PICKED = (
     "A strategy or a number of heads that is picked from these plots is picked on the very questions that it is then "
-    "reported on. Pick on a tuning split (demo: `data: demo-tuning`), report on the test split."
+    "reported on. Pick on a tuning split (demo: data: demo-tuning), report on the test split."
 )
 
 

@@ -23,7 +23,7 @@ from finepruner_lmms.output import html
 D3, PLOT = "7.9.2", "0.6.17"
 """The versions of the kept libraries (`assets/vendor/README.md`)."""
 _VENDOR = ("d3", "plot")
-_SCRIPTS = ("core", "figure", "table", "plots", "heads", "provenance")
+_SCRIPTS = ("core", "figure", "tiles", "table", "plots", "heads", "provenance")
 
 
 def build_report(store: Store) -> str:

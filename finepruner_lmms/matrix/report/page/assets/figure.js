@@ -95,6 +95,25 @@
     return [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([size]) => most >= size) || [1, ""];
   }
 
+  // names for plots, where room is scarce: values speak for themselves
+  const brief = (label) => String(label).replace(/\bhead_strategy=(\S+)/, "$1").replace(/\bheads=(\S+)/, "$1 heads");
+  // the same without the first word, where that is the same of all
+  function briefly(labels) {
+    const all = labels.map(brief), first = (all[0] || "").split(" ")[0];
+    return all.every((one) => one.startsWith(`${first} `)) ? all.map((one) => one.slice(first.length + 1)) : all;
+  }
+
+  // ticks of a log axis: 1, 2 and 5 times powers of ten
+  function steps(values) {
+    const low = Math.min(...values), high = Math.max(...values), found = [];
+    for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1)
+      for (const times of [1, 2, 5]) if (times * 10 ** power >= low && times * 10 ** power <= high) found.push(times * 10 ** power);
+    return found;
+  }
+
+  FP.steps = steps;
+  FP.brief = brief;
+  FP.briefly = briefly;
   FP.unit = unit;
   FP.figure = figure;
   FP.labelEnds = labelEnds;

@@ -132,30 +132,37 @@
     });
   }
 
+  // one group of rows (a budget and a number of heads) at a time
   function chosen(data) {
-    return data.heads.chosen.flatMap((group) => {
-      const name = (one) => `${one.row} · ${one.task}`, size = Math.max(...group.shares.map((one) => one.shares.length));
-      const cells = group.shares.flatMap((one) => one.shares.map((value, head) => ({ x: head, y: name(one), value })));
-      const made = [FP.figure({
-        title: `How often each head is chosen, by task: ${text(group.title, 80)}`,
-        draw: (width) => map({ width, cells, xs: d3.range(size), ys: group.shares.map(name), left: width < 520 ? 110 : 220, x: "head", cell: 22, show: width > 900 ? (value) => (value ? number(100 * value, 0) : "") : null,
-          title: (d) => `${text(d.y, 120)}\nhead ${d.x}: ${number(100 * d.value, 1)} % of the questions` }),
-        caption: `Share of the questions whose heads were written down (${Object.values(group.questions).reduce((a, b) => Math.max(a, b), 0)} at most of a row). Lighter is more often. Rows that are alike across tasks: the same heads whatever is asked.`,
-        rows: () => [["row and task", ...d3.range(size).map(String)], ...group.shares.map((one) => [text(name(one), 120), ...d3.range(size).map((head) => number(100 * (one.shares[head] || 0), 0))])],
-      })];
-      if (group.agreement) {
-        const { names, table } = group.agreement;
-        const pairs = table.flatMap((line, i) => line.flatMap((value, j) => (known(value) ? [{ x: names[j], y: names[i], value }] : [])));
-        made.push(FP.figure({
-          title: `Heads in common: ${text(group.title, 80)}`,
-          draw: (width) => map({ width, cells: pairs, xs: names, ys: names, left: width < 520 ? 110 : 200, show: (value) => number(100 * value, 0), x: "",
-            title: (d) => `${text(d.x, 80)}\n${text(d.y, 80)}\n${number(100 * d.value, 1)} % in common` }),
-          caption: "Percent of the smaller choice that the other made, too, mean over the questions that both saw.",
-          rows: () => [["row", ...names.map((one) => text(one, 60))], ...table.map((line, i) => [text(names[i], 60), ...line.map((value) => number(100 * value, 0))])],
-        }));
-      }
-      return made;
-    });
+    const groups = data.heads.chosen, made = [];
+    if (!groups.length) return made;
+    let group = groups[0];
+    const names = new Map(groups.flatMap((one) => { const long = Object.keys(one.questions), short = FP.briefly(long); return long.map((label, place) => [label, short[place]]); }));
+    const name = (one) => `${names.get(one.row)} · ${one.task}`, size = () => Math.max(...group.shares.map((one) => one.shares.length));
+    const pick = groups.length > 1
+      ? () => FP.field("Rows", groups.map((one) => [one.title, text(one.title, 80)]), group.title, (value) => { group = groups.find((one) => one.title === value); made.forEach((one) => one.again()); })
+      : () => null;
+    made.push(FP.figure({
+      title: "How often each head is chosen, by task", controls: pick(),
+      draw: (width) => map({ width, cells: group.shares.flatMap((one) => one.shares.map((value, head) => ({ x: head, y: name(one), value }))), xs: d3.range(size()), ys: group.shares.map(name),
+        left: width < 520 ? 110 : 220, x: "head", cell: 22, show: (value) => (value ? number(100 * value, 0) : ""), title: (d) => `${text(d.y, 120)}\nhead ${d.x}: ${number(100 * d.value, 1)} % of the questions` }),
+      caption: () => `${text(group.title, 80)}: percent of the questions whose heads were written down (at most ${Math.max(...Object.values(group.questions))} of a row). Lighter is more often. Where the lines of a row are alike, it takes the same heads whatever is asked.`,
+      rows: () => [["row and task", ...d3.range(size()).map(String)], ...group.shares.map((one) => [text(name(one), 120), ...d3.range(size()).map((head) => number(100 * (one.shares[head] || 0), 0))])],
+    }));
+    if (groups.some((one) => one.agreement))
+      made.push(FP.figure({
+        title: "Heads that two rows have in common",
+        draw: (width) => {
+          if (!group.agreement) return null;
+          const { table } = group.agreement, called = group.agreement.names.map((one) => names.get(one));
+          const pairs = table.flatMap((line, i) => line.flatMap((value, j) => (known(value) ? [{ x: called[j], y: called[i], value }] : [])));
+          return map({ width, cells: pairs, xs: called, ys: called, left: width < 520 ? 110 : 220, show: (value) => number(100 * value, 0), x: "",
+            title: (d) => `${text(d.x, 80)}\n${text(d.y, 80)}\n${number(100 * d.value, 1)} % in common` });
+        },
+        caption: () => `${text(group.title, 80)}: percent of the smaller choice that the other made, too, mean over the questions that both saw.`,
+        rows: () => { const { names: long, table } = group.agreement || { names: [], table: [] }; return [["row", ...long.map((one) => text(one, 60))], ...table.map((line, i) => [text(long[i], 60), ...line.map((value) => number(100 * value, 0))])]; },
+      }));
+    return made;
   }
 
   function trend(title, pairs, label, bounds) {
@@ -193,16 +200,24 @@
       caption: "Box: the middle half of the questions; line: all of them; mark: the median.",
       rows: () => [["strategy", "least", "first quartile", "median", "third quartile", "largest"], ...qualities.map((q) => [text(q.name, 60), ...q.quartiles.map((v) => number(v, 3))])],
     }) : null;
-    return el("div", null, el("h3", { dir: "auto" }, `Consensus selection: ${text(one.row, 120)}`),
-      el("p", { class: "note" }, `${one.selections} selections (${one.tasks.map((name) => text(name, 40)).join(", ")}). Branches: ${branches}.`),
+    return el("div", null, el("p", { class: "note" }, `${one.selections} selections (${one.tasks.map((name) => text(name, 40)).join(", ")}). Branches: ${branches}.`),
       el("div", { class: "plots" }, boxes, trend("Complexity over the questions", one.complexity, "complexity", [0.3, 0.7]),
         trend("Heads chosen over the questions", one.heads, "heads"), trend("Share of diversity heads over the questions", one.diversity, "weight")));
+  }
+
+  // one row at a time
+  function selections(data) {
+    const all = data.heads.consensus;
+    if (!all.length) return null;
+    const place = el("div", null, consensus(all[0]));
+    const pick = all.length > 1 ? FP.field("Row", all.map((one, number) => [String(number), text(one.row, 120)]), "0", (value) => place.replaceChildren(consensus(all[+value]))) : el("p", { dir: "auto" }, text(all[0].row, 120));
+    return el("div", null, el("h3", null, "Consensus selection"), pick, place);
   }
 
   FP.part((data) => {
     const body = document.getElementById("heads-body");
     const plots = [...study(data), ...alone(data), ...chosen(data)], tables = [best(data)].filter(Boolean);
-    const more = data.heads.consensus.map(consensus), damaged = data.heads.damaged.map((line) => el("p", { class: "warn", dir: "auto" }, text(line)));
+    const more = [selections(data)].filter(Boolean), damaged = data.heads.damaged.map((line) => el("p", { class: "warn", dir: "auto" }, text(line)));
     if (!plots.length && !more.length && !tables.length && !damaged.length) return;
     document.getElementById("heads").hidden = false;
     body.append(...[data.heads.warning ? el("p", { class: "warn" }, text(data.heads.warning)) : null, ...damaged, ...tables, el("div", { class: "plots" }, plots), ...more].filter(Boolean));

@@ -69,7 +69,7 @@
       const line = (point) => ({ x: point.x, y: point.y });
       const drawn = Plot.plot({
         width, height: Math.min(430, Math.max(300, width * 0.6)), marginLeft: 48, marginBottom: 42, marginRight: 16, style: FP.plotStyle(),
-        x: { label: axis(), type: wide ? "log" : "linear", base: 2, inset: 26, grid: true, ticks: width < 500 ? 3 : 5, tickFormat: (value) => String(+value.toPrecision(3)), labelAnchor: "center", labelArrow: "none" },
+        x: { label: axis(), type: wide ? "log" : "linear", inset: 26, grid: true, ticks: wide ? FP.steps(xs) : width < 500 ? 3 : 5, tickFormat: (value) => String(+value.toPrecision(3)), labelAnchor: "center", labelArrow: "none" },
         y: { label: `score, ${unitOf(data, state.column)}`, domain, grid: true, inset: 4, labelArrow: "none" }, clip: true,
         marks: [
           Plot.line(edge.map(line), { x: (d) => d.x, y: (d) => d.y, curve: less() ? "step-after" : "step-before", stroke: FP.css("--muted"), strokeDasharray: "5 4", strokeWidth: 1.5 }),
@@ -78,7 +78,7 @@
         ],
         color: { type: "identity" }, symbol: { type: "identity" },
       });
-      FP.labelPoints(drawn, edge.filter((d) => d.y >= domain[0]).map((d) => ({ x: d.x, y: d.y, label: FP.short(d.row.label, 22), color: FP.color(d.row) })));
+      FP.labelPoints(drawn, edge.filter((d) => d.y >= domain[0]).map((d) => ({ x: d.x, y: d.y, label: FP.short(FP.brief(d.row.label), 24), color: FP.color(d.row) })));
       return drawn;
     }
     const made = FP.figure({
@@ -114,7 +114,7 @@
       const drop = one && one.drop;
       if (!drop || !known(drop.shown) || !known(row.tokens) || row.imported) continue;
       const given = Object.entries(row.given).map(([name, value]) => `${name}=${value}`).join(" ");
-      const name = [row.study, row.method, given].filter(Boolean).join(" ");
+      const name = [row.study, row.method, FP.brief(given)].filter(Boolean).join(" ");
       if (!found.has(name)) found.set(name, []);
       found.get(name).push({ name, row, x: row.tokens, y: drop.shown, low: drop.low, high: drop.high, drop });
     }
@@ -133,8 +133,10 @@
       const points = plain.flat(), shown = points.length ? points : random.flat();
       const domain = FP.zoomed([0, ...shown.map((d) => d.y)], shown.flatMap((d) => [d.low, d.high]), 0.5);
       const ticks = [...new Set(all.flat().map((d) => d.x))].sort((a, b) => a - b), narrow = width < 520;
-      const names = Math.max(...all.map((curve) => FP.short(curve[0].name, narrow ? 14 : 26).length));
-      const marginRight = 14 + Math.min(narrow ? 100 : 190, 7 * names);
+      const most = narrow ? 16 : 26, several = (method) => all.filter((curve) => curve[0].row.method === method).length > 1;
+      // the colour says the method, where it has several curves
+      const called = (curve) => FP.short(several(curve[0].row.method) && curve[0].name.startsWith(`${curve[0].row.method} `) ? curve[0].name.slice(curve[0].row.method.length + 1) : curve[0].name, most);
+      const marginRight = 14 + Math.max(50, 6.6 * Math.max(...all.map((curve) => called(curve).length)));
       const ends = (curve) => curve[curve.length - 1];
       const drawn = Plot.plot({
         width, height: Math.min(460, Math.max(320, width * 0.62)), marginLeft: 46, marginBottom: 42, marginRight, style: FP.plotStyle(), clip: true,
@@ -152,7 +154,7 @@
         color: { type: "identity" }, symbol: { type: "identity" },
       });
       const named = all.length > 14 ? [...plain].sort((a, b) => ends(b).y - ends(a).y).slice(0, 12) : plain;
-      const labels = [...named, ...random].map((curve) => ({ x: ends(curve).x, y: ends(curve).y, label: FP.short(curve[0].name, narrow ? 14 : 26), color: FP.color(curve[0].row) }));
+      const labels = [...named, ...random].map((curve) => ({ x: ends(curve).x, y: ends(curve).y, label: called(curve), color: FP.color(curve[0].row) }));
       if (domain[1] > 0) labels.push({ x: ticks[ticks.length - 1], y: 0, label: "vanilla", color: FP.color("vanilla") });
       FP.labelEnds(drawn, labels, width - marginRight + 12);
       return drawn;

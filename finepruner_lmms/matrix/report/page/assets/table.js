@@ -7,6 +7,7 @@
   const UNDER = [["interval", "95 % interval"], ["error", "standard error"], ["delta", "Δ to the baseline"], ["nothing", "nothing"]];
   const STATES = { waiting: "waiting", submitted: "for its server", missing: "–" };
   const ARROWS = { better: " ↑", worse: " ↓" };
+  const narrow = matchMedia("(max-width: 640px)");
   let place;
 
   const opens = (row, task) =>
@@ -17,7 +18,7 @@
   }
 
   function under(one, digits) {
-    if (state.under === "interval") return el("span", { class: "under" }, range(one, digits) || "");
+    if (state.under === "interval") return el("span", { class: "under" }, range(one, digits) || (known(one.error) ? `± ${number(one.error, digits)}` : ""));
     if (state.under === "error") return el("span", { class: "under" }, known(one.error) ? `± ${number(one.error, digits)}` : "± –");
     if (state.under !== "delta") return null;
     const delta = one.delta;
@@ -74,11 +75,12 @@
       cell: (row) => el("th", { scope: "row", class: "name", title: text(row.label) },
         el("span", { class: "swatch", style: { background: FP.color(row) }, "aria-hidden": "true" }), el("bdi", null, text(row.method, 60)),
         row.seeds ? el("span", { class: "note" }, ` (${row.seeds} seeds)`) : null,
+        narrow.matches && Object.keys(row.given).length ? el("span", { class: "under", dir: "auto" }, text(FP.brief(Object.entries(row.given).map(([name, value]) => `${name}=${value}`).join(" ")), 60)) : null,
         row.study ? el("span", { class: "under" }, el("bdi", null, text(row.study, 60))) : null),
     }, {
       id: "budget", title: "budget", of: (row) => row.tokens, cell: (row) => el("td", { class: "numbers" }, text(row.budget, 40)),
     }];
-    for (const name of data.parameters)
+    for (const name of narrow.matches ? [] : data.parameters) // on a phone they stand under the method
       made.push({
         id: `p:${name}`, title: text(name, 40), text: true,
         of: (row) => { const value = row.parameters[name]; return value === undefined ? null : known(+value) && value !== "" ? +value : text(value, 80); },
@@ -210,5 +212,6 @@
       body.append(el("details", null, el("summary", null, "What the cost columns are"), data.cost_notes.map((line) => el("p", { class: "note", dir: "auto" }, text(line)))));
     draw(data);
     FP.onRedraw(() => draw(data));
+    narrow.addEventListener("change", () => draw(data));
   });
 })();
