@@ -50,7 +50,9 @@
     loaded.task.shown.forEach((shown, place) => {
       if (wanted(change(shown)) && (kind < 0 || loaded.task.category[shown.at] === kind)) found.push(place);
     });
-    return found;
+    // first those of which something can be seen, where a study recorded fewer than are shown
+    const seen = (place) => Number(!loaded.first.traces[place] && !loaded.second.traces[place]);
+    return found.sort((a, b) => seen(a) - seen(b) || a - b);
   }
 
   function choose(keep) {
