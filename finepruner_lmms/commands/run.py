@@ -62,6 +62,7 @@ def run(
         mode = None if found is None else mode_here(matrix.file, found.modes, found.processes, len(left))
         settings = RunSettings(
             file=matrix.file,
+            written=config.read_text(encoding="utf-8", errors="replace"),
             seconds={} if found is None else dict(found.seconds),
             began=began,
             passed_over=tuple({cell.id for cell in to_run(study, states)} - {cell.id for cell in left}),

@@ -21,6 +21,8 @@ class RunSettings(Record):
     """When that was, in seconds since 1970: what failed later is not tried again before the next `run`."""
     passed_over: tuple[str, ...] = ()
     """Cells that failed before and are not to be tried again, by their ids."""
+    written: str = ""
+    """The matrix file as it was written, comments and all; "" in files of versions that did not keep it."""
     seconds: dict[str, Number] = Field(default_factory=dict)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from finepruner_lmms.matrix.plan import Study
-from finepruner_lmms.matrix.records import Provenance, Result
+from finepruner_lmms.matrix.records import Damage, Provenance, Result
+from finepruner_lmms.matrix.run_settings import read_settings
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.redaction import KEY, has_shape_of_key
 
 _COVERS = (
     "± is one standard error, and intervals are of 95 %: both cover which images were drawn, of images like these. "
@@ -29,9 +31,19 @@ def provenance_data(store: Store, study: Study) -> dict[str, Any]:
         "covers": list(_COVERS),
         "facts": _facts(study, done, written),
         "versions": _versions(written),
-        "yaml": [],
+        "yaml": _matrix_file(store),
         "commands": list(_several(p.command for p in written))[:_MOST_COMMANDS],
     }
+
+
+def _matrix_file(store: Store) -> list[tuple[str, str]]:
+    """Its name and text, as the latest `run` read it, without what looks like a key; empty where nothing was run."""
+    try:
+        settings = read_settings(store.root)
+    except Damage:
+        return []
+    lines = [KEY if has_shape_of_key(line) else line for line in settings.written.splitlines()]
+    return [(settings.file.name, "\n".join(lines))] if lines else []
 
 
 def _facts(study: Study, done: Sequence[Result], written: Sequence[Provenance]) -> list[tuple[str, str]]:

@@ -144,6 +144,13 @@
       show();
       FP.redraw();
     });
+    let before;
+    const paper = (theme) => { // plots have their colours in them
+      if (theme) document.documentElement.dataset.theme = theme; else delete document.documentElement.dataset.theme;
+      FP.redraw();
+    };
+    addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; if (dark()) paper("light"); else before = null; });
+    addEventListener("afterprint", () => { if (before !== null) paper(before); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { show(); FP.redraw(); });
     show();
   }

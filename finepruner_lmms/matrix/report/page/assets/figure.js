@@ -26,8 +26,11 @@
       const said = typeof caption === "function" ? caption() : caption;
       note.textContent = said || "";
       if (drawn) {
-        // one image to readers who cannot see it: its groups have no roles, so names of their own say nothing
-        for (const part of drawn.querySelectorAll("g[aria-label]")) part.removeAttribute("aria-label");
+        // Plot names its marks for programs; a picture with one name has no others inside
+        for (const part of drawn.querySelectorAll("g[aria-label]")) {
+          part.dataset.part = part.getAttribute("aria-label");
+          part.removeAttribute("aria-label");
+        }
         drawn.setAttribute("role", "img");
         drawn.setAttribute("aria-label", `${title}. ${said || ""} Its data follow as a table.`);
         place.replaceChildren(drawn);
