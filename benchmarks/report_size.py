@@ -96,10 +96,12 @@ def make(root: Path, rows: int, tasks: int, shown: int, asked: int) -> Store:
         Method(method="vanilla" if budget is None else f"method{n // 3}", budget=budget, parameters={}, given={})
         for n, budget in enumerate(budgets[:rows])
     ]
+    chosen = sorted(recorded(range(asked), shown))
+    # the same in every cell, which makes nothing smaller: each cell is compressed by itself
+    traces = {maps: [made_up(n, rng, maps) for n in chosen] for maps in (False, True)}
     for task in range(tasks):
         name = f"task{task}"
         base = rng.random(asked) < 0.7
-        chosen = sorted(recorded(range(asked), shown))
         for row, method in enumerate(methods):
             own = Identity(
                 settings=f"{task} {row}", dtype="float16", checkpoint="c", libraries={}, engine={}, method={},
@@ -128,7 +130,7 @@ def make(root: Path, rows: int, tasks: int, shown: int, asked: int) -> Store:
             begin_attempt(store.cell_dir(cell), "1")
             write_result(store.cell_dir(cell), result, samples)
             if row:
-                write_traces(store.cell_dir(cell), [made_up(n, rng, row % 2 == 1) for n in chosen])
+                write_traces(store.cell_dir(cell), traces[row % 2 == 1])
     store.save_study(
         Study(
             name="made up", model="made up", num_layers=32, num_visual_tokens=SIDE * SIDE,

@@ -353,12 +353,12 @@ def test_answers_stream_in_order(model, toy):
     """The first window is answered before the second is looked at, so that lmms-eval's cache can keep it."""
     seen = []
     model.configure(method="random", budget=16)
-    model.on_progress = lambda done, total: seen.append((done, total))
+    model.on_progress = lambda done, total, together: seen.append((done, total, together))
     try:
         evaluate(model, toy)
     finally:
         model.on_progress = None
-    assert seen == [(4, 13), (8, 13), (12, 13), (13, 13)]  # batch by batch
+    assert seen == [(4, 13, 1), (8, 13, 1), (12, 13, 1), (13, 13, 1)]  # batch by batch
     assert hasattr(model.generate_until([]), "__next__")
 
 

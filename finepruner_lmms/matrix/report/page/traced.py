@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,18 @@ def traced_entry(traced: Traced, boxes: Sequence[Box], with_maps: bool) -> dict[
     entry: dict[str, Any] = {"n": traced.tokens, "st": []}
     if traced.grid is not None:
         entry["g"] = list(traced.grid)
-    of = weights(boxes, traced.grid) if boxes and traced.grid is not None else None
+    of = _weights(tuple(boxes), traced.grid) if boxes and traced.grid is not None else None
     there = np.ones(traced.tokens, dtype=bool)
     for stage in traced.stages:
         entry["st"].append(_stage(stage, there, of, with_maps) | _entering(traced, stage))
         there = stage.kept
     return entry
+
+
+@functools.lru_cache(maxsize=1024)
+def _weights(boxes: tuple[Box, ...], grid: tuple[int, int]) -> NDArray[np.float64]:
+    """The same for every row that was asked about these boxes."""
+    return weights(boxes, grid)
 
 
 def map_bytes(traced: Traced) -> int:

@@ -167,8 +167,11 @@
   const parts = [];
   FP.part = (draw) => parts.push(draw);
   const loaded = new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));
-  FP.ready = loaded.then(() => FP.block("main")).then((data) => {
+  // which scores have questions is known before the table is drawn, so that it is drawn once
+  const index = () => (FP.has("q/index") ? FP.block("q/index") : null);
+  FP.ready = loaded.then(() => Promise.all([FP.block("main"), index()])).then(([data, questions]) => {
     FP.data = data;
+    FP.questions = questions;
     FP.rows = new Map(data.rows.map((row) => [row.key, row]));
     FP.methods = [...new Set(data.rows.map((row) => row.method))];
     theme();

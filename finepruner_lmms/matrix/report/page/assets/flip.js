@@ -8,7 +8,7 @@
   let index = null, body = null, loaded = null, list = [], turn = 0;
   const parts = {};
 
-  const entryOf = (task) => index.tasks.find((entry) => entry.task === task);
+  const entryOf = (task) => (FP.questions ? FP.questions.tasks.find((entry) => entry.task === task) : undefined);
   const flat = (value, most) => text(String(value ?? "").replace(/\s+/g, " ").trim(), most);
   const lines = (value) => String(value ?? "").split("\n").map((line) => text(line)).join("\n");
   const label = (number) => text(index.rows[number].label, 80);
@@ -50,7 +50,9 @@
     loaded.task.shown.forEach((shown, place) => {
       if (wanted(change(shown)) && (kind < 0 || loaded.task.category[shown.at] === kind)) found.push(place);
     });
-    return found;
+    // first those of which something can be seen, where a study recorded fewer than are shown
+    const seen = (place) => Number(!loaded.first.traces[place] && !loaded.second.traces[place]);
+    return found.sort((a, b) => seen(a) - seen(b) || a - b);
   }
 
   function choose(keep) {
@@ -319,10 +321,10 @@
     if (state.first === state.second) state.first = entry.rows.find((number) => number !== state.second) ?? state.second;
   }
 
-  const numbers = (key) => (index ? index.rows.filter((row) => row.key === key).map((row) => row.number) : []);
+  const numbers = (key) => FP.questions.rows.filter((row) => row.key === key).map((row) => row.number);
 
   FP.hasQuestions = (key, task) => {
-    const entry = index && entryOf(task);
+    const entry = entryOf(task);
     return Boolean(entry && entry.rows.length > 1 && numbers(key).some((number) => entry.rows.includes(number)));
   };
 
@@ -368,16 +370,14 @@
     }).observe(parts.view);
   }
 
-  FP.ready.then(async () => {
-    if (!FP.has("q/index")) return;
-    index = await FP.block("q/index");
-    const entry = index.tasks.find((one) => one.rows.length > 1);
-    if (!entry) return;
-    index.tasks = index.tasks.filter((one) => one.rows.length > 1);
+  FP.ready.then(() => {
+    const tasks = FP.questions ? FP.questions.tasks.filter((one) => one.rows.length > 1) : [];
+    if (!tasks.length) return;
+    index = { rows: FP.questions.rows, tasks };
+    const entry = tasks[0];
     body = document.getElementById("flip-body");
     frame();
     document.getElementById("flip").hidden = false;
-    FP.redraw();
     const plain = FP.data.vanilla ? numbers(FP.data.vanilla)[0] : entry.rows[0];
     open(entry, plain, entry.rows.find((number) => number !== plain && entry.traced.includes(number)) ?? entry.rows[1]);
     // unpacked when it comes near, so that a large report is there at once
