@@ -1,4 +1,4 @@
-"""Pictures of a report for the docs: whole pages, as a wide window and as a phone show them.
+"""Pictures of a report for the docs, as a wide window and as a phone show it, without the machine it was run on.
 
     python scripts/draw_report.py runs/study --out docs
 
@@ -32,7 +32,7 @@ def draw(browser: Browser, page: Path, width: int, target: Path) -> None:
     window.evaluate("document.querySelector('#flip').scrollIntoView()")  # what is looked at is unpacked
     window.wait_for_timeout(2000)
     window.evaluate(
-        "document.activeElement.blur(); scrollTo(0, 0); document.querySelector('.top').style.position = 'static'"
+        "document.activeElement.blur(); document.querySelector('#provenance').remove(); scrollTo(0, 0); document.querySelector('.top').style.position = 'static'"
     )
     window.screenshot(path=target, full_page=True)
     window.close()

@@ -58,7 +58,6 @@ def _facts(study: Study, done: Sequence[Result], written: Sequence[Provenance]) 
         ("processes", _several(p.devices for p in written)),
         ("driver", _several(p.driver for p in written)),
         ("system", _several(p.system for p in written)),
-        ("host", _several(p.host for p in written)),
         ("dtype", _several(p.dtype for p in written)),
         ("batch size", _several(p.batch_size for p in written)),
         ("code", _several(p.git_revision for p in written)),
