@@ -13,12 +13,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from finepruner_lmms.matrix.report.page.html import write_report
 from finepruner_lmms.matrix.store import Store
 
 _WIDTHS = (1440, 390)
+_TIDY = """document.activeElement.blur();
+document.querySelector("#provenance").remove();
+document.querySelector(".top").style.position = "static";
+scrollTo(0, 0);"""
 
 
 def draw(browser: Browser, page: Path, width: int, target: Path) -> None:
@@ -31,11 +36,12 @@ def draw(browser: Browser, page: Path, width: int, target: Path) -> None:
         chips.nth(place).click()
     window.evaluate("document.querySelector('#flip').scrollIntoView()")  # what is looked at is unpacked
     window.wait_for_timeout(2000)
-    window.evaluate(
-        "document.activeElement.blur(); document.querySelector('#provenance').remove(); scrollTo(0, 0); document.querySelector('.top').style.position = 'static'"
-    )
+    window.evaluate(_TIDY)
     window.screenshot(path=target, full_page=True)
     window.close()
+    picture = Image.open(target).convert("RGB")
+    # a page has few colours: half the bytes
+    picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def main() -> None:

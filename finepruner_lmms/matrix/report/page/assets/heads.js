@@ -9,13 +9,15 @@
   const inkOn = (share) => (d3.lab(scale(share)).l > 55 ? "#000" : "#fff");
 
   // a table of shaded cells: `cells` {x, y, value}; texts in them where there is room
-  function map({ width, cells, xs, ys, left, show, x, cell = 26, title }) {
+  function map({ width, cells, xs, ys, show, x, cell = 26, title }) {
     const values = cells.map((one) => one.value).filter(known), low = Math.min(...values), high = Math.max(...values);
     const of = (one) => shade(one.value, low, high);
-    const wide = (width - left - 12) / xs.length;
+    const longest = (list) => Math.max(...list.map((one) => [...String(one)].length));
+    const left = Math.min(0.45 * width, 24 + 6.6 * longest(ys)), wide = (width - left - 12) / xs.length;
+    const turned = wide < 8 + 6.4 * Math.min(14, longest(xs)), below = turned ? 16 + 4.6 * Math.min(14, longest(xs)) : 14;
     return Plot.plot({
-      width, height: 46 + cell * ys.length + 24, marginLeft: left, marginTop: 20, marginBottom: 44, style: FP.plotStyle(),
-      x: axis({ domain: xs, tickFormat: (value) => FP.short(value, 14), tickSize: 0, tickRotate: wide < 44 ? -40 : 0, label: x, labelAnchor: "center", labelArrow: "none" }),
+      width, height: 40 + cell * ys.length + below, marginLeft: left, marginTop: 12, marginBottom: 28 + below, style: FP.plotStyle(),
+      x: axis({ domain: xs, tickFormat: (value) => FP.short(value, 14), tickSize: 0, tickRotate: turned ? -40 : 0, label: x, labelOffset: 24 + below, labelAnchor: "center", labelArrow: "none" }),
       y: axis({ domain: ys, tickFormat: (value) => FP.short(value, Math.floor(left / 7)), tickSize: 0 }),
       marks: [
         Plot.cell(cells, { x: (d) => d.x, y: (d) => d.y, fill: (d) => scale(of(d)), inset: 0.5, title, tip: { fill: FP.css("--panel"), stroke: FP.css("--line") } }),
@@ -50,7 +52,7 @@
         const list = shown();
         if (list.length < 2) return null;
         const cells = list.map((one) => ({ x: setting(one), y: one.strategy, value: score(one, state.column).shown, one }));
-        return map({ width, cells, xs: settings(list), ys: spread(list, (one) => one.strategy), left: 110, show: (value) => number(value, 1), x: "budget · heads",
+        return map({ width, cells, xs: settings(list), ys: spread(list, (one) => one.strategy), show: (value) => number(value, 1), x: "budget · heads",
           title: (d) => `${FP.label(d.one.row)}\n${number(d.value, 2)} (95 %: ${FP.interval(score(d.one, state.column))})` });
       },
       caption: "Lighter is higher.",
@@ -91,7 +93,7 @@
         title: "Ranking: difference to all heads (fastv) at the same budget",
         draw: (width) => Plot.plot({
           width, height: 70 + 26 * ranked.length, marginLeft: most + 14, marginBottom: 42, style: FP.plotStyle(),
-          x: { grid: true, label: "percentage points, mean over the settings that all strategies have", labelAnchor: "center", labelArrow: "none", nice: true },
+          x: { grid: true, label: "percentage points", labelAnchor: "center", labelArrow: "none", nice: true },
           y: axis({ domain: ranked.map((one) => one.strategy), tickFormat: (value) => FP.short(value, 20) }),
           marks: [
             Plot.ruleX([0], { stroke: FP.css("--ink"), strokeDasharray: "4 3" }),
@@ -99,7 +101,7 @@
             Plot.dot(ranked, { y: (d) => d.strategy, x: (d) => d.shown, r: 5, fill: FP.css("--accent"), title: (d) => `${text(d.strategy, 60)}\n${signed(d.shown, 2)} (${FP.interval(d, 2)})`, tip: { fill: FP.css("--panel"), stroke: FP.css("--line") } }),
           ],
         }),
-        caption: "Paired over the same images; lines are 95 % intervals.",
+        caption: "Mean over the settings that all strategies have, paired over the same images; lines are 95 % intervals.",
         rows: () => [["strategy", "difference", "95 % interval"], ...ranked.map((one) => [text(one.strategy, 60), signed(one.shown, 2), FP.interval(one, 2)])],
       }));
     }
@@ -124,7 +126,7 @@
       const heads = [...new Set(one.heads.map(([, head]) => head))].sort((a, b) => a - b), layers = [...new Set(one.heads.map(([layer]) => layer))].sort((a, b) => a - b);
       return FP.figure({
         title: `Average with each head alone as the guide, ${one.tokens} tokens`,
-        draw: (width) => map({ width, cells: one.heads.map(([layer, head, value]) => ({ x: head, y: layer, value })), xs: heads, ys: layers, left: 46, show: (value) => number(value, 0), x: "head",
+        draw: (width) => map({ width, cells: one.heads.map(([layer, head, value]) => ({ x: head, y: layer, value })), xs: heads, ys: layers, show: (value) => number(value, 0), x: "head",
           title: (d) => `layer ${d.y}, head ${d.x}\n${number(d.value, 1)}` }),
         caption: "Rows are layers, counted from 0. Lighter is higher.",
         rows: () => [["layer and head", "average"], ...one.heads.map(([layer, head, value]) => [`${layer}, ${head}`, number(value, 2)])],
@@ -145,7 +147,7 @@
     made.push(FP.figure({
       title: "How often each head is chosen, by task", controls: pick(),
       draw: (width) => map({ width, cells: group.shares.flatMap((one) => one.shares.map((value, head) => ({ x: head, y: name(one), value }))), xs: d3.range(size()), ys: group.shares.map(name),
-        left: width < 520 ? 110 : 220, x: "head", cell: 22, show: (value) => (value ? number(100 * value, 0) : ""), title: (d) => `${text(d.y, 120)}\nhead ${d.x}: ${number(100 * d.value, 1)} % of the questions` }),
+        x: "head", cell: 22, show: (value) => (value ? number(100 * value, 0) : ""), title: (d) => `${text(d.y, 120)}\nhead ${d.x}: ${number(100 * d.value, 1)} % of the questions` }),
       caption: () => `${text(group.title, 80)}: percent of the questions whose heads were written down (at most ${Math.max(...Object.values(group.questions))} of a row). Lighter is more often. Where the lines of a row are alike, it takes the same heads whatever is asked.`,
       rows: () => [["row and task", ...d3.range(size()).map(String)], ...group.shares.map((one) => [text(name(one), 120), ...d3.range(size()).map((head) => number(100 * (one.shares[head] || 0), 0))])],
     }));
@@ -156,7 +158,7 @@
           if (!group.agreement) return null;
           const { table } = group.agreement, called = group.agreement.names.map((one) => names.get(one));
           const pairs = table.flatMap((line, i) => line.flatMap((value, j) => (known(value) ? [{ x: called[j], y: called[i], value }] : [])));
-          return map({ width, cells: pairs, xs: called, ys: called, left: width < 520 ? 110 : 220, show: (value) => number(100 * value, 0), x: "",
+          return map({ width, cells: pairs, xs: called, ys: called, show: (value) => number(100 * value, 0), x: "",
             title: (d) => `${text(d.x, 80)}\n${text(d.y, 80)}\n${number(100 * d.value, 1)} % in common` });
         },
         caption: () => `${text(group.title, 80)}: percent of the smaller choice that the other made, too, mean over the questions that both saw.`,
