@@ -16,10 +16,10 @@ from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.names import task_title
 from finepruner_lmms.matrix.report.plots import (
     End,
-    aside,
+    Shown,
+    add_curves,
     budget_axis,
     curves,
-    draw_curve,
     label_ends,
     new_axes,
     styles,
@@ -109,27 +109,28 @@ def _drop(board: Leaderboard, lines: Sequence[Line]) -> Drawn:
     figure, axes = new_axes(len(drawn))
     ends: list[End] = []
     rows: list[dict[str, object]] = []
-    seen: list[float] = []
     axes.axhline(0, color="0.45", linestyle="--", linewidth=1)
-    for label, curve, style in styles(drawn):
-        found = [line.deltas[AVERAGE].difference for line in curve]
-        tokens, values = aside(curve, 0 if style.band else len(ends)), [one.value for one in found]
-        lows = [one.value if one.low is None else one.low for one in found]
-        highs = [one.value if one.high is None else one.high for one in found]
-        rows += [
-            {"row": line.label, "tokens": line.tokens, "drop": one.value, "low": one.low, "high": one.high}
-            for line, one in zip(curve, found, strict=True)
-        ]
-        draw_curve(axes, tokens, values, lows, highs, style)
-        ends.append((tokens[-1], values[-1], label, style.color))
-        if not style.band:
-            seen += [*lows, *highs]
+    for curve in drawn.values():
+        for line in curve:
+            one = line.deltas[AVERAGE].difference
+            rows.append({"row": line.label, "tokens": line.tokens, "drop": one.value, "low": one.low, "high": one.high})
+    seen = add_curves(axes, drawn, _dropped, ends)
     zoom(axes, [0.0, *seen])
     budget_axis(board, axes, compared)
     axes.set_ylabel("average minus vanilla's, points")
     label_ends(figure, axes, ends)
     axes.set_title(f"{mathtext(board.name)}: 95 % intervals, paired", loc="left", fontsize=10)
     return Drawn("drop", figure, Frame.of(rows))
+
+
+def _dropped(line: Line) -> Shown:
+    found = line.deltas[AVERAGE].difference
+    return found.value, found.low, found.high
+
+
+def _scored(line: Line, task: str) -> Shown:
+    score = line.scores[task]
+    return score.shown, score.shown_low, score.shown_high
 
 
 def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
@@ -145,19 +146,9 @@ def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
         axes.axhline(whole.scores[task].shown, color="0.45", linestyle="--", linewidth=1)
         seen.append(whole.scores[task].shown)
     for line in (*([whole] if whole is not None else []), *done):
-        score = line.scores[task]
-        low, high = score.shown_low, score.shown_high
-        rows.append({"row": line.label, "tokens": line.tokens, "score": score.shown, "low": low, "high": high})
-    for label, curve, style in styles(drawn):
-        scores = [line.scores[task] for line in curve]
-        values = [score.shown for score in scores]
-        lows = [score.shown if score.shown_low is None else score.shown_low for score in scores]
-        highs = [score.shown if score.shown_high is None else score.shown_high for score in scores]
-        tokens = aside(curve, 0 if style.band else len(ends))
-        draw_curve(axes, tokens, values, lows, highs, style)
-        ends.append((tokens[-1], values[-1], label, style.color))
-        if not style.band:
-            seen += [*lows, *highs]
+        shown, low, high = _scored(line, task)
+        rows.append({"row": line.label, "tokens": line.tokens, "score": shown, "low": low, "high": high})
+    seen += add_curves(axes, drawn, lambda line: _scored(line, task), ends)
     zoom(axes, seen)
     budget_axis(board, axes, done)
     axes.set_ylabel(f"{mathtext(task_title(board, task))}{', points' if task == 'mme' else ', %'}")

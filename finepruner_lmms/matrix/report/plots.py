@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,15 +58,7 @@ def figure(board: Leaderboard) -> Figure:
             axes.axhline(line.average or 0.0, color="0.45", linestyle=":" if line.imported else "--", linewidth=1)
             ends.append((math.inf, line.average or 0.0, text, "0.35"))
             seen.append(line.average or 0.0)
-    for label, curve, style in styles(found):
-        values = [line.average or 0.0 for line in curve]
-        lows = _interval([line.average_low for line in curve], values)
-        highs = _interval([line.average_high for line in curve], values)
-        tokens = aside(curve, 0 if style.band else len(ends))
-        draw_curve(axes, tokens, values, lows, highs, style)
-        ends.append((tokens[-1], values[-1], label, style.color))
-        if not style.band:
-            seen += [*lows, *highs]
+    seen += add_curves(axes, found, lambda line: (line.average or 0.0, line.average_low, line.average_high), ends)
     zoom(axes, seen)
     if found:
         budget_axis(board, axes, [line for line in lines if line.method != "vanilla"])
@@ -76,9 +68,26 @@ def figure(board: Leaderboard) -> Figure:
     return drawn
 
 
-def _interval(known: Sequence[float | None], values: Sequence[float]) -> list[float]:
-    """Ends of intervals; the value itself, and so no bar, where they are not known."""
-    return [value if end is None else end for end, value in zip(known, values, strict=True)]
+Shown = tuple[float, float | None, float | None]
+"""A value and the ends of its interval, None where they are not known."""
+
+
+def add_curves(
+    axes: Axes, found: Mapping[str, list[Line]], shown: Callable[[Line], Shown], ends: list[End]
+) -> list[float]:
+    """Draw each curve, and add where it ends to `ends`; returns the ends of intervals to zoom on, those not random."""
+    seen: list[float] = []
+    for label, curve, style in styles(found):
+        points = [shown(line) for line in curve]
+        values = [value for value, _, _ in points]
+        lows = [value if low is None else low for value, low, _ in points]  # and so no bar
+        highs = [value if high is None else high for value, _, high in points]
+        tokens = aside(curve, 0 if style.band else len(ends))
+        draw_curve(axes, tokens, values, lows, highs, style)
+        ends.append((tokens[-1], values[-1], label, style.color))
+        if not style.band:
+            seen += [*lows, *highs]
+    return seen
 
 
 def curves(lines: Sequence[Line], whole: bool = False) -> dict[str, list[Line]]:
@@ -140,10 +149,7 @@ def new_axes(names: int) -> tuple[Figure, Axes]:
 def label_ends(drawn: Figure, axes: Axes, ends: Sequence[End]) -> None:
     """Each curve's name (x, y, text, colour) to the right of the axes, as near to its end as the others let it."""
     size = 7.5
-    ends = [
-        (x, y, textwrap.fill(text, 26, break_long_words=False, break_on_hyphens=False), color)
-        for x, y, text, color in ends
-    ]
+    ends = [(x, y, _wrapped(text), color) for x, y, text, color in ends]
     widest = max((len(line) for _, _, text, _ in ends for line in text.split("\n")), default=0)
     box, inches = axes.get_position(), drawn.get_figwidth()
     room = (widest * size * 0.58 / 72 + 0.25) / inches
