@@ -5,6 +5,7 @@ These travel as they are; they become JSON where `matrix.json`, `plan.json` and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,12 @@ from finepruner_lmms.judge.settings import Judge
 from finepruner_lmms.lmms.identity_record import Identity
 from finepruner_lmms.matrix.records import Record
 from finepruner_lmms.matrix.sections import ModelSection
+
+
+def row_label(method: str, budget: int | str | None, given: Mapping[str, Any]) -> str:
+    """What a row is called, with the parameters that the matrix file gives."""
+    shown = [] if budget is None else [str(budget)]
+    return " ".join([method, *shown, *(f"{name}={value}" for name, value in given.items())])
 
 
 class Method(Record):
@@ -31,8 +38,7 @@ class Method(Record):
     @property
     def label(self) -> str:
         """For people: `finepruner 128 heads=16`, with the parameters that the matrix file gives."""
-        budget = [] if self.budget is None else [str(self.budget)]
-        return " ".join([self.method, *budget, *(f"{name}={value}" for name, value in self.given.items())])
+        return row_label(self.method, self.budget, self.given)
 
 
 class Cell(Record):

@@ -9,6 +9,7 @@ from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.measures import benchmark_for
 from finepruner_lmms.matrix.plan import Cell
 from finepruner_lmms.matrix.records import Measure, Result
+from finepruner_lmms.matrix.report.board import AVERAGE
 from finepruner_lmms.matrix.report.leaderboard import damage_notes
 from finepruner_lmms.matrix.report.named_rows import NamedRow
 from finepruner_lmms.matrix.results import read_lines
@@ -18,8 +19,6 @@ from finepruner_lmms.statistics.differences import Difference, average_differenc
 from finepruner_lmms.statistics.families import holm
 from finepruner_lmms.statistics.power import Shown, detectable_by_error, equivalence
 from finepruner_lmms.statistics.tally import Tally
-
-AVERAGE = "average"
 
 
 @dataclass(frozen=True)

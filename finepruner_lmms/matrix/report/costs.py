@@ -115,7 +115,7 @@ def speed_notes(board: Leaderboard) -> list[str]:
     for line in board.lines:
         for timed in line.timed:
             rows = found.setdefault(str(timed.speed.conditions), [])
-            if (name := _name(line)) not in rows:
+            if (name := line.label) not in rows:
                 rows.append(name)
     notes = list(_SPEED_NOTES)
     if len(found) == 1:
@@ -140,20 +140,15 @@ def speed_notes(board: Leaderboard) -> list[str]:
         for timed in line.timed:
             if timed.speed.questions < timed.answered:
                 notes.append(
-                    f"{_name(line)}, {task_title(board, timed.task)}: measured over {timed.speed.questions} of "
+                    f"{line.label}, {task_title(board, timed.task)}: measured over {timed.speed.questions} of "
                     f"{timed.answered} questions; an earlier attempt had answered the others."
                 )
             if timed.speed.attempts > 1:
                 notes.append(
-                    f"{_name(line)}, {task_title(board, timed.task)}: measured over {timed.speed.attempts} attempts, "
+                    f"{line.label}, {task_title(board, timed.task)}: measured over {timed.speed.attempts} attempts, "
                     "each of which warmed up anew; what was lost between them does not count."
                 )
     return notes
-
-
-def _name(line: Line) -> str:
-    given = (f"{name}={value}" for name, value in line.given.items())
-    return " ".join([line.method, *([] if line.method == "vanilla" else [str(line.budget)]), *given])
 
 
 def _whole_cost(board: Leaderboard) -> dict[str, float] | None:

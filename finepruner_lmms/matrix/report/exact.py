@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.matrix.report.board import AVERAGE, Leaderboard, Line
 from finepruner_lmms.matrix.report.costs import exact_costs
 from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.names import row_names
-from finepruner_lmms.matrix.report.scores import besides, relative_of
+from finepruner_lmms.matrix.report.reading import besides, relative_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,19 +43,27 @@ def dataframe(board: Leaderboard, relative: str = "ratios") -> pd.DataFrame:
     return exact_frame(board, relative).dataframe()
 
 
+_SCORE = {
+    "error": "shown_error", "low": "shown_low", "high": "shown_high", "questions": "questions", "images": "images",
+}  # fmt: skip
+_DELTA = {
+    "delta": "difference.value", "delta_error": "difference.error", "delta_low": "difference.low",
+    "delta_high": "difference.high", "p": "difference.p", "p_adjusted": "p_adjusted", "won": "difference.won",
+    "lost": "difference.lost",
+}  # fmt: skip
+"""What columns of a task are called, and the field that each shows."""
+
+
 def _errors(board: Leaderboard, line: Line, relative: str) -> dict[str, object]:
     row: dict[str, object] = {}
     for task in board.tasks:
-        score = line.scores.get(task)
-        row |= {
-            f"{task}_error": None if score is None else score.shown_error,
-            f"{task}_low": None if score is None else score.shown_low,
-            f"{task}_high": None if score is None else score.shown_high,
-            f"{task}_questions": None if score is None else score.questions,
-            f"{task}_images": None if score is None else score.images,
-        }
+        row |= _fields(task, line.scores.get(task), _SCORE)
     row |= {"average_error": line.average_error, "average_low": line.average_low, "average_high": line.average_high}
     return row | {"relative_error": relative_of(line, relative)[1]}
+
+
+def _fields(column: str, of: object, names: Mapping[str, str]) -> dict[str, object]:
+    return {f"{column}_{name}": None if of is None else attrgetter(field)(of) for name, field in names.items()}
 
 
 def _beside(board: Leaderboard, line: Line) -> dict[str, object]:
@@ -67,16 +77,5 @@ def _beside(board: Leaderboard, line: Line) -> dict[str, object]:
 def _deltas(board: Leaderboard, line: Line) -> dict[str, object]:
     row: dict[str, object] = {"baseline": next((delta.baseline for delta in line.deltas.values()), None)}
     for column in (*board.tasks, AVERAGE):
-        delta = line.deltas.get(column)
-        found = None if delta is None else delta.difference
-        row |= {
-            f"{column}_delta": None if found is None else found.value,
-            f"{column}_delta_error": None if found is None else found.error,
-            f"{column}_delta_low": None if found is None else found.low,
-            f"{column}_delta_high": None if found is None else found.high,
-            f"{column}_p": None if found is None else found.p,
-            f"{column}_p_adjusted": None if delta is None else delta.p_adjusted,
-            f"{column}_won": None if found is None else found.won,
-            f"{column}_lost": None if found is None else found.lost,
-        }
+        row |= _fields(column, line.deltas.get(column), _DELTA)
     return row

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.plan import Cell, Study, row_label
 from finepruner_lmms.matrix.records import Result
 from finepruner_lmms.matrix.report.baselines import with_best, with_deltas
 from finepruner_lmms.matrix.report.board import Leaderboard, Line, Timed
@@ -235,7 +235,6 @@ def _merge_seeds(lines: list[Line], tasks: Sequence[str]) -> list[Line]:
 def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
     """The mean over seeds. Its errors hold both what images and what seeds do."""
     given = {name: value for name, value in group[0].given.items() if name != "seed"}
-    parts = [group[0].method, *([] if group[0].budget == "" else [str(group[0].budget)])]
     scores: dict[str, Score] = {}
     tallies: Tallies = {}
     for task in tasks:
@@ -247,7 +246,7 @@ def _mean_line(group: list[Line], tasks: Sequence[str]) -> Line:
     averages = [statistics.fmean(line.scores[task].percent for task in done) for line in group] if done else []
     return replace(
         group[0],
-        label=" ".join([*parts, *(f"{name}={value}" for name, value in given.items())]),
+        label=row_label(group[0].method, group[0].budget, given),  # imported rows have no seeds to be merged
         parameters={name: value for name, value in group[0].parameters.items() if name != "seed"},
         given=given,
         scores=scores,
