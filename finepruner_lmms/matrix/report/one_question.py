@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.lazy import np
-from finepruner_lmms.matrix.measures import benchmark_for, has_samples
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.questions import open_questions
 from finepruner_lmms.matrix.records import Damage
 from finepruner_lmms.matrix.report.page.pictures import as_seen
 from finepruner_lmms.matrix.results import read_lines
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.matrix.tallies import tally_of
 from finepruner_lmms.matrix.traces import Traced, read_traces
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def comparison_of(store: Store, task: str, number: str) -> Comparison:
         answered |= samples.keys()
         if document in samples:
             sample, traced = dict(samples[document]), _trace(folder, document)
-            score = _score(cell, state.result, samples) if has_samples(state.result) else {}
-            found.append((cell, sample, traced, _seen(cell, sample, traced, score.get(document))))
+            tally = tally_of(store, cell, state.result)
+            scores = {} if tally is None else dict(zip(tally.documents.tolist(), tally.scores.tolist(), strict=True))
+            found.append((cell, sample, traced, _seen(cell, sample, traced, scores.get(document))))
     if not found:
         near = sorted(answered, key=lambda one: abs(one - document))[:3]
         fix = f"give one that was asked, such as {', '.join(map(str, sorted(near)))}" if near else "run the study first"
@@ -76,14 +77,6 @@ def _seen(cell: Cell, sample: dict[str, Any], traced: Traced | None, score: floa
     right = None if score is None else score >= 0.5
     known = bool(told) or cell.method.method == "vanilla"
     return Seen(cell.method.label, str(sample["answer"]), told, right=right, recorded=known)
-
-
-def _score(cell: Cell, result: Any, samples: dict[int, Any]) -> dict[int, float]:
-    benchmark = benchmark_for(cell.task, result)
-    metric = benchmark.metric.partition(",")[0]
-    logged = [{**sample, metric: sample["score"]} for sample in samples.values()]
-    tally = benchmark.tally(logged, {number: sample["image"] for number, sample in samples.items()})
-    return dict(zip(tally.documents.tolist(), tally.scores.tolist(), strict=True))
 
 
 def _picture(study: Study, cell: Cell, picture: Any, grid: tuple[int, int] | None) -> Picture:
