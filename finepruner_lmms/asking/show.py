@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 from finepruner_lmms.asking.answer import Answer
 from finepruner_lmms.asking.compared import Comparison, Seen, Stage, of_answers
@@ -150,8 +149,3 @@ def save_figure(found: Comparison, file: Any) -> None:
     """Write the figure to a `.png`, `.pdf` or `.svg` file."""
     metadata = {"Software": None} if str(file).lower().endswith(".png") else None
     figure(found).savefig(file, dpi=120, metadata=metadata)
-
-
-def as_image(picture: Picture, kept: Mask, sheet: int = 0) -> Image.Image:
-    """`darkened` as a picture."""
-    return Image.fromarray(darkened(picture, kept, sheet))

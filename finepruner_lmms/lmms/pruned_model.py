@@ -137,11 +137,6 @@ class PrunedModel(lmms):
         return arguments, pruner
 
     @property
-    def num_decoder_layers(self) -> int:
-        """Layers of the language model."""
-        return self.geometry.num_layers
-
-    @property
     def num_visual_tokens(self) -> int:
         """N, the visual tokens of one image; where images differ, the most that papers count."""
         return self.geometry.num_visual_tokens

@@ -9,7 +9,7 @@ from finepruner_lmms.benchmarks.protocol import LMMS_EVAL
 from finepruner_lmms.errors import list_names
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.report.board import Leaderboard
-from finepruner_lmms.matrix.report.scores import BETTER, FEW, WAITING, WORSE, few
+from finepruner_lmms.matrix.report.reading import BETTER, FEW, WAITING, WORSE, few
 from finepruner_lmms.statistics.differences import FEW_DISCORDANT
 from finepruner_lmms.statistics.scores import FEW_IMAGES
 

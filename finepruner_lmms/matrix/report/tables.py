@@ -11,7 +11,7 @@ from finepruner_lmms.matrix.report.frame import Frame
 from finepruner_lmms.matrix.report.latex import HEAD, floats
 from finepruner_lmms.matrix.report.names import ordered, row_names, task_title
 from finepruner_lmms.matrix.report.notes import RELATIVE, notes
-from finepruner_lmms.matrix.report.scores import beside_frame, deltas_frame, scores_frame
+from finepruner_lmms.matrix.report.reading import beside_frame, deltas_frame, scores_frame
 from finepruner_lmms.output import markdown, plain
 
 __all__ = ["FORMATS", "RELATIVE", "notes", "reading_frame", "render", "task_title"]
