@@ -26,6 +26,7 @@ help:
 	@echo "make test-cpus       the numeric tests as on processors without AVX2"
 	@echo "make lint            install, run ruff, mypy and the import contract"
 	@echo "make figure          install, draw the picture of the README again"
+	@echo "make gallery         install, draw docs/gallery.md and its pictures again"
 
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -42,6 +43,9 @@ quickstart: install
 
 figure: install
 	$(BIN)/python scripts/draw_kept_tokens.py --out docs/kept_tokens.png
+
+gallery: install
+	$(BIN)/python scripts/draw_gallery.py --out docs
 
 test: install
 	$(PYTEST) $(SHARED)
@@ -67,4 +71,4 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help install quickstart figure test test-fast test-versions test-cpus lint
+.PHONY: help install quickstart figure gallery test test-fast test-versions test-cpus lint
