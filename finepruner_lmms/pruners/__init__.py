@@ -17,7 +17,7 @@ from finepruner_lmms.pruners import (
     visionzip,
     vispruner,
 )
-from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, VisionPruner
+from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import (
     build_pruner,
@@ -46,6 +46,7 @@ __all__ = [
     "Reduction",
     "Selection",
     "Stage",
+    "TwoStage",
     "VisionPruner",
     "build_pruner",
     "canonical_name",
