@@ -124,13 +124,15 @@ class _Floor:
 
     def __init__(self, grid: int, rng: random.Random) -> None:
         self.grid, self._rng = grid, rng
-        self._taken = np.zeros((grid + 2, grid + 2), dtype=bool)  # with a rim, so that a margin is inside
+        self._taken = [0] * (grid + 2)  # a bit for each patch of a row; with a rim, so that a margin is inside
 
     def room(self, width: int, height: int) -> tuple[int, int] | None:
         """A free place of that many patches, now taken; None where none was found."""
         for _ in range(_TRIES):
             x, y = self._rng.randint(0, self.grid - width), self._rng.randint(0, self.grid - height)
-            if not self._taken[y : y + height + 2, x : x + width + 2].any():
-                self._taken[y + 1 : y + 1 + height, x + 1 : x + 1 + width] = True
+            margin = ((1 << width + 2) - 1) << x
+            if not any(row & margin for row in self._taken[y : y + height + 2]):
+                for row in range(y + 1, y + 1 + height):
+                    self._taken[row] |= ((1 << width) - 1) << x + 1
                 return x, y
         return None
