@@ -25,6 +25,7 @@ help:
 	@echo "make test-versions   the engine on the oldest and the newest transformers ($(TRANSFORMERS))"
 	@echo "make test-cpus       the numeric tests as on processors without AVX2"
 	@echo "make lint            install, run ruff, mypy and the import contract"
+	@echo "make docs            install, build the pages of docs/ as a site in build/site, refusing dead links"
 	@echo "make figure          install, draw the picture of the README again"
 	@echo "make gallery         install, draw docs/gallery.md and its pictures again"
 
@@ -46,6 +47,9 @@ figure: install
 
 gallery: install
 	$(BIN)/python scripts/draw_gallery.py --out docs
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: install
 	$(PYTEST) $(SHARED)
@@ -71,4 +75,4 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help install quickstart figure gallery test test-fast test-versions test-cpus lint
+.PHONY: help install quickstart figure gallery docs test test-fast test-versions test-cpus lint
