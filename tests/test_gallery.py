@@ -20,6 +20,11 @@ PAGE = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
 PARTS = {part.name: part for part in draw_gallery.PARTS}
 
 
+@pytest.fixture(scope="module")
+def demo():
+    return fp.load_model("demo")
+
+
 def test_the_page_has_every_part_and_its_pictures_are_small():
     drawn = re.findall(r"\]\(gallery/(\w+)\.webp\)", PAGE)
     assert drawn == list(PARTS) and PAGE.startswith(draw_gallery.HEAD)
@@ -29,17 +34,17 @@ def test_the_page_has_every_part_and_its_pictures_are_small():
 
 
 @pytest.mark.parametrize("name", ["habit", "stages"])
-def test_a_part_says_what_the_methods_answer_when_they_are_asked_again(name):
+def test_a_part_says_what_the_methods_answer_when_they_are_asked_again(demo, name):
     part = PARTS[name]
-    found = draw_gallery.compared(part, *fp.load_model("demo"))
+    found = draw_gallery.compared(part, *demo)
     assert draw_gallery.section(part, found) in PAGE
     drawn = io.BytesIO(draw_gallery.picture(found))
     assert Image.open(drawn).size == Image.open(ROOT / "docs" / "gallery" / f"{name}.webp").size
 
 
-def test_the_words_about_evidence_hold():
+def test_the_words_about_evidence_hold(demo):
     """That a method lost what was asked about, and that another one of the same budget kept it."""
-    found = draw_gallery.compared(PARTS["luck"], *fp.load_model("demo"))
+    found = draw_gallery.compared(PARTS["luck"], *demo)
     kept = {row.label: found.evidence_kept(row.stages[-1]) for row in found.rows if row.stages}
     assert kept == {"random 64": 0.0, "finepruner 64 heads=4": 0.0, "vispruner 64": 1.0}
     assert all(row.right for row in found.rows)
