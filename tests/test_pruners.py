@@ -21,7 +21,7 @@ from finepruner_lmms.pruners.budget import parse_budget
 def test_methods_are_the_contract():
     decoder, vision = (
         "fastv finepruner pdrop sparsevlm",
-        "cdpruner divprune fastervlm random uniform visionzip vispruner",
+        "cdpruner divprune eadp fastervlm mmtok random scope uniform visionzip vispruner",
     )
     assert sorted(["vanilla", "pool", *decoder.split(), *vision.split()]) == fp.METHODS
     assert build_pruner("fastv+finepruner", heads=8) == build_pruner("finepruner", heads=8)

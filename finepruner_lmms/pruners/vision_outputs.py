@@ -31,7 +31,8 @@ class VisionOutputs:
     tower: `cls_attention` `[B, Hc, N]` the attention of the CLS token (a softmax with the CLS token in it), `keys`
     `[B, N, C/Hc]` the patches' attention keys, mean of heads, `cls_projected` `[B, 1, D]` the CLS token after the
     projector. `image_embeds` `[B, N, P]` and `text_embeds` (one `[M, P]` a row) are in the joint space of CLIP; for
-    relevance by embedding, `text_embeds` are `[M, D]` word embeddings. `projector` maps features to projected tokens.
+    relevance by embedding, `text_embeds` are `[M, D]` word embeddings; for a method that `reads_words`, those of CLIP
+    are its words and, last, the whole question. `projector` maps features to projected tokens.
     `received_attention` `[B, Hc, N]` is what the patches receive from all patches of their image, mean of the queries,
     in a late layer, where it was asked for. `grid`, the same for all images of the batch, is frames × rows × columns of
     the N tokens where they fill one; `tiled` tells that they fill none, as those of several tiles. `sample_keys`
@@ -71,14 +72,17 @@ class VisionOutputs:
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """Rows × columns of the tokens, the frames of a video below each other; None where they fill no grid.
+        """Rows × columns of the tokens, the frames of a video below each other; None where they fill no grid."""
+        return None if (frames := self.frames) is None else (frames[0] * frames[1], frames[2])
+
+    @property
+    def frames(self) -> tuple[int, int, int] | None:
+        """Frames × rows × columns of the tokens; None where they fill no grid.
 
         Without `grid`, tokens that can be a square are one.
         """
-        if self.grid is not None:
-            return self.grid[0] * self.grid[1], self.grid[2]
-        side = None if self.tiled else image_side(self.num_visual_tokens)
-        return None if side is None else (side, side)
+        side = None if self.tiled or self.grid is not None else image_side(self.num_visual_tokens)
+        return self.grid if side is None else (1, side, side)
 
     def need(self, name: str, method: str) -> Any:
         """The field `name`; `FieldError` saying who needs it if it is not there."""
