@@ -35,8 +35,8 @@ from finepruner_lmms.engine.trace import Trace, guides_of
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import take, with_required
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage
-from finepruner_lmms.pruners.chain import Chain
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
+from finepruner_lmms.pruners.two_stage import TwoStage
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Dropping:
 
     def inside(self) -> DecoderPruner:
         """The method that chooses by what the decoder's layers say."""
-        pruner = self.pruner.inside if isinstance(self.pruner, Chain) else self.pruner
+        pruner = self.pruner.inside if isinstance(self.pruner, TwoStage) else self.pruner
         assert isinstance(pruner, DecoderPruner)
         return pruner
 

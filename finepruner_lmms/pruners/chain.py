@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Side, Stage, VisionPruner
-from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, show_tokens
+from finepruner_lmms.pruners.base import DecoderPruner, VisionPruner
+from finepruner_lmms.pruners.budget import BudgetValue, plain_budget
+from finepruner_lmms.pruners.two_stage import TwoStage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain(Pruner):
+class Chain(TwoStage):
     """`before` leaves `first` tokens (a count or a share) of each image, `inside` prunes on to the budget.
 
     The budget is that of the whole: the average over the layers of the tokens that enter them.
     """
-
-    side: ClassVar[Side] = "both"
 
     first: BudgetValue = None
     before: VisionPruner
@@ -38,29 +38,9 @@ class Chain(Pruner):
         """Both names."""
         return f"{self.before.name}+{self.inside.name}"
 
-    def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
-        """Both, with their budgets."""
-        total = parse_budget(self.budget).tokens(num_visual_tokens)
-        if total == num_visual_tokens:
-            return None, None
-        before = replace(self.before, budget=self.first)
-        left = before.retained(num_visual_tokens)
-        if total > left:
-            problem = f"leaves {left} tokens, fewer than the budget of {show_tokens(total)}"
-            raise FieldError("first", problem, value=self.first, fix="raise it")
-        return before, replace(self.inside, budget=total)  # exact: only the inner method's schedule rounds
-
-    def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
-        """The drop before the model, then those inside, of what is left."""
-        before, inside = self.parts(num_visual_tokens)
-        if before is None or inside is None:
-            return ()
-        drop = before.stages(num_layers, num_visual_tokens)
-        return (*drop, *inside.stages(num_layers, before.retained(num_visual_tokens)))
-
-    def check_heads(self, num_heads: int) -> None:
-        """As the inner method."""
-        self.inside.check_heads(num_heads)
+    def first_budget(self, total: Fraction) -> BudgetValue:
+        """As given."""
+        return self.first
 
     def parameters(self) -> dict[str, Any]:
         """`first`, and those of both methods."""

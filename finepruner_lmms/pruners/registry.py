@@ -12,6 +12,7 @@ from finepruner_lmms.errors import FieldError, nearest
 from finepruner_lmms.plugins import ask_plugins
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, VisionPruner
 from finepruner_lmms.pruners.chain import Chain
+from finepruner_lmms.pruners.two_stage import TwoStage
 
 P = TypeVar("P", bound=type[Pruner])
 _METHODS: dict[str, type[Pruner]] = {}
@@ -46,8 +47,8 @@ def register(name: str, *aliases: str) -> Callable[[P], P]:
 def check_method(name: str, cls: type[Any]) -> None:
     """Raise `FieldError` unless `cls` can be registered as the method `name`.
 
-    It has to be a `VisionPruner` or a `DecoderPruner` (or a `Pruner` that drops nothing) with everything abstract
-    filled in, and a frozen dataclass whose fields, its parameters, are keywords with defaults.
+    It has to be a `VisionPruner`, a `DecoderPruner` or a `TwoStage` (or a `Pruner` that drops nothing) with everything
+    abstract filled in, and a frozen dataclass whose fields, its parameters, are keywords with defaults.
     """
 
     def refuse(problem: str, fix: str = "") -> FieldError:
@@ -69,6 +70,7 @@ def check_method(name: str, cls: type[Any]) -> None:
         if parameter.name in ("name", "side", "first"):
             raise refuse(f"has a parameter {parameter.name!r}, which means something else", "rename it")
     side = "vision" if issubclass(cls, VisionPruner) else "decoder" if issubclass(cls, DecoderPruner) else "none"
+    side = "both" if issubclass(cls, TwoStage) else side
     if getattr(cls, "side", None) != side:
         raise refuse(f"says side = {getattr(cls, 'side', None)!r}, but what it derives from is {side!r}")
     try:
