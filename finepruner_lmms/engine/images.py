@@ -15,7 +15,7 @@ from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.selection import fingerprint
 from finepruner_lmms.pruners import Pruner, VisionPruner
-from finepruner_lmms.pruners.vision_outputs import TowerWish, VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish, VisionOutputs
 
 
 def image_arguments(inputs: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
@@ -97,8 +97,8 @@ def outputs_for(
 
 def tower_wish(pruner: Pruner) -> TowerWish:
     """What the tower is asked for the sake of what works before the language model."""
-    before = getattr(pruner, "before", pruner)
-    return before.wish if isinstance(before, VisionPruner) else TowerWish()
+    before, _ = pruner.halves
+    return NOTHING_MORE if before is None else before.wish
 
 
 def with_questions(

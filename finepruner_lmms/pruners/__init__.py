@@ -4,6 +4,7 @@ from typing import Any
 
 from finepruner_lmms.pruners import (
     cdpruner,
+    coreprune,
     divprune,
     fastervlm,
     fastv,
@@ -12,6 +13,7 @@ from finepruner_lmms.pruners import (
     holov,
     pdrop,
     pool,
+    priortr,
     random,
     sparsevlm,
     uniform,
@@ -19,7 +21,7 @@ from finepruner_lmms.pruners import (
     visionzip,
     vispruner,
 )
-from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, VisionPruner
+from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import (
     build_pruner,
@@ -48,10 +50,12 @@ __all__ = [
     "Reduction",
     "Selection",
     "Stage",
+    "TwoStage",
     "VisionPruner",
     "build_pruner",
     "canonical_name",
     "cdpruner",
+    "coreprune",
     "divprune",
     "fastervlm",
     "fastv",
@@ -62,6 +66,7 @@ __all__ = [
     "parameter_names",
     "pdrop",
     "pool",
+    "priortr",
     "random",
     "register",
     "sparsevlm",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.pruners.base import DecoderPruner, VisionPruner
-from finepruner_lmms.pruners.budget import BudgetValue, plain_budget
-from finepruner_lmms.pruners.two_stage import TwoStage
+from finepruner_lmms.pruners.base import DecoderPruner, TwoStage, VisionPruner
+from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, show_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +36,26 @@ class Chain(TwoStage):
         """Both names."""
         return f"{self.before.name}+{self.inside.name}"
 
-    def first_budget(self, total: Fraction) -> BudgetValue:
-        """As given."""
-        return self.first
+    @property
+    def halves(self) -> tuple[VisionPruner | None, DecoderPruner | None]:
+        """Both."""
+        return self.before, self.inside
+
+    def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
+        """Both, with their budgets."""
+        total = parse_budget(self.budget).tokens(num_visual_tokens)
+        if total == num_visual_tokens:
+            return None, None
+        before = replace(self.before, budget=self.first)
+        left = before.retained(num_visual_tokens)
+        if total > left:
+            problem = f"leaves {left} tokens, fewer than the budget of {show_tokens(total)}"
+            raise FieldError("first", problem, value=self.first, fix="raise it")
+        return before, replace(self.inside, budget=total)  # exact: only the inner method's schedule rounds
+
+    def check_heads(self, num_heads: int) -> None:
+        """As the inner method."""
+        self.inside.check_heads(num_heads)
 
     def parameters(self) -> dict[str, Any]:
         """`first`, and those of both methods."""

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 from finepruner_lmms.errors import FieldError, nearest
 from finepruner_lmms.plugins import ask_plugins
-from finepruner_lmms.pruners.base import DecoderPruner, Pruner, VisionPruner
+from finepruner_lmms.pruners.base import DecoderPruner, Pruner, TwoStage, VisionPruner
 from finepruner_lmms.pruners.chain import Chain
-from finepruner_lmms.pruners.two_stage import TwoStage
 
 P = TypeVar("P", bound=type[Pruner])
 _METHODS: dict[str, type[Pruner]] = {}
@@ -69,8 +68,8 @@ def check_method(name: str, cls: type[Any]) -> None:
             raise refuse(f"has no default for {parameter.name!r}", "give each parameter a default")
         if parameter.name in ("name", "side", "first"):
             raise refuse(f"has a parameter {parameter.name!r}, which means something else", "rename it")
-    side = "vision" if issubclass(cls, VisionPruner) else "decoder" if issubclass(cls, DecoderPruner) else "none"
-    side = "both" if issubclass(cls, TwoStage) else side
+    sides = {VisionPruner: "vision", DecoderPruner: "decoder", TwoStage: "both"}
+    side = next((named for base, named in sides.items() if issubclass(cls, base)), "none")
     if getattr(cls, "side", None) != side:
         raise refuse(f"says side = {getattr(cls, 'side', None)!r}, but what it derives from is {side!r}")
     try:
