@@ -37,6 +37,7 @@ from finepruner_lmms.testing.guards import (
 from finepruner_lmms.testing.samples import (
     IMAGE,
     PAD,
+    SOURCES,
     VISUAL,
     alone,
     decoder_context,
@@ -205,9 +206,10 @@ def check_degenerate(name: str, reference: Reference) -> None:
     if inside is not None:
         context = decoder_context()
         zero: dict[str, Any] = {
-            name: torch.zeros_like(getattr(context, name)) for name in ("next_attention", "text_attention")
+            name: torch.zeros_like(getattr(context, name))
+            for name in (*SOURCES, "text_embeds")
+            if name not in ("text_present", "prefix_lengths")
         }
-        zero |= {name: torch.zeros_like(getattr(context, name)) for name in ("hidden", "visual_embeds", "text_embeds")}
         flat = DecoderContext(
             2,
             torch.full_like(context.attention, 1e-3),

@@ -53,6 +53,9 @@ def random_images(batch: int, seed: int, question: str, device: str = "cuda", **
         keys=draw(batch, n, c // heads),
         cls_projected=draw(batch, 1, d),
         projector=lambda tokens: tokens @ projector.to(tokens.dtype),
+        received_attention=draw(batch, heads, n).softmax(-1),
+        early_received=draw(batch, heads, n).softmax(-1),
+        early_cls_attention=draw(batch, heads, n).softmax(-1),
     )
 
 
@@ -72,6 +75,8 @@ def random_state(batch: int, seed: int, device: str = "cuda", **sizes: int) -> d
         "hidden": draw(batch, n, width),
         "visual_embeds": draw(batch, n, width),
         "text_embeds": draw(batch, words, width),
+        "values": draw(batch, heads, n, width // heads),
+        "text_output": draw(batch, heads, words, width // heads),
         "present": torch.ones(batch, n, dtype=torch.bool, device=device),
         "text_present": torch.ones(batch, words, dtype=torch.bool, device=device),
         "prefix_lengths": torch.full((batch,), 35, device=device),
