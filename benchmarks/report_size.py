@@ -187,7 +187,7 @@ def main() -> None:
         photographs = Photographs()
         questions.open_questions = lambda *_: photographs  # type: ignore[assignment, return-value]
         target, start = given.keep or Path(folder) / "report.html", time.perf_counter()
-        html.write_report(store, target)
+        html.write_report([store], target)
         took = time.perf_counter() - start
         print(f"{given.rows * given.tasks} cells, {given.shown} questions each: written in {took:.1f} s")
         page = target.read_text(encoding="utf-8")

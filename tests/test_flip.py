@@ -186,7 +186,7 @@ def test_a_row_of_mmbench_is_right_by_its_letter():
 def report(store, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(questions, "open_questions", lambda *_: Data())
-        html.write_report(store, file := tmp_path_factory.mktemp("page") / "report.html")
+        html.write_report([store], file := tmp_path_factory.mktemp("page") / "report.html")
     return file
 
 

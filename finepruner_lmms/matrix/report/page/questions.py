@@ -14,6 +14,7 @@ from typing import Any
 from finepruner_lmms.benchmarks.limits import recorded
 from finepruner_lmms.lazy import np
 from finepruner_lmms.lmms.traced import Traced
+from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.questions import NoQuestions, Questions, open_questions
 from finepruner_lmms.matrix.records import Damage
 from finepruner_lmms.matrix.report.board import Leaderboard
@@ -71,9 +72,9 @@ def _task_blocks(asked: Asked, name: str, limits: Limits, tasks: int) -> tuple[d
     notes: list[str] = []
     questions = _open(asked, notes)
     places = {number: place for place, number in enumerate(numbers)}
-    placement = _placement(asked)
+    placement = _placement(asked.study, asked.cell)
     shown = _shown(asked, questions, chosen, places, placement, limits.pictures // tasks)
-    traces = {one.row.number: _traces(one, notes) for one in asked.answers}
+    traces = {one.row.number: _traces(one, placement, notes) for one in asked.answers}
     mapped = _mapped(asked, chosen, traces, limits.maps // tasks)
     have = {number for found in traces.values() for number, one in found.items() if map_bytes(one)}
     if left := have - mapped:
@@ -123,11 +124,11 @@ def _open(asked: Asked, notes: list[str]) -> Questions | None:
         return None
 
 
-def _placement(asked: Asked) -> Placement:
+def _placement(study: Study, cell: Cell) -> Placement:
     """How the model's tokens lie over a picture: LLaVA-1.5's, all N of a square; else the picture is only resized."""
-    if asked.study.images_differ:
+    if study.images_differ:
         return "stretch"
-    return "crop" if asked.cell.model.image_aspect_ratio == "crop" else "pad"
+    return "crop" if cell.model.image_aspect_ratio == "crop" else "pad"
 
 
 def _shown(
@@ -193,7 +194,10 @@ def _categories(asked: Asked, questions: Questions | None, numbers: list[int]) -
 # -- what the rows did -----------------------------------------------------------------------------------------------
 
 
-def _traces(one: Answers, notes: list[str]) -> dict[int, Traced]:
+def _traces(one: Answers, placement: Placement, notes: list[str]) -> dict[int, Traced]:
+    if _placement(one.study, one.cell) != placement:  # its tokens would be drawn where they are not
+        notes.append(f"{one.row.label}: its tokens are not drawn, as its model sees pictures in another frame.")
+        return {}
     try:
         return read_traces(one.folder)
     except Damage as damage:
