@@ -25,6 +25,7 @@ help:
 	@echo "make test-versions   the engine on the oldest and the newest transformers ($(TRANSFORMERS))"
 	@echo "make test-cpus       the numeric tests as on processors without AVX2"
 	@echo "make lint            install, run ruff, mypy and the import contract"
+	@echo "make docs            install, build the pages of docs/ as a site in build/site, refusing dead links"
 	@echo "make figure          install, draw the picture of the README again"
 
 install: $(VENV)/installed
@@ -42,6 +43,9 @@ quickstart: install
 
 figure: install
 	$(BIN)/python scripts/draw_kept_tokens.py --out docs/kept_tokens.png
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: install
 	$(PYTEST) $(SHARED)
@@ -67,4 +71,4 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help install quickstart figure test test-fast test-versions test-cpus lint
+.PHONY: help install quickstart figure docs test test-fast test-versions test-cpus lint

@@ -124,6 +124,9 @@ def state(batch: int, visual: int = VISUAL, words: int = 40) -> DecoderContext:
         hidden=torch.randn(batch, visual, width, generator=generator),
         visual_embeds=torch.randn(batch, visual, width, generator=generator),
         text_embeds=torch.randn(batch, words, width, generator=generator),
+        prefix_lengths=torch.full((batch,), 35),
+        values=torch.randn(batch, 32, visual, 128, generator=generator),
+        text_output=torch.randn(batch, 32, words, 128, generator=generator),
     )
 
 

@@ -57,12 +57,14 @@ class Window:
 
 
 @contextmanager
-def opened(browser: Browser, file: Path, width: int = 1440, **context: Any) -> Iterator[Window]:
-    """A file in a window of its own, offline; nothing may have gone wrong when it is closed."""
+def opened(
+    browser: Browser, file: Path, width: int = 1440, ready: str = "window.FP && FP.data", **context: Any
+) -> Iterator[Window]:
+    """A file in a window of its own, offline, once `ready` holds; nothing may have gone wrong when it is closed."""
     made = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **context)
     window = Window(made.new_page())
     window.page.goto(file.as_uri())
-    window.page.wait_for_function("window.FP && FP.data")
+    window.page.wait_for_function(ready)
     yield window
     assert window.wrong == []
     assert {url.partition(":")[0] for url in window.asked} <= {"file", "blob", "data"}

@@ -130,6 +130,28 @@ def fastv(_pruner, context, count):
     return best(array(context.attention).mean(0), count)
 
 
+def coreprune(pruner, context, count):
+    attention, values, outputs = array(context.text_attention), array(context.values), array(context.text_output)
+    words = np.flatnonzero(context.text_present[0].numpy())
+    words = words if len(words) else [attention.shape[1] - 1]
+
+    def damage(deleted):
+        moved = []
+        for head in range(len(attention)):
+            for word in words:
+                a = attention[head, word, deleted]
+                away = (a[:, None] * (values[head, deleted] - outputs[head, word])).sum(0)
+                moved.append(np.linalg.norm(away) / (1 - a.sum()))
+        return np.mean(moved)
+
+    deleted = list(range(attention.shape[2]))
+    while (missing := count - attention.shape[2] + len(deleted)) > 0:
+        left = {i: damage([j for j in deleted if j != i]) for i in deleted}
+        back = sorted(deleted, key=lambda i: (left[i], i))[: min(pruner.rescued, missing)]
+        deleted = [i for i in deleted if i not in back]
+    return [i for i in range(attention.shape[2]) if i not in deleted]
+
+
 def pdrop(_pruner, context, count):
     return best(array(context.attention).mean(0), count)
 
@@ -138,6 +160,12 @@ def finepruner(_pruner, context, count):
     attention = array(context.attention)
     heads = best(attention.sum(1), 4)
     return best(attention[heads].mean(0), count)
+
+
+def priortr(_pruner, context, count):
+    words = array(context.text_attention)[:, context.text_present[0].numpy()].mean(0)
+    asked, prior = words.mean(0) / words.mean(0).sum(), words[0] / words[0].sum()
+    return best([p * math.log((p + 1e-10) / (q + 1e-10)) for p, q in zip(asked, prior, strict=True)], count)
 
 
 def sparsevlm(_pruner, context, count):

@@ -19,7 +19,7 @@ from studies import cell
 from test_matrix_failures import Display
 
 from finepruner_lmms import claims
-from finepruner_lmms.matrix import launch, modes
+from finepruner_lmms.matrix import launch, modes, runner
 from finepruner_lmms.matrix.launch import MARK, processes_of
 from finepruner_lmms.matrix.modes import choose_mode, in_order, makespan, places, together
 from finepruner_lmms.matrix.run_settings import RunSettings, save_settings
@@ -137,6 +137,59 @@ def test_two_runs_on_one_folder_do_each_cell_once(store, body, tmp_path):
     work(store.root, Display())
     assert [process.wait(60) for process in others] == [0, 0]
     assert {store.state(one).name for one in cells} == {"done"} and attempts(store, cells) == {1: 10}
+
+
+def done_elsewhere(store: Store, one) -> None:
+    """Another run does a cell."""
+    from finepruner_lmms.matrix.attempts import begin_attempt
+    from finepruner_lmms.matrix.results import write_result
+
+    folder = store.cell_dir(one)
+    begin_attempt(folder, "elsewhere")
+    result = {"id": one.id, "metrics": {"exact_match,none": 0.5}, "percent": 50.0, "standard_error": 1.0}
+    result |= {"answered": 1, "expected": 1, "seconds": 1.0, "spec": {"task": "gqa"}, "place": "elsewhere"}
+    write_result(folder, result, [{"doc_id": 0}])
+
+
+@pytest.mark.slow
+def test_a_cell_that_another_run_took_over_from_a_dead_worker_stays_its_own(store, body, monkeypatch):
+    """The dead worker's cell is free at once, so another run may have it before this one hears of the death."""
+    from test_claims import elsewhere
+
+    body("os._exit(3)")
+    (one,), display = [cell("a", "gqa")], Display()
+    heard = runner.Crew._died_in
+
+    def taken_over(self, *given):
+        elsewhere(store.cell_dir(one))
+        heard(self, *given)
+
+    monkeypatch.setattr(runner.Crew, "_died_in", taken_over)
+    run_cells(store, FILE, [one], display)
+    assert claims.ended(store.cell_dir(one) / "attempt-2") is None and attempts(store, [one]) == {2: 1}
+    assert any("another run goes on with it" in note for note in display.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before the first look", "between the look and the launch"])
+def test_a_cell_that_another_run_did_in_the_meantime_is_not_done_again(store, body, monkeypatch, when):
+    body("pass")
+    cells, display, new_launch = [cell("a", "gqa"), cell("b", "gqa")], Display(), Store.new_launch
+    if when == "before the first look":  # but after these cells were found missing
+        done_elsewhere(store, cells[0])
+    else:
+        launches: list[Path] = []
+
+        def launch_late(self):
+            if not launches:
+                done_elsewhere(store, cells[0])
+            launches.append(new_launch(self))
+            return launches[-1]
+
+        monkeypatch.setattr(Store, "new_launch", launch_late)
+    run_cells(store, FILE, cells, display)
+    assert attempts(store, cells) == {1: 2}
+    assert sorted(name for name, state, _ in display.ended if state == "done") == ["a", "b"]
 
 
 def test_what_another_machine_holds_is_left_to_it(store, body):

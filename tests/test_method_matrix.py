@@ -22,4 +22,6 @@ def test_method(name, check):
 
 @pytest.mark.parametrize("name", OURS)
 def test_method_is_described(name):
-    assert f"\n## `{name}`" in (DOCS / "methods.md").read_text(), f"docs/methods.md has no section on {name}"
+    pages = [page.name for page in DOCS.glob("methods*.md") if f"\n## `{name}`\n" in page.read_text()]
+    assert len(pages) == 1, f"docs/methods_*.md: sections on {name} in {pages or 'no page'}"
+    assert f"[`{name}`]({pages[0]}#{name})" in (DOCS / "methods.md").read_text(), f"docs/methods.md: no row for {name}"

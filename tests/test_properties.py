@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import finepruner_lmms as fp
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners import DecoderContext, VisionPruner, build_pruner, method_class
+from finepruner_lmms.pruners.attention_guided import AttentionGuided
 
 CHOOSING = [name for name in fp.METHODS if issubclass(method_class(name), VisionPruner) and name != "pool"]
 INSIDE = [name for name in fp.METHODS if method_class(name).side == "decoder"]
@@ -94,8 +95,11 @@ def test_exactly_the_promised_number_inside(name, batch, visual, share, seed, ro
     shown = torch.ones(batch, visual, dtype=torch.bool)
     if batch > 1:
         shown[0] = False  # a row without an image
-    pruner = build_pruner(name, rows=data.draw(st.sampled_from(["raw", "renormalised"])),
-                          aggregate=data.draw(st.sampled_from(["mean", "max", "quota"])))  # fmt: skip
+    combination = {}
+    if issubclass(method_class(name), AttentionGuided):
+        combination["rows"] = data.draw(st.sampled_from(["raw", "renormalised"]))
+        combination["aggregate"] = data.draw(st.sampled_from(["mean", "max", "quota"]))
+    pruner = build_pruner(name, **combination)
     context = DecoderContext(
         2,
         attention(batch, 8) * shown[:, None],
@@ -103,9 +107,12 @@ def test_exactly_the_promised_number_inside(name, batch, visual, share, seed, ro
         next_attention=attention(batch, 8),
         text_attention=attention(batch, 8, words),
         text_present=torch.rand(batch, words, generator=generator) > 0.3,
+        prefix_lengths=torch.full((batch,), 3),
         hidden=torch.randn(batch, visual, 4, generator=generator).round(),
         visual_embeds=torch.randn(batch, visual, 4, generator=generator),
         text_embeds=torch.randn(batch, words, 4, generator=generator),
+        values=torch.randn(batch, 8, visual, 4, generator=generator).round(),
+        text_output=torch.randn(batch, 8, max(words, 1), 4, generator=generator).round(),
     )
     retained = min(int(share * visual), visual - 1)
     chosen = pruner.select(context, retained)

@@ -18,6 +18,7 @@ _PLACES = {
     "none": "drops nothing",
     "vision": "before the language model",
     "decoder": "inside the language model",
+    "both": "before the language model and inside it",
 }
 
 

@@ -97,8 +97,8 @@ def outputs_for(
 
 def reads_received(pruner: Pruner) -> bool:
     """Whether what works before the language model reads the attention that patches receive."""
-    before = getattr(pruner, "before", pruner)
-    return isinstance(before, VisionPruner) and "received_attention" in before.reads
+    before, _ = pruner.halves
+    return before is not None and "received_attention" in before.reads
 
 
 def with_questions(

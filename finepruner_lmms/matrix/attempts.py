@@ -105,6 +105,19 @@ def end_attempt(folder: Path, state: str) -> None:
         write_json(folder / "status.json", status | {"state": state})
 
 
+def end_abandoned(folder: Path, how: str) -> bool:
+    """Say how the latest attempt ended whose process is gone; False if somebody works on the cell, as another run may.
+
+    What is ended is the attempt that was looked at, so one that begins meanwhile is not touched.
+    """
+    number = last_attempt(folder)
+    if holder(folder) is not None:
+        return False
+    if number:
+        claims.end(folder / f"{PREFIX}-{number}", how)
+    return True
+
+
 def write_error(folder: Path, error: str, message: str, details: str = "") -> None:
     """Say why an attempt failed. Of several processes that fail, the first says it: the others fail because of it."""
     make_way(folder)

@@ -11,14 +11,14 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
-from finepruner_lmms.claims import end, ended
+from finepruner_lmms.claims import ended
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import try_to_write
-from finepruner_lmms.matrix.attempts import PREFIX, failed_since, holder, last_attempt, write_error
+from finepruner_lmms.matrix.attempts import PREFIX, end_abandoned, failed_since, holder, last_attempt, write_error
 from finepruner_lmms.matrix.launch import Launch, Slot, WorkerTimeout, sweep
 from finepruner_lmms.matrix.modes import Mode, choose_mode, in_order, num_processes, places, together, usable_gpus
 from finepruner_lmms.matrix.plan import Cell, Event, Plan, PlannedCell
@@ -145,6 +145,7 @@ class Crew:
         self._answered: dict[str, int] = {}
         self._died = 0
         self._port_was_taken = False
+        self._take_note_of_others()  # of what they ended after `cells` were found missing
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -167,33 +168,32 @@ class Crew:
                 worker.launch.stop()
                 worker.launch = None
         for folder in self._folders.values():
-            owner = holder(folder)
-            if owner is None and (number := last_attempt(folder)):
-                end(folder / f"{PREFIX}-{number}", "interrupted")
+            end_abandoned(folder, "interrupted")
 
-    def _free(self) -> list[Cell]:
-        """The cells that nobody works on, and that nobody has settled since the run began."""
-        return [cell for name, cell in self._left.items() if self._is_free(name)]
+    def _free(self) -> dict[str, int]:
+        """The cells that nobody works on, and that nobody has settled since the run began: attempts made, by id."""
+        found = ((name, self._attempts_if_free(name)) for name in self._left)
+        return {name: attempts for name, attempts in found if attempts is not None}
 
-    def _is_free(self, name: str) -> bool:
+    def _attempts_if_free(self, name: str) -> int | None:
+        """How many attempts had been made when the cell was found free: a worker may make the next, and no later."""
         folder = self._folders[name]
         number = last_attempt(folder)
         if number > self._before[name] and ended(folder / f"{PREFIX}-{number}") in _SETTLED:
-            return False  # its worker's word is on its way, or it was another run's
-        return holder(folder) is None
+            return None  # its worker's word is on its way, or it was another run's
+        return number if holder(folder) is None else None
 
     def _idle(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.usable and worker.launch is None]
 
     def _can_start(self) -> bool:
-        free = self._free() if self._left else []
+        free = self._free()
         return any(self._suited(worker, free) for worker in self._idle())
 
-    def _suited(self, worker: Worker, free: Sequence[Cell]) -> list[Cell]:
+    def _suited(self, worker: Worker, free: Collection[str]) -> list[Cell]:
         """What a place is to work on: a cell that died there is for another, as long as there is one."""
-        if all(other is worker or not other.usable for other in self._workers):
-            return list(free)
-        return [cell for cell in free if cell.id not in worker.lost]
+        alone = all(other is worker or not other.usable for other in self._workers)
+        return [self._left[name] for name in free if alone or name not in worker.lost]
 
     def _start(self) -> None:
         """A worker for each place that has none, as long as there are cells for it."""
@@ -203,17 +203,17 @@ class Crew:
         # those that have not begun will take some of what is free
         starting = sum(1 for worker in self._workers if worker.launch is not None and not worker.started)
         most = together(self._file, self._mode, len(free), len(self._workers), self._died)
-        groups = -(-len(free) // most) if most else len({cell.task for cell in free})
+        groups = -(-len(free) // most) if most else len({self._left[name].task for name in free})
         ready = [(worker, cells) for worker in idle if (cells := self._suited(worker, free))]
         for worker, cells in ready[: max(0, groups - starting)]:
-            self._launch(worker, in_order(cells, self._seconds, most) if self._mode == "packed" else cells, most)
+            ordered = in_order(cells, self._seconds, most) if self._mode == "packed" else cells
+            self._launch(worker, ordered, free, most)
 
-    def _launch(self, worker: Worker, cells: Sequence[Cell], most: int | None) -> None:
+    def _launch(self, worker: Worker, cells: Sequence[Cell], attempts: Mapping[str, int], most: int | None) -> None:
         folder, file = self._store.new_launch(), self._file
-        folders = [self._folders[cell.id] for cell in cells]
         planned = [
-            PlannedCell(**dict(cell), path=place.resolve(), attempts=last_attempt(place))
-            for cell, place in zip(cells, folders, strict=True)
+            PlannedCell(**dict(cell), path=self._folders[cell.id].resolve(), attempts=attempts[cell.id])
+            for cell in cells
         ]
         plan = Plan(
             launch=folder.name,
@@ -308,12 +308,14 @@ class Crew:
         self._deaths[name] = 1 if answered > self._answered.get(name, 0) else self._deaths[name] + 1
         self._answered[name] = answered
         self._died += 1
-        if self._deaths[name] >= MAX_DEATHS:
+        if holder(folder) is not None:
+            self._display.note(f"{cell.label}: {reason}; another run goes on with it")
+        elif self._deaths[name] >= MAX_DEATHS:
             self._left.pop(name)
             write_error(folder, "WorkerDied", reason)
             self._display.cell_ended(cell, "failed", reason, worker.slot.number)
         else:
-            end(folder / f"{PREFIX}-{last_attempt(folder)}", "died")
+            end_abandoned(folder, "died")
             self._display.note(f"{cell.label}: {reason}; starting again")
         worker.deaths += 1
         worker.lost.add(name)

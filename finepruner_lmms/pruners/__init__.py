@@ -4,12 +4,14 @@ from typing import Any
 
 from finepruner_lmms.pruners import (
     cdpruner,
+    coreprune,
     divprune,
     fastervlm,
     fastv,
     finepruner,
     pdrop,
     pool,
+    priortr,
     random,
     sparsevlm,
     uniform,
@@ -17,7 +19,7 @@ from finepruner_lmms.pruners import (
     visionzip,
     vispruner,
 )
-from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, VisionPruner
+from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import (
     build_pruner,
@@ -46,10 +48,12 @@ __all__ = [
     "Reduction",
     "Selection",
     "Stage",
+    "TwoStage",
     "VisionPruner",
     "build_pruner",
     "canonical_name",
     "cdpruner",
+    "coreprune",
     "divprune",
     "fastervlm",
     "fastv",
@@ -58,6 +62,7 @@ __all__ = [
     "parameter_names",
     "pdrop",
     "pool",
+    "priortr",
     "random",
     "register",
     "sparsevlm",

@@ -93,6 +93,11 @@ class Pruner(ABC):
 
     def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
         """What works before the language model and what works inside it, on images of so many tokens."""
+        return self.halves
+
+    @property
+    def halves(self) -> tuple[VisionPruner | None, DecoderPruner | None]:
+        """Both without budgets of their own: who wants to know what is read asks these, whatever the image."""
         return None, None
 
     def check_heads(self, num_heads: int) -> None:  # noqa: B027 - most methods do not choose heads
@@ -122,7 +127,8 @@ class VisionPruner(Pruner):
 
     side: ClassVar[Side] = "vision"
 
-    def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
+    @property
+    def halves(self) -> tuple[VisionPruner | None, DecoderPruner | None]:
         """All before."""
         return self, None
 
@@ -172,7 +178,8 @@ class DecoderPruner(Pruner):
 
     side: ClassVar[Side] = "decoder"
 
-    def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
+    @property
+    def halves(self) -> tuple[VisionPruner | None, DecoderPruner | None]:
         """All inside."""
         return None, self
 
@@ -194,3 +201,30 @@ class DecoderPruner(Pruner):
     def keep_best(scores: Tensor, context: DecoderContext, retained: int) -> Selection:
         """Keep the best-scored tokens of each row, the lower index on a tie."""
         return Selection(top_mask(scores, retained, context.present, context.required), scores)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoStage(Pruner):
+    """A method that chooses before the language model and again inside it, within one budget.
+
+    `parts` shares the budget out; `halves` are the same two for what they read. A half is a method of its own that
+    need not be registered; its `name` is said in errors.
+    """
+
+    side: ClassVar[Side] = "both"
+
+    @property
+    @abstractmethod
+    def halves(self) -> tuple[VisionPruner | None, DecoderPruner | None]:
+        """What works before and what works inside, without budgets."""
+
+    @abstractmethod
+    def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
+        """Both with their budgets; None for what drops nothing of so many tokens."""
+
+    def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+        """The drop before the model, then those inside, of what is left."""
+        before, inside = self.parts(num_visual_tokens)
+        left = num_visual_tokens if before is None else before.retained(num_visual_tokens)
+        drop = () if before is None else before.stages(num_layers, num_visual_tokens)
+        return (*drop, *(() if inside is None else inside.stages(num_layers, left)))

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Side, Stage, VisionPruner
+from finepruner_lmms.pruners.base import DecoderPruner, TwoStage, VisionPruner
 from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, show_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain(Pruner):
+class Chain(TwoStage):
     """`before` leaves `first` tokens (a count or a share) of each image, `inside` prunes on to the budget.
 
     The budget is that of the whole: the average over the layers of the tokens that enter them.
     """
-
-    side: ClassVar[Side] = "both"
 
     first: BudgetValue = None
     before: VisionPruner
@@ -38,6 +36,11 @@ class Chain(Pruner):
         """Both names."""
         return f"{self.before.name}+{self.inside.name}"
 
+    @property
+    def halves(self) -> tuple[VisionPruner | None, DecoderPruner | None]:
+        """Both."""
+        return self.before, self.inside
+
     def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
         """Both, with their budgets."""
         total = parse_budget(self.budget).tokens(num_visual_tokens)
@@ -49,14 +52,6 @@ class Chain(Pruner):
             problem = f"leaves {left} tokens, fewer than the budget of {show_tokens(total)}"
             raise FieldError("first", problem, value=self.first, fix="raise it")
         return before, replace(self.inside, budget=total)  # exact: only the inner method's schedule rounds
-
-    def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
-        """The drop before the model, then those inside, of what is left."""
-        before, inside = self.parts(num_visual_tokens)
-        if before is None or inside is None:
-            return ()
-        drop = before.stages(num_layers, num_visual_tokens)
-        return (*drop, *inside.stages(num_layers, before.retained(num_visual_tokens)))
 
     def check_heads(self, num_heads: int) -> None:
         """As the inner method."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from finepruner_lmms.errors import FieldError, nearest
 from finepruner_lmms.plugins import ask_plugins
-from finepruner_lmms.pruners.base import DecoderPruner, Pruner, VisionPruner
+from finepruner_lmms.pruners.base import DecoderPruner, Pruner, TwoStage, VisionPruner
 from finepruner_lmms.pruners.chain import Chain
 
 P = TypeVar("P", bound=type[Pruner])
@@ -46,8 +46,8 @@ def register(name: str, *aliases: str) -> Callable[[P], P]:
 def check_method(name: str, cls: type[Any]) -> None:
     """Raise `FieldError` unless `cls` can be registered as the method `name`.
 
-    It has to be a `VisionPruner` or a `DecoderPruner` (or a `Pruner` that drops nothing) with everything abstract
-    filled in, and a frozen dataclass whose fields, its parameters, are keywords with defaults.
+    It has to be a `VisionPruner`, a `DecoderPruner` or a `TwoStage` (or a `Pruner` that drops nothing) with everything
+    abstract filled in, and a frozen dataclass whose fields, its parameters, are keywords with defaults.
     """
 
     def refuse(problem: str, fix: str = "") -> FieldError:
@@ -68,7 +68,8 @@ def check_method(name: str, cls: type[Any]) -> None:
             raise refuse(f"has no default for {parameter.name!r}", "give each parameter a default")
         if parameter.name in ("name", "side", "first"):
             raise refuse(f"has a parameter {parameter.name!r}, which means something else", "rename it")
-    side = "vision" if issubclass(cls, VisionPruner) else "decoder" if issubclass(cls, DecoderPruner) else "none"
+    sides = {VisionPruner: "vision", DecoderPruner: "decoder", TwoStage: "both"}
+    side = next((named for base, named in sides.items() if issubclass(cls, base)), "none")
     if getattr(cls, "side", None) != side:
         raise refuse(f"says side = {getattr(cls, 'side', None)!r}, but what it derives from is {side!r}")
     try:

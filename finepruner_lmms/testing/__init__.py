@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import finepruner_lmms as fp
-from finepruner_lmms.pruners import DecoderContext, DecoderPruner, VisionPruner, build_pruner, method_class
+from finepruner_lmms.pruners import DecoderContext, build_pruner, method_class
 from finepruner_lmms.pruners.budget import parse_budget
 from finepruner_lmms.testing.guards import (
     HostSync,
@@ -37,6 +37,7 @@ from finepruner_lmms.testing.guards import (
 from finepruner_lmms.testing.samples import (
     IMAGE,
     PAD,
+    SOURCES,
     VISUAL,
     alone,
     decoder_context,
@@ -194,20 +195,21 @@ def check_no_host_sync(name: str, reference: Reference) -> None:
 
 def check_degenerate(name: str, reference: Reference) -> None:
     """Tokens that are all alike, or zero, are chosen from without NaN, and as many as promised."""
-    pruner = _some_budget(name, visual=64)
-    if isinstance(pruner, VisionPruner):
+    before, inside = _some_budget(name, visual=64).parts(64)
+    if before is not None:
         random = vision_outputs()
         same = {key: torch.ones_like(value) for key, value in random.tensors().items() if key != "text_embeds"}
         for outputs in (random.replace(**same), random.replace(**{k: torch.zeros_like(v) for k, v in same.items()})):
-            reduced = pruner.reduce(outputs)
-            assert reduced.tokens.shape[1] == pruner.retained(64) and bool(reduced.tokens.isfinite().all())
+            reduced = before.reduce(outputs)
+            assert reduced.tokens.shape[1] == before.retained(64) and bool(reduced.tokens.isfinite().all())
             assert len(set(reduced.keep.sum(1).tolist())) == 1
-    elif isinstance(pruner, DecoderPruner):
+    if inside is not None:
         context = decoder_context()
         zero: dict[str, Any] = {
-            name: torch.zeros_like(getattr(context, name)) for name in ("next_attention", "text_attention")
+            name: torch.zeros_like(getattr(context, name))
+            for name in (*SOURCES, "text_embeds")
+            if name not in ("text_present", "prefix_lengths")
         }
-        zero |= {name: torch.zeros_like(getattr(context, name)) for name in ("hidden", "visual_embeds", "text_embeds")}
         flat = DecoderContext(
             2,
             torch.full_like(context.attention, 1e-3),
@@ -216,7 +218,7 @@ def check_degenerate(name: str, reference: Reference) -> None:
             prefix_lengths=context.prefix_lengths,
             **zero,
         )
-        chosen = pruner.select(flat, 7)
+        chosen = inside.select(flat, 7)
         assert chosen.keep.sum(1).tolist() == [7] * 3
         assert chosen.merged is None or bool(chosen.merged.isfinite().all())
 
@@ -226,12 +228,13 @@ def check_not_finite(name: str, reference: Reference) -> None:
     model, pruner = tiny_llava(), _some_budget(name)
     if method_class(name).side == "none":
         return
+    before, _ = pruner.parts(VISUAL)
     for bad in (float("nan"), float("inf")):
-        if isinstance(pruner, VisionPruner):
+        if before is not None:
             outputs = vision_outputs(visual=VISUAL)
             features = outputs.features.clone()
             features[1, 3, 0] = bad
-            _raises(functools.partial(pruner.select_visual, outputs.replace(features=features)))
+            _raises(functools.partial(before.select_visual, outputs.replace(features=features)))
     inputs = prompts((5, 7))
     inputs["pixel_values"][0, 0, 0, 0] = float("nan")
     _raises(functools.partial(fp.generate, model, pruner, inputs, **OPTIONS))
@@ -247,25 +250,27 @@ def _raises(call: Callable[[], Any]) -> None:
 
 
 def check_reference(name: str, reference: Reference) -> None:
-    """The method keeps what its reference keeps: on random images and states, at several budgets."""
-    cls = method_class(name)
+    """The method keeps what its reference keeps: on random images and states, at several budgets.
+
+    Of a method with two halves, each is asked: the reference tells them apart by what it is given to see.
+    """
     for seed in range(3):
         for share in ("75%", "50%", "25%", "6.25%"):
-            if issubclass(cls, VisionPruner):
-                pruner = reachable(name, share, 8, 64)
-                if pruner is None:
-                    continue
+            whole = reachable(name, share, 8, 64)
+            before, _ = (None, None) if whole is None else whole.parts(64)
+            if before is not None:
                 outputs = vision_outputs(seed=seed)
-                keep = pruner.select_visual(outputs)
+                keep = before.select_visual(outputs)
                 for row in range(3):
-                    expected = reference(pruner, one_image(outputs, row), pruner.retained(64))
+                    expected = reference(before, one_image(outputs, row), before.retained(64))
                     assert keep[row].nonzero().squeeze(1).tolist() == expected, (seed, share, row)
-            elif issubclass(cls, DecoderPruner):
-                pruner, context = build(name), decoder_context(seed=seed)
+            _, inside = build(name).halves
+            if inside is not None:
+                context = decoder_context(seed=seed)
                 retained = int(24 * parse_budget(share).tokens(100) / 100)
-                keep = pruner.select(context, retained).keep
+                keep = inside.select(context, retained).keep
                 for row in range(3):
-                    expected = reference(pruner, one_row(context, row), retained)
+                    expected = reference(inside, one_row(context, row), retained)
                     assert keep[row].nonzero().squeeze(1).tolist() == expected, (seed, share, row)
 
 

@@ -14,7 +14,16 @@ import finepruner_lmms as fp
 from finepruner_lmms.pruners import DecoderContext
 
 IMAGE, PAD, VISUAL = 99, 0, 16
-SOURCES = ("next_attention", "text_attention", "text_present", "prefix_lengths", "hidden", "visual_embeds")
+SOURCES = (
+    "next_attention",
+    "text_attention",
+    "text_present",
+    "prefix_lengths",
+    "hidden",
+    "values",
+    "text_output",
+    "visual_embeds",
+)
 
 
 def rounding(layers: int = 6, dtype: torch.dtype = torch.float32, size: float = 1.0) -> dict[str, Any]:
@@ -136,6 +145,8 @@ def decoder_context(batch: int = 3, visual: int = 24, seed: int = 0, layer: int 
         hidden=torch.randn(batch, visual, 12, generator=generator),
         visual_embeds=torch.randn(batch, visual, 12, generator=generator),
         text_embeds=torch.randn(batch, words, 12, generator=generator),
+        values=torch.randn(batch, 8, visual, 6, generator=generator),
+        text_output=torch.randn(batch, 8, words, 6, generator=generator),
     )
 
 

@@ -16,12 +16,11 @@ _STANDS_IN = {
 
 def check_fits(family: Family, pruner: Pruner) -> None:
     """Raise `FieldError` where `pruner` cannot work on models of a family, whatever the image."""
-    if pruner.side == "none":
-        return
-    before = getattr(pruner, "before", pruner)
-    if isinstance(before, VisionPruner):
+    before, inside = pruner.halves
+    if before is not None:
         _check_before(family, before)
-    check_positions(family, getattr(pruner, "inside", pruner))
+    if inside is not None:
+        check_positions(family, inside)
 
 
 def check_positions(family: Family, pruner: Pruner) -> None:
