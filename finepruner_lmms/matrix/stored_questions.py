@@ -14,7 +14,8 @@ from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.submission import SERVED, TEST
 from finepruner_lmms.data.ready import missing_data
 from finepruner_lmms.data.rows import Rows
-from finepruner_lmms.data.task_folders import DEMO_SPLITS, data_root
+from finepruner_lmms.data.task_folders import data_root
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.matrix.questions import NoQuestions, Questions, category_column, category_name, open_questions
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def stored_questions(data: str, name: str, submission: bool = False) -> Question
             images = Rows(_tables(root / name / _GQA_IMAGES))
             return StoredQuestions(data, name, submission, Rows(_tables(root / name / _GQA_QUESTIONS)), images)
         # miniatures have but one split
-        test = submission and name in SERVED and data not in DEMO_SPLITS
+        test = submission and name in SERVED and data not in MINIATURES
         rows = Rows(_tables(root / name / TEST if test else root / name))
         return StoredQuestions(data, name, submission, rows, None)
     except (OSError, ValueError) as error:
