@@ -14,6 +14,12 @@ import finepruner_lmms as fp
 from finepruner_lmms.pruners import DecoderContext
 
 IMAGE, PAD, VISUAL = 99, 0, 16
+ON_SMALL_MODELS: dict[str, dict[str, Any]] = {
+    "cdpruner": {"relevance": "embedding"},
+    "eadp": {"relevance": "embedding"},
+    "mmtok": {"words": "all"},
+}
+"""Parameters that methods need on random models, which have no text tower and no tokenizer."""
 SOURCES = (
     "next_attention",
     "text_attention",
@@ -115,6 +121,9 @@ def vision_outputs(batch: int = 3, visual: int = 64, seed: int = 0, dtype: torch
         keys=draw(batch, visual, 8),
         cls_projected=draw(batch, 1, 96),
         projector=lambda tokens: tokens @ projector,
+        received_attention=draw(batch, 4, visual).float().softmax(-1),
+        early_received=draw(batch, 4, visual).float().softmax(-1),
+        early_cls_attention=draw(batch, 4, visual).float().softmax(-1),
     )
 
 
