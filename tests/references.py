@@ -133,6 +133,47 @@ def hawk(_pruner, vision, count):
     return best(scores, count)
 
 
+def hiprune(pruner, vision, count):
+    cls, patches = array(vision.cls_attention).mean(0), array(vision.received_attention).mean(0)
+    early_cls, early = array(vision.early_cls_attention).mean(0), array(vision.early_received).mean(0)
+    size = len(cls)
+    side = math.isqrt(size)
+    queries = lambda own, others: (size * others + own) / (size + 1)  # noqa: E731
+    anchors = best(queries(early_cls, early), round(count * pruner.alpha / 5))
+    cross = set(anchors)
+    for y, x in (divmod(anchor, side) for anchor in anchors):
+        around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        cross |= {v * side + u for v, u in around if 0 <= v < side and 0 <= u < side}
+    late = queries(cls, patches)
+    rest = sorted((i for i in range(size) if i not in cross), key=lambda i: (-late[i], i))
+    first = [*anchors, *sorted(cross - set(anchors))]
+    return sorted([*first, *rest][:count])
+
+
+def holov(_pruner, vision, count):
+    attention, features = array(vision.cls_attention).mean(0), array(vision.features)
+    size = len(attention)
+    parts = [part.tolist() for part in np.array_split(np.arange(size), min(16, size))]
+    scores = []
+    for part in parts:
+        unit = [features[i] / (np.linalg.norm(features[i]) + 1e-6) for i in part]
+        others = [[unit[i] @ unit[j] if i != j else 0.0 for j in range(len(part))] for i in range(len(part))]
+        less = max(len(part) - 1, 1)
+        variances = [sum((value - sum(row) / less) ** 2 for value in row) / less for row in others]
+        weights = [1000 * attention[i] for i in part]
+        scale = np.mean(weights) / (np.mean(variances) + 1e-6)
+        scores.append(np.mean([w + 0.09 * scale * v for w, v in zip(weights, variances, strict=True)]))
+    shares = np.array(scores) / (sum(scores) + 1e-6)
+    quota = np.floor(shares * count).astype(int)
+    for part in sorted(range(len(parts)), key=lambda p: (-shares[p], p))[: count - quota.sum()]:
+        quota[part] += 1
+    kept: list[int] = []
+    for part, some in zip(parts, quota, strict=True):
+        kept += sorted(part, key=lambda i: (-attention[i], i))[:some]
+    rest = sorted((i for i in range(size) if i not in kept), key=lambda i: (-attention[i], i))
+    return sorted(kept + rest[: count - len(kept)])
+
+
 # -- decoder side -----------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.selection import fingerprint
 from finepruner_lmms.pruners import Pruner, VisionPruner
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish, VisionOutputs
 
 
 def image_arguments(inputs: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def outputs_for(
         vision = vision.of_rows(_images_of_rows("vision", len(vision.features), layout))
     elif (pixels := inputs.get("pixel_values")) is not None:
         pixels = pixels[_images_of_rows("pixel_values", len(pixels), layout)]
-        vision = encode_images(model, pixels, reads_received(pruner))
+        vision = encode_images(model, pixels, tower_wish(pruner))
     elif inputs.get("image_features") is not None:
         raise FieldError(
             "image_features",
@@ -96,10 +96,10 @@ def outputs_for(
     return with_questions(model, pruner, vision, rows, inputs["input_ids"], layout, questions)
 
 
-def reads_received(pruner: Pruner) -> bool:
-    """Whether what works before the language model reads the attention that patches receive."""
+def tower_wish(pruner: Pruner) -> TowerWish:
+    """What the tower is asked for the sake of what works before the language model."""
     before, _ = pruner.halves
-    return before is not None and "received_attention" in before.reads
+    return NOTHING_MORE if before is None else before.wish
 
 
 def with_questions(

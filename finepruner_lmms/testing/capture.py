@@ -54,6 +54,9 @@ def random_images(batch: int, seed: int, question: str, device: str = "cuda", **
         keys=draw(batch, n, c // heads),
         cls_projected=draw(batch, 1, d),
         projector=lambda tokens: tokens @ projector.to(tokens.dtype),
+        received_attention=draw(batch, heads, n).softmax(-1),
+        early_received=draw(batch, heads, n).softmax(-1),
+        early_cls_attention=draw(batch, heads, n).softmax(-1),
         first_layer=RandomFirstLayer.draw(d, generator, heads=32, head_dim=max(d // 32, 1)),
     )
 

@@ -137,6 +137,9 @@ def vision_outputs(batch: int = 3, visual: int = 64, seed: int = 0, dtype: torch
         keys=draw(batch, visual, 8),
         cls_projected=draw(batch, 1, 96),
         projector=lambda tokens: tokens @ projector,
+        received_attention=draw(batch, 4, visual).float().softmax(-1),
+        early_received=draw(batch, 4, visual).float().softmax(-1),
+        early_cls_attention=draw(batch, 4, visual).float().softmax(-1),
         first_layer=RandomFirstLayer.draw(96, generator),
     )
 
