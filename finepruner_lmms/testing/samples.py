@@ -109,7 +109,8 @@ class RandomFirstLayer(NamedTuple):
     def draw(cls, width: int, generator: torch.Generator, heads: int = 8, head_dim: int = 6) -> RandomFirstLayer:
         """For tokens of `width` numbers, on the generator's device."""
         shape, device = (2, width, heads * head_dim), generator.device
-        return cls(*torch.randn(shape, generator=generator, device=device).div(width**0.5), heads)
+        asks, answers = torch.randn(shape, generator=generator, device=device).div(width**0.5)
+        return cls(asks, answers, heads)
 
     def queries(self, tokens: Tensor) -> Tensor:
         """`[..., D]` → `[..., H, head_dim]`."""
