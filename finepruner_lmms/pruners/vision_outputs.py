@@ -64,7 +64,8 @@ class VisionOutputs:
     `[B, N, C/Hc]` the patches' attention keys, mean of heads, `cls_projected` `[B, 1, D]` the CLS token after the
     projector. `image_embeds` `[B, N, P]` and `text_embeds` (one `[M, P]` a row) are in the joint space of CLIP; for
     relevance by embedding, `text_embeds` are `[M, D]` word embeddings, and `first_layer` is what the language model's
-    first layer asks and answers of them. `projector` maps features to projected tokens.
+    first layer asks and answers of them; for a method that `reads_words`, those of CLIP are its words and, last, the
+    whole question. `projector` maps features to projected tokens.
     `received_attention` `[B, Hc, N]` is what the patches receive from all patches of their image, mean of the queries,
     in a late layer, where it was asked for (`TowerWish`); `early_received` and `early_cls_attention` are what
     `received_attention` and `cls_attention` are, of an earlier layer. `grid`, the same for all images of the batch, is
