@@ -123,6 +123,16 @@ def cdpruner(pruner, vision, count):
     return sorted(picked + rest[: count - len(picked)])
 
 
+def hawk(_pruner, vision, count):
+    layer = vision.first_layer
+    words, keys = array(layer.queries(vision.text_embeds[0])[None]), array(layer.keys(vision.projected))
+    scores = np.zeros(len(keys))
+    for head in range(keys.shape[1]):
+        asked = np.array([np.mean([key @ word for word in words[:, head]]) for key in keys[:, head]])
+        scores += asked / np.linalg.norm(asked) / keys.shape[1]
+    return best(scores, count)
+
+
 def covering(worth, count):
     """Picks, each of the largest worth given those before it, the lower index on a tie."""
     size = len(worth([]))
