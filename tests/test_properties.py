@@ -14,6 +14,7 @@ from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners import DecoderContext, VisionPruner, build_pruner, method_class
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.testing import ON_SMALL_MODELS
+from finepruner_lmms.testing.samples import RandomFirstLayer
 
 CHOOSING = [name for name in fp.METHODS if issubclass(method_class(name), VisionPruner) and name != "pool"]
 INSIDE = [name for name in fp.METHODS if method_class(name).side == "decoder"]
@@ -49,6 +50,7 @@ def images(draw):
         keys=features,
         cls_projected=features.repeat(1, 1, 2)[:, :1],
         projector=lambda tokens: tokens.repeat(1, 1, 2),
+        first_layer=RandomFirstLayer.draw(12, generator),
     )
 
 
