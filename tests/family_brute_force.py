@@ -185,10 +185,9 @@ class BruteForce:
     def encoded(self, before: VisionPruner, number: int) -> Any:
         family = family_of(self.model)
         media = {name: self.inputs[name] for name in family.media if name in self.inputs}
-        received = getattr(before, "importance", "") == "received"
         with torch.no_grad():
             counts = [len(image.tokens) for film in (False, True) for image in self.shown if image.film == film]
-            encoded = family.encode(self.model, media, counts, received)
+            encoded = family.encode(self.model, media, counts, before.wish)
         films = [image.film for image in self.shown]
         among = films[:number].count(films[number])
         vision = (encoded.videos if films[number] else encoded.images)[among]

@@ -52,7 +52,8 @@ def support(which: str, name: str) -> Support:
             pruner = build_pruner(name, budget=None if name == "vanilla" else _BUDGET, **parameters)
         except FieldError:  # the method has no such parameter
             continue
-        kept = family.grid_positions and bool(getattr(pruner, "renumber_positions", False))
+        _, inside = pruner.halves
+        kept = family.grid_positions and inside is not None and inside.renumber_positions
         try:
             check_fits(family, pruner)
             _run(which, pruner, _ROW)
@@ -60,6 +61,8 @@ def support(which: str, name: str) -> Support:
         except FieldError as error:
             # the small models name no CLIP checkpoint; what CLIP's text tower says of a question needs none here
             if error.field == "relevance" and "clip_vision_model" in family.towers:
+                return Support(parameters, kept)
+            if error.field == "words":  # nor have they a tokenizer, which every checkpoint brings along
                 return Support(parameters, kept)
             reason = str(error)  # that of the last way, which is what stands in the way at the end
         if name == "pool" and which in _SQUARES:
