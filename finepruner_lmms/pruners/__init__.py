@@ -3,6 +3,7 @@
 from typing import Any
 
 from finepruner_lmms.pruners import (
+    blind,
     cdpruner,
     coreprune,
     divprune,
@@ -14,6 +15,7 @@ from finepruner_lmms.pruners import (
     pdrop,
     pool,
     priortr,
+    prunesid,
     random,
     sparsevlm,
     uniform,
@@ -52,6 +54,7 @@ __all__ = [
     "Stage",
     "TwoStage",
     "VisionPruner",
+    "blind",
     "build_pruner",
     "canonical_name",
     "cdpruner",
@@ -67,6 +70,7 @@ __all__ = [
     "pdrop",
     "pool",
     "priortr",
+    "prunesid",
     "random",
     "register",
     "sparsevlm",

@@ -69,7 +69,11 @@ class Pruner(ABC):
             value = getattr(self, parameter.name)
             if isinstance(value, numbers.Integral) and not isinstance(value, int):  # NumPy's integers
                 self._write(parameter.name, int(value))
-        self._write("budget", plain_budget(self.budget))
+        self._write("budget", self._plain_budget())
+
+    def _plain_budget(self) -> BudgetValue:
+        """The budget in the one way to write it; `FieldError` for what is none."""
+        return plain_budget(self.budget)
 
     def _write(self, name: str, value: Any) -> None:
         """Set a parameter to an equal value while the pruner is made; afterwards it is frozen."""

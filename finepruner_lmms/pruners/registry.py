@@ -149,6 +149,18 @@ def build_pruner(name: str, **params: Any) -> Pruner:
     return Chain(budget=params.get("budget"), first=params.get("first"), before=before, inside=inside)
 
 
+def needs_budget(name: str) -> bool:
+    """Whether a method has to be given a budget: not the unpruned model, nor one that shows no token at all.
+
+    A name that is none needs one, as most do: who builds it hears what is wrong.
+    """
+    try:
+        classes = _classes(name)
+    except FieldError:
+        return True
+    return any(cls.side != "none" and cls().budget is None for cls in classes)
+
+
 def check_budget_given(pruner: Pruner) -> None:
     """Raise `FieldError` if a method that drops tokens was given no budget.
 
