@@ -123,6 +123,65 @@ def cdpruner(pruner, vision, count):
     return sorted(picked + rest[: count - len(picked)])
 
 
+def covering(worth, count):
+    """Picks, each of the largest worth given those before it, the lower index on a tie."""
+    size = len(worth([]))
+    picked: list[int] = []
+    while len(picked) < count:
+        found = worth(picked)
+        picked.append(max((i for i in range(size) if i not in picked), key=lambda i: (found[i], -i)))
+    return sorted(picked)
+
+
+def gains(similarity: ndarray, picked: list[int]) -> list[float]:
+    """What each candidate, a row, adds to the best similarity of each target."""
+    covered = [max([0.0, *(similarity[i][t] for i in picked)]) for t in range(len(similarity[0]))]
+    return [sum(max(0.0, s - u) for s, u in zip(row, covered, strict=True)) for row in similarity]
+
+
+def softmax(values) -> ndarray:
+    shifted = np.exp(np.array(values) - max(values))
+    return shifted / shifted.sum()
+
+
+def eadp(pruner, vision, count):
+    """By the words after the image, each token's meaning for the question smoothed over the grid in two loops."""
+    tokens, words = array(vision.projected), vision.text_embeds[0].double().numpy()
+    close = np.array([[cosine(token, word) for token in tokens] for word in words])
+    shares = [softmax(100 * row) for row in close]
+    entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in shares]
+    sharpest = sorted(range(len(words)), key=lambda w: (entropy[w], w))[: max(1, len(words) // 5)]
+    weights = softmax([-entropy[w] / 0.01 for w in sharpest])
+    raw = 0.5 * close.mean(0) + 0.5 * sum(w * close[at] for w, at in zip(weights, sharpest, strict=True))
+    scaled = (raw - raw.min() + 1e-6) / (raw.max() - raw.min() + 1e-6)
+    side = math.isqrt(len(tokens))
+    mirrored = lambda i: 1 if i < 0 else side - 2 if i >= side else i  # noqa: E731
+    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    bell = {place: math.exp(-(place[0] ** 2 + place[1] ** 2) / 2) for place in around}
+    smooth = [
+        sum(bell[dy, dx] * scaled[mirrored(y + dy) * side + mirrored(x + dx)] for dy, dx in around) / sum(bell.values())
+        for y in range(side)
+        for x in range(side)
+    ]
+    similarity = np.array([[smooth[j] * (1 + cosine(a, tokens[j])) / 2 for j in range(len(tokens))] for a in tokens])
+    return covering(lambda picked: gains(similarity, picked), count)
+
+
+def mmtok(pruner, vision, count):
+    projected, features = array(vision.projected), array(vision.features)
+    words = vision.text_embeds[0].double().numpy()
+    text = [softmax([cosine(word, token) / 0.02 for token in projected]) / len(words) for word in words]
+    seen = [softmax([cosine(a, b) / 0.2 for b in features]) / len(features) for a in features]
+    similarity = np.array([*text, *(0.5 * row for row in seen)]).T
+    return covering(lambda picked: gains(similarity, picked), count)
+
+
+def scope(pruner, vision, count):
+    features, saliency = array(vision.features), array(vision.cls_attention).sum(0)
+    similarity = np.array([[cosine(a, b) for b in features] for a in features])
+    return covering(lambda picked: np.array(gains(similarity, picked)) * saliency, count)
+
+
 def hiprune(pruner, vision, count):
     cls, patches = array(vision.cls_attention).mean(0), array(vision.received_attention).mean(0)
     early_cls, early = array(vision.early_cls_attention).mean(0), array(vision.early_received).mean(0)

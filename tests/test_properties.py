@@ -13,6 +13,7 @@ import finepruner_lmms as fp
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners import DecoderContext, VisionPruner, build_pruner, method_class
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
+from finepruner_lmms.testing import ON_SMALL_MODELS
 
 CHOOSING = [name for name in fp.METHODS if issubclass(method_class(name), VisionPruner) and name != "pool"]
 INSIDE = [name for name in fp.METHODS if method_class(name).side == "decoder"]
@@ -60,7 +61,9 @@ def test_exactly_the_promised_number(name, vision, share, data):
     parameters = {}
     if name == "vispruner":
         parameters["important_ratio"] = data.draw(st.floats(0, 1))
-    if name == "cdpruner":
+    if name == "mmtok":
+        parameters["words"] = "all"
+    if name in ("cdpruner", "eadp"):
         parameters["relevance"] = data.draw(st.sampled_from(["embedding", "none"]))
     pruner = build_pruner(name, budget=budget, **parameters)
     keep, reduced = pruner.select_visual(vision), pruner.reduce(vision)
@@ -140,6 +143,6 @@ def test_what_is_not_finite_is_refused(name, bad):
     for what in ("features", "projected", "cls_attention"):
         broken = getattr(vision, what).clone()
         broken[0, -1, 0] = bad
-        parameters = {"relevance": "embedding"} if name == "cdpruner" else {}
+        parameters = ON_SMALL_MODELS.get(name, {})
         with pytest.raises(ValueError, match=f"{what}: holds NaN or infinite"):
             build_pruner(name, budget=4, **parameters).select_visual(vision.replace(**{what: broken}))

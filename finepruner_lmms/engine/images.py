@@ -131,16 +131,22 @@ def with_questions(
     if pruner.reads_question == "embedding":
         words = word_embeddings(model, ids[:, ids.shape[1] - layout.tail :]).to(device)
         return vision.replace(text_embeds=[words[row, layout.tail - layout.tails[row] :] for row in rows])
+    if pruner.reads_question in ("clip", "keywords") and questions is None:
+        raise FieldError(
+            "questions", f"{pruner.name!r} reads the question apart from the prompt", fix="give one per row"
+        )
+    asked = [] if questions is None else [questions[row] for row in rows]
+    if pruner.reads_question == "keywords":
+        from finepruner_lmms.engine.keywords import keyword_embeddings
+
+        return vision.replace(text_embeds=keyword_embeddings(model, asked, device))
     if pruner.reads_question == "clip":
-        if questions is None:
-            raise FieldError(
-                "questions", f"{pruner.name!r} reads the question apart from the prompt", fix="give one per row"
-            )
         from finepruner_lmms.engine.clip import bare_question, joint_space
         from finepruner_lmms.engine.clip_names import clip_checkpoint
 
         space = joint_space(clip_checkpoint(model.config, getattr(pruner, "clip", None)), device)
-        texts = space.embed_texts([bare_question(questions[row]) for row in rows])
+        bare = [bare_question(question) for question in asked]
+        texts = space.embed_words(bare) if pruner.reads_words else space.embed_texts(bare)
         return vision.replace(image_embeds=space.embed_patches(model, vision.features), text_embeds=texts)
     return vision
 

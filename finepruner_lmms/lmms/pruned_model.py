@@ -32,6 +32,7 @@ from finepruner_lmms.engine.generate import generate
 from finepruner_lmms.engine.generation import Generation
 from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.engine.images import tower_wish
+from finepruner_lmms.engine.keywords import remember_tokenizer
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
@@ -95,6 +96,7 @@ class PrunedModel(lmms):
                 self.arguments.attn_implementation,
                 self.arguments.device_map,
             )
+            remember_tokenizer(self.model, self._tokenizer)
         self.geometry = Geometry.of(self.model.config)
         self.images: ImageEncoder | None = None
         if self.family.model_type == "llava":

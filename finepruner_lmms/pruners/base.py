@@ -137,9 +137,17 @@ class VisionPruner(Pruner):
         return self, None
 
     @property
-    def reads_question(self) -> Literal["", "clip", "embedding"]:
-        """How the question reaches `VisionOutputs.text_embeds`: not, through CLIP, or as the model embeds it."""
+    def reads_question(self) -> Literal["", "clip", "embedding", "keywords"]:
+        """How the question reaches `VisionOutputs.text_embeds`.
+
+        Not, through CLIP, or as the model embeds it: all words after the image, or the question's keywords.
+        """
         return ""
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether CLIP is to give the question's words one by one, and behind them the question as a whole."""
+        return False
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -52,7 +52,8 @@ class VisionOutputs:
     tower: `cls_attention` `[B, Hc, N]` the attention of the CLS token (a softmax with the CLS token in it), `keys`
     `[B, N, C/Hc]` the patches' attention keys, mean of heads, `cls_projected` `[B, 1, D]` the CLS token after the
     projector. `image_embeds` `[B, N, P]` and `text_embeds` (one `[M, P]` a row) are in the joint space of CLIP; for
-    relevance by embedding, `text_embeds` are `[M, D]` word embeddings. `projector` maps features to projected tokens.
+    relevance by embedding, `text_embeds` are `[M, D]` word embeddings; for a method that `reads_words`, those of CLIP
+    are its words and, last, the whole question. `projector` maps features to projected tokens.
     `received_attention` `[B, Hc, N]` is what the patches receive from all patches of their image, mean of the queries,
     in a late layer, where it was asked for (`TowerWish`); `early_received` and `early_cls_attention` are what
     `received_attention` and `cls_attention` are, of the earlier layer `early`. `grid`, the same for all images of

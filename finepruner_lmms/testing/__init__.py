@@ -36,6 +36,7 @@ from finepruner_lmms.testing.guards import (
 )
 from finepruner_lmms.testing.samples import (
     IMAGE,
+    ON_SMALL_MODELS,
     PAD,
     SOURCES,
     VISUAL,
@@ -52,6 +53,7 @@ from finepruner_lmms.testing.samples import (
 __all__ = [
     "CHECKS",
     "IMAGE",
+    "ON_SMALL_MODELS",
     "OPTIONS",
     "PAD",
     "VISUAL",
@@ -75,12 +77,11 @@ __all__ = [
 
 Reference = Callable[[Any, Any, int], list[int]]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "output_logits": True}
-_PARAMETERS = {"cdpruner": {"relevance": "embedding"}}  # the small model has no text tower
 
 
 def build(name: str, **parameters: Any) -> Any:
     """The method with the parameters that the small model needs."""
-    return build_pruner(name, **(_PARAMETERS.get(name, {}) | parameters))
+    return build_pruner(name, **(ON_SMALL_MODELS.get(name, {}) | parameters))
 
 
 def reachable(name: str, share: str | int, layers: int, visual: int) -> Any:

@@ -14,6 +14,12 @@ import finepruner_lmms as fp
 from finepruner_lmms.pruners import DecoderContext
 
 IMAGE, PAD, VISUAL = 99, 0, 16
+ON_SMALL_MODELS: dict[str, dict[str, Any]] = {
+    "cdpruner": {"relevance": "embedding"},
+    "eadp": {"relevance": "embedding"},
+    "mmtok": {"words": "all"},
+}
+"""Parameters that methods need on random models, which have no text tower and no tokenizer."""
 SOURCES = (
     "next_attention",
     "text_attention",

@@ -34,10 +34,12 @@ _PICKED = (
 )
 
 
-def heads_data(store: Store, study: Study, board: Leaderboard) -> Json:
-    """Everything about heads; empty lists where there is nothing."""
+def heads_data(store: Store, name: str, board: Leaderboard) -> Json:
+    """Everything about heads in one study, which the board calls `name`; empty lists where there is nothing."""
+    study, board = store.study(), board.of(name)
     chosen = studied(board)
     return {
+        "of": name,
         "warning": _PICKED if chosen and study.cells[0].data not in _TUNING else None,
         "study": [
             {"key": one.line.key, "strategy": one.strategy, "heads": str(one.heads), "others": one.others}
