@@ -223,6 +223,31 @@ def holov(_pruner, vision, count):
     return sorted(kept + rest[: count - len(kept)])
 
 
+def blind(_pruner, _vision, _count):
+    return []
+
+
+def downsample(_pruner, _vision, _count):
+    return []  # no token stays as it is; what it makes is compared in test_methods_2026
+
+
+def vscan(_pruner, seen, count):
+    """Both halves, told apart by what they see."""
+    if not hasattr(seen, "features"):
+        return best(array(seen.next_attention).mean(0), count)
+    deep, shallow = array(seen.cls_attention).mean(0), array(seen.early_cls_attention).mean(0)
+    size = len(deep)
+    side = math.isqrt(size)
+    window = [(i // side // 6, i % side // 6) for i in range(size)]
+    each = count // 2 // len(set(window))
+    local: list[int] = []
+    for one in sorted(set(window)):
+        inside = [i for i in range(size) if window[i] == one]
+        local += sorted(inside, key=lambda i: (-shallow[i], i))[:each]
+    rest = sorted((i for i in range(size) if i not in local), key=lambda i: (-deep[i], i))
+    return sorted(local + rest[: count - len(local)])
+
+
 def prunesid(pruner, vision, count):
     scores, features = array(vision.cls_attention).sum(0), array(vision.features)
     size, groups = len(scores), max(count // 4, 1)

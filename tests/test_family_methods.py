@@ -16,6 +16,10 @@ OURS = [
 ]
 
 
+MAY_BE_REFUSED = {"downsample", "fastervlm", "hiprune", "holov", "pool", "prunesid", "visionzip", "vispruner", "vscan"}
+"""What needs a CLS token, or one square of tokens, or makes new ones."""
+
+
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("which", [which for which in FAMILIES if "-" not in which])
 def test_method_on_family(which, name):
@@ -24,4 +28,4 @@ def test_method_on_family(which, name):
         if check is not check_alone or name not in against_brute_force:
             check(name, which)
     if (reason := refusal(name, which)) is not None:
-        assert name in ("fastervlm", "vispruner", "visionzip", "pool"), reason
+        assert name in MAY_BE_REFUSED, reason

@@ -7,6 +7,7 @@ from finepruner_lmms.pruners import (
     cdpruner,
     coreprune,
     divprune,
+    downsample,
     eadp,
     fastervlm,
     fastv,
@@ -25,6 +26,7 @@ from finepruner_lmms.pruners import (
     vanilla,
     visionzip,
     vispruner,
+    vscan,
 )
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
@@ -63,6 +65,7 @@ __all__ = [
     "cdpruner",
     "coreprune",
     "divprune",
+    "downsample",
     "eadp",
     "fastervlm",
     "fastv",
@@ -84,4 +87,5 @@ __all__ = [
     "vanilla",
     "visionzip",
     "vispruner",
+    "vscan",
 ]

@@ -40,13 +40,15 @@ class Reduction(NamedTuple):
     """What a vision-side method makes of an image: `tokens` `[B, R, D]`, of which `keep` `[B, N]` are its own.
 
     Every row keeps equally many of its own. They stand in raster order after `lead` new ones; other new ones follow.
-    `merged` `[B, N]` bool says which of the image's tokens went into new ones, where the method says it.
+    `merged` `[B, N]` bool says which of the image's tokens went into new ones, where the method says it. `changed`
+    tells that its own tokens are not the projected ones any more, since others were merged into them.
     """
 
     tokens: Tensor
     keep: Tensor
     lead: int = 0
     merged: Tensor | None = None
+    changed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
