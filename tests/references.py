@@ -123,6 +123,16 @@ def cdpruner(pruner, vision, count):
     return sorted(picked + rest[: count - len(picked)])
 
 
+def hawk(_pruner, vision, count):
+    layer = vision.first_layer
+    words, keys = array(layer.queries(vision.text_embeds[0])[None]), array(layer.keys(vision.projected))
+    scores = np.zeros(len(keys))
+    for head in range(keys.shape[1]):
+        asked = np.array([np.mean([key @ word for word in words[:, head]]) for key in keys[:, head]])
+        scores += asked / np.linalg.norm(asked) / keys.shape[1]
+    return best(scores, count)
+
+
 def covering(worth, count):
     """Picks, each of the largest worth given those before it, the lower index on a tie."""
     size = len(worth([]))
@@ -285,6 +295,29 @@ def prunesid(pruner, vision, count):
         aside = [i for i in visited if group[i] == g and i not in alone[g]]
         kept += [*alone[g], *aside][: quota[g]]
     return sorted(kept)
+
+
+def tops(pruner, seen, count):
+    """Before: by CLS attention among projected tokens. Inside: by the words' attention among hidden states."""
+    if hasattr(seen, "projected"):
+        relevance, tokens, weight = array(seen.cls_attention).mean(0), array(seen.projected), 0.5
+    else:
+        there = seen.text_present[0].numpy()
+        relevance = array(seen.text_attention)[:, there].mean((0, 1))
+        tokens, weight = array(seen.hidden), pruner.coverage
+    similarity = np.array([[cosine(a, b) for b in tokens] for a in tokens])
+    picked = best(relevance, 1)
+    while len(picked) < count:
+        left = [i for i in range(len(tokens)) if i not in picked]
+        covered = similarity[picked].max(0)
+        added = {i: sum(max(0, similarity[i, j] - covered[j]) for j in left) for i in left}
+        unlike = {i: 1 - covered[i] for i in left}
+        worth = dict.fromkeys(left, 0.0)
+        for factor, part in ((1, relevance), (0.5, unlike), (weight, added)):
+            mean = np.mean([part[i] for i in left])
+            worth = {i: worth[i] + factor * part[i] / mean for i in left}
+        picked.append(max(worth, key=lambda i: (worth[i], -i)))
+    return sorted(picked)
 
 
 # -- decoder side -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from finepruner_lmms.pruners import DecoderContext, VisionPruner, build_pruner, 
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.registry import takes_budget
 from finepruner_lmms.testing import ON_SMALL_MODELS
+from finepruner_lmms.testing.samples import RandomFirstLayer
 
 AVERAGING = ("pool", "downsample")  # they keep no token of the image as it is
 BEFORE = [name for name in fp.METHODS if issubclass(method_class(name), VisionPruner) and takes_budget(name)]
@@ -55,6 +56,7 @@ def images(draw):
         received_attention=attention,
         early_received=attention.flip(-1),
         grid=(1, 1, visual),
+        first_layer=RandomFirstLayer.draw(12, generator),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from finepruner_lmms.engine.first_layer import FirstLayer
 from finepruner_lmms.engine.parts import device_of, word_embeddings
 from finepruner_lmms.engine.prompt_layout import Layout
 from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
@@ -130,7 +131,8 @@ def with_questions(
     vision = vision.replace(sample_keys=keys.to(device) ^ prompts)
     if pruner.reads_question == "embedding":
         words = word_embeddings(model, ids[:, ids.shape[1] - layout.tail :]).to(device)
-        return vision.replace(text_embeds=[words[row, layout.tail - layout.tails[row] :] for row in rows])
+        texts = [words[row, layout.tail - layout.tails[row] :] for row in rows]
+        return vision.replace(text_embeds=texts, first_layer=FirstLayer(model.model.language_model))
     if pruner.reads_question in ("clip", "keywords") and questions is None:
         raise FieldError(
             "questions", f"{pruner.name!r} reads the question apart from the prompt", fix="give one per row"
