@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--budget", default="128")
     options = parser.parse_args()
     logger.remove()
-    files = sorted(map(str, Path(miniatures("test"), options.task).rglob("*.parquet")))
+    files = sorted(map(str, Path(miniatures("demo"), options.task).rglob("*.parquet")))
     documents = datasets.Dataset.from_parquet(files)
     documents = documents.select(range(min(options.questions, len(documents))))
     method = {"method": options.method} | ({} if options.method == "vanilla" else {"budget": options.budget})

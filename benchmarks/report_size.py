@@ -51,9 +51,9 @@ class Photographs:
     def __contains__(self, number: int) -> bool:
         return True
 
-    def fields(self, number: int) -> dict[str, Any]:
+    def evidence(self, number: int) -> list[list[int]]:
         """A box, as the miniatures have one."""
-        return {"evidence": [[100, 100, 300, 250]]}
+        return [[100, 100, 300, 250]]
 
     def text(self, number: int) -> str:
         """No two alike."""
@@ -185,9 +185,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = make(Path(folder), given.rows, given.tasks, given.shown, given.asked)
         photographs = Photographs()
-        questions.open_questions = lambda *_: photographs  # type: ignore[assignment, return-value]
+        questions.stored_questions = lambda *_: photographs  # type: ignore[assignment, return-value]
         target, start = given.keep or Path(folder) / "report.html", time.perf_counter()
-        html.write_report(store, target)
+        html.write_report([store], target)
         took = time.perf_counter() - start
         print(f"{given.rows * given.tasks} cells, {given.shown} questions each: written in {took:.1f} s")
         page = target.read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,6 +99,13 @@ def check_share(field: str, value: Any) -> None:
     """Raise `FieldError` unless `value` is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
         raise FieldError(field, f"got {show(value)}; expected a number from 0 to 1", value=value)
+
+
+def check_number(field: str, value: Any, least: float) -> None:
+    """Raise `FieldError` unless `value` is a finite number of at least `least`."""
+    number = not isinstance(value, bool) and isinstance(value, numbers.Real)
+    if not number or not least <= float(value) < math.inf:
+        raise FieldError(field, f"got {show(value)}; expected a number of at least {least:g}", value=value)
 
 
 def explain_problem(problem: Mapping[str, Any]) -> str:

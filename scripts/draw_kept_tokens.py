@@ -24,7 +24,8 @@ from matplotlib import pyplot as plt
 
 import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.prompts import vicuna_v1
-from finepruner_lmms.demo.questions import KINDS, Question, ask
+from finepruner_lmms.demo.question import Question
+from finepruner_lmms.demo.questions import KINDS, ask
 from finepruner_lmms.demo.scenes import GRID, PATCH, make_scene
 
 METHODS = ("random", "vispruner", "fastv", "finepruner:head_strategy=recommended")

@@ -53,7 +53,7 @@ def main() -> None:
     chromium = os.environ.get("FINEPRUNER_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = Path(folder) / "report.html"
-        write_report(Store(asked.study), page)
+        write_report([Store(asked.study)], page)
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for width in _WIDTHS:
             draw(browser, page, width, asked.out / f"report_{width}.png")

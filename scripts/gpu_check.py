@@ -551,8 +551,9 @@ def selection(run: Run) -> None:
     cases += [(name, {}, 192) for name in ("cdpruner", "divprune", "vispruner")]
     slow, missing, worst = {}, {}, 0.0
     for name, parameters, budget in run.within(cases):
-        more = {"relevance": "embedding"} if name == "cdpruner" else {}
-        pruner = fp.build_pruner(name, budget=budget if visual == 576 else "50%", **parameters, **more)
+        wanted = (budget, 192) if visual == 576 else ("50%", "75%")  # the second where a late drop cannot go as low
+        found = (at_some_budget(name, parameters, str(share), 32, visual) for share in wanted)
+        pruner = next(pruner for pruner in found if pruner is not None)
         label, limit = f"{named(name, parameters)} {budget}", 3.0 if (name, budget) == ("cdpruner", 192) else 1.0
         eager = graph = 0.0
         try:

@@ -1,8 +1,8 @@
 """Print the model of time behind `plan`: what it assumes, how far it is from measurements, and a sweep on eight H100s.
 
-    python scripts/time_model.py [--write docs/performance.md]
+    python scripts/time_model.py [--write docs/appendix/time_model.md]
 
-These are the tables of docs/performance.md. Nothing is measured here: the measured column was, on one H100.
+These are the tables of docs/appendix/time_model.md. Nothing is measured here: the measured column was, on one H100.
 """
 
 from __future__ import annotations

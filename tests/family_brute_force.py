@@ -11,6 +11,8 @@ choice is the published one is tested elsewhere.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,6 +161,8 @@ class BruteForce:
         self.words = list(range(max((image.columns[-1] for image in self.shown), default=0) + 1, len(self.ids)))
         self.choices: dict[tuple[int, int], Choice] = {}
         self.weights: Tensor | None = None
+        self.values: Tensor | None = None
+        self.outputs: Tensor | None = None
         for layer in self.decoder.layers:
             assert layer.self_attn.config._attn_implementation == "eager"
 
@@ -181,10 +185,9 @@ class BruteForce:
     def encoded(self, before: VisionPruner, number: int) -> Any:
         family = family_of(self.model)
         media = {name: self.inputs[name] for name in family.media if name in self.inputs}
-        received = getattr(before, "importance", "") == "received"
         with torch.no_grad():
             counts = [len(image.tokens) for film in (False, True) for image in self.shown if image.film == film]
-            encoded = family.encode(self.model, media, counts, received)
+            encoded = family.encode(self.model, media, counts, before.wish)
         films = [image.film for image in self.shown]
         among = films[:number].count(films[number])
         vision = (encoded.videos if films[number] else encoded.images)[among]
@@ -236,6 +239,8 @@ class BruteForce:
             hidden=hidden[:, columns],
             visual_embeds=self.prompt.embeds[self.shown[number].tokens][None],
             text_embeds=self.prompt.embeds[self.words][None],
+            values=self.values[:, :, columns],
+            text_output=self.outputs[:, :, words or [last]],
         ).remember_in(image.memory)
         chosen = inside.select(context, stages[layer].retained)
         keep = chosen.keep & present
@@ -261,6 +266,21 @@ class BruteForce:
             handle.remove()
         hidden = hidden if isinstance(hidden, Tensor) else hidden[0]
         return hidden, caught[0], rotary[0].reshape(-1, length, rotary[0].shape[-1])
+
+    @contextmanager
+    def watched(self, number: int) -> Iterator[None]:
+        """Keep the layer's values and what its attention hands to the output projection: `[1, H, L, d]` each."""
+        attn, caught = self.decoder.layers[number].self_attn, {}
+        hooks = [
+            attn.v_proj.register_forward_hook(lambda _m, _a, output: caught.update(values=output)),
+            attn.o_proj.register_forward_pre_hook(lambda _m, args: caught.update(outputs=args[0])),
+        ]
+        yield
+        for hook in hooks:
+            hook.remove()
+        values, outputs = (caught[name].unflatten(2, (-1, attn.head_dim)) for name in ("values", "outputs"))
+        self.outputs = outputs.transpose(1, 2)
+        self.values = values.transpose(1, 2).repeat_interleave(outputs.shape[2] // values.shape[2], dim=1)
 
     @torch.no_grad()
     def answer(self) -> Answer:
@@ -310,7 +330,8 @@ class BruteForce:
             if step == 0:
                 lengths.append(int(seen.sum()))
                 visual.append(sum(sum(image.alive) for image in images))
-            hidden, self.weights, cos = self.run(layer, hidden, positions, seen)
+            with self.watched(layer):
+                hidden, self.weights, cos = self.run(layer, hidden, positions, seen)
             if layer < len(deep):
                 hidden = hidden + deep[layer]
         rotary.append(cos[:, seen] if step == 0 else cos[:, -1:])
@@ -383,9 +404,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "pdrop": ("pdrop", {}),
     "pdrop official": ("pdrop", {"variant": "official"}),
     "sparsevlm": ("sparsevlm", {}),
+    "coreprune": ("coreprune", {}),
     "divprune+pdrop": ("divprune+pdrop", {"first": "75%"}),
 }
-"""One stage: those before the decoder, `fastv`, `finepruner`. Three: `pdrop`, `sparsevlm`. The last has both."""
+"""Three stages: `pdrop`, `sparsevlm`. One: the others before and inside the decoder. The last has both."""
 
 BATCHES: dict[str, tuple[Row, ...]] = {
     "one image": ((5, "a", 4),),

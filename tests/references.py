@@ -123,11 +123,143 @@ def cdpruner(pruner, vision, count):
     return sorted(picked + rest[: count - len(picked)])
 
 
+def hawk(_pruner, vision, count):
+    layer = vision.first_layer
+    words, keys = array(layer.queries(vision.text_embeds[0])[None]), array(layer.keys(vision.projected))
+    scores = np.zeros(len(keys))
+    for head in range(keys.shape[1]):
+        asked = np.array([np.mean([key @ word for word in words[:, head]]) for key in keys[:, head]])
+        scores += asked / np.linalg.norm(asked) / keys.shape[1]
+    return best(scores, count)
+
+
+def covering(worth, count):
+    """Picks, each of the largest worth given those before it, the lower index on a tie."""
+    size = len(worth([]))
+    picked: list[int] = []
+    while len(picked) < count:
+        found = worth(picked)
+        picked.append(max((i for i in range(size) if i not in picked), key=lambda i: (found[i], -i)))
+    return sorted(picked)
+
+
+def gains(similarity: ndarray, picked: list[int]) -> list[float]:
+    """What each candidate, a row, adds to the best similarity of each target."""
+    covered = [max([0.0, *(similarity[i][t] for i in picked)]) for t in range(len(similarity[0]))]
+    return [sum(max(0.0, s - u) for s, u in zip(row, covered, strict=True)) for row in similarity]
+
+
+def softmax(values) -> ndarray:
+    shifted = np.exp(np.array(values) - max(values))
+    return shifted / shifted.sum()
+
+
+def eadp(pruner, vision, count):
+    """By the words after the image, each token's meaning for the question smoothed over the grid in two loops."""
+    tokens, words = array(vision.projected), vision.text_embeds[0].double().numpy()
+    close = np.array([[cosine(token, word) for token in tokens] for word in words])
+    shares = [softmax(100 * row) for row in close]
+    entropy = [-sum(p * math.log(p) for p in row if p > 0) for row in shares]
+    sharpest = sorted(range(len(words)), key=lambda w: (entropy[w], w))[: max(1, len(words) // 5)]
+    weights = softmax([-entropy[w] / 0.01 for w in sharpest])
+    raw = 0.5 * close.mean(0) + 0.5 * sum(w * close[at] for w, at in zip(weights, sharpest, strict=True))
+    scaled = (raw - raw.min() + 1e-6) / (raw.max() - raw.min() + 1e-6)
+    side = math.isqrt(len(tokens))
+    mirrored = lambda i: 1 if i < 0 else side - 2 if i >= side else i  # noqa: E731
+    around = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    bell = {place: math.exp(-(place[0] ** 2 + place[1] ** 2) / 2) for place in around}
+    smooth = [
+        sum(bell[dy, dx] * scaled[mirrored(y + dy) * side + mirrored(x + dx)] for dy, dx in around) / sum(bell.values())
+        for y in range(side)
+        for x in range(side)
+    ]
+    similarity = np.array([[smooth[j] * (1 + cosine(a, tokens[j])) / 2 for j in range(len(tokens))] for a in tokens])
+    return covering(lambda picked: gains(similarity, picked), count)
+
+
+def mmtok(pruner, vision, count):
+    projected, features = array(vision.projected), array(vision.features)
+    words = vision.text_embeds[0].double().numpy()
+    text = [softmax([cosine(word, token) / 0.02 for token in projected]) / len(words) for word in words]
+    seen = [softmax([cosine(a, b) / 0.2 for b in features]) / len(features) for a in features]
+    similarity = np.array([*text, *(0.5 * row for row in seen)]).T
+    return covering(lambda picked: gains(similarity, picked), count)
+
+
+def scope(pruner, vision, count):
+    features, saliency = array(vision.features), array(vision.cls_attention).sum(0)
+    similarity = np.array([[cosine(a, b) for b in features] for a in features])
+    return covering(lambda picked: np.array(gains(similarity, picked)) * saliency, count)
+
+
+def hiprune(pruner, vision, count):
+    cls, patches = array(vision.cls_attention).mean(0), array(vision.received_attention).mean(0)
+    early_cls, early = array(vision.early_cls_attention).mean(0), array(vision.early_received).mean(0)
+    size = len(cls)
+    side = math.isqrt(size)
+    queries = lambda own, others: (size * others + own) / (size + 1)  # noqa: E731
+    anchors = best(queries(early_cls, early), round(count * pruner.alpha / 5))
+    cross = set(anchors)
+    for y, x in (divmod(anchor, side) for anchor in anchors):
+        around = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        cross |= {v * side + u for v, u in around if 0 <= v < side and 0 <= u < side}
+    late = queries(cls, patches)
+    rest = sorted((i for i in range(size) if i not in cross), key=lambda i: (-late[i], i))
+    first = [*anchors, *sorted(cross - set(anchors))]
+    return sorted([*first, *rest][:count])
+
+
+def holov(_pruner, vision, count):
+    attention, features = array(vision.cls_attention).mean(0), array(vision.features)
+    size = len(attention)
+    parts = [part.tolist() for part in np.array_split(np.arange(size), min(16, size))]
+    scores = []
+    for part in parts:
+        unit = [features[i] / (np.linalg.norm(features[i]) + 1e-6) for i in part]
+        others = [[unit[i] @ unit[j] if i != j else 0.0 for j in range(len(part))] for i in range(len(part))]
+        less = max(len(part) - 1, 1)
+        variances = [sum((value - sum(row) / less) ** 2 for value in row) / less for row in others]
+        weights = [1000 * attention[i] for i in part]
+        scale = np.mean(weights) / (np.mean(variances) + 1e-6)
+        scores.append(np.mean([w + 0.09 * scale * v for w, v in zip(weights, variances, strict=True)]))
+    shares = np.array(scores) / (sum(scores) + 1e-6)
+    quota = np.floor(shares * count).astype(int)
+    for part in sorted(range(len(parts)), key=lambda p: (-shares[p], p))[: count - quota.sum()]:
+        quota[part] += 1
+    kept: list[int] = []
+    for part, some in zip(parts, quota, strict=True):
+        kept += sorted(part, key=lambda i: (-attention[i], i))[:some]
+    rest = sorted((i for i in range(size) if i not in kept), key=lambda i: (-attention[i], i))
+    return sorted(kept + rest[: count - len(kept)])
+
+
 # -- decoder side -----------------------------------------------------------------------------------------------------
 
 
 def fastv(_pruner, context, count):
     return best(array(context.attention).mean(0), count)
+
+
+def coreprune(pruner, context, count):
+    attention, values, outputs = array(context.text_attention), array(context.values), array(context.text_output)
+    words = np.flatnonzero(context.text_present[0].numpy())
+    words = words if len(words) else [attention.shape[1] - 1]
+
+    def damage(deleted):
+        moved = []
+        for head in range(len(attention)):
+            for word in words:
+                a = attention[head, word, deleted]
+                away = (a[:, None] * (values[head, deleted] - outputs[head, word])).sum(0)
+                moved.append(np.linalg.norm(away) / (1 - a.sum()))
+        return np.mean(moved)
+
+    deleted = list(range(attention.shape[2]))
+    while (missing := count - attention.shape[2] + len(deleted)) > 0:
+        left = {i: damage([j for j in deleted if j != i]) for i in deleted}
+        back = sorted(deleted, key=lambda i: (left[i], i))[: min(pruner.rescued, missing)]
+        deleted = [i for i in deleted if i not in back]
+    return [i for i in range(attention.shape[2]) if i not in deleted]
 
 
 def pdrop(_pruner, context, count):
@@ -138,6 +270,12 @@ def finepruner(_pruner, context, count):
     attention = array(context.attention)
     heads = best(attention.sum(1), 4)
     return best(attention[heads].mean(0), count)
+
+
+def priortr(_pruner, context, count):
+    words = array(context.text_attention)[:, context.text_present[0].numpy()].mean(0)
+    asked, prior = words.mean(0) / words.mean(0).sum(), words[0] / words[0].sum()
+    return best([p * math.log((p + 1e-10) / (q + 1e-10)) for p, q in zip(asked, prior, strict=True)], count)
 
 
 def sparsevlm(_pruner, context, count):

@@ -236,7 +236,9 @@ def page() -> str:
         "",
         "Scores follow the code that the benchmark's published figures come from, so that they compare; `protocol: "
         "lmms_eval` in a matrix file, or `finepruner tasks --protocol lmms_eval`, scores as lmms-eval's own tasks do. "
-        "Prompts are the same under both. TextVQA is scored alike by both; MM-Vet by [a judge](judge.md).",
+        "Prompts are the same under both. TextVQA is scored alike by both; MM-Vet by [a judge](judge.md). The code: "
+        "[LLaVA](https://github.com/haotian-liu/LLaVA), [VLMEvalKit](https://github.com/open-compass/VLMEvalKit), "
+        "[lmms-eval](https://github.com/EvolvingLMMs-Lab/lmms-eval).",
         "",
         "*here* is the default, *original* what the original code gives (–: it asks a model), *lmms-eval* the other "
         "protocol. Every line is a case of `tests/scoring_cases.py`, from which this page is written; cases in which "

@@ -41,6 +41,17 @@ def elsewhere(folder: Path, **changes) -> Path:
     return claim
 
 
+def test_whoever_was_taken_over_does_not_say_how_the_attempt_of_another_ended(tmp_path):
+    from finepruner_lmms.matrix.attempts import write_error
+
+    mine = take(tmp_path, "attempt")
+    theirs = elsewhere(tmp_path)
+    write_error(tmp_path, "RuntimeError", "late", attempt=mine.number)
+    assert claims.ended(theirs) is None and not (tmp_path / "error.json").exists()
+    write_error(tmp_path, "RuntimeError", "theirs", attempt=2)
+    assert claims.ended(theirs) == "failed" and (tmp_path / "error.json").exists()
+
+
 @pytest.mark.slow
 def test_of_processes_that_come_together_one_gets_it_and_a_death_frees_it(tmp_path):
     several = [taker(tmp_path) for _ in range(4)]

@@ -16,6 +16,7 @@ import finepruner_lmms as fp
 from finepruner_lmms.engine.clip import bare_question, joint_space
 from finepruner_lmms.engine.clip_names import clip_checkpoint
 from finepruner_lmms.engine.families.registry import find_family
+from finepruner_lmms.engine.fan_out import answer_together
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.testing.families import family_prompts, tiny_model
 
@@ -61,6 +62,36 @@ def test_long_texts_are_read_to_their_end(checkpoint):
     torch.testing.assert_close(vectors, torch.cat(space.embed_texts(pieces)), **NEAR)
     (other,) = space.embed_texts([" ".join(reversed(WORDS[:160]))])
     assert not torch.allclose(vectors[0], other[0])  # the first piece depends on the text
+
+
+def test_words_come_one_by_one_and_then_the_whole(checkpoint):
+    space, clip = joint_space(checkpoint, torch.device("cpu")), CLIPModel.from_pretrained(checkpoint)
+    short, empty, long = space.embed_words(["w1 w2 w3", "", " ".join(WORDS[:100])])
+    states = clip.text_model(torch.tensor([[201, 1, 2, 3, 202]])).last_hidden_state
+    expected = clip.text_projection(states)[0, 1:]
+    expected[-1] /= expected[-1].norm()
+    torch.testing.assert_close(short, expected, **NEAR)
+    assert empty.shape == (1, 12) and long.shape == (101, 12)
+    pieces = space.embed_words([" ".join(WORDS[:75]), " ".join(WORDS[75:100])])
+    torch.testing.assert_close(long[:-1], torch.cat([piece[:-1] for piece in pieces]), **NEAR)
+    torch.testing.assert_close(long[-1], (pieces[0][-1] + pieces[1][-1]) / 2, **NEAR)
+
+
+def test_eadp_reads_the_question_in_a_batch_as_alone_and_beside_cdpruner(checkpoint):
+    model, inputs, questions = tiny_llava(), prompts((5, 7), (5, 7)), ["w1 w2", " ".join(WORDS[50:170])]
+    inputs["pixel_values"] = inputs["pixel_values"][:1].repeat(2, 1, 1, 1)
+    pruners = [
+        fp.build_pruner("eadp", budget=4, clip=checkpoint, beta=8),
+        fp.build_pruner("cdpruner", budget=4, clip=checkpoint),
+    ]
+    alone = [fp.generate(model, pruner, inputs, questions=questions, max_new_tokens=1).trace for pruner in pruners]
+    found = answer_together(model, pruners, inputs, questions=questions, max_new_tokens=1, do_sample=False)
+    for outcome, trace in zip(found.outcomes, alone, strict=True):
+        assert [kept.tolist() for kept in outcome.trace.kept[0]] == [kept.tolist() for kept in trace.kept[0]]
+    assert alone[0].kept[0][0].tolist() != alone[0].kept[0][1].tolist()
+    single = {"input_ids": inputs["input_ids"][1:], "pixel_values": inputs["pixel_values"][1:]}
+    trace = fp.generate(model, pruners[0], single, questions=questions[1:], max_new_tokens=1).trace
+    assert trace.kept[0][0].tolist() == alone[0].kept[0][1].tolist()
 
 
 def test_patches_are_normalised_and_projected(checkpoint):

@@ -43,9 +43,11 @@ def test_what_the_model_of_time_misses_is_known(what):
 
 
 def test_the_page_shows_the_model_as_it_is():
-    page = (ROOT / "docs/performance.md").read_text()
+    page = (ROOT / "docs/appendix/time_model.md").read_text()
     for table in (time_model.comparison, time_model.sweep, time_model.workloads, time_model.assumptions):
-        assert table() in page, f"docs/performance.md: the table of {table.__name__}: python scripts/time_model.py"
+        assert table() in page, (
+            f"docs/appendix/time_model.md: the table of {table.__name__}: python scripts/time_model.py"
+        )
 
 
 def test_weights_are_read_at_least_once_a_step():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from transformers import AttentionInterface
 from finepruner_lmms.engine.families.family import Encoded
 from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.prompt_reading import read_prompt
+from finepruner_lmms.engine.tower_reading import early_layer
+from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish
 from finepruner_lmms.testing.families import FAMILIES, family_prompts, tiny_model
 
 ROWS = {"llava": [(5, "a", 3), (2, "b", 3)]}
@@ -32,7 +36,9 @@ def remembering(module: Any, query: Tensor, key: Tensor, value: Tensor, attentio
 AttentionInterface.register("remembering", remembering)
 
 
-def encoded(which: str, rows: list[Any], received: bool = False) -> tuple[Any, dict[str, Any], Encoded, list[int]]:
+def encoded(
+    which: str, rows: list[Any], wish: TowerWish = NOTHING_MORE
+) -> tuple[Any, dict[str, Any], Encoded, list[int]]:
     model = tiny_model(which)
     family = family_of(model)
     inputs = family_prompts(which, *rows)
@@ -40,7 +46,7 @@ def encoded(which: str, rows: list[Any], received: bool = False) -> tuple[Any, d
     sizes = {number: group.num_visual_tokens for group in layout.groups for number in group.number}
     counts = [sizes[number] for number in sorted(sizes)]
     media = {name: inputs[name] for name in family.media if name in inputs}
-    return model, inputs, family.encode(model, media, counts, received), counts
+    return model, inputs, family.encode(model, media, counts, wish), counts
 
 
 def rows_of(which: str) -> list[Any]:
@@ -88,7 +94,7 @@ def test_features_stand_in_the_order_of_the_tokens_that_the_projector_makes_of_t
 
 @pytest.mark.parametrize("which", ["llava", "llava_next-mistral", "internvl"])
 def test_cls_and_received_attention_are_those_of_the_layer_that_is_projected(which: str) -> None:
-    model, inputs, found, _ = encoded(which, [(5, "a", 3)], received=True)
+    model, inputs, found, _ = encoded(which, [(5, "a", 3)], wish=TowerWish(received=True))
     maps = maps_of(model, inputs)
     layer = model.config.vision_feature_layer
     assert layer < 0  # then hidden states and maps count from the same end
@@ -97,6 +103,27 @@ def test_cls_and_received_attention_are_those_of_the_layer_that_is_projected(whi
     for got, whole in ((image.cls_attention, own[:, :, 0, 1:]), (image.received_attention, own[:, :, 1:, 1:].mean(2))):
         wanted = packed(model, inputs, whole.transpose(1, 2)).T
         torch.testing.assert_close(got[0], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("which", ["llava", "llava_next-mistral", "internvl"])
+def test_attention_of_an_early_layer_is_that_layers(which: str) -> None:
+    model, inputs, found, _ = encoded(which, [(5, "a", 3)], wish=TowerWish(early=1))
+    own = maps_of(model, inputs)[0]
+    (image,) = found.images
+    assert image.received_attention is None
+    received = own[:, :, 1:, 1:].mean(2)
+    for got, whole in ((image.early_cls_attention, own[:, :, 0, 1:]), (image.early_received, received)):
+        wanted = packed(model, inputs, whole.transpose(1, 2)).T
+        torch.testing.assert_close(got[0], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_an_early_layer_that_the_tower_does_not_have_is_refused() -> None:
+    with pytest.raises(FieldError, match=r"tower_layer: got 40; this vision tower has layers 1 to "):
+        encoded("llava", [(5, "a", 3)], wish=TowerWish(early=40))
+
+
+def test_a_share_of_the_depth_is_the_nearest_layer_of_the_tower() -> None:
+    assert [early_layer(TowerWish(early=Fraction(9, 24)), depth) for depth in (24, 27, 3, 1)] == [8, 9, 0, 0]
 
 
 def maps_of(model: Any, inputs: dict[str, Any]) -> list[Tensor]:
@@ -130,7 +157,7 @@ def packed(model: Any, inputs: dict[str, Any], values: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("which", ["qwen2_5_vl", "qwen3_vl"])
 def test_received_attention_of_merged_patches_is_the_mean_over_the_four(which: str) -> None:
-    model, inputs, found, _ = encoded(which, [(5, "a", 3, "b", 1)], received=True)
+    model, inputs, found, _ = encoded(which, [(5, "a", 3, "b", 1)], wish=TowerWish(received=True))
     maps = maps_of(model, inputs)
     pictures = len(found.images)
     last = maps[-pictures:]  # its last layer lets every picture see itself, in a call of its own
@@ -151,7 +178,7 @@ def test_received_attention_of_merged_patches_is_the_mean_over_the_four(which: s
 
 
 def test_received_attention_of_onevision_leaves_newlines_out() -> None:
-    model, inputs, found, _ = encoded("llava_onevision", [(5, "a", 3)], received=True)
+    model, inputs, found, _ = encoded("llava_onevision", [(5, "a", 3)], wish=TowerWish(received=True))
     own = maps_of(model, inputs)[-1].mean(2).transpose(1, 2)
     newline = torch.full((own.shape[-1],), torch.inf)
     (whole,), _ = model.model.pack_image_features([own], inputs["image_sizes"], newline, "anyres_max_9")
@@ -162,7 +189,7 @@ def test_received_attention_of_onevision_leaves_newlines_out() -> None:
 
 @pytest.mark.parametrize("which", VIDEOS)
 def test_videos_are_encoded_in_the_order_of_their_placeholders(which: str) -> None:
-    model, inputs, found, _ = encoded(which, [(5, "v", 3), (2, "a", 4)], received=True)
+    model, inputs, found, _ = encoded(which, [(5, "v", 3), (2, "a", 4)], wish=TowerWish(received=True))
     family = family_of(model)
     layout = read_prompt(family, model.config, inputs["input_ids"], inputs["attention_mask"], inputs)
     entering: dict[str, Tensor] = {}
@@ -186,8 +213,8 @@ def test_videos_are_encoded_in_the_order_of_their_placeholders(which: str) -> No
 
 @pytest.mark.parametrize("which", FAMILIES)
 def test_what_is_said_of_an_image_does_not_depend_on_its_batch(which: str) -> None:
-    _, _, together, _ = encoded(which, rows_of(which), received=True)
-    _, _, alone, _ = encoded(which, rows_of(which)[-1:], received=True)
+    _, _, together, _ = encoded(which, rows_of(which), wish=TowerWish(received=True))
+    _, _, alone, _ = encoded(which, rows_of(which)[-1:], wish=TowerWish(received=True))
     for name, value in alone.images[0].tensors().items():
         if name == "sample_keys":
             assert torch.equal(value, together.images[-1].tensors()[name])
@@ -208,7 +235,7 @@ def test_onevision_shrinks_what_is_said_of_patches_as_it_shrinks_tokens() -> Non
     (span,) = family.described(model.config, media)
     assert span.num_visual_tokens == 9 + 9 != before.num_visual_tokens  # four tiles of 3 × 3 became one
     assert span.num_visual_tokens == family.most_visual_tokens(model.config)
-    found = family.encode(model, media, received=True)
+    found = family.encode(model, media, wish=TowerWish(received=True))
     (image,), (packed,) = found.images, found.outputs["image"].pooler_output
     kept = torch.ones(span.length, dtype=torch.bool)
     kept[list(span.separators)] = False

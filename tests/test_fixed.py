@@ -21,7 +21,7 @@ from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.generate import say_once
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import known_methods
-from finepruner_lmms.testing import IMAGE, PAD, VISUAL, rounding, tiny_llava
+from finepruner_lmms.testing import IMAGE, ON_SMALL_MODELS, PAD, VISUAL, rounding, tiny_llava
 
 STEPS = {"max_new_tokens": 32, "do_sample": False, "output_logits": True}
 MIXES: dict[str, list[tuple[bool, int, int]]] = {  # per row: whether it shows an image, words, and those before it
@@ -34,7 +34,7 @@ MIXES: dict[str, list[tuple[bool, int, int]]] = {  # per row: whether it shows a
     "a whole bucket": [(True, 16, 3), (True, 16, 5)],
 }
 METHODS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {"relevance": "embedding"} if name == "cdpruner" else {}) for name in known_methods()),
+    *((name, ON_SMALL_MODELS.get(name, {})) for name in known_methods()),
     ("divprune+fastv", {"first": 12}),
     ("fastv", {"positions": "renumbered"}),
     ("sparsevlm", {"positions": "renumbered"}),

@@ -40,8 +40,8 @@ class Data:
     def __contains__(self, number: int) -> bool:
         return number < QUESTIONS
 
-    def fields(self, number: int) -> dict[str, Any]:
-        return {"evidence": [BOX] if number % 2 else []}
+    def evidence(self, number: int) -> list[list[int]]:
+        return [BOX] if number % 2 else []
 
     def text(self, number: int) -> str:
         return f"What is in picture {number // 2}?\nAnswer."
@@ -87,7 +87,7 @@ def store(tmp_path_factory) -> Store:
 
 def blocks_of(store: Store, limits: Limits | None = None, data: Any = None) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(questions, "open_questions", lambda *_: data or Data())
+        patch.setattr(questions, "stored_questions", lambda *_: data or Data())
         return {block.name: block.value for block in question_blocks([store], leaderboard(store), limits)}
 
 
@@ -185,8 +185,8 @@ def test_a_row_of_mmbench_is_right_by_its_letter():
 @pytest.fixture(scope="module")
 def report(store, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(questions, "open_questions", lambda *_: Data())
-        html.write_report(store, file := tmp_path_factory.mktemp("page") / "report.html")
+        patch.setattr(questions, "stored_questions", lambda *_: Data())
+        html.write_report([store], file := tmp_path_factory.mktemp("page") / "report.html")
     return file
 
 

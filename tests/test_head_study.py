@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from head_study.compare import Models, clustered_error
 from head_study.deck import Deck
 from head_study.run import combined, measure
-from head_study.write import fill
+from head_study.write import TABLES, fill
 
 from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.demo.scenes import make_scene
@@ -114,8 +114,19 @@ def alike(deck: Deck, scores: list) -> torch.Tensor:
 
 
 def test_tables_go_where_they_are_marked():
-    text = "a\n<!-- table one -->\nold\n<!-- end -->\nb\n<!-- table two -->\n<!-- end -->\n"
-    filled = fill(text, {"one": ["x", "y"], "two": ["z"]})
-    assert filled == text.replace("old\n", "x\ny\n").replace("two -->\n", "two -->\nz\n")
-    with pytest.raises(ValueError, match="each table needs its mark"):
-        fill(text, {"one": []})
+    texts = ["a\n<!-- table one -->\nold\n<!-- end -->\nb\n", "<!-- table two -->\n<!-- end -->\n"]
+    filled = fill(texts, {"one": ["x", "y"], "two": ["z"]})
+    assert filled == [texts[0].replace("old\n", "x\ny\n"), texts[1].replace("two -->\n", "two -->\nz\n")]
+    for wrong in ({"one": []}, {"one": [], "two": [], "three": []}):
+        with pytest.raises(ValueError, match="each table needs its mark"):
+            fill(texts, wrong)
+    with pytest.raises(ValueError, match="each table needs its mark, once"):
+        fill([texts[0], *texts], {"one": [], "two": []})
+
+
+def test_every_table_has_its_place_in_the_pages():
+    docs = Path(__file__).parents[1] / "docs"
+    pages = [(docs / name).read_text() for name in ("head_study.md", "appendix/head_study_tables.md")]
+    names = [*TABLES, "depth", "alone"]
+    filled = fill(pages, {name: [f"the table {name}"] for name in names})
+    assert all(f"\nthe table {name}\n" in "".join(filled) for name in names)

@@ -219,8 +219,9 @@ def test_what_a_cell_raises_is_its_failure_and_says_whether_the_worker_goes_on(
         launch="1", model=failing.model, batch_size=1, data="demo", limit=None, monitor=False, submission=False,
         fan_out=1, cells=(planned,),
     )  # fmt: skip
-    claim = claims.take(folder, "attempt") if first else None
-    assert worker._attempt(lm, None, planned, claim, plan, events, first, None) is goes_on
+    taken = claims.take(folder, "attempt")
+    claim = taken if first else None
+    assert worker._attempt(lm, None, planned, taken.number, claim, plan, events, first, None) is goes_on
     state = store.state(failing)
     assert state.name == "failed" and state.reason == f"{type(error).__name__}: {error}"
     assert sent == ["start", "failed"]

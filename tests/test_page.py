@@ -32,7 +32,7 @@ def started() -> Iterator[Browser]:
 def report(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     file = folder / "report.html"
-    write_report(made_up.make(Store(folder / "run")), file)
+    write_report([made_up.make(Store(folder / "run"))], file)
     return file
 
 
@@ -41,7 +41,7 @@ def hostile(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     file = folder / "report.html"
     long = (HOSTILE + 200_000 * "long ")[:1_000_000]
-    write_report(made_up.make(Store(folder / "run"), HOSTILE, HOSTILE, long), file)
+    write_report([made_up.make(Store(folder / "run"), HOSTILE, HOSTILE, long)], file)
     return file
 
 
@@ -189,10 +189,27 @@ def test_heads_are_drawn_where_there_is_something_to_see(started, report, tmp_pa
     assert len({row.budget for row in found}) == 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(made_up, "rows", lambda: found)
-        write_report(made_up.make(Store(tmp_path / "run")), tmp_path / "few.html")
+        write_report([made_up.make(Store(tmp_path / "run"))], tmp_path / "few.html")
     with opened(started, tmp_path / "few.html") as window:
         titles = " | ".join(window.page.locator("#heads h3").all_inner_texts())
         assert "Strategies by budget" in titles and "over budgets" not in titles  # one budget is no line
+
+
+def test_several_studies_are_told_apart(started, tmp_path):
+    stores = [made_up.make(Store(tmp_path / name), f"study {name}") for name in "ab"]
+    found = [row for row in made_up.rows() if row.method != "random"]  # of the second not all rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made_up, "rows", lambda: found)
+        made_up.make(stores[1], "study b", answer="a bird")
+    write_report(stores, tmp_path / "both.html")
+    with opened(started, tmp_path / "both.html") as window:
+        for section in ("heads", "provenance"):
+            heads = window.page.locator(f"#{section} h3.study").all_inner_texts()
+            assert heads == ["study a", "study b"]
+        window.page.get_by_label("Search rows").fill("study b fastv 64")
+        assert column(window, "method") == ["fastv"]
+        assert "study b" in window.page.locator("table.board tbody th").inner_text()
+        assert window.broken() == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])

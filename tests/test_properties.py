@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 import finepruner_lmms as fp
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners import DecoderContext, VisionPruner, build_pruner, method_class
+from finepruner_lmms.pruners.attention_guided import AttentionGuided
+from finepruner_lmms.testing import ON_SMALL_MODELS
+from finepruner_lmms.testing.samples import RandomFirstLayer
 
 CHOOSING = [name for name in fp.METHODS if issubclass(method_class(name), VisionPruner) and name != "pool"]
 INSIDE = [name for name in fp.METHODS if method_class(name).side == "decoder"]
@@ -47,6 +50,7 @@ def images(draw):
         keys=features,
         cls_projected=features.repeat(1, 1, 2)[:, :1],
         projector=lambda tokens: tokens.repeat(1, 1, 2),
+        first_layer=RandomFirstLayer.draw(12, generator),
     )
 
 
@@ -59,7 +63,9 @@ def test_exactly_the_promised_number(name, vision, share, data):
     parameters = {}
     if name == "vispruner":
         parameters["important_ratio"] = data.draw(st.floats(0, 1))
-    if name == "cdpruner":
+    if name == "mmtok":
+        parameters["words"] = "all"
+    if name in ("cdpruner", "eadp"):
         parameters["relevance"] = data.draw(st.sampled_from(["embedding", "none"]))
     pruner = build_pruner(name, budget=budget, **parameters)
     keep, reduced = pruner.select_visual(vision), pruner.reduce(vision)
@@ -94,8 +100,11 @@ def test_exactly_the_promised_number_inside(name, batch, visual, share, seed, ro
     shown = torch.ones(batch, visual, dtype=torch.bool)
     if batch > 1:
         shown[0] = False  # a row without an image
-    pruner = build_pruner(name, rows=data.draw(st.sampled_from(["raw", "renormalised"])),
-                          aggregate=data.draw(st.sampled_from(["mean", "max", "quota"])))  # fmt: skip
+    combination = {}
+    if issubclass(method_class(name), AttentionGuided):
+        combination["rows"] = data.draw(st.sampled_from(["raw", "renormalised"]))
+        combination["aggregate"] = data.draw(st.sampled_from(["mean", "max", "quota"]))
+    pruner = build_pruner(name, **combination)
     context = DecoderContext(
         2,
         attention(batch, 8) * shown[:, None],
@@ -103,9 +112,12 @@ def test_exactly_the_promised_number_inside(name, batch, visual, share, seed, ro
         next_attention=attention(batch, 8),
         text_attention=attention(batch, 8, words),
         text_present=torch.rand(batch, words, generator=generator) > 0.3,
+        prefix_lengths=torch.full((batch,), 3),
         hidden=torch.randn(batch, visual, 4, generator=generator).round(),
         visual_embeds=torch.randn(batch, visual, 4, generator=generator),
         text_embeds=torch.randn(batch, words, 4, generator=generator),
+        values=torch.randn(batch, 8, visual, 4, generator=generator).round(),
+        text_output=torch.randn(batch, 8, max(words, 1), 4, generator=generator).round(),
     )
     retained = min(int(share * visual), visual - 1)
     chosen = pruner.select(context, retained)
@@ -133,6 +145,6 @@ def test_what_is_not_finite_is_refused(name, bad):
     for what in ("features", "projected", "cls_attention"):
         broken = getattr(vision, what).clone()
         broken[0, -1, 0] = bad
-        parameters = {"relevance": "embedding"} if name == "cdpruner" else {}
+        parameters = ON_SMALL_MODELS.get(name, {})
         with pytest.raises(ValueError, match=f"{what}: holds NaN or infinite"):
             build_pruner(name, budget=4, **parameters).select_visual(vision.replace(**{what: broken}))

@@ -58,6 +58,16 @@ def study(tmp_path) -> Store:
     return save(Store(tmp_path), rows, shares, "demo")
 
 
+def heads_of(store: Store) -> dict:
+    (heads,) = main_of(store)["heads"]
+    return heads
+
+
+def provenance_of(store: Store) -> dict:
+    (told,) = main_of(store)["provenance"]
+    return told
+
+
 def main_of(store: Store) -> dict:
     return blocks(build_report(store))["main"]
 
@@ -97,7 +107,7 @@ def test_drops_are_paired_differences_to_vanilla(study):
 def test_strategies_are_compared_where_rows_differ_in_them(study):
     data = main_of(study)
     labels = {row["key"]: row["label"] for row in data["rows"]}
-    heads = data["heads"]
+    (heads,) = data["heads"]
     assert {one["strategy"] for one in heads["study"]} == set(STRATEGIES) and len(heads["study"]) == 12
     assert {one["heads"] for one in heads["study"]} == {"2", "4"} and {one["others"] for one in heads["study"]} == {""}
     ranked = {one["strategy"]: one["shown"] for one in heads["ranking"]}
@@ -109,14 +119,14 @@ def test_strategies_are_compared_where_rows_differ_in_them(study):
 
 def test_the_tuning_split_may_be_picked_on(tmp_path):
     rows = [method("vanilla"), *(method("finepruner", 64, head_strategy=name) for name in STRATEGIES)]
-    heads = main_of(save(Store(tmp_path), rows, [0.9, 0.8, 0.7, 0.6], "demo-tuning"))["heads"]
+    heads = heads_of(save(Store(tmp_path), rows, [0.9, 0.8, 0.7, 0.6], "demo-tuning"))
     assert len(heads["study"]) == 3 and heads["warning"] is None
     assert not heads["ranking"]  # there is no fastv to compare with
 
 
 def test_without_heads_there_is_no_head_study(tmp_path):
-    heads = main_of(save(Store(tmp_path), [method("vanilla"), method("fastv", 64)], [0.9, 0.7], "demo"))["heads"]
-    assert not any(heads.values())
+    heads = heads_of(save(Store(tmp_path), [method("vanilla"), method("fastv", 64)], [0.9, 0.7], "demo"))
+    assert heads.pop("of") == "a <study>" and not any(heads.values())
 
 
 def test_consensus_selections_are_summed_up(study):
@@ -133,7 +143,7 @@ def test_consensus_selections_are_summed_up(study):
     folder = study.cell_dir(cells[1])
     (folder / "selections-rank0.jsonl").write_text("\n".join(map(json.dumps, [lines[0] | {"n_heads": 99}, *lines])))
     assert [entry["n_heads"] for entry in selections(study, study.study(), 1)] == [line["n_heads"] for line in lines]
-    (found,) = main_of(study)["heads"]["consensus"]
+    (found,) = heads_of(study)["consensus"]
     assert (found["row"], found["selections"], found["tasks"]) == ("fastv 128", 40, ["GQA"])
     assert found["branches"] == {"gap": 30, "high": 10, "low": 0, "fallback": 0}
     assert found["heads"] == [[float(doc), line["n_heads"]] for doc, line in enumerate(lines)]
@@ -150,7 +160,7 @@ def test_heads_alone_are_a_map(tmp_path):
     rows = [method("vanilla")]
     for layer in (2, 5):
         rows += [method("finepruner", 64, head_strategy="fixed", fixed_heads=head, layer=layer) for head in range(4)]
-    heads = main_of(save(Store(tmp_path), rows, [0.9] * len(rows), "demo-tuning"))["heads"]
+    heads = heads_of(save(Store(tmp_path), rows, [0.9] * len(rows), "demo-tuning"))
     (alone,) = heads["alone"]
     assert alone["tokens"] == 64 and [place[:2] for place in alone["heads"]] == [
         [y, x] for y in (1, 4) for x in range(4)
@@ -176,11 +186,11 @@ def test_choices_are_compared_and_followed_across_tasks(study):
     write(5, second)
     rows = study.study().rows
     assert rows[3].given["heads"] == rows[7].given["heads"] == 2
-    alone = {group["title"]: group for group in main_of(study)["heads"]["chosen"]}
+    alone = {group["title"]: group for group in heads_of(study)["chosen"]}
     assert set(alone) == {"budget 128, 2 heads", "budget 64, 2 heads"}  # rows of another budget are not compared
     assert all(group["agreement"] is None for group in alone.values())
     write(7, second)
-    group = next(one for one in main_of(study)["heads"]["chosen"] if one["title"] == "budget 128, 2 heads")
+    group = next(one for one in heads_of(study)["chosen"] if one["title"] == "budget 128, 2 heads")
     assert group["agreement"]["table"][0][1] == 0.75 and [one["task"] for one in group["shares"]] == [
         "gqa",
         "pope",
@@ -190,14 +200,47 @@ def test_choices_are_compared_and_followed_across_tasks(study):
 
 
 def test_provenance_tells_versions_machine_and_what_intervals_cover(study):
-    told = main_of(study)["provenance"]
+    told = provenance_of(study)
     facts = dict(told["facts"])
     assert facts["model"] == "demo" and facts["cells"] == "14 of 15 done" and facts["answers"] == f"{14 * IMAGES}"
-    assert "which images were drawn" in told["covers"][0] and told["yaml"] == []
+    assert "which images were drawn" in main_of(study)["covers"][0] and told["yaml"] == []
     file = MatrixFile(name="mine", model={"pretrained": "demo"}, data="demo", tasks=["gqa"], methods=["vanilla"])
     written = "name: mine\n# why\ntoken: hf_abcdefghijklmnop1234\n"
     save_settings(study.root, RunSettings(file=file, written=written))
-    assert main_of(study)["provenance"]["yaml"] == [["mine", "name: mine\n# why\n[key]"]]
+    assert provenance_of(study)["yaml"] == [["mine", "name: mine\n# why\n[key]"]]
+
+
+def test_several_studies_are_one_report(study, tmp_path):
+    """Rows side by side and told apart, questions asked of both once, heads and provenance of each by itself."""
+    rows = [method("vanilla"), *(method("finepruner", 64, head_strategy=name) for name in STRATEGIES)]
+    other = save(Store(tmp_path / "other"), rows, [0.8, 0.7, 0.6, 0.5], "demo")
+    page = blocks(build_report(study, other))
+    main, names = page["main"], ["a <study> 1", "a <study> 2"]
+    assert main["name"] == " + ".join(names)
+    assert [row["key"] for row in main["rows"]] == [line.key for line in leaderboard(study, other).lines]
+    assert {row["study"] for row in main["rows"]} == set(names)
+    assert [one["of"] for one in main["heads"]] == [one["of"] for one in main["provenance"]] == names
+    assert [len(one["study"]) for one in main["heads"]] == [12, 3]  # of its own rows, not of both
+    assert [dict(one["facts"])["cells"] for one in main["provenance"]] == ["14 of 15 done", "4 of 4 done"]
+    (task,) = page["q/index"]["tasks"]
+    assert task["questions"] == IMAGES and len(task["rows"]) == 14 + 4
+    labels = [row["label"] for row in page["q/index"]["rows"]]
+    assert labels[0] == "a <study> 1: vanilla" and labels[-1].startswith("a <study> 2: finepruner")
+
+
+def test_the_command_takes_several_studies_and_leaves_the_report_of_each(study, tmp_path):
+    other = save(Store(tmp_path / "other"), [method("vanilla"), method("fastv", 64)], [0.8, 0.7], "demo")
+    own = study.root / "report.html"
+    own.write_text("of the first alone")
+    done = CliRunner().invoke(app, ["report", str(study.root), str(other.root)])
+    assert done.exit_code == 0, done.output
+    written = study.root / "report-of-2.html"
+    assert done.stdout == f"{written}\n" and own.read_text() == "of the first alone"
+    assert "a <study> 2: fastv 64" in texts(written.read_text())
+    drawn = CliRunner().invoke(app, ["report", str(study.root), str(other.root), "--figures", str(tmp_path / "drawn")])
+    assert drawn.exit_code == 0, drawn.output
+    data = (tmp_path / "drawn" / "drop.csv").read_text()
+    assert "a <study> 1: fastv 64" in data and "a <study> 2: fastv 64" in data
 
 
 def test_a_page_loads_nothing_and_its_texts_are_no_markup(study):

@@ -1,4 +1,4 @@
-"""The pages lead where they say, on GitHub and as the site of `make docs`."""
+"""The pages lead where they say, on GitHub and as the site of `make docs`, and none is long."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from browser import chromium, opened
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+MOST = 125
+"""Lines of a page: about three screens."""
 LOADS = r"<(?:script|img|iframe|source|video)\b[^>]*\bsrc=[\"'](?:https?:)?//|<link\b[^>]*\bhref=[\"'](?:https?:)?//"
 """What makes a browser ask another host by itself; a link that a reader may follow is none."""
 
@@ -58,6 +60,13 @@ def test_a_dead_link_is_noticed(tmp_path):
         "[e](no.md) [f](other.md#no-heading) [g](#nowhere)\n```\n[h](no.md)\n```\n"
     )
     assert dead_links(page) == ["no.md", "other.md#no-heading", "#nowhere"]
+
+
+@pytest.mark.parametrize("file", [page for page in PAGES if page.parent == ROOT / "docs"], ids=name)
+def test_a_page_is_three_screens_at_most(file):
+    """Tables that are looked up, not read, are in docs/appendix/."""
+    lines = len(file.read_text(encoding="utf-8").splitlines())
+    assert lines <= MOST, f"{lines} lines"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from finepruner_lmms.data import task_folders as tasks
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.identity import data_identity
 from finepruner_lmms.demo import benchmarks as demo
-from finepruner_lmms.demo.questions import NO_OCR, ONE_LETTER, ONE_LETTER_ZH, ONE_WORD, UNANSWERABLE
+from finepruner_lmms.demo.question import NO_OCR, ONE_LETTER, ONE_LETTER_ZH, ONE_WORD, UNANSWERABLE
 
 NAMES = ["vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme", "mmbench", "mmbench_cn"]
 
@@ -121,7 +121,7 @@ def test_mmbench_is_scored_in_every_order_of_its_options(name, tmp_path):
 
 
 def test_the_miniatures_are_asked_as_the_demo_model_was_taught(tmp_path):
-    """The prompts of the task files are, to the letter, those of `demo.questions.Question.prompt`."""
+    """The prompts of the task files are, to the letter, those of `demo.question.Question.prompt`."""
     taught = {
         "vizwiz": UNANSWERABLE + ONE_WORD,
         "sqa": ONE_LETTER,

@@ -123,6 +123,9 @@ def _check_random(method: Method, config: LlavaConfig) -> None:
     if before is not None and before.reads_question == "clip":
         problem = "reads the question through CLIP's text tower, which random weights do not have"
         raise FieldError("relevance", problem, fix="write it with relevance=embedding, or measure a checkpoint")
+    if before is not None and before.reads_question == "keywords":
+        problem = "reads the question's keywords, and random weights have no tokenizer"
+        raise FieldError("words", problem, fix="write it with words=all, or measure a checkpoint")
 
 
 def _default_methods(config: LlavaConfig) -> Sequence[str]:

@@ -13,6 +13,7 @@ from finepruner_lmms.checkpoints.hugging_face import HuggingFaceCheckpoint, hugg
 from finepruner_lmms.checkpoints.original import OriginalCheckpoint
 from finepruner_lmms.checkpoints.original_config import convert_config, is_original
 from finepruner_lmms.engine.families.registry import family_of
+from finepruner_lmms.engine.keywords import remember_tokenizer
 from finepruner_lmms.errors import FieldError, check_choice
 
 __all__ = [
@@ -103,7 +104,10 @@ def load_model(
     `FieldError` naming the argument that is wrong, and the file or the weights.
     """
     checkpoint = open_checkpoint(pretrained)
-    return read_model(checkpoint, pretrained, dtype, device, attn_implementation, device_map), checkpoint.processor
+    model = read_model(checkpoint, pretrained, dtype, device, attn_implementation, device_map)
+    processor = checkpoint.processor
+    remember_tokenizer(model, getattr(processor, "tokenizer", None))
+    return model, processor
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finepruner_lmms.commands.arguments import Output, Outputs
+from finepruner_lmms.commands.arguments import Outputs
 from finepruner_lmms.errors import check_choice
 from finepruner_lmms.output import one_line, plain
 
@@ -81,36 +81,44 @@ def _beside_published(board: Leaderboard, stores: Sequence[Store], form: str, so
 
 
 def report(
-    output: Output,
-    to: Annotated[Path | None, typer.Option("--to", help="The file.", show_default="OUTPUT/report.html")] = None,
+    outputs: Outputs,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="The file.", show_default="OUTPUT/report.html; of several runs, FIRST/report-of-N.html"
+        ),
+    ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(help="A folder for figures as PDF, PNG and SVG, each with its data as CSV, instead of the page."),
     ] = None,
 ) -> None:
-    """Write a self-contained HTML report: tables, pictures, and the head study where rows differ in their heads."""
+    """Write a self-contained HTML report of a run, or of several in one: tables, pictures, questions, heads."""
     from finepruner_lmms.commands.preflight import check_file
     from finepruner_lmms.matrix.report.page.html import write_report
     from finepruner_lmms.matrix.store import Store
 
-    store = Store(output)
-    store.study()
+    stores = [Store(output) for output in outputs]
+    for store in stores:
+        store.study()
     if figures is not None:
-        _write_figures(store, figures)
+        _write_figures(stores, figures)
         return
-    target = output / "report.html" if to is None else to
+    # that of several is not taken for the first one's own
+    name = "report.html" if len(outputs) == 1 else f"report-of-{len(outputs)}.html"
+    target = outputs[0] / name if to is None else to
     check_file("--to", target)
-    write_report(store, target)
+    write_report(stores, target)
     sys.stdout.write(f"{plain(target)}\n")
 
 
-def _write_figures(store: Store, folder: Path) -> None:
+def _write_figures(stores: Sequence[Store], folder: Path) -> None:
     from finepruner_lmms.commands.preflight import check_folder
     from finepruner_lmms.matrix.report.figures import write_figures
     from finepruner_lmms.matrix.report.leaderboard import leaderboard
 
     check_folder("--figures", folder)
-    for file in write_figures(leaderboard(store, baseline="vanilla", test=False), folder):
+    for file in write_figures(leaderboard(*stores, baseline="vanilla", test=False), folder):
         sys.stdout.write(f"{plain(file)}\n")
 
 

@@ -11,8 +11,8 @@ from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.hub import commit_of
 from finepruner_lmms.data.lmms_tasks import TaskFile, definition_of
 from finepruner_lmms.data.manifest import identity_of, read_manifest
-from finepruner_lmms.data.task_folders import DEMO_SPLITS, overrides_dir
-from finepruner_lmms.demo.root import content_identity
+from finepruner_lmms.data.task_folders import overrides_dir
+from finepruner_lmms.demo.root import MINIATURES, content_identity
 from finepruner_lmms.files import content_hash
 
 _FORMATS = ("parquet", "json", "csv", "text", "arrow", "imagefolder", "webdataset")
@@ -28,8 +28,8 @@ def data_identity(data: str, name: str) -> str:
     if data == "hub":
         repository = hub_repository(name)
         return f"{repository}@{commit_of(repository, 'dataset') or UNKNOWN_COMMIT}"
-    if data in DEMO_SPLITS:
-        return content_identity(DEMO_SPLITS[data])
+    if data in MINIATURES:
+        return content_identity(data)
     folder = Path(data).resolve() / name
     manifest = read_manifest(folder)
     if manifest is not None:

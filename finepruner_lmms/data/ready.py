@@ -13,8 +13,8 @@ from finepruner_lmms.data.errors import DataError, UnusableData
 from finepruner_lmms.data.facts import FACTS, Table, tables
 from finepruner_lmms.data.hub import offline
 from finepruner_lmms.data.manifest import check_task
-from finepruner_lmms.data.task_folders import DEMO_SPLITS
 from finepruner_lmms.data.verify import check_table, first_image
+from finepruner_lmms.demo.root import MINIATURES
 
 
 def missing_data(data: str, tasks: Sequence[str], submission: bool = False) -> list[DataError]:
@@ -26,7 +26,7 @@ def missing_data(data: str, tasks: Sequence[str], submission: bool = False) -> l
 
 
 def _missing(data: str, name: str, submission: bool) -> DataError | None:
-    if data in DEMO_SPLITS:
+    if data in MINIATURES:
         return None
     if data == "hub":
         if not offline() or hub_copies(name):
@@ -57,7 +57,7 @@ def data_problems(data: str, tasks: Sequence[str], submission: bool = False) -> 
     for name in tasks:
         if (missing := _missing(data, name, submission)) is not None:
             problems.append(missing)
-        elif data != "hub" and data not in DEMO_SPLITS:
+        elif data != "hub" and data not in MINIATURES:
             problems += [error for found in examine(Path(data), name, submission) for error in found.problems]
     return problems
 

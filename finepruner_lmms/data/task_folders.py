@@ -23,12 +23,11 @@ from finepruner_lmms.benchmarks.submission import SERVED, TEST, task_lines
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS, tables
 from finepruner_lmms.data.manifest import check_task, read_manifest
-from finepruner_lmms.demo.root import miniatures
+from finepruner_lmms.demo.root import MINIATURES, miniatures
 from finepruner_lmms.errors import FieldError, check_integer
 from finepruner_lmms.files import cache_dir, publish_folder
 
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
-DEMO_SPLITS = {"demo": "test", "demo-tuning": "tuning"}
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -46,9 +45,9 @@ def available_tasks() -> list[str]:
 def folder(data: str, submission: bool = False, limit: int | None = None, protocol: Protocol = LLAVA) -> Path:
     """The folder to pass to lmms-eval's `--include_path`, so that the tasks read `data`.
 
-    `hub`: the public datasets; `demo`: the miniature benchmarks (`demo-tuning`: the same on the tuning scenes);
-    anything else: a data root, with one folder per benchmark. Miniatures are made when first asked for. `DataError` if
-    there is no such root, or a benchmark in it is not whole.
+    `hub`: the public datasets; `demo`, `demo-hard`: the easy and the demanding miniature benchmarks (`demo-tuning`,
+    `demo-hard-tuning`: the same on the tuning scenes); anything else: a data root, with one folder per benchmark.
+    Miniatures are made when first asked for. `DataError` if there is no such root, or a benchmark in it is not whole.
 
     With `submission`, the tasks that only a server scores read their test split (in a data root: the folder `test`
     of the benchmark's; miniatures have but one) and write the file that the server takes. The others stay as they are.
@@ -66,8 +65,8 @@ def folder(data: str, submission: bool = False, limit: int | None = None, protoc
         if not submission and limit is None and protocol == LLAVA:
             return overrides_dir()
         return _write(_Tasks(available_tasks(), None, SERVED if submission else (), limit=limit, protocol=protocol))
-    if data in DEMO_SPLITS:
-        files = miniatures(DEMO_SPLITS[data])
+    if data in MINIATURES:
+        files = miniatures(data)
         return _write(_Tasks(available_tasks(), files, SERVED if submission else (), "", limit, protocol))
     root = Path(data)
     if not root.is_dir():
@@ -101,7 +100,7 @@ def data_root(data: str) -> Path | None:
     """The folder that holds the data itself; `None` where it comes from the hub."""
     if data == "hub":
         return None
-    return miniatures(DEMO_SPLITS[data]) if data in DEMO_SPLITS else Path(data).resolve()
+    return miniatures(data) if data in MINIATURES else Path(data).resolve()
 
 
 def _only_test(folder: Path) -> bool:

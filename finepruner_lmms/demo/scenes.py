@@ -10,13 +10,14 @@ The three splits share no photograph, no digit sample and no scene.
 from __future__ import annotations
 
 import functools
-import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
+
+from finepruner_lmms.demo.outlines import SHAPES, noise, shape_mask
 
 IMAGE_SIZE, PATCH = 336, 14
 GRID = IMAGE_SIZE // PATCH
@@ -32,7 +33,6 @@ COLORS = {
     "purple": (150, 50, 190),
     "white": (245, 245, 245),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLORS_ZH = {"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "purple": "紫色", "white": "白色"}
 SHAPES_ZH = {
     "circle": "圆形",
@@ -161,8 +161,8 @@ def _draw(scene: Scene) -> np.ndarray:
             slant = rng.uniform(-15, 15) if scene.split == "train" else 0.0  # few writers: vary them in training
             tile = _draw_digit(tile, color, rng, digit_samples(scene.split)[int(thing.name)], slant)
         canvas[y : y + CELL, x : x + CELL] = tile
-    noise, left, top = _noise(), rng.randrange(IMAGE_SIZE), rng.randrange(IMAGE_SIZE)
-    canvas += noise[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+    left, top = rng.randrange(IMAGE_SIZE), rng.randrange(IMAGE_SIZE)
+    canvas += noise(IMAGE_SIZE)[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
@@ -231,44 +231,14 @@ def _backgrounds(split: str) -> tuple[np.ndarray, ...]:
 @functools.cache
 def _shape_masks() -> dict[str, tuple[np.ndarray, ...]]:
     """Alpha masks `[28, 28, 1]` of each shape, jittered in size, place and angle."""
-    rng, zoom = random.Random("shape masks"), 4
+    rng = random.Random("shape masks")
     masks: dict[str, tuple[np.ndarray, ...]] = {}
     for shape in SHAPES:
         drawn = []
         for _ in range(_MASKS):
-            radius = rng.uniform(11.3, 13.4) * zoom
-            x, y = (CELL / 2 + rng.uniform(-0.7, 0.7)) * zoom, (CELL / 2 + rng.uniform(-0.7, 0.7)) * zoom
-            canvas = Image.new("L", (CELL * zoom, CELL * zoom))
-            pen, box = ImageDraw.Draw(canvas), (x - radius, y - radius, x + radius, y + radius)
-            if shape == "circle":
-                pen.ellipse(box, fill=255)
-            elif shape == "ring":
-                pen.ellipse(box, outline=255, width=int(radius * 0.36))
-            else:
-                pen.polygon(_corners(shape, x, y, radius, math.radians(rng.uniform(-8, 8))), fill=255)
-            small = canvas.resize((CELL, CELL), Image.Resampling.BOX)
-            drawn.append(np.asarray(small, dtype=np.float32)[..., None] / 255)
+            radius = rng.uniform(11.3, 13.4)
+            middle = CELL / 2 + rng.uniform(-0.7, 0.7), CELL / 2 + rng.uniform(-0.7, 0.7)
+            angle = 0.0 if shape in ("circle", "ring") else rng.uniform(-8, 8)
+            drawn.append(shape_mask(shape, CELL, radius, middle, angle))
         masks[shape] = tuple(drawn)
     return masks
-
-
-def _corners(shape: str, x: float, y: float, radius: float, angle: float) -> list[tuple[float, float]]:
-    if shape == "triangle":
-        points = [(0.0, -1.0), (1.0, 0.85), (-1.0, 0.85)]
-    elif shape == "square":
-        points = [(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]
-    elif shape == "star":
-        spokes = [(1.0 if i % 2 == 0 else 0.42, math.pi * i / 5) for i in range(10)]
-        points = [(length * math.sin(turn), -length * math.cos(turn)) for length, turn in spokes]
-    else:
-        arm = 0.36
-        quarter = [(-arm, -1.0), (arm, -1.0), (arm, -arm), (1.0, -arm), (1.0, arm), (arm, arm)]
-        points = quarter + [(-px, -py) for px, py in quarter]
-    cos, sin = math.cos(angle), math.sin(angle)
-    return [(x + radius * (px * cos - py * sin), y + radius * (px * sin + py * cos)) for px, py in points]
-
-
-@functools.cache
-def _noise() -> np.ndarray:
-    """Sensor noise, twice the size of a picture, of which each scene takes a window."""
-    return np.random.default_rng(0).normal(0, 5, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE, 3)).astype(np.int16)

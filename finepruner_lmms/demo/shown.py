@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from finepruner_lmms.demo.questions import KINDS, Question, ask
+from finepruner_lmms.demo.question import Question
+from finepruner_lmms.demo.questions import KINDS, ask
 from finepruner_lmms.demo.scenes import Scene, make_scene
 from finepruner_lmms.errors import FieldError
 

@@ -13,3 +13,6 @@ SIZES = {
     "mmvet": 120,
 }
 """MMBench's 800 rows are 200 questions in four orders of their options."""
+
+HARD_SIZES = dict.fromkeys(SIZES, 600) | {"mmbench": 2400, "mmbench_cn": 2400}
+"""Of the demanding miniatures: 600 questions each, about 300 scenes."""

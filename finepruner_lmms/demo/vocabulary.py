@@ -7,8 +7,10 @@ import re
 from typing import Any
 
 from finepruner_lmms.checkpoints.prompts import vicuna_v1
-from finepruner_lmms.demo.questions import KINDS, LETTERS, NUMBERS, ONE_LETTER, ONE_LETTER_ZH, PLURAL, UNANSWERABLE, ask
-from finepruner_lmms.demo.scenes import COLORS, COLORS_ZH, IMAGE_SIZE, PATCH, SHAPES, SHAPES_ZH, make_scene
+from finepruner_lmms.demo.outlines import SHAPES
+from finepruner_lmms.demo.question import LETTERS, ONE_LETTER, ONE_LETTER_ZH, UNANSWERABLE
+from finepruner_lmms.demo.questions import KINDS, NUMBERS, PLURAL, ask
+from finepruner_lmms.demo.scenes import COLORS, COLORS_ZH, IMAGE_SIZE, PATCH, SHAPES_ZH, make_scene
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 _PIECE = r"\n|[A-Za-z]+|[0-9]|[^\sA-Za-z0-9]"

@@ -15,8 +15,8 @@ from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.hub import in_cache, offline
 from finepruner_lmms.data.manifest import check_files, read_manifest
 from finepruner_lmms.data.ready import Examined, examine, hub_copies, missing_data
-from finepruner_lmms.data.task_folders import DEMO_SPLITS
 from finepruner_lmms.data.verify import lacking_weights
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.doctor.check import Check
 from finepruner_lmms.errors import FieldError, first_line
 
@@ -37,7 +37,7 @@ def task_checks(data: str, name: str, submission: bool = False) -> Iterator[Chec
     topic, facts = f"{name} data", FACTS[name]
     if problems := missing_data(data, [name], submission):
         yield from _missing(topic, problems)
-    elif data in DEMO_SPLITS:
+    elif data in MINIATURES:
         yield Check(topic, "ok", "the miniature; made when first asked for")
     elif data == "hub":
         if copies := hub_copies(name):

@@ -28,9 +28,9 @@ TEXT_ROWS = 64
 class Rows:
     """The rows that a method may read before decoder layer `layer`, and what they are computed from.
 
-    `hidden` `[B, L, D]` is what enters the layer, `keys` `[B, KV heads, L, head_dim]` are the rotated ones of the layer
-    before; `layout` and `positions`, `[B, L]` or `[3, B, L]`, are the layer's own. Everything is given on the device of
-    `hidden`, wherever the layers that it comes from compute.
+    `hidden` `[B, L, D]` is what enters the layer; `keys` and `values` `[B, KV heads, L, head_dim]` are those of the
+    layer before, the keys rotated; `layout` and `positions`, `[B, L]` or `[3, B, L]`, are the layer's own. Everything
+    is given on the device of `hidden`, wherever the layers that it comes from compute.
     """
 
     decoder: nn.Module
@@ -38,6 +38,7 @@ class Rows:
     layer: int
     hidden: Tensor
     keys: Tensor
+    values: Tensor
     layout: Layout
     positions: Tensor
 
@@ -70,6 +71,29 @@ class Rows:
             rows = min(TEXT_ROWS, tail - skip)
             yield slice(tail - skip - rows, tail - skip), self.before(rows, skip)
 
+    def visual_values(self) -> Tensor:
+        """Of the layer before, the values of the visual tokens for each query head: `[B, H, V, head_dim]`."""
+        _, attn, _ = self.state.inputs[self.layer]
+        columns = on_device(self.layout, self.values.device).columns[:, None, :, None]
+        shape = (-1, self.values.shape[1], -1, self.values.shape[3])
+        own = self.values.gather(2, columns.expand(*shape)).to(self.hidden.device)
+        return own[:, :, None].expand(-1, -1, heads_per_key(attn), -1, -1).flatten(1, 2)
+
+    def text_output(self) -> Tensor:
+        """Of the layer before, what its attention makes of the text after the image: `[B, H, max(T, 1), head_dim]`.
+
+        Before the output projection, in float32. Without text it is of the last token.
+        """
+        entered, attn, rotary = self.state.inputs[self.layer]
+        layout, tail = on_device(self.layout, entered.device), max(self.prompt.tail, 1)
+        parts = []
+        for start in range(0, tail, TEXT_ROWS):
+            rows = min(TEXT_ROWS, tail - start)
+            weights = attention_rows(entered, attn, rotary, self.keys, layout, rows, tail - start - rows)
+            grouped = weights.unflatten(1, (self.values.shape[1], -1)).flatten(2, 3)
+            parts.append((grouped @ self.values.float()).unflatten(2, (-1, rows)).flatten(1, 2))
+        return torch.cat(parts, dim=2).to(self.hidden.device)
+
     def last_of_next(self) -> Tensor:
         """Of the layer itself as it would be with nothing dropped, the last token's: `[B, H, V]`."""
         layer: Any = self.decoder.layers[self.layer]  # type: ignore[index]
@@ -88,6 +112,11 @@ def split_heads(projected: Tensor, attn: Any, norm: str = "") -> Tensor:
     """`[B, L, H * head_dim]` → `[B, H, L, head_dim]`, normalised per head by `attn.<norm>` if there is one."""
     heads = projected.unflatten(-1, (-1, attn.head_dim))
     return (getattr(attn, norm)(heads) if hasattr(attn, norm) else heads).transpose(1, 2)
+
+
+def heads_per_key(attn: Any) -> int:
+    """How many query heads share a head of keys and values."""
+    return attn.q_proj.out_features // attn.k_proj.out_features
 
 
 def check_layers(layers: Iterable[Any]) -> None:
@@ -157,6 +186,18 @@ def visual_rows(
 ) -> Tensor:
     """The attention of the last `rows` tokens but `skip` to the visual tokens, `[B, H, rows, V]`, in float32.
 
+    The arguments are those of `attention_rows`.
+    """
+    weights = attention_rows(inside, attn, rotary, keys, layout, rows, skip)
+    columns = layout.columns[:, None, None].expand(-1, weights.shape[1], rows, -1)
+    return weights.gather(3, columns) * layout.present[:, None, None]
+
+
+def attention_rows(
+    inside: Tensor, attn: Any, rotary: tuple[Tensor, Tensor], keys: Tensor, layout: Layout, rows: int, skip: int = 0
+) -> Tensor:
+    """The attention of the last `rows` tokens but `skip` to all tokens, `[B, H, rows, L]`, in float32.
+
     `inside` `[B, L, D]` is what the attention layer `attn` gets, of which the last `rows + skip` tokens are enough;
     `keys` `[B, KV heads, L, head_dim]` are rotated. The softmax runs over all that a token sees.
     """
@@ -173,6 +214,4 @@ def visual_rows(
         place = torch.arange(length, device=inside.device)
         # a padding row sees itself, so that its softmax is one of numbers
         seen = (place <= place[last, None]) & (seen | (place == place[last, None]))
-    columns = layout.columns[:, None, None].expand(-1, logits.shape[1], rows, -1)
-    weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
-    return weights.gather(3, columns) * layout.present[:, None, None]
+    return logits.masked_fill(~seen, float("-inf")).softmax(-1)

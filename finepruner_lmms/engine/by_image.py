@@ -131,6 +131,16 @@ class ImageRows:
         return take(self.rows.hidden, self.rows.layout.columns)
 
     @cached_property
+    def values(self) -> Tensor:
+        """`Rows.visual_values`."""
+        return self.rows.visual_values()
+
+    @cached_property
+    def text_output(self) -> Tensor:
+        """`Rows.text_output`."""
+        return self.rows.text_output()
+
+    @cached_property
     def text(self) -> list[tuple[slice, Tensor]]:
         """`Rows.text`, kept: every group reads it."""
         return list(self.rows.text())
@@ -157,6 +167,8 @@ class ImageRows:
                 group.of_rows(prompt.valid.long().cumsum(1)).gather(1, first_column()).squeeze(1) - 1
             ),
             hidden=lambda: take(group.of_rows(self.hidden), group.places),
+            values=lambda: group.cut(self.values.mT).mT,
+            text_output=lambda: group.of_rows(self.text_output),
             visual_embeds=lambda: take(group.of_rows(take(rows.embeds, prompt.columns)), before.places),
             text_embeds=lambda: group.of_rows(rows.embeds)[:, rows.embeds.shape[1] - prompt.tail :],
         ).remember_in(memory)

@@ -14,6 +14,7 @@ from finepruner_lmms.engine.loading_report import check_report
 from finepruner_lmms.engine.parts import normalise_patches
 from finepruner_lmms.errors import FieldError, first_line
 from finepruner_lmms.ops.precision import for_choosing
+from finepruner_lmms.ops.selection import unit_vectors
 
 _FORM_OF_ANSWER = (
     "\nAnswer the question using a single word or phrase.",
@@ -61,6 +62,27 @@ class JointSpace:
         The released code cuts a long text without closing its pieces; CLIP then pools their first position, which is
         the same for all texts.
         """
+        hidden, ends, counts = self._read(texts)
+        with for_choosing(self.device):
+            return list(self.text_projection(_at(hidden, ends)).split(counts))
+
+    def embed_words(self, texts: list[str]) -> list[Tensor]:
+        """Each text as `[M + 1, P]`: its M tokens, and then the whole: the mean of its pieces, each of length 1.
+
+        The start and end tokens are no words, and nor is padding.
+        """
+        hidden, ends, counts = self._read(texts)
+        with for_choosing(self.device):
+            wholes = unit_vectors(self.text_projection(_at(hidden, ends))).split(counts)
+            words = [self.text_projection(piece[1:end]) for piece, end in zip(hidden, ends, strict=True)]
+            first, found = 0, []
+            for whole in wholes:
+                found.append(torch.cat([*words[first : first + len(whole)], whole.mean(0, keepdim=True)]))
+                first += len(whole)
+            return found
+
+    def _read(self, texts: list[str]) -> tuple[Tensor, list[int], list[int]]:
+        """The text tower's states of all pieces `[pieces, T, C]`, where each piece ends, and how many a text has."""
         tokenizer, room = self.tokenizer, self.length - 2
         pieces, counts = [], []
         for text in texts:
@@ -71,11 +93,14 @@ class JointSpace:
         width = max(map(len, pieces))
         ids = torch.tensor([piece + [tokenizer.eos_token_id] * (width - len(piece)) for piece in pieces])
         mask = torch.tensor([[1] * len(piece) + [0] * (width - len(piece)) for piece in pieces])
-        ends = torch.tensor([len(piece) - 1 for piece in pieces], device=self.device)
         with for_choosing(self.device):
             hidden = self.text_model(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
-            pooled = hidden[torch.arange(len(pieces), device=self.device), ends]
-            return list(self.text_projection(pooled).split(counts))
+        return hidden, [len(piece) - 1 for piece in pieces], counts
+
+
+def _at(hidden: Tensor, ends: list[int]) -> Tensor:
+    """Of each piece `[pieces, T, C]` its state at its end: `[pieces, C]`."""
+    return hidden[torch.arange(len(ends), device=hidden.device), torch.tensor(ends, device=hidden.device)]
 
 
 @functools.lru_cache(maxsize=2)

@@ -362,7 +362,8 @@ class _Hooks:
         if layer == index:
             cache, positions = supported_cache(find_cache(kwargs)), self.positions(state, kwargs).to(hidden.device)
             if state.prefill:
-                hidden = self.dropping.drop(state, index, hidden, cache.layers[index - 1].keys, positions)
+                before = cache.layers[index - 1]
+                hidden = self.dropping.drop(state, index, hidden, before.keys, before.values, positions)
             else:
                 check_length(cache, index, state.views[index])
                 state.views[index].grow(positions, state.new_valid)

@@ -130,15 +130,18 @@ class Dropping:
 
     # -- a drop -------------------------------------------------------------------------------------------------------
 
-    def drop(self, state: PromptState, layer: int, hidden: Tensor, keys: Tensor, positions: Tensor) -> Tensor:
+    def drop(
+        self, state: PromptState, layer: int, hidden: Tensor, keys: Tensor, values: Tensor, positions: Tensor
+    ) -> Tensor:
         """Choose and gather: `hidden` `[B, L, D]` → `[B, L', D]`, and `state.views` gets the layers from here on.
 
-        `keys` `[B, KV heads, L, head_dim]` are the rotated keys of the layer before, whose input `state.inputs` holds;
-        `positions` `[B or 1, L]`, or `[3, B, L]`, those of the prompt, which only the first drop reads.
+        `keys` and `values` `[B, KV heads, L, head_dim]` are those of the layer before, the keys rotated, whose input
+        `state.inputs` holds; `positions` `[B or 1, L]`, or `[3, B, L]`, those of the prompt, which only the first drop
+        reads.
         """
         before = self._before(state, layer, positions, hidden)
         with for_choosing(hidden.device):
-            rows = Rows(self.decoder, state, layer, hidden, keys, before.layout, before.positions)
+            rows = Rows(self.decoder, state, layer, hidden, keys, values, before.layout, before.positions)
             if before.layout.groups:
                 moved = self._choose_by_image(state, layer, rows)
             else:
@@ -279,6 +282,8 @@ class Dropping:
             text_present=lambda: rows.prompt.text_after_image(),
             prefix_lengths=lambda: rows.prompt.valid.sum(1) - rows.prompt.text_after - rows.prompt.present.sum(1),
             hidden=lambda: take(rows.hidden, rows.layout.columns),
+            values=rows.visual_values,
+            text_output=rows.text_output,
             visual_embeds=lambda: take(rows.embeds, rows.prompt.columns),
             text_embeds=lambda: rows.embeds[:, rows.embeds.shape[1] - rows.prompt.tail :],
         )

@@ -25,7 +25,7 @@ from finepruner_lmms.engine.generate_by_image import generate_by_image
 from finepruner_lmms.engine.generation import Generation, marked
 from finepruner_lmms.engine.generation_modes import check_generation, setting
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.images import encoded, image_arguments, outputs_for, reads_received, visual_tokens
+from finepruner_lmms.engine.images import encoded, image_arguments, outputs_for, tower_wish, visual_tokens
 from finepruner_lmms.engine.parts import device_of
 from finepruner_lmms.engine.prompt_layout import find_padding, read_layout, shorten_prompt
 from finepruner_lmms.engine.prompt_reading import read_prompt
@@ -89,12 +89,12 @@ def generate(
         return generate_by_image(model, family, pruner, inputs, layout, questions, clock, generation_kwargs)
     pruner.stages(geometry.num_layers, geometry.num_visual_tokens)  # raises what cannot be
     if fixed:
-        received = reads_received(pruner)
+        wish = tower_wish(pruner)
         inputs = encoded(
             model,
             inputs,
             layout,
-            lambda pixels: encode_images(model, pixels, True) if received else vision_programs(model).encode(pixels),
+            lambda pixels: encode_images(model, pixels, wish) if wish else vision_programs(model).encode(pixels),
         )
     before, inside = pruner.parts(geometry.num_visual_tokens)
     generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1])

@@ -19,7 +19,7 @@ from finepruner_lmms.engine.entrance import Entrance
 from finepruner_lmms.engine.families.family import Encoded, Family
 from finepruner_lmms.engine.families.fits import check_fits
 from finepruner_lmms.engine.generation import Generation, marked
-from finepruner_lmms.engine.images import reads_received, with_questions
+from finepruner_lmms.engine.images import tower_wish, with_questions
 from finepruner_lmms.engine.parts import device_of
 from finepruner_lmms.engine.prompt_layout import ImageGroup, Layout
 from finepruner_lmms.engine.trace import Trace
@@ -28,7 +28,7 @@ from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.pruners import Pruner
 from finepruner_lmms.pruners.base import VisionPruner
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import TowerWish, VisionOutputs
 
 
 def generate_by_image(
@@ -122,10 +122,10 @@ def _encoded(
         return Encoded(encoder_outputs(features)["mm_encoder_outputs"])
     if not asked:
         return None
-    received = any(reads_received(before) for _, before in asked)
+    wish = tower_wish(asked[0][1]) if asked else TowerWish()  # of all sizes of images it is one method
     counts = {number: group.num_visual_tokens for group in layout.groups for number in group.number}
     media = {name: inputs[name] for name in family.media if inputs.get(name) is not None}
-    return family.encode(model, media, [counts[number] for number in sorted(counts)], received)
+    return family.encode(model, media, [counts[number] for number in sorted(counts)], wish)
 
 
 def _of_group(images: list[VisionOutputs], group: ImageGroup) -> VisionOutputs:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from finepruner_lmms.engine.first_layer import FirstLayer
 from finepruner_lmms.engine.parts import device_of, word_embeddings
 from finepruner_lmms.engine.prompt_layout import Layout
 from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.selection import fingerprint
 from finepruner_lmms.pruners import Pruner, VisionPruner
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish, VisionOutputs
 
 
 def image_arguments(inputs: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def outputs_for(
         vision = vision.of_rows(_images_of_rows("vision", len(vision.features), layout))
     elif (pixels := inputs.get("pixel_values")) is not None:
         pixels = pixels[_images_of_rows("pixel_values", len(pixels), layout)]
-        vision = encode_images(model, pixels, reads_received(pruner))
+        vision = encode_images(model, pixels, tower_wish(pruner))
     elif inputs.get("image_features") is not None:
         raise FieldError(
             "image_features",
@@ -95,10 +96,10 @@ def outputs_for(
     return with_questions(model, pruner, vision, rows, inputs["input_ids"], layout, questions)
 
 
-def reads_received(pruner: Pruner) -> bool:
-    """Whether what works before the language model reads the attention that patches receive."""
+def tower_wish(pruner: Pruner) -> TowerWish:
+    """What the tower is asked for the sake of what works before the language model."""
     before, _ = pruner.halves
-    return before is not None and "received_attention" in before.reads
+    return NOTHING_MORE if before is None else before.wish
 
 
 def with_questions(
@@ -120,17 +121,24 @@ def with_questions(
     vision = vision.replace(sample_keys=keys.to(device) ^ prompts)
     if pruner.reads_question == "embedding":
         words = word_embeddings(model, ids[:, ids.shape[1] - layout.tail :]).to(device)
-        return vision.replace(text_embeds=[words[row, layout.tail - layout.tails[row] :] for row in rows])
+        texts = [words[row, layout.tail - layout.tails[row] :] for row in rows]
+        return vision.replace(text_embeds=texts, first_layer=FirstLayer(model.model.language_model))
+    if pruner.reads_question in ("clip", "keywords") and questions is None:
+        raise FieldError(
+            "questions", f"{pruner.name!r} reads the question apart from the prompt", fix="give one per row"
+        )
+    asked = [] if questions is None else [questions[row] for row in rows]
+    if pruner.reads_question == "keywords":
+        from finepruner_lmms.engine.keywords import keyword_embeddings
+
+        return vision.replace(text_embeds=keyword_embeddings(model, asked, device))
     if pruner.reads_question == "clip":
-        if questions is None:
-            raise FieldError(
-                "questions", f"{pruner.name!r} reads the question apart from the prompt", fix="give one per row"
-            )
         from finepruner_lmms.engine.clip import bare_question, joint_space
         from finepruner_lmms.engine.clip_names import clip_checkpoint
 
         space = joint_space(clip_checkpoint(model.config, getattr(pruner, "clip", None)), device)
-        texts = space.embed_texts([bare_question(questions[row]) for row in rows])
+        bare = [bare_question(question) for question in asked]
+        texts = space.embed_words(bare) if pruner.reads_words else space.embed_texts(bare)
         return vision.replace(image_embeds=space.embed_patches(model, vision.features), text_embeds=texts)
     return vision
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finepruner_lmms.budget import round_half_up
 from finepruner_lmms.engine.parts import as_weights, device_of
+from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.vision_outputs import TowerWish
 
 _ROWS = 1 << 25  # the most attention weights at a time, over all heads
 _LAYERS = ("encoder.layers", "encoder.layer", "blocks")
@@ -50,10 +54,27 @@ def watch(*modules: nn.Module | None) -> Iterator[list[Call]]:
 
 def read_block(tower: Any, layer: int) -> nn.Module | None:
     """The layer of the tower that made its hidden state `layer` (negative from the last); None for the embeddings."""
-    inner = getattr(tower, "vision_model", tower)
-    blocks = next(found for path in _LAYERS if (found := _get(inner, path)) is not None)
+    blocks = blocks_of(tower)
     count = len(blocks) + 1
     return blocks[layer % count - 1] if layer % count else None
+
+
+def early_layer(wish: TowerWish, depth: int) -> int | None:
+    """Which layer of a tower of `depth` layers, from 0, is the early one that is asked for; `FieldError` if none is."""
+    if wish.early is None:
+        return None
+    if isinstance(wish.early, Fraction):
+        return max(round_half_up(wish.early * depth), 1) - 1
+    if not 1 <= wish.early <= depth:
+        problem = f"got {wish.early}; this vision tower has layers 1 to {depth}"
+        raise FieldError("tower_layer", problem, value=wish.early)
+    return wish.early - 1
+
+
+def blocks_of(tower: Any) -> Any:
+    """The layers of a tower."""
+    inner = getattr(tower, "vision_model", tower)
+    return next(found for path in _LAYERS if (found := _get(inner, path)) is not None)
 
 
 def attention_of(block: nn.Module | None) -> Any:

@@ -12,6 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from finepruner_lmms.engine.parts import as_weights, check_model, device_of, vision_blocks
 from finepruner_lmms.engine.tower_reading import (
     attention_of,
+    blocks_of,
+    cls_attention,
+    early_layer,
     heads_of,
     read_block,
     received_attention,
@@ -20,31 +23,39 @@ from finepruner_lmms.engine.tower_reading import (
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import fingerprint
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish, VisionOutputs
 
 
 @torch.no_grad()
-def encode_images(model: LlavaForConditionalGeneration, pixel_values: Tensor, received: bool = False) -> VisionOutputs:
+def encode_images(
+    model: LlavaForConditionalGeneration, pixel_values: Tensor, wish: TowerWish = NOTHING_MORE
+) -> VisionOutputs:
     """Run the vision tower and the projector on `pixel_values` `[B, 3, S, S]`, one image per row.
 
-    With `received`, `VisionOutputs.received_attention` is there, too. All of the result is on the device of the
+    What `wish` asks for is there, too. All of the result is on the device of the
     projected tokens. Raises `FieldError` for a `vision_feature_layer` that the tower does not have, or that joins
     several.
     """
     check_model(model)
     tower = model.model.vision_tower
     pixels = pixel_values.to(device_of(tower, pixel_values.device), model.dtype)
-    if not received:
+    if not wish:
         return encode_chunk(model, pixels)
-    attention = attention_of(read_block(tower, feature_layer(model)))
-    with watch(attention) as (attending,):
+    late = attention_of(read_block(tower, feature_layer(model))) if wish.received else None
+    place = early_layer(wish, len(blocks_of(tower)))
+    early = None if place is None else attention_of(blocks_of(tower)[place])
+    with watch(late, early) as (attending, attending_early):
         vision = encode_chunk(model, pixels)
-    if attention is None:
-        return vision
+    found: dict[str, Tensor] = {}
     with for_choosing(pixels.device):
         # CLIP's CLS token stands first, whatever LLaVA does with it
-        found = received_attention(*heads_of(attention, attending), special=1)
-    return vision.replace(received_attention=found.to(vision.projected.device))
+        if late is not None:
+            found["received_attention"] = received_attention(*heads_of(late, attending), special=1)
+        if early is not None:
+            heads = heads_of(early, attending_early)
+            found["early_received"] = received_attention(*heads, special=1)
+            found["early_cls_attention"] = cls_attention(*heads)
+    return vision.replace(**{name: values.to(vision.projected.device) for name, values in found.items()})
 
 
 @torch.no_grad()

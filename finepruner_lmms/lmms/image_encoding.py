@@ -20,7 +20,7 @@ from finepruner_lmms.engine.vision_tower import encode_images
 from finepruner_lmms.lmms.image_cache import ImageCache, Storage
 from finepruner_lmms.lmms.meter import ImageUse
 from finepruner_lmms.lmms.model_args import ModelArguments
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import TowerWish, VisionOutputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,12 @@ class ImageEncoder:
         self._drop_unexpected()
         return outputs
 
-    def encode_apart(self, pictures: Sequence[Picture]) -> VisionOutputs:
-        """The same with the attention that patches receive, which is not kept: few methods read it."""
+    def encode_apart(self, pictures: Sequence[Picture], wish: TowerWish) -> VisionOutputs:
+        """The same with what `wish` asks of the tower, which is not kept: few methods read it."""
         self.asked += len(pictures)
         self.encoded += len(pictures)
         pixels = [self._pixels(p.content) if isinstance(p.content, Image.Image) else p.content for p in pictures]
-        return encode_images(self._model, torch.stack(pixels), received=True)
+        return encode_images(self._model, torch.stack(pixels), wish)
 
     def _no_longer_expect(self, pictures: Sequence[Picture]) -> None:
         asked = Counter(picture.key for picture in pictures)

@@ -31,7 +31,8 @@ from finepruner_lmms.engine.fixed.programs import forget_programs
 from finepruner_lmms.engine.generate import generate
 from finepruner_lmms.engine.generation import Generation
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.images import reads_received
+from finepruner_lmms.engine.images import tower_wish
+from finepruner_lmms.engine.keywords import remember_tokenizer
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.heads.consensus import Consensus
 from finepruner_lmms.heads.consensus.report import debug_block
@@ -95,6 +96,7 @@ class PrunedModel(lmms):
                 self.arguments.attn_implementation,
                 self.arguments.device_map,
             )
+            remember_tokenizer(self.model, self._tokenizer)
         self.geometry = Geometry.of(self.model.config)
         self.images: ImageEncoder | None = None
         if self.family.model_type == "llava":
@@ -368,8 +370,8 @@ class PrunedModel(lmms):
         seat, inputs = self._taken, batch_inputs([item.prompt for item in batch], self._padding_id)
         pictures = [picture for item in batch for picture in item.pictures]
         if pictures and self.images is not None:
-            encode = self.images.encode_apart if reads_received(self.pruner) else self.images.encode
-            inputs["vision"] = encode(pictures)
+            wish = tower_wish(self.pruner)
+            inputs["vision"] = self.images.encode_apart(pictures, wish) if wish else self.images.encode(pictures)
         started = time.perf_counter()
         alone = partial(self._generate, batch, inputs)
         shared = seat.generate(self.model, self.pruner, batch, inputs, alone, partial(self._tell_companion, batch))

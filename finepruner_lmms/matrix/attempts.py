@@ -118,8 +118,14 @@ def end_abandoned(folder: Path, how: str) -> bool:
     return True
 
 
-def write_error(folder: Path, error: str, message: str, details: str = "") -> None:
-    """Say why an attempt failed. Of several processes that fail, the first says it: the others fail because of it."""
+def write_error(folder: Path, error: str, message: str, details: str = "", attempt: int | None = None) -> None:
+    """Say why an attempt failed. Of several processes that fail, the first says it: the others fail because of it.
+
+    `attempt` is the one that failed, the latest if None. Where another process has taken the cell over since, it is
+    that one's to say what comes of it.
+    """
+    if attempt is not None and last_attempt(folder) != attempt:
+        return
     make_way(folder)
     if _first_to_fail(folder):
         write_json(folder / "error.json", {"error": error, "message": message, "details": details})

@@ -8,6 +8,7 @@ from pathlib import Path
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.benchmarks.submission import SERVED, TEST
 from finepruner_lmms.data.lmms_tasks import all_tasks
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.errors import FieldError, show
 from finepruner_lmms.judge.settings import OPTIONAL, JudgeServer
 from finepruner_lmms.matrix.cluster_fields import FOR_JOBS, LOCAL, SLURM
@@ -15,7 +16,7 @@ from finepruner_lmms.matrix.executors import find_executor
 from finepruner_lmms.matrix.sections import MatrixFile
 from finepruner_lmms.matrix.task_names import no_task
 
-_BUILT_IN = ("hub", "demo", "demo-tuning")
+_BUILT_IN = ("hub", *MINIATURES)
 _LIMITS = {
     "mme": (2, "mme asks two questions per image, so give at least 2"),
     "mmbench": (4, "mmbench asks every question in up to four orders, so give at least 4"),
@@ -39,7 +40,7 @@ def missing_data(file: MatrixFile) -> list[str]:
     """What of the data is not there; the hub is asked when something is run."""
     from finepruner_lmms.data.ready import missing_data
 
-    if file.data == "hub" or not (file.data.startswith("demo") or _is_folder(file.data)):
+    if file.data == "hub" or not (file.data in MINIATURES or _is_folder(file.data)):
         return []
     known = [task for task in file.tasks if task in BENCHMARKS and not (file.submission and task in SERVED)]
     return [str(problem) for problem in missing_data(file.data, known)]

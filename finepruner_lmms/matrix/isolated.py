@@ -104,7 +104,7 @@ def _attempt(manager: TaskManager, cell: PlannedCell, claim: Claim, plan: Plan, 
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
         logger.error(details)
-        write_error(cell.path, type(error).__name__, str(error).strip() or "no message", details)
+        write_error(cell.path, type(error).__name__, str(error).strip() or "no message", details, claim.number)
         events.send(Event(event="failed", cell=cell.id))
     else:
         events.send(Event(event="done", cell=cell.id))

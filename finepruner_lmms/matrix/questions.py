@@ -44,6 +44,10 @@ class Questions:
         """The document without its pictures."""
         return dict(self._plain[self._places[number]])
 
+    def evidence(self, number: int) -> Any:
+        """The boxes that hold what is asked about, as the data has them; None where it has none."""
+        return self.fields(number).get("evidence")
+
     def text(self, number: int) -> str:
         """What the model is asked."""
         return str(self._task.doc_to_text(self.fields(number)))
@@ -58,10 +62,10 @@ class Questions:
 
     def categories(self, name: str) -> dict[int, str]:
         """Of the benchmark `name`: the category of each question, as the data has it; empty where it has none."""
-        if (column := _CATEGORIES.get(name)) is None or column not in self._plain.column_names:
+        if (column := category_column(name)) is None or column not in self._plain.column_names:
             return {}
         found = self._plain.select_columns([column])[column]
-        return {number: _category(value) for number, value in zip(self.numbers, found, strict=True)}
+        return {number: category_name(value) for number, value in zip(self.numbers, found, strict=True)}
 
     def images(self) -> dict[int, str]:
         """Which picture each question is about, by the name that samples have."""
@@ -114,8 +118,16 @@ def _judged_later() -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def _category(value: Any) -> str:
-    """GQA says of a question several things; the first is what must be done with the picture."""
+def category_column(name: str) -> str | None:
+    """The column of a benchmark's data that says what kind of question each is."""
+    return _CATEGORIES.get(name)
+
+
+def category_name(value: Any) -> str:
+    """What such a column says, as a text.
+
+    GQA says of a question several things; the first is what must be done with the picture.
+    """
     if isinstance(value, dict):
         value = value.get("structural")
     return ", ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from finepruner_lmms.benchmarks import BENCHMARKS
 from finepruner_lmms.data.facts import FACTS
-from finepruner_lmms.data.task_folders import DEMO_SPLITS
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Damage
@@ -129,7 +129,7 @@ def _of_plan(cell: Cell) -> _Counted | None:
         return None
     rows = questions_in(data, task) or FACTS[task].tables[0].rows or 0
     asked = rows if cell.limit is None else min(cell.limit, rows)
-    small = data in DEMO_SPLITS
+    small = data in MINIATURES
     if task == "mme" and not small:  # a limit is spread over the categories evenly
         asked = _MME_PERCEPTION if asked >= _MME_QUESTIONS else asked * _PERCEPTION // _MME_CATEGORIES
     if task.startswith("mmbench"):

@@ -68,9 +68,9 @@ def _run(plan: Plan, events: Events, first: bool) -> None:
     for cells in at_once(plan.cells, plan.fan_out):
         heartbeat.phase("index")
         mine = _claimed(lm, cells, first)
-        company = gather(lm, [cell for cell, _ in mine], plan.monitor)
-        for cell, claim in mine:
-            if not _attempt(lm, manager, cell, claim, plan, events, first, company):
+        company = gather(lm, [cell for cell, _, _ in mine], plan.monitor)
+        for cell, number, claim in mine:
+            if not _attempt(lm, manager, cell, number, claim, plan, events, first, company):
                 # peers wait inside a collective for a process that failed: only a fresh launch can go on
                 os._exit(LEFT)
 
@@ -83,27 +83,31 @@ def at_once(cells: Sequence[PlannedCell], most: int | None) -> Iterator[list[Pla
         yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
-def _claimed(lm: PrunedModel, cells: Sequence[PlannedCell], first: bool) -> list[tuple[PlannedCell, Claim | None]]:
-    """Those of the cells that nobody else has taken, each with the claim of the first process."""
+def _claimed(lm: PrunedModel, cells: Sequence[PlannedCell], first: bool) -> list[tuple[PlannedCell, int, Claim | None]]:
+    """Those of the cells that nobody else has taken: which attempt this is, and the claim, which the first process has.
+
+    All processes are told the number of the attempt.
+    """
     from accelerate.utils import broadcast_object_list
 
     from finepruner_lmms.matrix.attempts import take
 
-    held: dict[str, Claim | None] = {}
+    held: dict[str, Claim] = {}
     if first:
         for cell in cells:
             if (claim := take(cell.path, cell.attempts)) is not None:
                 held[cell.id] = claim
-    names = list(held)
+    numbers = {name: claim.number for name, claim in held.items()}
     if lm.world_size > 1:
-        names = broadcast_object_list([names])[0]
-    return [(cell, held.get(cell.id)) for cell in cells if cell.id in names]
+        numbers = broadcast_object_list([numbers])[0]
+    return [(cell, numbers[cell.id], held.get(cell.id)) for cell in cells if cell.id in numbers]
 
 
 def _attempt(
     lm: PrunedModel,
     manager: TaskManager,
     cell: PlannedCell,
+    number: int,
     claim: Claim | None,
     plan: Plan,
     events: Events,
@@ -152,7 +156,7 @@ def _attempt(
     except Exception as error:  # noqa: BLE001 - whatever a task or model raises is this cell's failure, and is reported
         details = traceback.format_exc()
         logger.error(details)  # the launch's log
-        write_error(folder, type(error).__name__, str(error).strip() or "no message", details)
+        write_error(folder, type(error).__name__, str(error).strip() or "no message", details, number)
         events.send(Event(event="failed", cell=cell.id))
         return lm.world_size == 1 and not isinstance(error, poisoned)
     events.send(Event(event="done", cell=cell.id))

@@ -8,8 +8,7 @@ from pathlib import Path
 from finepruner_lmms.data.errors import DataError
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.data.manifest import read_manifest
-from finepruner_lmms.data.task_folders import DEMO_SPLITS
-from finepruner_lmms.demo.sizes import SIZES
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.engine.roofline import Figure
 
 
@@ -67,8 +66,8 @@ def questions_in(data: str, task: str) -> int | None:
     """How many questions a task has in `data`; None where its folder does not say, and for the public data set."""
     if data == "hub" or task not in FACTS:
         return None
-    if data in DEMO_SPLITS:
-        return SIZES[task]
+    if data in MINIATURES:
+        return MINIATURES[data].sizes[task]
     try:
         manifest = read_manifest(Path(data) / task)
     except DataError:  # reported where it matters

@@ -46,6 +46,17 @@ def grid_indices(
     return spread(row, rows, height) * width + spread(place - start, end - start, width)
 
 
+def with_neighbours(mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    """`mask` `[B, N]` over frames × rows × columns, and the four neighbours of every place in it: `[B, N]`."""
+    found = mask.unflatten(1, grid)
+    grown = found.clone()
+    grown[:, :, 1:] |= found[:, :, :-1]
+    grown[:, :, :-1] |= found[:, :, 1:]
+    grown[..., 1:] |= found[..., :-1]
+    grown[..., :-1] |= found[..., 1:]
+    return grown.flatten(1)
+
+
 def spread(place: Tensor, count: int | Tensor, length: int) -> Tensor:
     """Where in 0..length-1 the `place`-th of `count` stands, in the middle of its share: of 2 in 8 at 2 and 6."""
     return (2 * place + 1) * length // (2 * count)

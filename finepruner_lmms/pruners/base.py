@@ -17,7 +17,7 @@ from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.ops.selection import mask_to_index, take, top_mask
 from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, round_half_up, show_tokens
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import TowerWish, VisionOutputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,14 +133,32 @@ class VisionPruner(Pruner):
         return self, None
 
     @property
-    def reads_question(self) -> Literal["", "clip", "embedding"]:
-        """How the question reaches `VisionOutputs.text_embeds`: not, through CLIP, or as the model embeds it."""
+    def reads_question(self) -> Literal["", "clip", "embedding", "keywords"]:
+        """How the question reaches `VisionOutputs.text_embeds`.
+
+        Not, through CLIP, or as the model embeds it: all words after the image, or the question's keywords.
+        """
         return ""
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether CLIP is to give the question's words one by one, and behind them the question as a whole."""
+        return False
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The fields of `VisionOutputs` that the method needs, beyond features and projected tokens."""
         return ()
+
+    @property
+    def early_layer(self) -> int | Fraction | None:
+        """The earlier layer of the tower whose attention it reads, counted from 1, or a share of the depth."""
+        return None
+
+    @property
+    def wish(self) -> TowerWish:
+        """What the tower is asked for the method's sake."""
+        return TowerWish("received_attention" in self.reads, self.early_layer)
 
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """One drop, before layer 0."""

@@ -21,20 +21,14 @@ _RANGE = 1e-6
 _EXHAUSTED = 1e-14  # of the largest L_jj: above rounding noise, below the gain of the least relevant token
 
 
-@register("cdpruner")
 @dataclass(frozen=True, kw_only=True)
-class CDPruner(VisionPruner):
-    """Keeps tokens that are diverse and relevant to the question: greedy MAP of a conditional DPP (section 3.3).
+class ByRelevance(VisionPruner):
+    """A vision-side method that reads the question, and by what.
 
-    `relevance="clip"`: by CLIP's text tower, as published; `clip` names its checkpoint where the model's own is not
-    known. `"embedding"`: by the language model's embeddings of the words after the image, for models without a text
-    tower; not the published method. `"none"`: diversity alone (the paper's ablation), which is also what is left where
-    there is no text to be relevant to. Every image is normalised by itself, so a batch never changes a result (the
-    released code normalises over the batch).
+    `relevance="clip"`: by CLIP's text tower; `clip` names its checkpoint where the model's own is not known.
+    `"embedding"`: by the language model's embeddings of the words after the image, for models without a text tower.
+    `"none"`: not at all, which is also what is left where there is no text to be relevant to.
     """
-
-    paper: ClassVar[str] = "https://arxiv.org/abs/2506.10967"
-    code: ClassVar[str] = "https://github.com/Theia-4869/CDPruner"
 
     relevance: str = "clip"
     clip: str | None = None
@@ -57,6 +51,20 @@ class CDPruner(VisionPruner):
     def reads(self) -> tuple[str, ...]:
         """Patches in CLIP's joint space, where relevance is by CLIP."""
         return ("image_embeds",) if self.relevance == "clip" else ()
+
+
+@register("cdpruner")
+@dataclass(frozen=True, kw_only=True)
+class CDPruner(ByRelevance):
+    """Keeps tokens that are diverse and relevant to the question: greedy MAP of a conditional DPP (section 3.3).
+
+    `relevance`, `clip`: see `ByRelevance`. Only `"clip"` is the published method; `"none"`, diversity alone, is the
+    paper's ablation. Every image is normalised by itself, so a batch never changes a result (the released code
+    normalises over the batch).
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2506.10967"
+    code: ClassVar[str] = "https://github.com/Theia-4869/CDPruner"
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The greedy choice: `[B, N]`."""

@@ -103,6 +103,19 @@ class DecoderContext:
         return self._read("hidden")
 
     @property
+    def values(self) -> Tensor:
+        """`[B, H, V, head_dim]`: the visual tokens' values for each query head, in the layer before."""
+        return self._read("values")
+
+    @property
+    def text_output(self) -> Tensor:
+        """`[B, H, max(T, 1), head_dim]`: what the attention of the layer before makes of the text after the image.
+
+        In float32, before the output projection; where no row has text, of the last prompt token.
+        """
+        return self._read("text_output")
+
+    @property
     def visual_embeds(self) -> Tensor:
         """`[B, N, D]`: the projected visual tokens, as they enter the language model."""
         return self._read("visual_embeds")

@@ -36,7 +36,9 @@ from finepruner_lmms.testing.guards import (
 )
 from finepruner_lmms.testing.samples import (
     IMAGE,
+    ON_SMALL_MODELS,
     PAD,
+    SOURCES,
     VISUAL,
     alone,
     decoder_context,
@@ -51,6 +53,7 @@ from finepruner_lmms.testing.samples import (
 __all__ = [
     "CHECKS",
     "IMAGE",
+    "ON_SMALL_MODELS",
     "OPTIONS",
     "PAD",
     "VISUAL",
@@ -74,12 +77,11 @@ __all__ = [
 
 Reference = Callable[[Any, Any, int], list[int]]
 OPTIONS: dict[str, Any] = {"max_new_tokens": 3, "do_sample": False, "output_logits": True}
-_PARAMETERS = {"cdpruner": {"relevance": "embedding"}}  # the small model has no text tower
 
 
 def build(name: str, **parameters: Any) -> Any:
     """The method with the parameters that the small model needs."""
-    return build_pruner(name, **(_PARAMETERS.get(name, {}) | parameters))
+    return build_pruner(name, **(ON_SMALL_MODELS.get(name, {}) | parameters))
 
 
 def reachable(name: str, share: str | int, layers: int, visual: int) -> Any:
@@ -205,9 +207,10 @@ def check_degenerate(name: str, reference: Reference) -> None:
     if inside is not None:
         context = decoder_context()
         zero: dict[str, Any] = {
-            name: torch.zeros_like(getattr(context, name)) for name in ("next_attention", "text_attention")
+            name: torch.zeros_like(getattr(context, name))
+            for name in (*SOURCES, "text_embeds")
+            if name not in ("text_present", "prefix_lengths")
         }
-        zero |= {name: torch.zeros_like(getattr(context, name)) for name in ("hidden", "visual_embeds", "text_embeds")}
         flat = DecoderContext(
             2,
             torch.full_like(context.attention, 1e-3),

@@ -18,6 +18,7 @@ from torch import Tensor
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.pruners import DecoderContext
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.testing.samples import RandomFirstLayer
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ def random_images(batch: int, seed: int, question: str, device: str = "cuda", **
         keys=draw(batch, n, c // heads),
         cls_projected=draw(batch, 1, d),
         projector=lambda tokens: tokens @ projector.to(tokens.dtype),
+        received_attention=draw(batch, heads, n).softmax(-1),
+        early_received=draw(batch, heads, n).softmax(-1),
+        early_cls_attention=draw(batch, heads, n).softmax(-1),
+        first_layer=RandomFirstLayer.draw(d, generator, heads=32, head_dim=max(d // 32, 1)),
     )
 
 
@@ -72,6 +77,8 @@ def random_state(batch: int, seed: int, device: str = "cuda", **sizes: int) -> d
         "hidden": draw(batch, n, width),
         "visual_embeds": draw(batch, n, width),
         "text_embeds": draw(batch, words, width),
+        "values": draw(batch, heads, n, width // heads),
+        "text_output": draw(batch, heads, words, width // heads),
         "present": torch.ones(batch, n, dtype=torch.bool, device=device),
         "text_present": torch.ones(batch, words, dtype=torch.bool, device=device),
         "prefix_lengths": torch.full((batch,), 35, device=device),
@@ -146,7 +153,7 @@ def capture_choice(
         old, new = (
             random_images(batch, seed, before.reads_question, device, visual=visual, **sizes) for seed in (0, 1)
         )
-        old = old.replace(projector=new.projector)  # weights do not change
+        old = old.replace(projector=new.projector, first_layer=new.first_layer)  # weights do not change
         same = _captured_as_called(lambda images: reduction_of(images, before), old, new)
         left = before.retained(visual)
     for stage in inside.stages(layers, left) if inside is not None else ():

@@ -22,14 +22,14 @@ import torch
 import finepruner_lmms as fp
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.testing.families import LAYERS, Row, family_prompts, tiny_model
+from finepruner_lmms.testing.samples import ON_SMALL_MODELS
 
 ROWS: tuple[Row, ...] = ((5, "a", 4), (7,), (2, "a", 1, "b", 3))
 _OPTIONS: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "output_logits": True}
 
 
 def _build(name: str, budget: str = "50%") -> Any:
-    parameters = {"relevance": "embedding"} if name == "cdpruner" else {}  # the small models have no text tower
-    return fp.build_pruner(name, budget=budget, **parameters)
+    return fp.build_pruner(name, budget=budget, **ON_SMALL_MODELS.get(name, {}))
 
 
 @functools.lru_cache(maxsize=64)

@@ -61,6 +61,8 @@ def support(which: str, name: str) -> Support:
             # the small models name no CLIP checkpoint; what CLIP's text tower says of a question needs none here
             if error.field == "relevance" and "clip_vision_model" in family.towers:
                 return Support(parameters, kept)
+            if error.field == "words":  # nor have they a tokenizer, which every checkpoint brings along
+                return Support(parameters, kept)
             reason = str(error)  # that of the last way, which is what stands in the way at the end
         if name == "pool" and which in _SQUARES:
             _run(which, build_pruner(name, budget=2), _SQUARES[which])

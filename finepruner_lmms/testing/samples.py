@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,22 @@ import finepruner_lmms as fp
 from finepruner_lmms.pruners import DecoderContext
 
 IMAGE, PAD, VISUAL = 99, 0, 16
-SOURCES = ("next_attention", "text_attention", "text_present", "prefix_lengths", "hidden", "visual_embeds")
+ON_SMALL_MODELS: dict[str, dict[str, Any]] = {
+    "cdpruner": {"relevance": "embedding"},
+    "eadp": {"relevance": "embedding"},
+    "mmtok": {"words": "all"},
+}
+"""Parameters that methods need on random models, which have no text tower and no tokenizer."""
+SOURCES = (
+    "next_attention",
+    "text_attention",
+    "text_present",
+    "prefix_lengths",
+    "hidden",
+    "values",
+    "text_output",
+    "visual_embeds",
+)
 
 
 def rounding(layers: int = 6, dtype: torch.dtype = torch.float32, size: float = 1.0) -> dict[str, Any]:
@@ -89,6 +104,29 @@ def alone(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     return single
 
 
+class RandomFirstLayer(NamedTuple):
+    """A `FirstLayer` of two matrices `[D, H * head_dim]`."""
+
+    asks: Tensor
+    answers: Tensor
+    heads: int = 8
+
+    @classmethod
+    def draw(cls, width: int, generator: torch.Generator, heads: int = 8, head_dim: int = 6) -> RandomFirstLayer:
+        """For tokens of `width` numbers, on the generator's device."""
+        shape, device = (2, width, heads * head_dim), generator.device
+        asks, answers = torch.randn(shape, generator=generator, device=device).div(width**0.5)
+        return cls(asks, answers, heads)
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """`[..., D]` → `[..., H, head_dim]`."""
+        return (tokens.float() @ self.asks).unflatten(-1, (self.heads, -1))
+
+    def keys(self, tokens: Tensor) -> Tensor:
+        """`[..., D]` → `[..., H, head_dim]`."""
+        return (tokens.float() @ self.answers).unflatten(-1, (self.heads, -1))
+
+
 def vision_outputs(batch: int = 3, visual: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """Random encoded images of `visual` tokens, with everything that a vision-side method may read."""
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +144,10 @@ def vision_outputs(batch: int = 3, visual: int = 64, seed: int = 0, dtype: torch
         keys=draw(batch, visual, 8),
         cls_projected=draw(batch, 1, 96),
         projector=lambda tokens: tokens @ projector,
+        received_attention=draw(batch, 4, visual).float().softmax(-1),
+        early_received=draw(batch, 4, visual).float().softmax(-1),
+        early_cls_attention=draw(batch, 4, visual).float().softmax(-1),
+        first_layer=RandomFirstLayer.draw(96, generator),
     )
 
 
@@ -136,6 +178,8 @@ def decoder_context(batch: int = 3, visual: int = 24, seed: int = 0, layer: int 
         hidden=torch.randn(batch, visual, 12, generator=generator),
         visual_embeds=torch.randn(batch, visual, 12, generator=generator),
         text_embeds=torch.randn(batch, words, 12, generator=generator),
+        values=torch.randn(batch, 8, visual, 6, generator=generator),
+        text_output=torch.randn(batch, 8, words, 6, generator=generator),
     )
 
 

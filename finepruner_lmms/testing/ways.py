@@ -10,6 +10,7 @@ from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS
 from finepruner_lmms.pruners import build_pruner, method_class
 from finepruner_lmms.pruners.cdpruner import RELEVANCES
 from finepruner_lmms.pruners.finepruner import GUIDED
+from finepruner_lmms.pruners.mmtok import WORDS
 from finepruner_lmms.pruners.registry import known_methods
 
 
@@ -35,6 +36,9 @@ def every_way() -> list[Way]:
 
     for relevance in RELEVANCES:
         add("cdpruner", relevance=relevance)
+        add("eadp", relevance=relevance)
+    for words in WORDS:
+        add("mmtok", words=words)
     for ratio in (0.0, 1.0):
         add("vispruner", important_ratio=ratio)
     for rows in ROWS:

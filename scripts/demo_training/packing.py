@@ -13,8 +13,10 @@ from torch import Tensor
 
 from demo_training.sizes import VISUAL
 from finepruner_lmms.checkpoints.prompts import vicuna_v1
-from finepruner_lmms.demo.questions import COLOR_NAMES, NEGATIVES, PLURAL, Question, ask, existence
-from finepruner_lmms.demo.scenes import COLORS_ZH, SHAPES, SHAPES_ZH, Scene
+from finepruner_lmms.demo.outlines import SHAPES
+from finepruner_lmms.demo.question import Question
+from finepruner_lmms.demo.questions import COLOR_NAMES, NEGATIVES, PLURAL, ask, existence
+from finepruner_lmms.demo.scenes import COLORS_ZH, SHAPES_ZH, Scene
 
 WORDS = (*COLOR_NAMES, *SHAPES, "no", "yes", *map(str, range(10)), "unanswerable")
 _SHAPE_OF = {s: s for s in SHAPES} | {p: s for s, p in PLURAL.items()} | {zh[0]: s for s, zh in SHAPES_ZH.items()}

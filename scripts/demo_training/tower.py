@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from demo_training.sizes import TOWER_WIDTH, VISUAL, tower_of
-from finepruner_lmms.demo.scenes import CELLS, COLORS, GRID, PATCH, SHAPES, Scene, make_scene
+from finepruner_lmms.demo.outlines import SHAPES
+from finepruner_lmms.demo.scenes import CELLS, COLORS, GRID, PATCH, Scene, make_scene
 
 NAMES = (*SHAPES, *map(str, range(10)))
 COLOR_NAMES = tuple(COLORS)

@@ -20,7 +20,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.checkpoints.prompts import vicuna_v1
-from finepruner_lmms.demo.questions import Question, ask
+from finepruner_lmms.demo.question import Question
+from finepruner_lmms.demo.questions import ask
 from finepruner_lmms.demo.scenes import make_scene
 
 # kinds whose answers need the picture and are one token; those told in the text measure nothing here

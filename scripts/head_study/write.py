@@ -1,15 +1,16 @@
-"""Write the tables and pictures of docs/head_study.md from what `run` measured on several models.
+"""Write the tables and pictures of docs/head_study.md and its appendix from what `run` measured on several models.
 
-    python -m head_study.write runs/head_study/seed0 runs/head_study/seed1 … --doc ../docs/head_study.md
+    python -m head_study.write runs/head_study/seed0 … --doc ../docs/head_study.md ../docs/appendix/head_study_tables.md
 
-run from `scripts/`. A table goes between `<!-- table NAME -->` and `<!-- end -->` of the document, pictures beside it.
+run from `scripts/`. A table goes between `<!-- table NAME -->` and `<!-- end -->` in one of the documents, pictures
+into the folder beside the first that has its name.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -209,30 +210,32 @@ TABLES = {
 }
 
 
-def fill(text: str, tables: dict[str, list[str]]) -> str:
-    """`text` with each marked table replaced. `ValueError` where a mark has no table, or a table no mark."""
-    marked = set(re.findall(r"<!-- table (\S+) -->", text))
-    if marked != set(tables):
-        raise ValueError(f"doc: marks {sorted(marked)}, tables {sorted(tables)}; each table needs its mark")
-    for name, lines in tables.items():
-        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda m, lines=lines: m[1] + "\n".join(lines) + "\n" + m[2], text, flags=re.DOTALL)
-    return text
+def fill(texts: Sequence[str], tables: dict[str, list[str]]) -> list[str]:
+    """`texts` with each marked table replaced. `ValueError` where a table has not one mark, or a mark no table."""
+    marked = sorted(name for text in texts for name in re.findall(r"<!-- table (\S+) -->", text))
+    if marked != sorted(tables):
+        raise ValueError(f"doc: marks {marked}, tables {sorted(tables)}; each table needs its mark, once")
+    pattern = r"(<!-- table (\S+) -->\n).*?(<!-- end -->)"
+    return [
+        re.sub(pattern, lambda m: m[1] + "\n".join(tables[m[2]]) + "\n" + m[3], text, flags=re.DOTALL) for text in texts
+    ]
 
 
 def main() -> None:
-    """Fill the document and draw the pictures."""
+    """Fill the documents and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--doc", type=Path, required=True)
+    parser.add_argument("--doc", type=Path, required=True, nargs="+")
     arguments = parser.parse_args()
     test, tuning = Models(arguments.folders, "test"), Models(arguments.folders, "tuning")
     layers = Models(arguments.folders, "layers")
     tables = {name: list(table(test, tuning)) for name, table in TABLES.items()}
     facts = [dict(np.load(folder / "heads.facts.npz")) for folder in arguments.folders]
     tables |= {"depth": list(depth(layers)), "alone": list(alone(test, facts))}
-    arguments.doc.write_text(fill(arguments.doc.read_text(encoding="utf-8"), tables), encoding="utf-8")
-    pictures = arguments.doc.with_suffix("")
+    filled = fill([doc.read_text(encoding="utf-8") for doc in arguments.doc], tables)
+    for doc, text in zip(arguments.doc, filled, strict=True):
+        doc.write_text(text, encoding="utf-8")
+    pictures = arguments.doc[0].with_suffix("")
     pictures.mkdir(exist_ok=True)
     for line in plots.draw(test, Models(arguments.folders, "heads"), layers, facts, pictures):
         print(line)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from finepruner_lmms.engine.families.family import Encoded, Family, ImageSpan, View, pixels_for
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,18 +88,18 @@ class AnyResolution(Family):
         return self.pack(config, nothing, size, torch.ones(1)).squeeze(1) > 0
 
     def encode(
-        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), wish: TowerWish = NOTHING_MORE
     ) -> Encoded:
         """Each tile by itself; what is said of its patches is packed as the projected tokens are."""
         pictures, outputs = self.pictures(model.config, arguments), {}
         images: list[VisionOutputs] = []
         if pictures and (pixels := arguments.get("pixel_values")) is not None:
             pixels = [tiles[:count] for tiles, (_, count) in zip(pixels, pictures, strict=True)]
-            outputs["image"], images = self._encode_images(model, arguments, pixels, received)
+            outputs["image"], images = self._encode_images(model, arguments, pixels, wish)
         return Encoded(outputs, images)
 
     def _encode_images(
-        self, model: Any, arguments: Mapping[str, Any], pixels: list[Tensor], received: bool
+        self, model: Any, arguments: Mapping[str, Any], pixels: list[Tensor], wish: TowerWish
     ) -> tuple[Any, list[VisionOutputs]]:
         import torch
 
@@ -114,7 +115,7 @@ class AnyResolution(Family):
             return inner.get_image_features(joined, return_dict=True, **known)
 
         with torch.no_grad():
-            outputs, tiles = read_tiles(inner, tower, config.vision_feature_layer, self.has_cls, received, run)
+            outputs, tiles = read_tiles(inner, tower, config.vision_feature_layer, self.has_cls, wish, run)
         images, start = [], 0
         for (size, count), own, packed in zip(
             self.pictures(config, arguments), pixels, outputs.pooler_output, strict=True
@@ -133,6 +134,8 @@ class AnyResolution(Family):
                     projected=packed[patches][None],
                     cls_attention=by_heads(pack, one.cls_attention),
                     received_attention=by_heads(pack, one.received),
+                    early_received=by_heads(pack, one.early_received),
+                    early_cls_attention=by_heads(pack, one.early_cls),
                     keys=None if one.keys is None else pack(one.keys),
                     # of the first tile, which is the whole picture
                     cls_projected=None if one.cls is None else one.projector(one.cls[:1]).to(packed.device),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -175,12 +176,12 @@ class Family(ABC):
 
     @abstractmethod
     def encode(
-        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), wish: TowerWish = NOTHING_MORE
     ) -> Encoded:
         """Run the tower and the projector on the images of a call.
 
-        `counts` are N of each image, and then of each video, for families whose arguments do not tell. With `received`,
-        `VisionOutputs.received_attention` is computed, which needs whole attention maps of one layer.
+        `counts` are N of each image, and then of each video, for families whose arguments do not tell. `wish` says
+        what of `VisionOutputs` needs whole attention maps, or another layer, and is computed for this call.
         """
 
 

@@ -17,6 +17,7 @@ from finepruner_lmms.engine.families.family import (
     pixels_for,
 )
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ class InternVL(Family):
         return (*tiles, View(side, side))
 
     def encode(
-        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), wish: TowerWish = NOTHING_MORE
     ) -> Encoded:
         """Each tile by itself; what is said of four patches goes to the visual token that they become, as their mean.
 
@@ -115,7 +116,7 @@ class InternVL(Family):
             return shuffled.unflatten(-1, (-1, values.shape[-1])).mean(-2).flatten(0, 2)[None]
 
         with torch.no_grad():
-            outputs, tiles = read_tiles(inner, tower, config.vision_feature_layer, True, received, run)
+            outputs, tiles = read_tiles(inner, tower, config.vision_feature_layer, True, wish, run)
         images, start = [], 0
         for count in (number // per_tile for number in counts):
             one, own = tiles.of(start, start + count), slice(start, start + count)
@@ -126,6 +127,8 @@ class InternVL(Family):
                     projected=projected,
                     cls_attention=by_heads(shuffle, one.cls_attention),
                     received_attention=by_heads(shuffle, one.received),
+                    early_received=by_heads(shuffle, one.early_received),
+                    early_cls_attention=by_heads(shuffle, one.early_cls),
                     keys=None if one.keys is None else shuffle(one.keys),
                     sample_keys=fingerprint(pixels[own][None]).to(projected.device),
                     projector=one.projector,

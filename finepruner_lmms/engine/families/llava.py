@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from finepruner_lmms.engine.families.family import Encoded, Family, ImageSpan, Run, misfit
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish
 
 
 class Llava(Family):
@@ -49,11 +50,11 @@ class Llava(Family):
         return [[one] * (run.length // count) for run in runs]
 
     def encode(
-        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), wish: TowerWish = NOTHING_MORE
     ) -> Encoded:
         """The tower and the projector, one image per entry of `pixel_values` `[images, 3, S, S]`."""
         from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
 
-        vision = encode_images(model, arguments["pixel_values"], received)
+        vision = encode_images(model, arguments["pixel_values"], wish)
         images = [vision.of_rows(slice(row, row + 1)) for row in range(len(vision.projected))]
         return Encoded(encoder_outputs(vision.projected)["mm_encoder_outputs"], images)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from finepruner_lmms.engine.families.any_resolution import AnyResolution, by_heads
 from finepruner_lmms.engine.families.family import Encoded, ImageSpan, check_features, pixels_for
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,10 +78,10 @@ class LlavaOnevision(AnyResolution):
         return spans
 
     def encode(
-        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), wish: TowerWish = NOTHING_MORE
     ) -> Encoded:
         """Images as tiles; of a video, what is said of patches is pooled as the projected tokens are."""
-        found = super().encode(model, arguments, counts, received)
+        found = super().encode(model, arguments, counts, wish)
         if (pixels := arguments.get("pixel_values_videos")) is None:
             return found
         import torch
@@ -98,7 +99,7 @@ class LlavaOnevision(AnyResolution):
             return inner.apply_pooling(values).flatten(0, 1)[None]
 
         with torch.no_grad():
-            outputs, frames = read_tiles(inner, tower, config.vision_feature_layer, False, received, run)
+            outputs, frames = read_tiles(inner, tower, config.vision_feature_layer, False, wish, run)
         videos, count = [], pixels.shape[1]
         for number, packed in enumerate(outputs.pooler_output):
             one = frames.of(number * count, (number + 1) * count)
@@ -108,6 +109,8 @@ class LlavaOnevision(AnyResolution):
                     features=pool(one.features),
                     projected=packed[None, :-1],
                     received_attention=by_heads(pool, one.received),
+                    early_received=by_heads(pool, one.early_received),
+                    early_cls_attention=by_heads(pool, one.early_cls),
                     keys=None if one.keys is None else pool(one.keys),
                     sample_keys=fingerprint(pixels[number : number + 1]).to(packed.device),
                     projector=one.projector,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from finepruner_lmms.engine.families.family import Encoded, Family, pixels_for
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE, TowerWish
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,6 +31,7 @@ class QwenVL(Family):
     lacks: ClassVar[Mapping[str, str]] = {
         "cls_attention": "its vision tower has no CLS token",
         "cls_projected": "its vision tower has no CLS token",
+        "early_cls_attention": "its vision tower has no CLS token",
         "image_embeds": "its vision tower is not that of CLIP",
     }
     # as lmms-eval's own models of the family: at least 256 tokens of 28 × 28 pixels, at most 2,048
@@ -72,18 +74,18 @@ class QwenVL(Family):
         return 1
 
     def encode(
-        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), received: bool = False
+        self, model: Any, arguments: Mapping[str, Any], counts: Sequence[int] = (), wish: TowerWish = NOTHING_MORE
     ) -> Encoded:
         """All pictures in one row of patches, each of which sees its own; videos likewise."""
         outputs: dict[str, Any] = {}
         found: dict[str, list[VisionOutputs]] = {"image": [], "video": []}
         for kind, video in (("image", False), ("video", True)):
             if arguments.get(_KINDS[video][0]) is not None:
-                outputs[kind], found[kind] = self._encode(model, arguments, video, received)
+                outputs[kind], found[kind] = self._encode(model, arguments, video, wish)
         return Encoded(outputs, found["image"], found["video"])
 
     def _encode(
-        self, model: Any, arguments: Mapping[str, Any], video: bool, received: bool
+        self, model: Any, arguments: Mapping[str, Any], video: bool, wish: TowerWish
     ) -> tuple[Any, list[VisionOutputs]]:
         import torch
 
@@ -96,21 +98,27 @@ class QwenVL(Family):
         config, inner = model.config, model.model
         tower: Any = self.tower(model)
         pixels, places = (arguments[name] for name in _KINDS[video])
-        attention = tower_reading.attention_of(tower.blocks[self.whole_attention(config) - 1]) if received else None
-        with torch.no_grad(), tower_reading.watch(tower.merger, attention) as (merging, attending):
+        late, early = self.whole_attention(config) - 1, tower_reading.early_layer(wish, len(tower.blocks))
+        attention = tower_reading.attention_of(tower.blocks[late]) if wish.received else None
+        before = None if early is None else tower_reading.attention_of(tower.blocks[early])
+        with torch.no_grad(), tower_reading.watch(tower.merger, attention, before) as calls:
             encode = inner.get_video_features if video else inner.get_image_features
             outputs = encode(pixels_for(tower, pixels), places.to(device_of(tower, pixels.device)), return_dict=True)
+        merging, attending, attending_early = calls
         merge = config.vision_config.spatial_merge_size**2
         patches = merging.first.unflatten(0, (-1, merge))
         order = self.window_order(config, places)
         back = None if order is None else order.argsort().to(patches.device)
         features = patches.flatten(1) if back is None else patches.flatten(1)[back]
-        scores = None
-        if attention is not None:
+
+        def per_token(attention: Any, call: tower_reading.Call) -> Tensor | None:
+            if attention is None:
+                return None
             with for_choosing(features.device):
-                per_patch = tower_reading.received_in_parts(attention, attending)
-                scores = per_patch.unflatten(-1, (-1, merge)).mean(-1)
-                scores = scores if back is None else scores[:, back]
+                scores = tower_reading.received_in_parts(attention, call).unflatten(-1, (-1, merge)).mean(-1)
+                return scores if back is None else scores[:, back]
+
+        scores, early_scores = per_token(attention, attending), per_token(before, attending_early)
         images, token = [], 0
         for number, grid in enumerate(self.grids(config, arguments, video)):
             parts = self.apart(grid, video)
@@ -125,6 +133,7 @@ class QwenVL(Family):
                         features=features[None, own],
                         projected=projected[None],
                         received_attention=None if scores is None else scores[None, :, own],
+                        early_received=None if early_scores is None else early_scores[None, :, own],
                         sample_keys=key.to(projected.device),
                         grid=(grid[0] // parts, *grid[1:]),
                     )

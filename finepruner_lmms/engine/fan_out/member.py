@@ -112,8 +112,10 @@ class Member:
         layer = self.dropping.decoder.layers[stage.layer - 1]
         rotary = self.dropping.decoder.rotary_emb(stream.inside, position_ids=stream.positions)
         self.state.inputs[stage.layer] = own(stream.inside), layer.self_attn, (own(rotary[0]), own(rotary[1]))
-        keys = own(stream.caches[stage.layer - 1].keys)
-        hidden = self.dropping.drop(self.state, stage.layer, own(stream.hidden), keys, own(stream.positions))
+        before = stream.caches[stage.layer - 1]
+        hidden = self.dropping.drop(
+            self.state, stage.layer, own(stream.hidden), own(before.keys), own(before.values), own(stream.positions)
+        )
         view = self.state.views[stage.layer]
         shift = view.shift if isinstance(view.shift, Tensor) else rows.new_full((len(rows), 1), view.shift)
         parents = rows.tolist()

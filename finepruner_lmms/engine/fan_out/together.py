@@ -100,7 +100,7 @@ class _Batch:
 
     def vision_for(self, pruner: VisionPruner) -> VisionOutputs:
         """The encoded images with the questions, as the method reads them."""
-        key = pruner.reads_question, getattr(pruner, "clip", None)
+        key = pruner.reads_question, pruner.reads_words, getattr(pruner, "clip", None)
         if key not in self._seen:
             self._seen[key] = outputs_for(self.model, self.inputs, self.layout, pruner, self.questions)
         return self._seen[key]

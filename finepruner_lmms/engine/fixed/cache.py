@@ -45,9 +45,10 @@ class FixedCache:
             buffer[:, :, length:].zero_()  # what is masked is multiplied by zero, which NaN would survive
         return keys, values
 
-    def prompt_keys(self, layer: int) -> Tensor:
-        """The rotated keys of the prompt, `[B, KV heads, L, head_dim]`."""
-        return self.keys[layer][:, :, : self.prompt[layer]]
+    def of_prompt(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The rotated keys and the values of the prompt, `[B, KV heads, L, head_dim]` each."""
+        length = self.prompt[layer]
+        return self.keys[layer][:, :, :length], self.values[layer][:, :, :length]
 
 
 class Storage:

@@ -66,8 +66,7 @@ class Prefill:
         shift: Tensor | int = 0
         for index, layer in enumerate(self.decoder.layers):
             if (stage := stages.get(index)) is not None:
-                keys = self.decoding.cache.prompt_keys(index - 1)
-                hidden = self._dropping.drop(state, index, hidden, keys, positions)
+                hidden = self._dropping.drop(state, index, hidden, *self.decoding.cache.of_prompt(index - 1), positions)
                 view = state.views[index]
                 valid, shift, here = view.valid, view.shift, view.positions
             if index == 0 or stage is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.data.facts import FACTS
-from finepruner_lmms.data.task_folders import DEMO_SPLITS
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.files import write_json, write_json_lines
 from finepruner_lmms.matrix.evidence import JACKKNIFE
 from finepruner_lmms.matrix.export.entries import correctness
@@ -172,7 +172,7 @@ def _result(source: Exported, one: Finished) -> Json:
 def _data(one: Finished) -> Json:
     cell, title = one.cell, benchmark_for(one.cell.task, one.result).title
     details = {"identity": cell.identity.data}
-    if cell.method.imported is not None or cell.data in DEMO_SPLITS or cell.definition:
+    if cell.method.imported is not None or cell.data in MINIATURES or cell.definition:
         details["data"] = cell.data
         return {"dataset_name": title, "source_type": "other", "additional_details": details}
     facts = FACTS[cell.task]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finepruner_lmms.data.facts import FACTS
-from finepruner_lmms.data.task_folders import DEMO_SPLITS
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.files import write_text
 from finepruner_lmms.matrix.export.study import Exported
@@ -57,7 +57,7 @@ def _no_result(one: Finished) -> str:
         return "which data it was asked is not known"
     if cell.definition:
         return "which data set of the hub lmms-eval's own task reads is for its authors to say"
-    if cell.data in DEMO_SPLITS:
+    if cell.data in MINIATURES:
         return "the miniature benchmarks are on no hub"
     if cell.limit is not None:
         return f"it was asked at most {cell.limit} questions, not the whole benchmark"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from finepruner_lmms.matrix.records import Measure, Speed
@@ -122,3 +122,11 @@ class Leaderboard:
     """The names of the studies that rows are of."""
     baseline: str = ""
     """What rows are compared with, as it was asked for; "" for fastv at the same budget, or else vanilla."""
+
+    def called(self, line: Line) -> str:
+        """A row's label, with its study where there are several."""
+        return f"{line.study}: {line.label}" if len(self.studies) > 1 else line.label
+
+    def of(self, study: str) -> Leaderboard:
+        """The same with the rows of one study alone."""
+        return replace(self, lines=tuple(line for line in self.lines if line.study == study))

@@ -113,7 +113,9 @@ def _drop(board: Leaderboard, lines: Sequence[Line]) -> Drawn:
     for curve in drawn.values():
         for line in curve:
             one = line.deltas[AVERAGE].difference
-            rows.append({"row": line.label, "tokens": line.tokens, "drop": one.value, "low": one.low, "high": one.high})
+            rows.append(
+                {"row": board.called(line), "tokens": line.tokens, "drop": one.value, "low": one.low, "high": one.high}
+            )
     seen = add_curves(axes, drawn, _dropped, ends)
     zoom(axes, [0.0, *seen])
     budget_axis(board, axes, compared)
@@ -141,13 +143,13 @@ def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
     ends: list[End] = []
     rows: list[dict[str, object]] = []
     seen: list[float] = []
-    whole = next((line for line in lines if line.method == "vanilla" and task in line.scores), None)
-    if whole is not None:
-        axes.axhline(whole.scores[task].shown, color="0.45", linestyle="--", linewidth=1)
-        seen.append(whole.scores[task].shown)
-    for line in (*([whole] if whole is not None else []), *done):
+    whole = [line for line in lines if line.method == "vanilla" and task in line.scores]
+    for line in whole:
+        axes.axhline(line.scores[task].shown, color="0.45", linestyle="--", linewidth=1)
+        seen.append(line.scores[task].shown)
+    for line in (*whole, *done):
         shown, low, high = _scored(line, task)
-        rows.append({"row": line.label, "tokens": line.tokens, "score": shown, "low": low, "high": high})
+        rows.append({"row": board.called(line), "tokens": line.tokens, "score": shown, "low": low, "high": high})
     seen += add_curves(axes, drawn, lambda line: _scored(line, task), ends)
     zoom(axes, seen)
     budget_axis(board, axes, done)
@@ -193,8 +195,9 @@ def _against_cost(
     axes.set_title(f"{mathtext(board.name)}: Pareto front in grey", loc="left", fontsize=10)
     rows = [
         {
-            "row": line.label, "tokens": line.tokens, f"{name}_{unit_name}": cost[line.key], "average": line.average,
-            "low": line.average_low, "high": line.average_high, "front": "yes" if place in front else "no",
+            "row": board.called(line), "tokens": line.tokens, f"{name}_{unit_name}": cost[line.key],
+            "average": line.average, "low": line.average_low, "high": line.average_high,
+            "front": "yes" if place in front else "no",
         }
         for place, line in enumerate(done)
     ]  # fmt: skip

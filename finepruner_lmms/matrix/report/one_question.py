@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Cell, Study
-from finepruner_lmms.matrix.questions import open_questions
 from finepruner_lmms.matrix.records import Damage
 from finepruner_lmms.matrix.report.page.pictures import as_seen
 from finepruner_lmms.matrix.results import read_lines
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.matrix.stored_questions import stored_questions
 from finepruner_lmms.matrix.tallies import tally_of
 from finepruner_lmms.matrix.traces import Traced, read_traces
 
@@ -53,7 +53,7 @@ def comparison_of(store: Store, task: str, number: str) -> Comparison:
         fix = f"give one that was asked, such as {', '.join(map(str, sorted(near)))}" if near else "run the study first"
         raise FieldError("QUESTION", f"no finished row was asked question {document} of {task}", value=number, fix=fix)
     cell, sample, _, _ = found[0]
-    questions = open_questions(cell.data, task, cell.submission)
+    questions = stored_questions(cell.data, task, cell.submission)
     grid = next((traced.grid for _, _, traced, _ in found if traced is not None and traced.grid is not None), None)
     shown = tuple(_picture(study, cell, picture, grid) for picture in questions.pictures(document)[:1])
     text = str(sample.get("question") or questions.text(document))

@@ -54,7 +54,8 @@ def figure(board: Leaderboard) -> Figure:
     for line in done:
         if line.imported or line.method == "vanilla":  # at no budget that is known, or all of it
             every = "" if board.num_visual_tokens is None else f"{board.num_visual_tokens} "
-            text = mathtext(line.method) if line.imported else f"vanilla, all {every}tokens"
+            name = f"{line.study}: {line.method}" if len(board.studies) > 1 else line.method
+            text = mathtext(name if line.imported else f"{name}, all {every}tokens")
             axes.axhline(line.average or 0.0, color="0.45", linestyle=":" if line.imported else "--", linewidth=1)
             ends.append((math.inf, line.average or 0.0, text, "0.35"))
             seen.append(line.average or 0.0)
@@ -93,12 +94,14 @@ def add_curves(
 def curves(lines: Sequence[Line], whole: bool = False) -> dict[str, list[Line]]:
     """Rows by what the legend calls them, each from the smallest budget to the largest; vanilla only with `whole`."""
     found: dict[str, list[Line]] = {}
+    several = len({line.study for line in lines}) > 1
     for line in lines:
         if line.method == "vanilla" and not whole:
             continue
         chosen = " ".join(f"{name}={value}" for name, value in line.given.items())
         seeds = f"({len(line.seeds)} seeds)" if line.seeds else ""
-        found.setdefault(mathtext(" ".join(filter(None, (line.method, chosen, seeds)))), []).append(line)
+        study = f"{line.study}:" if several else ""
+        found.setdefault(mathtext(" ".join(filter(None, (study, line.method, chosen, seeds)))), []).append(line)
     return {label: sorted(curve, key=lambda line: line.tokens) for label, curve in found.items()}
 
 

@@ -33,6 +33,7 @@ class Answers:
     """One row's answers to a task, by the question's number in the whole data set."""
 
     row: Row
+    study: Study
     cell: Cell
     folder: Path
     samples: dict[int, Sample]
@@ -81,7 +82,7 @@ def asked_tasks(stores: Sequence[Store], rows: Sequence[Row]) -> Iterator[Asked]
             key = cell.task, _data_of(study, cell), cell.definition
             found.setdefault(key, []).append((study, mine[cell.row], cell, store.cell_dir(cell), state.result))
     for (task, _, _), cells in found.items():
-        answers = tuple(_answers(row, cell, folder) for _, row, cell, folder, _ in cells)
+        answers = tuple(_answers(study, row, cell, folder) for study, row, cell, folder, _ in cells)
         own = next((one for one in cells if one[2].method.imported is None), cells[0])
         measure = own[4].measure
         yield Asked(
@@ -97,11 +98,11 @@ def _data_of(study: Study, cell: Cell) -> str:
     return cell.identity.data
 
 
-def _answers(row: Row, cell: Cell, folder: Path) -> Answers:
+def _answers(study: Study, row: Row, cell: Cell, folder: Path) -> Answers:
     samples = {int(sample["doc_id"]): sample for sample in read_lines(folder / "samples.jsonl")}
     found = ((number, verdict_of(sample)) for number, sample in samples.items())
     verdicts = {number: verdict for number, verdict in found if verdict is not None}
-    return Answers(row, cell, folder, samples, verdicts)
+    return Answers(row, study, cell, folder, samples, verdicts)
 
 
 def verdict_of(sample: Sample) -> float | None:

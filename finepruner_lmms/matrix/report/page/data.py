@@ -12,6 +12,7 @@ from finepruner_lmms.matrix.report.costs import cost_notes, has_costs, measured_
 from finepruner_lmms.matrix.report.names import task_title
 from finepruner_lmms.matrix.report.notes import notes
 from finepruner_lmms.matrix.report.page.blocks import finite
+from finepruner_lmms.matrix.report.page.provenance import COVERS
 from finepruner_lmms.matrix.report.scored import Score
 
 Json = dict[str, Any]
@@ -29,6 +30,7 @@ def page_data(board: Leaderboard) -> Json:
         "tasks": [_task(board, task) for task in board.tasks],
         "parameters": list(board.parameters),
         "rows": [_row(board, line, to_vanilla.get(line.key, {})) for line in board.lines],
+        "covers": list(COVERS),
         "notes": notes(board),
         "cost_notes": cost_notes(board) if has_costs(board) else [],
     }

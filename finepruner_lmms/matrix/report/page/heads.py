@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.report.board import Leaderboard
@@ -23,6 +24,7 @@ from finepruner_lmms.matrix.report.page.blocks import finite
 from finepruner_lmms.matrix.store import Store
 
 Json = dict[str, Any]
+_TUNING = tuple(data for data, which in MINIATURES.items() if which.split == "tuning")
 _BRANCHES = ("gap", "high", "low", "fallback")
 _MOST_POINTS = 400
 """Points of a trend: more are averaged, so that a page does not grow with its study."""
@@ -32,11 +34,13 @@ _PICKED = (
 )
 
 
-def heads_data(store: Store, study: Study, board: Leaderboard) -> Json:
-    """Everything about heads; empty lists where there is nothing."""
+def heads_data(store: Store, name: str, board: Leaderboard) -> Json:
+    """Everything about heads in one study, which the board calls `name`; empty lists where there is nothing."""
+    study, board = store.study(), board.of(name)
     chosen = studied(board)
     return {
-        "warning": _PICKED if chosen and study.cells[0].data != "demo-tuning" else None,
+        "of": name,
+        "warning": _PICKED if chosen and study.cells[0].data not in _TUNING else None,
         "study": [
             {"key": one.line.key, "strategy": one.strategy, "heads": str(one.heads), "others": one.others}
             for one in chosen

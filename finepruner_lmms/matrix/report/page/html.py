@@ -26,12 +26,20 @@ _VENDOR = ("d3", "plot")
 _SCRIPTS = ("core", "figure", "tiles", "table", "plots", "heads", "provenance")
 
 
-def build_report(store: Store) -> str:
-    """The report as HTML. What is not done is left out or shown as missing; `StoreError` if nothing was planned."""
-    study, board = store.study(), leaderboard(store)
+def build_report(*stores: Store) -> str:
+    """The report of one study or several as HTML. What is not done is left out or shown as missing.
+
+    `StoreError` if nothing was planned.
+    """
+    board = leaderboard(*stores)
+    named = list(zip(board.studies, stores, strict=True))
     main = page_data(board)
-    main |= {"heads": heads_data(store, study, board), "provenance": provenance_data(store, study)}
-    return page(study.name, settings(study), [Block("main", main), *question_blocks([store], board)])
+    main["heads"] = [heads_data(store, name, board) for name, store in named]
+    main["provenance"] = [provenance_data(store, name) for name, store in named]
+    about = [settings(store.study()) for store in stores]
+    if len(stores) > 1:
+        about = [f"{name}: {words}" for name, words in zip(board.studies, about, strict=True)]
+    return page(board.name, "; ".join(about), [Block("main", main), *question_blocks(stores, board)])
 
 
 def page(title: str, settings: str, blocks: Sequence[Block]) -> str:
@@ -71,9 +79,9 @@ def settings(study: Study) -> str:
     return f"{study.model}: {study.num_layers} decoder layers, {most}{study.num_visual_tokens} visual tokens, {asked}"
 
 
-def write_report(store: Store, target: Path) -> None:
-    """Write the report to `target`, as a whole or not at all."""
-    text = build_report(store)
+def write_report(stores: Sequence[Store], target: Path) -> None:
+    """Write the report of one study or several to `target`, as a whole or not at all."""
+    text = build_report(*stores)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
 

@@ -11,7 +11,7 @@ from finepruner_lmms.matrix.run_settings import read_settings
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.redaction import KEY, has_shape_of_key
 
-_COVERS = (
+COVERS = (
     "± is one standard error, and intervals are of 95 %: both cover which images were drawn, of images like these. "
     "Questions about one image count together.",
     "They do not cover another seed of a method (rows of several seeds say their spread), another judge, another "
@@ -19,16 +19,18 @@ _COVERS = (
     "Two rows answer the same questions: whether they differ is read from Δ and its interval, not from bars that "
     "overlap.",
 )
+"""What ± and intervals cover, and what they do not."""
 _MOST_COMMANDS = 20
 
 
-def provenance_data(store: Store, study: Study) -> dict[str, Any]:
-    """Facts and versions as pairs of texts, the matrix file, the commands, and what ± covers."""
+def provenance_data(store: Store, name: str) -> dict[str, Any]:
+    """Of the study called `name`: facts and versions as pairs of texts, the matrix file, and the commands."""
+    study = store.study()
     results = [state.result for state in store.states(study.cells)]
     done = [result for result in results if result is not None]
     written = [result.provenance for result in done if result.provenance is not None]
     return {
-        "covers": list(_COVERS),
+        "of": name,
         "facts": _facts(study, done, written),
         "versions": _versions(written),
         "yaml": _matrix_file(store),

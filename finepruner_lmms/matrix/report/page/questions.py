@@ -14,7 +14,8 @@ from typing import Any
 from finepruner_lmms.benchmarks.limits import recorded
 from finepruner_lmms.lazy import np
 from finepruner_lmms.lmms.traced import Traced
-from finepruner_lmms.matrix.questions import NoQuestions, Questions, open_questions
+from finepruner_lmms.matrix.plan import Cell, Study
+from finepruner_lmms.matrix.questions import NoQuestions, Questions
 from finepruner_lmms.matrix.records import Damage
 from finepruner_lmms.matrix.report.board import Leaderboard
 from finepruner_lmms.matrix.report.page.answers import Answers, Asked, asked_tasks, category_of, rows_of
@@ -22,8 +23,10 @@ from finepruner_lmms.matrix.report.page.blocks import Block
 from finepruner_lmms.matrix.report.page.pictures import Placement, allowance, as_seen, boxes_as_seen, thumbnail
 from finepruner_lmms.matrix.report.page.traced import map_bytes, traced_entry
 from finepruner_lmms.matrix.store import Store
+from finepruner_lmms.matrix.stored_questions import StoredQuestions, stored_questions
 from finepruner_lmms.matrix.traces import read_traces
 
+AnyQuestions = Questions | StoredQuestions
 _MOST_TEXT = 2000
 """Characters of a question, a target or an answer; more is cut, and said to be."""
 
@@ -71,9 +74,9 @@ def _task_blocks(asked: Asked, name: str, limits: Limits, tasks: int) -> tuple[d
     notes: list[str] = []
     questions = _open(asked, notes)
     places = {number: place for place, number in enumerate(numbers)}
-    placement = _placement(asked)
+    placement = _placement(asked.study, asked.cell)
     shown = _shown(asked, questions, chosen, places, placement, limits.pictures // tasks)
-    traces = {one.row.number: _traces(one, notes) for one in asked.answers}
+    traces = {one.row.number: _traces(one, placement, notes) for one in asked.answers}
     mapped = _mapped(asked, chosen, traces, limits.maps // tasks)
     have = {number for found in traces.values() for number, one in found.items() if map_bytes(one)}
     if left := have - mapped:
@@ -113,26 +116,26 @@ def _task_blocks(asked: Asked, name: str, limits: Limits, tasks: int) -> tuple[d
 # -- what the data says ----------------------------------------------------------------------------------------------
 
 
-def _open(asked: Asked, notes: list[str]) -> Questions | None:
+def _open(asked: Asked, notes: list[str]) -> AnyQuestions | None:
     """The questions of the ten, where their data is at hand; else None, and a note that says why."""
     cell = asked.cell
     try:
-        return open_questions(cell.data, cell.task, cell.submission)
+        return stored_questions(cell.data, cell.task, cell.submission)
     except NoQuestions as error:
         notes.append(f"Without pictures: {error}.")
         return None
 
 
-def _placement(asked: Asked) -> Placement:
+def _placement(study: Study, cell: Cell) -> Placement:
     """How the model's tokens lie over a picture: LLaVA-1.5's, all N of a square; else the picture is only resized."""
-    if asked.study.images_differ:
+    if study.images_differ:
         return "stretch"
-    return "crop" if asked.cell.model.image_aspect_ratio == "crop" else "pad"
+    return "crop" if cell.model.image_aspect_ratio == "crop" else "pad"
 
 
 def _shown(
     asked: Asked,
-    questions: Questions | None,
+    questions: AnyQuestions | None,
     chosen: list[int],
     places: dict[int, int],
     placement: Placement,
@@ -155,8 +158,8 @@ def _shown(
             entry["question"] = _cut(str(sample.get("question", "")))
             found.entries.append(entry)
             continue
-        fields, image = questions.fields(number), names[number]
-        entry["question"] = _cut(questions.text(number))
+        image = names[number]
+        entry["question"] = _cut(_asked_text(asked, number) or questions.text(number))
         if image not in known and (pictures := questions.pictures(number)):
             picture = as_seen(pictures[0], placement)
             small = thumbnail(picture, each)
@@ -168,7 +171,7 @@ def _shown(
                 entry["more"] = len(pictures) - 1
         if image in known:
             entry["picture"] = known[image]
-            boxes = boxes_as_seen(fields.get("evidence"), sizes[image], placement)
+            boxes = boxes_as_seen(questions.evidence(number), sizes[image], placement)
             if boxes:
                 found.boxes[number] = boxes
                 entry["boxes"] = [[round(side, 4) for side in box] for box in boxes]
@@ -176,7 +179,13 @@ def _shown(
     return found
 
 
-def _categories(asked: Asked, questions: Questions | None, numbers: list[int]) -> tuple[list[str], list[int]]:
+def _asked_text(asked: Asked, number: int) -> str:
+    """What the model was asked, as samples have it; "" where those of no row of ours do."""
+    own = [one.samples[number] for one in asked.answers if one.cell.method.imported is None and number in one.samples]
+    return next((text for sample in own if (text := str(sample.get("question") or ""))), "")
+
+
+def _categories(asked: Asked, questions: AnyQuestions | None, numbers: list[int]) -> tuple[list[str], list[int]]:
     """The categories' names, and which of them each question is of; none where all are of one."""
     given = questions.categories(asked.task) if questions is not None else {}
     named = []
@@ -193,7 +202,10 @@ def _categories(asked: Asked, questions: Questions | None, numbers: list[int]) -
 # -- what the rows did -----------------------------------------------------------------------------------------------
 
 
-def _traces(one: Answers, notes: list[str]) -> dict[int, Traced]:
+def _traces(one: Answers, placement: Placement, notes: list[str]) -> dict[int, Traced]:
+    if _placement(one.study, one.cell) != placement:  # its tokens would be drawn where they are not
+        notes.append(f"{one.row.label}: its tokens are not drawn, as its model sees pictures in another frame.")
+        return {}
     try:
         return read_traces(one.folder)
     except Damage as damage:

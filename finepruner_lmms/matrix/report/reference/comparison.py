@@ -9,6 +9,7 @@ from functools import cache
 from typing import Literal
 
 from finepruner_lmms.benchmarks.protocol import LMMS_EVAL
+from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.errors import FieldError, check_choice, show
 from finepruner_lmms.matrix.measures import title
 from finepruner_lmms.matrix.plan import Study
@@ -144,7 +145,7 @@ def _check_model(study: Study) -> str | None:
         problem = f"the published numbers are those of {MODEL} ({_LAYERS} layers, {_TOKENS} visual tokens); "
         problem += f"{study.name} ran {name} ({study.num_layers} layers, {tokens} visual tokens)"
         raise FieldError("--reference", problem, value=study.model)
-    miniatures = any(cell.data.startswith("demo") for cell in study.cells if cell.method.imported is None)
+    miniatures = any(cell.data in MINIATURES for cell in study.cells if cell.method.imported is None)
     if _NAMES.search(study.model) and not miniatures:
         return None
     asked = " on miniature benchmarks" if miniatures else ""

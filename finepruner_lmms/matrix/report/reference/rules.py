@@ -36,6 +36,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "fastv": {"layer": 2, "rows": "raw", "aggregate": "mean"},
     "vispruner": {"important_ratio": 0.5},
     "cdpruner": {"relevance": "clip"},
+    "eadp": {"relevance": "clip", "alpha": 0.5, "beta": 1.0},
+    "mmtok": {"words": "keywords", "text_temperature": 0.02},
+    "scope": {"alpha": 1.0, "importance": "cls"},
     "finepruner": {"layer": 2, "query": "last", "normalise": "resoftmax", "rows": "raw", "aggregate": "mean"},
 }
 """The settings that were published; a row with others is another method."""

@@ -89,7 +89,7 @@
     block: (name) =>
       once(valueOf, name, () => unpack(name).then((bytes) => JSON.parse(new TextDecoder().decode(bytes)))),
     row: (key) => FP.rows.get(key),
-    label: (row) => text(row.label, 120),
+    label: (row) => text(row.study ? `${row.study}: ${row.label}` : row.label, 120),
     announce: (words) => { document.getElementById("live").textContent = words; },
     onRedraw: (does) => redraws.push(does),
     redraw: () => { for (const does of redraws) does(); },

@@ -217,11 +217,15 @@
   }
 
   FP.part((data) => {
-    const body = document.getElementById("heads-body");
-    const plots = [...study(data), ...alone(data), ...chosen(data)], tables = [best(data)].filter(Boolean);
-    const more = [selections(data)].filter(Boolean), damaged = data.heads.damaged.map((line) => el("p", { class: "warn", dir: "auto" }, text(line)));
-    if (!plots.length && !more.length && !tables.length && !damaged.length) return;
-    document.getElementById("heads").hidden = false;
-    body.append(...[data.heads.warning ? el("p", { class: "warn" }, text(data.heads.warning)) : null, ...damaged, ...tables, el("div", { class: "plots" }, plots), ...more].filter(Boolean));
+    for (const heads of data.heads) {
+      const one = { tasks: data.tasks, heads };
+      const plots = [...study(one), ...alone(one), ...chosen(one)], tables = [best(one)].filter(Boolean);
+      const more = [selections(one)].filter(Boolean), damaged = heads.damaged.map((line) => el("p", { class: "warn", dir: "auto" }, text(line)));
+      if (!plots.length && !more.length && !tables.length && !damaged.length) continue;
+      document.getElementById("heads").hidden = false;
+      document.getElementById("heads-body").append(...[
+        data.heads.length > 1 ? el("h3", { class: "study", dir: "auto" }, text(heads.of, 120)) : null,
+        heads.warning ? el("p", { class: "warn" }, text(heads.warning)) : null, ...damaged, ...tables, el("div", { class: "plots" }, plots), ...more].filter(Boolean));
+    }
   });
 })();

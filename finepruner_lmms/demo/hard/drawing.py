@@ -1,0 +1,126 @@
+"""How a crowded scene looks."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from finepruner_lmms.demo.hard.things import COLORS, SIZES, Scrap, Thing
+from finepruner_lmms.demo.outlines import SHAPES, noise, shape_mask
+from finepruner_lmms.demo.scenes import IMAGE_SIZE, PATCH, digit_samples, photograph_paths
+
+_CROPS, _MASKS = 120, 24
+_RADII = {"small": (4.2, 5.6), "medium": (9.0, 12.0), "large": (15.5, 19.0)}
+_PLAY = {"small": 1.0, "medium": 1.8, "large": 1.8}  # pixels around the middle
+_FRAME = 2
+_PIECES = 6
+
+
+def draw(split: str, index: int, grid: int, things: Sequence[Thing], scraps: Sequence[Scrap]) -> np.ndarray:
+    """The pixels of the scene number `index` of a split, `[14 grid, 14 grid, 3]` uint8."""
+    rng, side = random.Random(f"hard pixels {split} {index}"), grid * PATCH
+    canvas = _window(rng, _backgrounds(split), side, side).astype(np.float32)
+    for scrap in scraps:
+        _paste(canvas, scrap, rng, split)
+    for thing in things:
+        color = np.array([value + rng.randint(-14, 14) for value in COLORS[thing.color]], dtype=np.float32)
+        left, top, right, bottom = thing.box()
+        tile = canvas[top:bottom, left:right]
+        if thing.is_plate:
+            _draw_plate(tile, color, thing, rng, split)
+        else:
+            alpha = _masks()[thing.name, thing.size][rng.randrange(_MASKS)]
+            tile[:] = tile * (1 - alpha) + color * alpha
+    x, y = rng.randrange(IMAGE_SIZE), rng.randrange(IMAGE_SIZE)
+    canvas += noise(IMAGE_SIZE)[y : y + side, x : x + side] * 0.6
+    return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def _window(rng: random.Random, pictures: tuple[np.ndarray, ...], width: int, height: int) -> np.ndarray:
+    picture = pictures[rng.randrange(len(pictures))]
+    x, y = rng.randint(0, IMAGE_SIZE - width), rng.randint(0, IMAGE_SIZE - height)
+    window = picture[y : y + height, x : x + width]
+    return window[:, ::-1] if rng.random() < 0.5 else window
+
+
+def _paste(canvas: np.ndarray, scrap: Scrap, rng: random.Random, split: str) -> None:
+    """A piece of a photograph, sharp and in full colour: it catches the eye, and nobody asks about it.
+
+    Of some, the one with the most in it: a plain one would be a square.
+    """
+    x, y, width, height = (PATCH * side for side in (scrap.x, scrap.y, scrap.width, scrap.height))
+    pieces = [_window(rng, _sharp(split), width, height) for _ in range(_PIECES)]
+    canvas[y : y + height, x : x + width] = max(pieces, key=lambda piece: float(piece.std()))
+
+
+def _draw_plate(tile: np.ndarray, color: np.ndarray, plate: Thing, rng: random.Random, split: str) -> None:
+    """Handwritten digits, light on dark, in a frame."""
+    tile[:] = color
+    tile[_FRAME:-_FRAME, _FRAME:-_FRAME] = rng.randint(45, 65)
+    for place, digit in enumerate(plate.name):
+        samples = _digits(split)[int(digit)]
+        alpha = samples[rng.randrange(len(samples))]
+        size = len(alpha)
+        x, y = place * PATCH + (PATCH - size) // 2, (PATCH - size) // 2
+        inner = tile[y : y + size, x : x + size]
+        inner[:] = inner * (1 - alpha) + 250 * alpha
+
+
+@functools.cache
+def _digits(split: str) -> dict[int, tuple[np.ndarray, ...]]:
+    """Alpha masks `[10, 10, 1]` of handwritten digits; few people wrote them, so training ones are also turned."""
+    turns = (-12, 0, 12) if split == "train" else (0,)
+    found = {}
+    for digit, samples in digit_samples(split).items():
+        images = [Image.fromarray(sample).resize((10, 10), Image.Resampling.BICUBIC) for sample in samples]
+        turned = [image.rotate(turn, Image.Resampling.BILINEAR) for image in images for turn in turns]
+        found[digit] = tuple(np.asarray(image, dtype=np.float32)[..., None] / 255 for image in turned)
+    return found
+
+
+@functools.cache
+def _sharp(split: str) -> tuple[np.ndarray, ...]:
+    """Crops of the photographs as they are: `[336, 336, 3]` uint8."""
+    rng = random.Random(f"hard crops {split}")
+    photographs = [Image.open(path).convert("RGB") for path in photograph_paths(split)]
+    crops = []
+    for number in range(_CROPS):
+        photograph = photographs[number % len(photographs)]
+        side = rng.randint(120, min(400, *photograph.size))
+        x, y = rng.randint(0, photograph.width - side), rng.randint(0, photograph.height - side)
+        crop = photograph.crop((x, y, x + side, y + side))
+        crops.append(np.asarray(crop.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)))
+    return tuple(crops)
+
+
+@functools.cache
+def _backgrounds(split: str) -> tuple[np.ndarray, ...]:
+    """The crops, a little softened and paler, so that one can tell what lies on them."""
+    rng, softened = random.Random(f"hard backgrounds {split}"), []
+    for crop in _sharp(split):
+        soft = Image.fromarray(crop).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2)))
+        pixels = np.asarray(soft, dtype=np.float32)
+        pixels = 0.7 * pixels + 0.3 * pixels.mean(-1, keepdims=True)
+        veil = rng.uniform(0.2, 0.45)
+        softened.append((pixels * (1 - veil) + rng.uniform(70, 170) * veil).astype(np.uint8))
+    return tuple(softened)
+
+
+@functools.cache
+def _masks() -> dict[tuple[str, str], tuple[np.ndarray, ...]]:
+    """Alpha masks of each shape and size, jittered in radius, place and angle."""
+    rng, masks = random.Random("hard masks"), {}
+    for size, patches in SIZES.items():
+        side = patches * PATCH
+        for shape in SHAPES:
+            drawn = []
+            for _ in range(_MASKS):
+                play = _PLAY[size]
+                middle = side / 2 + rng.uniform(-play, play), side / 2 + rng.uniform(-play, play)
+                drawn.append(shape_mask(shape, side, rng.uniform(*_RADII[size]), middle, rng.uniform(-8, 8)))
+            masks[shape, size] = tuple(drawn)
+    return masks
