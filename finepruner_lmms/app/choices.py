@@ -42,10 +42,7 @@ class Offer:
         """For a model of this configuration, with the methods and strategies that are registered now."""
         geometry = Geometry.of(config)
         sides = {name: method_class(name).side for name in known_methods()}
-        vision, decoder = (
-            tuple(name for name in sides if sides[name] == side and "budget" in parameter_names(name))
-            for side in ("vision", "decoder")
-        )
+        vision, decoder = (tuple(name for name in sides if sides[name] == side) for side in ("vision", "decoder"))
         # those of `fixed` are named one by one, which is written
         strategies = (RECOMMENDED, *known_strategies(), _CONSENSUS)
         most = 100 if geometry.varies else geometry.num_visual_tokens
