@@ -233,6 +233,29 @@ def holov(_pruner, vision, count):
     return sorted(kept + rest[: count - len(kept)])
 
 
+def tops(pruner, seen, count):
+    """Before: by CLS attention among projected tokens. Inside: by the words' attention among hidden states."""
+    if hasattr(seen, "projected"):
+        relevance, tokens, weight = array(seen.cls_attention).mean(0), array(seen.projected), 0.5
+    else:
+        there = seen.text_present[0].numpy()
+        relevance = array(seen.text_attention)[:, there].mean((0, 1))
+        tokens, weight = array(seen.hidden), pruner.coverage
+    similarity = np.array([[cosine(a, b) for b in tokens] for a in tokens])
+    picked = best(relevance, 1)
+    while len(picked) < count:
+        left = [i for i in range(len(tokens)) if i not in picked]
+        covered = similarity[picked].max(0)
+        added = {i: sum(max(0, similarity[i, j] - covered[j]) for j in left) for i in left}
+        unlike = {i: 1 - covered[i] for i in left}
+        worth = dict.fromkeys(left, 0.0)
+        for factor, part in ((1, relevance), (0.5, unlike), (weight, added)):
+            mean = np.mean([part[i] for i in left])
+            worth = {i: worth[i] + factor * part[i] / mean for i in left}
+        picked.append(max(worth, key=lambda i: (worth[i], -i)))
+    return sorted(picked)
+
+
 # -- decoder side -----------------------------------------------------------------------------------------------------
 
 

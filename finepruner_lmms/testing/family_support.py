@@ -52,7 +52,8 @@ def support(which: str, name: str) -> Support:
             pruner = build_pruner(name, budget=None if name == "vanilla" else _BUDGET, **parameters)
         except FieldError:  # the method has no such parameter
             continue
-        kept = family.grid_positions and bool(getattr(pruner, "renumber_positions", False))
+        _, inside = pruner.halves
+        kept = family.grid_positions and inside is not None and inside.renumber_positions
         try:
             check_fits(family, pruner)
             _run(which, pruner, _ROW)

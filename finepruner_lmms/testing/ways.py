@@ -39,6 +39,7 @@ def every_way() -> list[Way]:
         add("eadp", relevance=relevance)
     for words in WORDS:
         add("mmtok", words=words)
+    add("tops", importance="received")
     for ratio in (0.0, 1.0):
         add("vispruner", important_ratio=ratio)
     for rows in ROWS:
