@@ -11,10 +11,10 @@ from finepruner_lmms.engine.geometry import Geometry
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.heads.registry import RESERVED, known_strategies
 from finepruner_lmms.pruners import Pruner
+from finepruner_lmms.pruners.finepruner import CONSENSUS, RECOMMENDED
 from finepruner_lmms.pruners.registry import build_pruner, known_methods, method_class, parameter_names
 from finepruner_lmms.pruners.written import read_method, split_methods
 
-_CONSENSUS, _FIXED, RECOMMENDED = RESERVED
 FIRST = ("random", "vispruner", "fastv", "finepruner")
 """The methods that are chosen when the page opens, as `finepruner show` has them."""
 _BUDGET = 64
@@ -24,7 +24,8 @@ _HEADS = 16
 
 @dataclass(frozen=True)
 class Offer:
-    """What there is to choose from. `vision` and `decoder` are methods by where they drop tokens.
+    """What there is to choose from. `vision` are the methods that drop tokens before the language model,
+    `decoder` those that do inside it, or in both places.
 
     A budget is a number up to `most`, counted in visual tokens, or in percent of them where their number `varies`
     from picture to picture. `heads` is the number of query heads of a layer.
@@ -42,9 +43,10 @@ class Offer:
         """For a model of this configuration, with the methods and strategies that are registered now."""
         geometry = Geometry.of(config)
         sides = {name: method_class(name).side for name in known_methods()}
-        vision, decoder = (tuple(name for name in sides if sides[name] == side) for side in ("vision", "decoder"))
-        # those of `fixed` are named one by one, which is written
-        strategies = (RECOMMENDED, *known_strategies(), _CONSENSUS)
+        vision = tuple(name for name, side in sides.items() if side == "vision")
+        decoder = tuple(name for name, side in sides.items() if side in ("decoder", "both"))
+        # `fixed` and `profile` want to know which heads, or whose: they can be written
+        strategies = (RECOMMENDED, *known_strategies(), CONSENSUS)
         most = 100 if geometry.varies else geometry.num_visual_tokens
         return cls(vision, decoder, strategies, geometry.num_heads, most, geometry.varies)
 

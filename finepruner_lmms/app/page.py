@@ -6,8 +6,9 @@ from typing import Any
 
 import gradio as gr
 
-from finepruner_lmms.app.choices import FIRST, RECOMMENDED, Choice, reads_heads, reads_strategy
+from finepruner_lmms.app.choices import FIRST, Choice, reads_heads, reads_strategy
 from finepruner_lmms.app.desk import Desk
+from finepruner_lmms.pruners.finepruner import RECOMMENDED
 
 TITLE = "What a pruning method keeps of a picture"
 _INTRODUCTION = (
@@ -42,7 +43,7 @@ def build(desk: Desk) -> gr.Blocks:
                 )  # fmt: skip
                 decoder = gr.CheckboxGroup(
                     list(offer.decoder), value=[name for name in FIRST if name in offer.decoder],
-                    label="Methods inside it", elem_id="decoder",
+                    label="Methods inside it, or in both places", elem_id="decoder",
                 )  # fmt: skip
                 what = "percent of the visual tokens" if offer.varies else f"visual tokens, of {offer.most}"
                 budget = gr.Slider(
