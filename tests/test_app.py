@@ -74,18 +74,19 @@ def test_methods_can_be_written_as_on_the_command_line_and_none_comes_twice():
 
 
 def test_an_example_brings_its_right_answer_and_another_picture_none(desk, tmp_path):
-    first = desk.samples.all[0]
-    shown = said(desk, first.file, first.question)
+    file, first = desk.samples.all[0]
+    shown = said(desk, file, first.question)
     assert f"Right answer: {first.expected}" in shown and '<span class="right">✓' in shown
-    assert shown.count("<figure>") == 2 and "30 of 576, from layer 2" in shown and "Traceback" not in shown
+    assert shown.count("<figure>") == 2 and "30 of 576, from layer 2; " in shown and "% of the evidence" in shown
+    assert "Traceback" not in shown
     other = tmp_path / "other.png"
     make_scene("test", 77).image().save(other)
     assert "Right answer" not in said(desk, other, first.question)
-    assert all(one.expected for one in desk.samples.all)
+    assert len(desk.samples.all) == 6 and all(known.expected and known.evidence for _, known in desk.samples.all)
 
 
 def test_bad_input_is_said_in_the_page_with_what_to_do(desk, tmp_path):
-    file = desk.samples.all[0].file
+    file, _ = desk.samples.all[0]
     broken = tmp_path / "half.png"
     broken.write_bytes(file.read_bytes()[:2000])
     assert "picture: there is none; upload one" in said(desk, None, "?")
@@ -99,7 +100,7 @@ def test_bad_input_is_said_in_the_page_with_what_to_do(desk, tmp_path):
 
 def test_a_question_runs_nothing_in_the_page(desk):
     asked = "<script>alert(1)</script>${alert(2)}{{value}}<img src=x onerror=alert(3)>\x1b[2J"
-    shown = said(desk, desk.samples.all[0].file, asked)
+    shown = said(desk, desk.samples.all[0][0], asked)
     assert "<script" not in shown and "<img src=x" not in shown and "\x1b" not in shown and "&lt;script&gt;" in shown
 
 

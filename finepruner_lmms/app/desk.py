@@ -52,12 +52,12 @@ class Desk:
         if len(question) > _LONGEST:
             raise FieldError("question", f"has {len(question)} characters; at most {_LONGEST} are taken")
         try:
-            image = read_rgb(file, "picture")
+            known = self.samples.find(read_rgb(file, "picture"), question)
         except FieldError as error:  # whose text names our own copy of the file
             raise FieldError("picture", "the file cannot be read as one", fix="give a PNG or a JPEG") from error
         found = compare_methods(
-            self.model, self.processor, image, question, _told(choice.pruners(), progress),
-            about=self.about, expected=self.samples.expected(image, question), max_new_tokens=self.tokens,
+            self.model, self.processor, known.image, question, _told(choice.pruners(), progress),
+            about=self.about, expected=known.expected, evidence=known.evidence, max_new_tokens=self.tokens,
         )  # fmt: skip
         return body(found, level=2)
 

@@ -22,19 +22,19 @@ _EMPTY = '<div class="kept"><p class="soft">What the methods keep is shown here.
 
 def build(desk: Desk) -> gr.Blocks:
     """The page, with everything it can do; nothing of it is served yet."""
-    offer, first = desk.offer, desk.samples.all[0]
+    offer, (file, first) = desk.offer, desk.samples.all[0]
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\n{_INTRODUCTION}")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 picture = gr.Image(
-                    str(first.file), label="Picture", type="filepath", format="png", image_mode=None, height=280,
+                    str(file), label="Picture", type="filepath", format="png", image_mode=None, height=280,
                     sources=["upload", "clipboard"], buttons=[], elem_id="picture",
                 )  # fmt: skip
                 question = gr.Textbox(first.question, label="Question", lines=2, max_lines=6, elem_id="question")
                 ask = gr.Button("Ask with every method", variant="primary", elem_id="ask")
                 gr.Examples(
-                    [[str(one.file), one.question] for one in desk.samples.all],
+                    [[str(one), known.question] for one, known in desk.samples.all],
                     [picture, question], label="Examples", api_name=False,
                 )  # fmt: skip
                 vision = gr.CheckboxGroup(
