@@ -26,6 +26,8 @@ _LINES = 0.7
 """Inches of the lines above and below it."""
 _ABREAST = 5
 """Panels beside each other; the stages of one method are never torn apart."""
+_NOTEBOOK = 72
+"""Dots per inch in a notebook, which keeps its pictures in its file."""
 _WIDE = 44
 """Characters of a line above a panel."""
 _AWAY = 0.012
@@ -38,7 +40,7 @@ class Drawn(Figure):
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        self.savefig(file, format="png", metadata={"Software": None})
+        self.savefig(file, format="png", dpi=_NOTEBOOK, metadata={"Software": None})
         return file.getvalue()
 
 

@@ -57,7 +57,7 @@ def comparison_of(store: Store, task: str, number: str) -> Comparison:
     grid = next((traced.grid for _, _, traced, _ in found if traced is not None and traced.grid is not None), None)
     images = questions.pictures(document)[:1]
     shown = tuple(_picture(study, cell, picture, grid) for picture in images)
-    given = questions.fields(document).get("evidence")
+    given = questions.evidence(document)
     boxes = boxes_as_seen(given, images[0].size, _placement(study, cell)) if images else ()
     text = str(sample.get("question") or questions.text(document))
     rows = tuple(row for _, _, _, row in found)
