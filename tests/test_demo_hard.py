@@ -14,6 +14,7 @@ from finepruner_lmms.demo.hard.clear import fitting, number_of
 from finepruner_lmms.demo.hard.questions import NEGATIVES, PLURAL, existence
 from finepruner_lmms.demo.hard.scenes import Scene, make_scene, make_view
 from finepruner_lmms.demo.hard.things import COLORS, SIDES, SIZES
+from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.outlines import SHAPES
 from finepruner_lmms.demo.root import MINIATURES, content_identity
 
@@ -219,3 +220,16 @@ def test_most_answers_hang_on_a_small_part_of_the_picture(tables):
 
 def test_the_easy_and_the_demanding_miniatures_are_told_apart_and_so_are_the_splits():
     assert len({content_identity(data) for data in MINIATURES}) == len(MINIATURES) == 4
+
+
+def test_the_tokenizer_knows_every_word_that_is_asked_and_writes_numbers_as_one_word(tables):
+    tokenizer = build_processor().tokenizer
+    for rows in tables.values():
+        for row in rows[::7]:
+            assert tokenizer.unk_token_id not in tokenizer(row["question"])["input_ids"], row["question"]
+    for kind in KINDS:
+        for scene in SCENES:
+            if question := ask(scene, kind, random.Random(1)):
+                assert tokenizer.unk_token_id not in tokenizer(question.prompt(ocr=True))["input_ids"]
+    ids = tokenizer("407", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 3 and tokenizer.decode(ids) == "407"

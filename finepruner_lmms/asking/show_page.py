@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from finepruner_lmms.asking.compared import Comparison, Seen, Stage
+from finepruner_lmms.asking.compared import Comparison, Seen, Share, Stage
 from finepruner_lmms.asking.show import check_places
 from finepruner_lmms.asking.views import Mask, Picture
 from finepruner_lmms.output import html
@@ -35,6 +35,7 @@ section{border-top:1px solid var(--line);padding-top:.7rem;max-width:100%}
 h2,.answer{max-width:15rem;overflow-wrap:anywhere}th[scope=row]{min-width:7rem;overflow-wrap:anywhere}
 .shown{position:relative;display:block;line-height:0}.shown img{width:100%}
 .shown img+img{position:absolute;inset:0;height:100%;image-rendering:pixelated;transition:opacity .15s}
+.evidence{position:absolute;border:2px solid #fff;outline:1.5px solid #000}
 .shown:hover img+img,.shown:focus img+img{opacity:0}.shown:focus{outline:2px solid var(--ink);outline-offset:2px}
 @media(max-width:36rem){figure,h2,.answer{width:100%;max-width:none}section{width:100%}}
 figcaption{font-size:.85rem;color:var(--soft);margin-top:.2rem}
@@ -51,11 +52,12 @@ def page(found: Comparison) -> str:
     expected = "" if found.expected is None else f"<p>Right answer: {html(found.expected)}</p>"
     about = f'<p class="soft">{html(found.about)}</p>' if found.about else ""
     sections = "".join(_section(found, row, pictures) for row in found.rows if not row.problem)
+    framed = " Framed: the evidence, what an answer needs." if found.evidence else ""
     question = "\n".join(html(line) for line in found.question.split("\n"))
     body = [
         f"<h1>{question}</h1>{expected}{about}",
         '<p class="soft">Dark: the visual tokens that are no longer there as they were. Point at a picture, or reach '
-        "it with the Tab key, to see all of it.</p>",
+        f"it with the Tab key, to see all of it.{framed}</p>",
         _table(found),
         f'<div class="methods">{sections}</div>',
     ]
@@ -109,14 +111,23 @@ def _figure(found: Comparison, row: Seen, stage: Stage, number: int, sheet: int,
         parts.append(f"picture {number + 1}: {int(kept.sum())} of {len(kept)}")
     if len(picture.sheets) > 1:
         parts.append("in tiles" if sheet else "as a whole")
+    if not number and row.stages and (part := found.evidence_kept(stage)) is not None:
+        parts.append(f"{part:.0%} of the evidence")
     if stage.heads is not None:
         parts.append(f"heads {', '.join(map(str, stage.heads))}")
+    frames = "" if number else "".join(map(_frame, found.evidence))
     said = html(f"{row.label}: {'; '.join(parts)}")
     return (
         f'<figure><span class="shown" tabindex="0" role="img" aria-label="{said}">'
-        f'<img alt="" src="{uri}"><img alt="" src="{_mask(picture, stage.shown(number), sheet)}"></span>'
+        f'<img alt="" src="{uri}"><img alt="" src="{_mask(picture, stage.shown(number), sheet)}">{frames}</span>'
         f"<figcaption>{html('; '.join(parts))}</figcaption></figure>"
     )
+
+
+def _frame(part: Share) -> str:
+    left, top, right, bottom = (100 * side for side in part)
+    place = f"left:{left:.2f}%;top:{top:.2f}%;width:{right - left:.2f}%;height:{bottom - top:.2f}%"
+    return f'<span class="evidence" style="{place}"></span>'
 
 
 def _answer(row: Seen) -> str:

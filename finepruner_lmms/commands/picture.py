@@ -94,7 +94,7 @@ def _asked(
     about = f"{pretrained}, {str(model.dtype).removeprefix('torch.')}, on {model.device}"
     return compare_methods(
         model, processor, given.image, given.question, chosen,
-        about=about, expected=given.expected, max_new_tokens=tokens,
+        about=about, expected=given.expected, evidence=given.evidence, max_new_tokens=tokens,
     )  # fmt: skip
 
 
