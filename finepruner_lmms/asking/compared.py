@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -119,8 +119,8 @@ class Comparison:
 
 def label_of(pruner: Pruner) -> str:
     """A method as tables name it: `finepruner 64 heads=4`, with the parameters that are not its defaults."""
-    usual = {f.name: f.default for f in fields(pruner)}
-    own = [f"{key}={value}" for key, value in pruner.parameters().items() if value != usual[key]]
+    usual = build_pruner(pruner.name).parameters()
+    own = [f"{key}={value}" for key, value in pruner.parameters().items() if value != usual.get(key)]
     return " ".join([pruner.name, *([] if pruner.budget is None else [str(pruner.budget)]), *own])
 
 

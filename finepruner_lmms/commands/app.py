@@ -10,6 +10,7 @@ from finepruner_lmms.commands import (
     bench,
     compare,
     data,
+    demo_page,
     doctor,
     exchange,
     jobs,
@@ -56,6 +57,7 @@ for command in (
     methods.methods,
     bench.bench,
     picture.show,
+    demo_page.app,
 ):
     app.command()(command)
 app.command("import")(exchange.import_)  # a word of Python's own
