@@ -242,8 +242,6 @@ def test_tiles_are_drawn_over_the_picture_sheet_by_sheet(tiled_store, tmp_path):
         upper, lower, left, right = window.page.evaluate(light)
         assert min(upper, left) > 80 > 50 > max(lower, right)  # of a picture of noise, around 127
         assert "25 of 49 tokens" in window.page.locator("#flip").inner_text()
-        if shot := __import__("os").environ.get("SHOT"):
-            window.page.screenshot(path=shot, full_page=True)
         plain = window.page.locator("#flip canvas").nth(1).screenshot()
         window.page.keyboard.press("h")
         drawn(window.page, "0 25 0")
