@@ -60,8 +60,7 @@ class PrefillCost:
     @classmethod
     def of(cls, sizes: DecoderSizes, lengths: Mapping[tuple[int, tuple[int, ...]], int]) -> PrefillCost | None:
         """From how often a prompt had so many text tokens and these visual tokens entering its layers."""
-        # where no question shows the model a visual token, as with `blind`, each counts as what it is
-        seen = {key: times for key, times in lengths.items() if key[1][0]} or lengths
+        seen = {key: times for key, times in lengths.items() if key[1][0]}
         if not (questions := sum(seen.values())):
             return None
 
