@@ -16,6 +16,7 @@ from finepruner_lmms.commands import (
     judge,
     methods,
     picture,
+    profile,
     run,
     show,
     status,
@@ -56,6 +57,7 @@ for command in (
     methods.methods,
     bench.bench,
     picture.show,
+    profile.profile,
 ):
     app.command()(command)
 app.command("import")(exchange.import_)  # a word of Python's own
