@@ -10,6 +10,7 @@ from finepruner_lmms.commands import (
     bench,
     compare,
     data,
+    demo_page,
     doctor,
     exchange,
     jobs,
@@ -58,6 +59,7 @@ for command in (
     bench.bench,
     picture.show,
     profile.profile,
+    demo_page.app,
 ):
     app.command()(command)
 app.command("import")(exchange.import_)  # a word of Python's own

@@ -3,9 +3,11 @@
 from typing import Any
 
 from finepruner_lmms.pruners import (
+    blind,
     cdpruner,
     coreprune,
     divprune,
+    downsample,
     eadp,
     fastervlm,
     fastv,
@@ -17,13 +19,16 @@ from finepruner_lmms.pruners import (
     pdrop,
     pool,
     priortr,
+    prunesid,
     random,
     scope,
     sparsevlm,
+    tops,
     uniform,
     vanilla,
     visionzip,
     vispruner,
+    vscan,
 )
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
@@ -56,11 +61,13 @@ __all__ = [
     "Stage",
     "TwoStage",
     "VisionPruner",
+    "blind",
     "build_pruner",
     "canonical_name",
     "cdpruner",
     "coreprune",
     "divprune",
+    "downsample",
     "eadp",
     "fastervlm",
     "fastv",
@@ -74,12 +81,15 @@ __all__ = [
     "pdrop",
     "pool",
     "priortr",
+    "prunesid",
     "random",
     "register",
     "scope",
     "sparsevlm",
+    "tops",
     "uniform",
     "vanilla",
     "visionzip",
     "vispruner",
+    "vscan",
 ]
