@@ -21,6 +21,7 @@ import finepruner_lmms as fp
 from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
 from finepruner_lmms.pruners import DecoderContext, build_pruner, method_class
 from finepruner_lmms.pruners.cdpruner import conditional_kernel, greedy_map
+from finepruner_lmms.pruners.registry import needs_budget
 from finepruner_lmms.testing.samples import RandomFirstLayer
 
 VISUAL, BATCHES = 576, (1, 8)
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of methods, separated by commas")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    names = arguments.only.split(",") if arguments.only else [name for name in fp.METHODS if name != "vanilla"]
+    names = arguments.only.split(",") if arguments.only else [name for name in fp.METHODS if needs_budget(name)]
     print(f"{VISUAL} visual tokens, budget {arguments.budget}, {arguments.threads} thread(s), milliseconds\n")
     print(f"{'method':32} {'batch':>5} {'ours':>9} {'loop':>9} {'ratio':>7}")
     for name in names:

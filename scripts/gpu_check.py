@@ -51,6 +51,7 @@ from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.parts import decoder_layers
 from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.pruners import Pruner
+from finepruner_lmms.pruners.registry import needs_budget
 from finepruner_lmms.testing.capture import capture as capture_of
 from finepruner_lmms.testing.capture import (
     capture_choice,
@@ -786,7 +787,7 @@ def memory(run: Run) -> None:
         peaks: dict[str, float] = {}
         for name in run.within(names):
             more = {"relevance": "embedding"} if name == "cdpruner" else {}
-            pruner = run.pruner(name, None if name == "vanilla" else 64, **more)
+            pruner = run.pruner(name, 64 if needs_budget(name) else None, **more)
             forget_programs(run.model)  # each pays for its own
             run.free()
             with without_end(run.model):

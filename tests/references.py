@@ -233,6 +233,70 @@ def holov(_pruner, vision, count):
     return sorted(kept + rest[: count - len(kept)])
 
 
+def blind(_pruner, _vision, _count):
+    return []
+
+
+def downsample(_pruner, _vision, _count):
+    return []  # no token stays as it is; what it makes is compared in test_methods_2026
+
+
+def vscan(_pruner, seen, count):
+    """Both halves, told apart by what they see."""
+    if not hasattr(seen, "features"):
+        return best(array(seen.next_attention).mean(0), count)
+    deep, shallow = array(seen.cls_attention).mean(0), array(seen.early_cls_attention).mean(0)
+    size = len(deep)
+    side = math.isqrt(size)
+    window = [(i // side // 6, i % side // 6) for i in range(size)]
+    each = count // 2 // len(set(window))
+    local: list[int] = []
+    for one in sorted(set(window)):
+        inside = [i for i in range(size) if window[i] == one]
+        local += sorted(inside, key=lambda i: (-shallow[i], i))[:each]
+    rest = sorted((i for i in range(size) if i not in local), key=lambda i: (-deep[i], i))
+    return sorted(local + rest[: count - len(local)])
+
+
+def prunesid(pruner, vision, count):
+    scores, features = array(vision.cls_attention).sum(0), array(vision.features)
+    size, groups = len(scores), max(count // 4, 1)
+    # a randomised SVD of the centred sigmoids, channels × tokens
+    matrix = (1 / (1 + np.exp(-features))).T
+    matrix = matrix - matrix.mean(0)
+    words = (
+        scrambled((scrambled(i + 1) + pruner.seed * 0x632BE59BD9B4E019 % 2**63) & _WORD) for i in range(size * groups)
+    )
+    signs = np.array([-1.0 if word >> 63 else 1.0 for word in words]).reshape(size, groups)
+    basis = np.linalg.qr(matrix @ signs)[0]
+    for _ in range(2):
+        basis = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ basis)[0])[0]
+    loadings = np.abs(np.linalg.svd(basis.T @ matrix, full_matrices=False)[2].T)
+    group = loadings.argmax(1)
+    alike = [[cosine(features[i], features[j]) for j in range(size)] for i in range(size)]
+    limit = count / 32 * np.mean([alike[i][j] for i in range(size) for j in range(i + 1, size)])
+    visited = sorted(range(size), key=lambda i: (-scores[i], i))
+    alone: list[list[int]] = [[] for _ in range(groups)]
+    for i in visited:
+        if not any(alike[i][j] > limit for j in alone[group[i]]):
+            alone[group[i]].append(i)
+    sizes = [int((group == g).sum()) for g in range(groups)]
+    least = [min(1, n) for n in sizes]
+    most = [min(5 * math.ceil(count / 64), n, len(own)) for n, own in zip(sizes, alone, strict=True)]
+    while sum(most) < count:
+        most = [min(m + 1, n) for m, n in zip(most, sizes, strict=True)]
+    rest, total = max(count - 1 - sum(least), 0), count - 1
+    until = [round(rest * sum(map(len, alone[: g + 1])) / sum(map(len, alone))) for g in range(groups)]
+    quota = [min(until[g] - (until[g - 1] if g else 0) + least[g], most[g], total) for g in range(groups)]
+    for g in sorted(range(groups), key=lambda g: (-len(alone[g]), g)):
+        quota[g] += max(min(most[g] - quota[g], total - sum(quota)), 0)
+    kept: list[int] = []
+    for g in range(groups):
+        aside = [i for i in visited if group[i] == g and i not in alone[g]]
+        kept += [*alone[g], *aside][: quota[g]]
+    return sorted(kept)
+
+
 def tops(pruner, seen, count):
     """Before: by CLS attention among projected tokens. Inside: by the words' attention among hidden states."""
     if hasattr(seen, "projected"):

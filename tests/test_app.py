@@ -192,6 +192,13 @@ def test_the_page_is_clicked_through_in_a_browser_without_a_network(tmp_path):
         assert "question: is empty" in asked(window)
         assert "Traceback" not in page.content()
 
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.locator("#question textarea").fill("How many?")
+        page.locator("#written textarea, #written input").fill("")
+        assert "vanilla" in asked(window)
+        page.wait_for_function("document.querySelector('#shown').getBoundingClientRect().top < innerHeight / 2")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
         assert window.wrong == []
         assert window.broken() == []
         assert {re.split("[/:]+", url)[1] for url in window.asked if url.startswith("http")} == {"127.0.0.1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,6 +78,15 @@ def test_a_thing_looks_as_it_is_called_and_the_rest_is_photograph():
             frame = pixels[top : top + 2, left:right].mean((0, 1))
             assert min(COLORS, key=lambda name: np.abs(frame - COLORS[name]).sum()) == plate.color
             assert pixels[top:bottom, left:right].max() > 200  # light digits
+
+
+def test_a_black_or_white_thing_is_not_lost_in_the_photograph():
+    for scene in SCENES[:20]:
+        bare = replace(scene, things=(), scraps=()).pixels().astype(float)
+        for thing in scene.shapes:
+            left, top, right, bottom = thing.box()
+            ground = np.median(bare[top:bottom, left:right])
+            assert thing.color not in ("black", "white") or np.abs(ground - COLORS[thing.color]).min() > 25
 
 
 def told(scene: Scene, text: str) -> str:

@@ -90,6 +90,7 @@ def build(desk: Desk) -> gr.Blocks:
             )  # fmt: skip
         asked = [picture, question, vision, decoder, budget, strategy, heads, written]
         for event in (ask.click, question.submit, written.submit):
-            event(None, js=_TO_ANSWERS, api_visibility="private")
-            event(answer, asked, shown, concurrency_id="model", concurrency_limit=1, api_name="answer")
+            event(None, js=_TO_ANSWERS, api_visibility="private")  # how far it is can be seen there
+            answered = event(answer, asked, shown, concurrency_id="model", concurrency_limit=1, api_name="answer")
+            answered.then(None, js=_TO_ANSWERS, api_visibility="private")
     return page

@@ -17,6 +17,7 @@ from finepruner_lmms.commands import (
     judge,
     methods,
     picture,
+    profile,
     run,
     show,
     status,
@@ -57,6 +58,7 @@ for command in (
     methods.methods,
     bench.bench,
     picture.show,
+    profile.profile,
     demo_page.app,
 ):
     app.command()(command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -102,6 +102,13 @@ def tower_wish(pruner: Pruner) -> TowerWish:
     return NOTHING_MORE if before is None else before.wish
 
 
+def joined_wish(pruners: Iterable[Pruner]) -> TowerWish:
+    """What the tower is asked for several methods: of early layers, the first, and methods of another cannot run."""
+    wishes = [tower_wish(pruner) for pruner in pruners]
+    early = next((wish.early for wish in wishes if wish.early is not None), None)
+    return TowerWish(any(wish.received for wish in wishes), early)
+
+
 def with_questions(
     model: Any,
     pruner: VisionPruner,
@@ -115,6 +122,9 @@ def with_questions(
 
     Sample keys tell image and prompt apart. `FieldError` where the method reads questions and there are none.
     """
+    if pruner.early_layer not in (None, vision.early):
+        problem = f"method {pruner.name!r} reads another layer of the tower than the one that was asked for"
+        raise FieldError("vision", problem, fix="pass pixel_values")
     device = vision.features.device
     prompts = fingerprint(ids, layout.valid)[rows].to(device)
     keys = fingerprint(vision.features) if vision.sample_keys is None else vision.sample_keys

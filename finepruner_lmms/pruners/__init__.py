@@ -3,9 +3,11 @@
 from typing import Any
 
 from finepruner_lmms.pruners import (
+    blind,
     cdpruner,
     coreprune,
     divprune,
+    downsample,
     eadp,
     fastervlm,
     fastv,
@@ -17,6 +19,7 @@ from finepruner_lmms.pruners import (
     pdrop,
     pool,
     priortr,
+    prunesid,
     random,
     scope,
     sparsevlm,
@@ -25,6 +28,7 @@ from finepruner_lmms.pruners import (
     vanilla,
     visionzip,
     vispruner,
+    vscan,
 )
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
@@ -57,11 +61,13 @@ __all__ = [
     "Stage",
     "TwoStage",
     "VisionPruner",
+    "blind",
     "build_pruner",
     "canonical_name",
     "cdpruner",
     "coreprune",
     "divprune",
+    "downsample",
     "eadp",
     "fastervlm",
     "fastv",
@@ -75,6 +81,7 @@ __all__ = [
     "pdrop",
     "pool",
     "priortr",
+    "prunesid",
     "random",
     "register",
     "scope",
@@ -84,4 +91,5 @@ __all__ = [
     "vanilla",
     "visionzip",
     "vispruner",
+    "vscan",
 ]

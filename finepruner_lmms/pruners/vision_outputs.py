@@ -68,10 +68,10 @@ class VisionOutputs:
     whole question. `projector` maps features to projected tokens.
     `received_attention` `[B, Hc, N]` is what the patches receive from all patches of their image, mean of the queries,
     in a late layer, where it was asked for (`TowerWish`); `early_received` and `early_cls_attention` are what
-    `received_attention` and `cls_attention` are, of an earlier layer. `grid`, the same for all images of the batch, is
-    frames × rows × columns of the N tokens where they fill one; `tiled` tells that they fill none, as those of several
-    tiles. `sample_keys` `[B]` int64 identify the content of each sample, for methods that draw at random; without them
-    the draw follows `features`.
+    `received_attention` and `cls_attention` are, of the earlier layer `early`. `grid`, the same for all images of
+    the batch, is frames × rows × columns of the N tokens where they fill one; `tiled` tells that they fill none, as
+    those of several tiles. `sample_keys` `[B]` int64 identify the content of each sample, for methods that draw at
+    random; without them the draw follows `features`.
     """
 
     features: Tensor
@@ -87,6 +87,7 @@ class VisionOutputs:
     received_attention: Tensor | None = None
     early_received: Tensor | None = None
     early_cls_attention: Tensor | None = None
+    early: int | Fraction | None = None
     grid: tuple[int, int, int] | None = None
     tiled: bool = False
 
