@@ -23,8 +23,8 @@ INSIDE = [way for way in WAYS if fp.build_pruner(way.name.split("+")[-1]).side =
 
 
 def built(way):
-    """The method on the small model; the pooled grid needs a budget of its own."""
-    return way.build(9 if "pool" in way.name else 10, first=12)
+    """The method on the small model; a grid needs a budget of its own."""
+    return way.build(9 if way.name.startswith(("pool", "downsample")) else 10, first=12)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.label)
