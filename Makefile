@@ -27,6 +27,7 @@ help:
 	@echo "make lint            install, run ruff, mypy and the import contract"
 	@echo "make docs            install, build the pages of docs/ as a site in build/site, refusing dead links"
 	@echo "make figure          install, draw the picture of the README again"
+	@echo "make gallery         install, draw docs/gallery.md and its pictures again"
 
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -43,6 +44,9 @@ quickstart: install
 
 figure: install
 	$(BIN)/python scripts/draw_kept_tokens.py --out docs/kept_tokens.png
+
+gallery: install
+	$(BIN)/python scripts/draw_gallery.py --out docs
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
@@ -71,4 +75,4 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help install quickstart figure docs test test-fast test-versions test-cpus lint
+.PHONY: help install quickstart figure gallery docs test test-fast test-versions test-cpus lint

@@ -21,6 +21,8 @@ import finepruner_lmms as fp
 from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
 from finepruner_lmms.pruners import DecoderContext, build_pruner, method_class
 from finepruner_lmms.pruners.cdpruner import conditional_kernel, greedy_map
+from finepruner_lmms.pruners.registry import needs_budget
+from finepruner_lmms.testing.samples import RandomFirstLayer
 
 VISUAL, BATCHES = 576, (1, 8)
 
@@ -91,8 +93,8 @@ def fastest(*runs: Callable[[], object], repeats: int = 7) -> list[float]:
     return [min(seconds) for seconds in times]
 
 
-def encoded(batch: int) -> fp.VisionOutputs:
-    """Random images of LLaVA-1.5's sizes."""
+def encoded(batch: int, words: int = 768) -> fp.VisionOutputs:
+    """Random images of LLaVA-1.5's sizes, with a question of so many numbers: CLIP's, or the language model's 4096."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(batch, VISUAL, 1024, generator=generator)
     return fp.VisionOutputs(
@@ -100,11 +102,12 @@ def encoded(batch: int) -> fp.VisionOutputs:
         torch.randn(batch, VISUAL, 4096, generator=generator),
         cls_attention=torch.randn(batch, 16, VISUAL, generator=generator).softmax(-1),
         image_embeds=torch.randn(batch, VISUAL, 768, generator=generator),
-        text_embeds=[torch.randn(1, 768, generator=generator) for _ in range(batch)],
+        text_embeds=[torch.randn(1, words, generator=generator) for _ in range(batch)],
         sample_keys=torch.arange(batch),  # as `encode_images` gives them
         keys=torch.randn(batch, VISUAL, 64, generator=generator),
         cls_projected=torch.randn(batch, 1, 4096, generator=generator),
         projector=lambda tokens: tokens.repeat(1, 1, 4),
+        first_layer=RandomFirstLayer.draw(4096, generator, heads=32, head_dim=128),
     )
 
 
@@ -143,7 +146,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of methods, separated by commas")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    names = arguments.only.split(",") if arguments.only else [name for name in fp.METHODS if name != "vanilla"]
+    names = arguments.only.split(",") if arguments.only else [name for name in fp.METHODS if needs_budget(name)]
     print(f"{VISUAL} visual tokens, budget {arguments.budget}, {arguments.threads} thread(s), milliseconds\n")
     print(f"{'method':32} {'batch':>5} {'ours':>9} {'loop':>9} {'ratio':>7}")
     for name in names:
@@ -171,7 +174,7 @@ def cases(name: str, batch: int, budget: int) -> list[tuple[str, Callable[[], ob
     if method_class(name).side == "decoder":
         context, retained = state(batch), pruner.stages(32, VISUAL)[0].retained
         return [(name, lambda: pruner.select(context, retained), None)]
-    vision = encoded(batch)
+    vision = encoded(batch, 4096 if pruner.reads_question == "embedding" else 768)
     loops = {"vispruner": vispruner_loop, "divprune": divprune_loop}
     if loop := loops.get(name):
         assert indices(pruner.select_visual(vision)) == loop(vision, budget), f"{name}: the loop chooses otherwise"

@@ -39,7 +39,8 @@ class Budget:
 def parse_budget(value: BudgetValue, field: str = "budget") -> Budget:
     """`128`, `"128"`, `"22%"`, or `"640/2880"`, a share as papers count it; `None` keeps every token.
 
-    Each is per image. A method that works for another may get a `Fraction`, which is a count.
+    Each is per image. A method that works for another may get a `Fraction`, which is a count. The number 0 is that of
+    the one method that shows no token; `plain_budget` takes it from nobody.
     Anything else is a `FieldError` of `field`.
     """
     if value is None:
@@ -54,10 +55,14 @@ def parse_budget(value: BudgetValue, field: str = "budget") -> Budget:
                 return Budget(share=Fraction(int(of[1]), int(of[2])))
         elif value.strip().isdecimal() and int(value) > 0:
             return Budget(count=int(value))
-    elif isinstance(value, numbers.Rational) and not isinstance(value, bool) and value > 0:
+    elif isinstance(value, numbers.Rational) and not isinstance(value, bool) and value >= 0:
         exact = Fraction(int(value.numerator), int(value.denominator))
         return Budget(count=int(exact) if exact.denominator == 1 else exact)
-    raise FieldError(
+    raise _no_budget(value, field)
+
+
+def _no_budget(value: BudgetValue, field: str) -> FieldError:
+    return FieldError(
         field,
         f"got {value!r}; expected a positive number of visual tokens, such as 128, "
         "or a share of them, such as '22%' or '640/2880' (above 0%, at most 100%)",
@@ -76,6 +81,8 @@ def plain_budget(value: BudgetValue, field: str = "budget") -> BudgetValue:
     A share keeps the numbers in which it was given: `"640/2880"` stays that.
     """
     budget = parse_budget(value, field)
+    if budget.count == 0:
+        raise _no_budget(value, field)
     if budget.share is None:
         return budget.count
     if of := _OF.fullmatch(str(value).strip()):

@@ -51,6 +51,7 @@ from finepruner_lmms.engine.image_chunks import ChunkEncoder
 from finepruner_lmms.engine.parts import decoder_layers
 from finepruner_lmms.engine.vision_tower import encode_chunk
 from finepruner_lmms.pruners import Pruner
+from finepruner_lmms.pruners.registry import needs_budget
 from finepruner_lmms.testing.capture import capture as capture_of
 from finepruner_lmms.testing.capture import (
     capture_choice,
@@ -551,8 +552,9 @@ def selection(run: Run) -> None:
     cases += [(name, {}, 192) for name in ("cdpruner", "divprune", "vispruner")]
     slow, missing, worst = {}, {}, 0.0
     for name, parameters, budget in run.within(cases):
-        more = {"relevance": "embedding"} if name == "cdpruner" else {}
-        pruner = fp.build_pruner(name, budget=budget if visual == 576 else "50%", **parameters, **more)
+        wanted = (budget, 192) if visual == 576 else ("50%", "75%")  # the second where a late drop cannot go as low
+        found = (at_some_budget(name, parameters, str(share), 32, visual) for share in wanted)
+        pruner = next(pruner for pruner in found if pruner is not None)
         label, limit = f"{named(name, parameters)} {budget}", 3.0 if (name, budget) == ("cdpruner", 192) else 1.0
         eager = graph = 0.0
         try:
@@ -785,7 +787,7 @@ def memory(run: Run) -> None:
         peaks: dict[str, float] = {}
         for name in run.within(names):
             more = {"relevance": "embedding"} if name == "cdpruner" else {}
-            pruner = run.pruner(name, None if name == "vanilla" else 64, **more)
+            pruner = run.pruner(name, 64 if needs_budget(name) else None, **more)
             forget_programs(run.model)  # each pays for its own
             run.free()
             with without_end(run.model):

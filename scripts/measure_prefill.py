@@ -23,10 +23,11 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import finepruner_lmms as fp
 from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.registry import needs_budget
 
 VISUAL = 576
 METHODS: dict[str, dict[str, Any]] = {
-    **{name: {} for name in fp.METHODS if name not in ("vanilla", "cdpruner")},
+    **{name: {} for name in fp.METHODS if needs_budget(name) and name != "cdpruner"},
     "cdpruner": {"relevance": "embedding"},
     "finepruner:consensus": {"head_strategy": "consensus"},
     "finepruner:sparsevlm-consensus": {"guide": "sparsevlm", "head_strategy": "consensus"},

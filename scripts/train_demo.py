@@ -2,6 +2,9 @@
 
 Five phases, each saved under `--work` when it is done, the long ones also every 50 steps; a run that was stopped goes
 on from there (`--fresh` starts over). Times on two CPU cores are in docs/demo_model.md.
+
+`--world hard` trains a model of the demanding world instead, by other phases, of which none knows where things are
+(demo_training/hard/phases.py). No model of it is finished yet: docs/log.md says how far it is.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from demo_training.hard import phases
+from demo_training.hard.phases import TOWERS
 from demo_training.language import Plan, Trainer, grow
 from demo_training.sizes import DEEP, SHALLOW, build
 from demo_training.tower import encode, train_tower
@@ -85,16 +90,28 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/demo_training"), help="where phases are saved")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--world", choices=("easy", "hard"), default="easy")
+    parser.add_argument("--tower", choices=sorted(TOWERS), default="small", help="of the hard world's model")
+    parser.add_argument("--device", default="cpu", help="for the hard world's model")
     parser.add_argument("--fresh", action="store_true", help="forget finished phases")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     work = arguments.work / f"seed{arguments.seed}"
+    if arguments.world == "hard":
+        work = arguments.work / f"hard_{arguments.tower}{arguments.seed}"
     work.mkdir(parents=True, exist_ok=True)
     if arguments.fresh:
         for file in work.iterdir():
             file.unlink()
+    if arguments.world == "hard":
+        phases.train(work, arguments.out, arguments.seed, arguments.tower, arguments.device, _say)
+        return
     times = train(work, arguments.seed, arguments.out)
     print(json.dumps({"seconds": {name: round(seconds) for name, seconds in times.items()}}), flush=True)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def train(work: Path, seed: int, out: Path) -> dict[str, float]:
@@ -106,13 +123,10 @@ def train(work: Path, seed: int, out: Path) -> dict[str, float]:
     times_file = work / "times.json"
     times: dict[str, float] = json.loads(times_file.read_text()) if times_file.exists() else {}
 
-    def log(line: str) -> None:
-        print(line, flush=True)
-
     def phase(name: str, target: torch.nn.Module, run: Callable[[], None]) -> None:
         file = work / f"{name}.pt"
         if file.exists():
-            log(f"{name}: done before")
+            _say(f"{name}: done before")
             target.load_state_dict(torch.load(file, weights_only=True))
             return
         started = time.monotonic()
@@ -120,12 +134,12 @@ def train(work: Path, seed: int, out: Path) -> dict[str, float]:
         times[name] = time.monotonic() - started
         torch.save(target.state_dict(), file)
         times_file.write_text(json.dumps(times))
-        log(f"{name}: {times[name]:.0f} s")
+        _say(f"{name}: {times[name]:.0f} s")
 
-    phase("tower", model.model.vision_tower, lambda: train_tower(model, seed, log))
+    phase("tower", model.model.vision_tower, lambda: train_tower(model, seed, _say))
     data = encode(model, "train", 20_000, ENCODED, work / "features.pt")
     tuning = encode(model, "tuning", 0, 160)
-    trainer = Trainer(model, tokenizer, data, tuning, seed, log)
+    trainer = Trainer(model, tokenizer, data, tuning, seed, _say)
     for name in ("lookups", "operations", "boxes"):
         both = torch.nn.ModuleList([model, trainer.probes])
         partial = work / f"{name}.partial.pt"
@@ -134,14 +148,14 @@ def train(work: Path, seed: int, out: Path) -> dict[str, float]:
     probes = trainer.probes
     deep = grow(model, seed)
     assert len(deep.model.language_model.layers) == DEEP
-    trainer = Trainer(deep, tokenizer, data, tuning, seed + 1, log)
+    trainer = Trainer(deep, tokenizer, data, tuning, seed + 1, _say)
     trainer.probes = probes
-    log(f"grown to {DEEP} layers: {trainer.evaluate()}")
+    _say(f"grown to {DEEP} layers: {trainer.evaluate()}")
     partial = work / "deep.partial.pt"
     phase("deep", torch.nn.ModuleList([deep, trainer.probes]), lambda: trainer.run(PLANS["deep"], partial))
     partial.unlink(missing_ok=True)
     for count in (576, 192, 128, 64, 32):
-        log(f"{count} visual tokens: {trainer.evaluate(count)}")
+        _say(f"{count} visual tokens: {trainer.evaluate(count)}")
     deep = deep.to(torch.bfloat16).eval()
     deep.generation_config.max_new_tokens = 8
     deep.save_pretrained(out)

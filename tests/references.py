@@ -123,6 +123,16 @@ def cdpruner(pruner, vision, count):
     return sorted(picked + rest[: count - len(picked)])
 
 
+def hawk(_pruner, vision, count):
+    layer = vision.first_layer
+    words, keys = array(layer.queries(vision.text_embeds[0])[None]), array(layer.keys(vision.projected))
+    scores = np.zeros(len(keys))
+    for head in range(keys.shape[1]):
+        asked = np.array([np.mean([key @ word for word in words[:, head]]) for key in keys[:, head]])
+        scores += asked / np.linalg.norm(asked) / keys.shape[1]
+    return best(scores, count)
+
+
 def covering(worth, count):
     """Picks, each of the largest worth given those before it, the lower index on a tie."""
     size = len(worth([]))
@@ -221,6 +231,93 @@ def holov(_pruner, vision, count):
         kept += sorted(part, key=lambda i: (-attention[i], i))[:some]
     rest = sorted((i for i in range(size) if i not in kept), key=lambda i: (-attention[i], i))
     return sorted(kept + rest[: count - len(kept)])
+
+
+def blind(_pruner, _vision, _count):
+    return []
+
+
+def downsample(_pruner, _vision, _count):
+    return []  # no token stays as it is; what it makes is compared in test_methods_2026
+
+
+def vscan(_pruner, seen, count):
+    """Both halves, told apart by what they see."""
+    if not hasattr(seen, "features"):
+        return best(array(seen.next_attention).mean(0), count)
+    deep, shallow = array(seen.cls_attention).mean(0), array(seen.early_cls_attention).mean(0)
+    size = len(deep)
+    side = math.isqrt(size)
+    window = [(i // side // 6, i % side // 6) for i in range(size)]
+    each = count // 2 // len(set(window))
+    local: list[int] = []
+    for one in sorted(set(window)):
+        inside = [i for i in range(size) if window[i] == one]
+        local += sorted(inside, key=lambda i: (-shallow[i], i))[:each]
+    rest = sorted((i for i in range(size) if i not in local), key=lambda i: (-deep[i], i))
+    return sorted(local + rest[: count - len(local)])
+
+
+def prunesid(pruner, vision, count):
+    scores, features = array(vision.cls_attention).sum(0), array(vision.features)
+    size, groups = len(scores), max(count // 4, 1)
+    # a randomised SVD of the centred sigmoids, channels × tokens
+    matrix = (1 / (1 + np.exp(-features))).T
+    matrix = matrix - matrix.mean(0)
+    words = (
+        scrambled((scrambled(i + 1) + pruner.seed * 0x632BE59BD9B4E019 % 2**63) & _WORD) for i in range(size * groups)
+    )
+    signs = np.array([-1.0 if word >> 63 else 1.0 for word in words]).reshape(size, groups)
+    basis = np.linalg.qr(matrix @ signs)[0]
+    for _ in range(2):
+        basis = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ basis)[0])[0]
+    loadings = np.abs(np.linalg.svd(basis.T @ matrix, full_matrices=False)[2].T)
+    group = loadings.argmax(1)
+    alike = [[cosine(features[i], features[j]) for j in range(size)] for i in range(size)]
+    limit = count / 32 * np.mean([alike[i][j] for i in range(size) for j in range(i + 1, size)])
+    visited = sorted(range(size), key=lambda i: (-scores[i], i))
+    alone: list[list[int]] = [[] for _ in range(groups)]
+    for i in visited:
+        if not any(alike[i][j] > limit for j in alone[group[i]]):
+            alone[group[i]].append(i)
+    sizes = [int((group == g).sum()) for g in range(groups)]
+    least = [min(1, n) for n in sizes]
+    most = [min(5 * math.ceil(count / 64), n, len(own)) for n, own in zip(sizes, alone, strict=True)]
+    while sum(most) < count:
+        most = [min(m + 1, n) for m, n in zip(most, sizes, strict=True)]
+    rest, total = max(count - 1 - sum(least), 0), count - 1
+    until = [round(rest * sum(map(len, alone[: g + 1])) / sum(map(len, alone))) for g in range(groups)]
+    quota = [min(until[g] - (until[g - 1] if g else 0) + least[g], most[g], total) for g in range(groups)]
+    for g in sorted(range(groups), key=lambda g: (-len(alone[g]), g)):
+        quota[g] += max(min(most[g] - quota[g], total - sum(quota)), 0)
+    kept: list[int] = []
+    for g in range(groups):
+        aside = [i for i in visited if group[i] == g and i not in alone[g]]
+        kept += [*alone[g], *aside][: quota[g]]
+    return sorted(kept)
+
+
+def tops(pruner, seen, count):
+    """Before: by CLS attention among projected tokens. Inside: by the words' attention among hidden states."""
+    if hasattr(seen, "projected"):
+        relevance, tokens, weight = array(seen.cls_attention).mean(0), array(seen.projected), 0.5
+    else:
+        there = seen.text_present[0].numpy()
+        relevance = array(seen.text_attention)[:, there].mean((0, 1))
+        tokens, weight = array(seen.hidden), pruner.coverage
+    similarity = np.array([[cosine(a, b) for b in tokens] for a in tokens])
+    picked = best(relevance, 1)
+    while len(picked) < count:
+        left = [i for i in range(len(tokens)) if i not in picked]
+        covered = similarity[picked].max(0)
+        added = {i: sum(max(0, similarity[i, j] - covered[j]) for j in left) for i in left}
+        unlike = {i: 1 - covered[i] for i in left}
+        worth = dict.fromkeys(left, 0.0)
+        for factor, part in ((1, relevance), (0.5, unlike), (weight, added)):
+            mean = np.mean([part[i] for i in left])
+            worth = {i: worth[i] + factor * part[i] / mean for i in left}
+        picked.append(max(worth, key=lambda i: (worth[i], -i)))
+    return sorted(picked)
 
 
 # -- decoder side -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from finepruner_lmms.demo.hard.clear import fitting, number_of
 from finepruner_lmms.demo.hard.questions import NEGATIVES, PLURAL, existence
 from finepruner_lmms.demo.hard.scenes import Scene, make_scene, make_view
 from finepruner_lmms.demo.hard.things import COLORS, SIDES, SIZES
+from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.outlines import SHAPES
 from finepruner_lmms.demo.root import MINIATURES, content_identity
 
@@ -76,6 +78,15 @@ def test_a_thing_looks_as_it_is_called_and_the_rest_is_photograph():
             frame = pixels[top : top + 2, left:right].mean((0, 1))
             assert min(COLORS, key=lambda name: np.abs(frame - COLORS[name]).sum()) == plate.color
             assert pixels[top:bottom, left:right].max() > 200  # light digits
+
+
+def test_a_black_or_white_thing_is_not_lost_in_the_photograph():
+    for scene in SCENES[:20]:
+        bare = replace(scene, things=(), scraps=()).pixels().astype(float)
+        for thing in scene.shapes:
+            left, top, right, bottom = thing.box()
+            ground = np.median(bare[top:bottom, left:right])
+            assert thing.color not in ("black", "white") or np.abs(ground - COLORS[thing.color]).min() > 25
 
 
 def told(scene: Scene, text: str) -> str:
@@ -219,3 +230,16 @@ def test_most_answers_hang_on_a_small_part_of_the_picture(tables):
 
 def test_the_easy_and_the_demanding_miniatures_are_told_apart_and_so_are_the_splits():
     assert len({content_identity(data) for data in MINIATURES}) == len(MINIATURES) == 4
+
+
+def test_the_tokenizer_knows_every_word_that_is_asked_and_writes_numbers_as_one_word(tables):
+    tokenizer = build_processor().tokenizer
+    for rows in tables.values():
+        for row in rows[::7]:
+            assert tokenizer.unk_token_id not in tokenizer(row["question"])["input_ids"], row["question"]
+    for kind in KINDS:
+        for scene in SCENES:
+            if question := ask(scene, kind, random.Random(1)):
+                assert tokenizer.unk_token_id not in tokenizer(question.prompt(ocr=True))["input_ids"]
+    ids = tokenizer("407", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 3 and tokenizer.decode(ids) == "407"

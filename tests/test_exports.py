@@ -17,8 +17,8 @@ from studies import cell, method, stored_cell, study
 from test_import import MINE, TARGETS, THEIRS, finish, pope_lines, run
 from typer.testing import CliRunner
 
+from finepruner_lmms import extras
 from finepruner_lmms.cli import app
-from finepruner_lmms.matrix.export import extras
 from finepruner_lmms.matrix.store import Store
 
 SCHEMAS = Path(__file__).parent / "golden" / "every_eval_ever"

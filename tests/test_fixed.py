@@ -20,7 +20,7 @@ from finepruner_lmms.engine.fixed.shape import LENGTH_STEP, LONGEST, rows_for
 from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.generate import say_once
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.pruners import known_methods
+from finepruner_lmms.pruners.registry import known_methods, needs_budget
 from finepruner_lmms.testing import IMAGE, ON_SMALL_MODELS, PAD, VISUAL, rounding, tiny_llava
 
 STEPS = {"max_new_tokens": 32, "do_sample": False, "output_logits": True}
@@ -93,7 +93,7 @@ def assert_same(eager: Any, fixed: Any) -> None:
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize(("method", "parameters"), METHODS, ids=lambda value: str(value))
 def test_answers_equal_those_of_generate(method: str, parameters: dict[str, Any], mix: str) -> None:
-    budget = {} if method == "vanilla" else {"budget": 8}
+    budget = {"budget": 8} if needs_budget(method) else {}
     assert_same(*both(fp.build_pruner(method, **budget, **parameters), prompts(mix)))
 
 

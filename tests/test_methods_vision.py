@@ -18,7 +18,7 @@ from finepruner_lmms.pruners.cdpruner import conditional_kernel, greedy_map, mea
 from finepruner_lmms.pruners.divprune import farthest_points
 from finepruner_lmms.pruners.visionzip import merge_into_targets
 from finepruner_lmms.pruners.vispruner import diverse_tokens
-from finepruner_lmms.testing import ON_SMALL_MODELS, no_host_sync, one_image, vision_outputs
+from finepruner_lmms.testing import build, no_host_sync, one_image, vision_outputs
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "vision.json").read_text())
@@ -326,8 +326,7 @@ def test_padding_is_found_without_a_mask(name):
 @pytest.mark.parametrize("name", [name for name in fp.METHODS if fp.build_pruner(name).side == "vision"])
 def test_autocast_changes_no_choice(name):
     """In bfloat16, divprune keeps 16 of 64 of the same tokens."""
-    parameters = ON_SMALL_MODELS.get(name, {})
-    pruner, vision = fp.build_pruner(name, budget=144, **parameters), vision_outputs(2, 576)
+    pruner, vision = build(name, budget=144), vision_outputs(2, 576)
     plain = pruner.select_visual(vision)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(pruner.select_visual(vision), plain)

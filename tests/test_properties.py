@@ -13,9 +13,13 @@ import finepruner_lmms as fp
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners import DecoderContext, VisionPruner, build_pruner, method_class
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
+from finepruner_lmms.pruners.registry import takes_budget
 from finepruner_lmms.testing import ON_SMALL_MODELS
+from finepruner_lmms.testing.samples import RandomFirstLayer
 
-CHOOSING = [name for name in fp.METHODS if issubclass(method_class(name), VisionPruner) and name != "pool"]
+AVERAGING = ("pool", "downsample")  # they keep no token of the image as it is
+BEFORE = [name for name in fp.METHODS if issubclass(method_class(name), VisionPruner) and takes_budget(name)]
+CHOOSING = [name for name in BEFORE if name not in AVERAGING]
 INSIDE = [name for name in fp.METHODS if method_class(name).side == "decoder"]
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -49,6 +53,10 @@ def images(draw):
         keys=features,
         cls_projected=features.repeat(1, 1, 2)[:, :1],
         projector=lambda tokens: tokens.repeat(1, 1, 2),
+        received_attention=attention,
+        early_received=attention.flip(-1),
+        grid=(1, 1, visual),
+        first_layer=RandomFirstLayer.draw(12, generator),
     )
 
 
@@ -69,7 +77,8 @@ def test_exactly_the_promised_number(name, vision, share, data):
     keep, reduced = pruner.select_visual(vision), pruner.reduce(vision)
     assert keep.shape == (len(vision.features), visual) and keep.dtype == torch.bool
     assert reduced.tokens.shape[1] == budget and bool(reduced.tokens.isfinite().all())
-    expected = budget if name != "visionzip" else budget - 1 - pruner.contextual(visual)
+    made = {"visionzip": lambda: 1 + pruner.contextual(visual), "prunesid": lambda: 1}  # the CLS token, and merged ones
+    expected = budget - made.get(name, lambda: 0)()
     assert keep.sum(1).tolist() == [expected] * len(keep)
     for row in range(len(keep)):
         part = {key: value[row : row + 1] for key, value in vision.tensors().items() if key != "text_embeds"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,20 @@ def test_what_a_method_cannot_do_is_said_in_its_row_and_the_others_answer(demo):
     assert "CLIP" in table(found) and "CLIP" in page(found) and len(figure(found).axes) == 1
 
 
+def test_the_evidence_that_is_kept_is_the_share_of_it_that_kept_tokens_show():
+    found = replace(made_up(), evidence=((0.0, 0.0, 0.5, 0.5), (0.5, 0.0, 1.0, 0.5), (0.0, 0.0, 0.25, 0.5)))
+    (stage,) = found.rows[1].stages
+    assert found.evidence_kept(stage) == 0.5 and made_up().evidence_kept(stage) is None
+    merged = Stage(0, (np.zeros(4, dtype=bool),), 2)
+    assert found.evidence_kept(merged) is None  # each token has a part in what is left
+    assert "2 of 4, from layer 1 (50% of the evidence)" in table(found)
+    assert "2 of 4, from layer 1; 50% of the evidence" in page(found)
+    places = re.findall(r'class="evidence" style="left:([\d.]+)%;top:0.00%;width:([\d.]+)%;height:50.00%', page(found))
+    assert places == [("0.00", "50.00"), ("50.00", "50.00"), ("0.00", "25.00")] * 2
+    framed = figure(found).axes[1].patches
+    assert len(framed) == 6 and framed[0].get_x() < 0 and framed[0].get_width() > 10  # outside of what it frames
+
+
 def test_pooled_tokens_are_not_shown_as_dropped():
     stage = Stage(0, (np.zeros(4, dtype=bool),), 2)
     assert stage.title == "4 merged to 2, before layer 0" and stage.shown(0).all()
@@ -133,7 +148,11 @@ def test_the_command_writes_every_kind_and_prints_answers_and_times(tmp_path):
     done = CliRunner().invoke(app, ["show", "demo", *given])
     assert done.exit_code == 0, done.output
     assert "right answer: 2" in done.stdout and re.search(r"vanilla +all 576 +2  ✓ .* m?s", done.stdout)
-    assert files[0].read_text().count("<figure>") == 6 and Image.open(files[1]).width > 500
+    written = files[0].read_text()
+    assert written.count("<figure>") == written.count('<span class="evidence"') == 6
+    assert Image.open(files[1]).width > 500 and re.search(
+        r"fastv 64 .*30 of 576, from layer 2 \(0% of the ev", done.stdout
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +197,7 @@ def test_a_question_of_a_study_is_shown_as_it_was_answered_and_recorded(recorded
     found = CliRunner().invoke(app, ["show", str(recorded), "pope", "2", "--out", str(tmp_path / "q.png")])
     assert found.exit_code == 0, found.output
     fastv = next(line for line in found.output.splitlines() if line.startswith("fastv 64"))
-    assert "30 of 576, from layer 2" in fastv and "no  ✗" in fastv
+    assert re.search(r"30 of 576, from layer 2 \(\d+% of the evidence\)", fastv) and "no  ✗" in fastv
     assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG")
     page = CliRunner().invoke(app, ["show", str(recorded), "pope", "3", "--out", str(tmp_path / "q.html")])
     assert page.exit_code == 0, page.output

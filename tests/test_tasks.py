@@ -72,6 +72,17 @@ def test_a_model_that_knows_scores_full_and_one_that_does_not_scores_nothing(nam
     assert value == 0 and benchmark.percent(samples) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_demanding_miniatures_are_scored_by_the_same_tasks(name, tmp_path):
+    value, samples, model = evaluate(name, right, tmp_path, limit=40, data="demo-hard")
+    assert len(samples) == 40 and BENCHMARKS[name].percent(samples) == pytest.approx(100)
+    assert BENCHMARKS[name].value(samples) == pytest.approx(value)
+    assert all("ASSISTANT" not in prompt and prompt.strip() == prompt for prompt in model.prompts.values())
+    value, samples, _ = evaluate(name, wrong, tmp_path, limit=40, data="demo-hard")
+    assert value == 0 and BENCHMARKS[name].percent(samples) == 0
+
+
 @pytest.mark.parametrize("name", ["vqav2", "gqa", "vizwiz", "sqa", "textvqa", "pope", "mme"])
 def test_our_score_is_lmms_evals_score(name, tmp_path):
     value, samples, _ = evaluate(name, half, tmp_path, limit=120)

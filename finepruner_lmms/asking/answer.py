@@ -15,6 +15,7 @@ from finepruner_lmms.asking.conversation import Conversation, Part, Turn, Video,
 from finepruner_lmms.asking.inputs import Prompt, batch_inputs, input_maker
 from finepruner_lmms.asking.settings import ImageSettings, evaluation
 from finepruner_lmms.asking.views import Picture, pictures
+from finepruner_lmms.checkpoints.images import read_rgb
 from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.generate import generate
 from finepruner_lmms.engine.generation import Generation
@@ -103,10 +104,4 @@ def _conversation(
 
 
 def _picture(given: Any) -> Part:
-    if isinstance(given, str | Path):
-        try:
-            with Image.open(given) as picture:
-                return shown(picture, "image")
-        except OSError as error:
-            raise FieldError("image", f"cannot read {str(given)!r} ({error})", value=str(given)) from error
-    return shown(given, "image")
+    return read_rgb(given) if isinstance(given, str | Path) else shown(given, "image")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from finepruner_lmms.asking.answer import Answer, Shown, answer
 from finepruner_lmms.asking.views import Mask, Picture
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import Pruner, build_pruner
+
+Share = tuple[float, float, float, float]
+"""A part of a picture: left, top, right and bottom, as shares of its sides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,18 +75,37 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Methods side by side: the same `question` about the same `pictures`. `about` says of what model and run."""
+    """Methods side by side: the same `question` about the same `pictures`. `about` says of what model and run.
+
+    `evidence` are the parts of the first picture that an answer needs, where they are known.
+    """
 
     question: str
     pictures: tuple[Picture, ...]
     rows: tuple[Seen, ...]
     about: str = ""
     expected: str | None = None
+    evidence: tuple[Share, ...] = ()
 
     @property
     def visual_tokens(self) -> int:
         """Of all pictures, before anything is dropped."""
         return sum(picture.num_visual_tokens for picture in self.pictures)
+
+    def evidence_kept(self, stage: Stage) -> float | None:
+        """Which share of the evidence kept tokens show, as a whole or in tiles, 0 to 1.
+
+        None where it is not known, and where all tokens were merged.
+        """
+        if not self.evidence or not self.pictures[0].views or stage.all_merged:
+            return None
+        picture = self.pictures[0]
+        width, height = picture.image.size
+        needed = np.zeros((height, width), dtype=bool)
+        for left, top, right, bottom in self.evidence:
+            needed[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+        lit = np.logical_or.reduce([picture.light(stage.kept[0], sheet) for sheet in picture.sheets])
+        return float(lit[needed].mean()) if needed.any() else None
 
     def whole(self, row: Seen) -> str:
         """What is said of a row without stages."""
@@ -97,8 +119,8 @@ class Comparison:
 
 def label_of(pruner: Pruner) -> str:
     """A method as tables name it: `finepruner 64 heads=4`, with the parameters that are not its defaults."""
-    usual = {f.name: f.default for f in fields(pruner)}
-    own = [f"{key}={value}" for key, value in pruner.parameters().items() if value != usual[key]]
+    usual = build_pruner(pruner.name).parameters()
+    own = [f"{key}={value}" for key, value in pruner.parameters().items() if value != usual.get(key)]
     return " ".join([pruner.name, *([] if pruner.budget is None else [str(pruner.budget)]), *own])
 
 
@@ -161,12 +183,14 @@ def compare_methods(
     *,
     about: str = "",
     expected: str | None = None,
+    evidence: Sequence[Share] = (),
     **generation_kwargs: Any,
 ) -> Comparison:
     """Ask with every method in turn: each a label and a pruner. What a method cannot do is said in its row.
 
     The model is asked once before, so that no method's time holds what only the first call takes. `expected` is the
-    right answer where it is known. `FieldError` where nobody can answer.
+    right answer, and `evidence` what it needs of the picture (`Comparison`), where they are known. `FieldError` where
+    nobody can answer.
     """
     options: dict[str, Any] = {"execution": "eager"} | generation_kwargs
     whole = answer(model, processor, image, question, build_pruner("vanilla"), **(options | {"max_new_tokens": 1}))
@@ -183,4 +207,4 @@ def compare_methods(
         rows.append(Seen(label, row.text, row.stages, row.seconds, row.first_token, right))
     if rows and len(problems) == len(rows):
         raise problems[0]
-    return Comparison(question, whole.pictures, tuple(rows), about, expected)
+    return Comparison(question, whole.pictures, tuple(rows), about, expected, tuple(evidence))

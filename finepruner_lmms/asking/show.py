@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from finepruner_lmms.asking.answer import Answer
-from finepruner_lmms.asking.compared import Comparison, Seen, Stage, of_answers
+from finepruner_lmms.asking.compared import Comparison, Seen, Share, Stage, of_answers
 from finepruner_lmms.asking.views import Mask, Picture
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.output import mathtext
@@ -23,6 +26,12 @@ _LINES = 0.7
 """Inches of the lines above and below it."""
 _ABREAST = 5
 """Panels beside each other; the stages of one method are never torn apart."""
+_NOTEBOOK = 72
+"""Dots per inch in a notebook, which keeps its pictures in its file."""
+_WIDE = 44
+"""Characters of a line above a panel."""
+_AWAY = 0.012
+"""Of a picture's longer side: how far from the evidence its frame is."""
 _RIGHT, _WRONG = "#1a7f37", "#c0392b"
 
 
@@ -31,7 +40,7 @@ class Drawn(Figure):
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        self.savefig(file, format="png", metadata={"Software": None})
+        self.savefig(file, format="png", dpi=_NOTEBOOK, metadata={"Software": None})
         return file.getvalue()
 
 
@@ -50,7 +59,7 @@ def show(answer: Answer, *more: Answer) -> Figure:
 
 
 def figure(found: Comparison) -> Figure:
-    """Each method's panels, its stages beside each other."""
+    """Each method's panels, its stages beside each other; what an answer needs is framed where it is known."""
     rows = [row for row in found.rows if not row.problem]
     panels = [_panels(found, row) for row in rows]
     deep = max(len(strips) for strips in panels)  # of pictures and their sheets
@@ -65,12 +74,10 @@ def figure(found: Comparison) -> Figure:
         for y, strip in enumerate(strips):
             for x, (picture, stage, number, sheet) in enumerate(strip):
                 axis = axes[top * deep + y][left + x]
-                title = mathtext(stage.title if row.stages else found.whole(row))
-                if y:
-                    title = "in tiles" if sheet else f"picture {number + 1}"
-                if (x, y) == (0, 0):
-                    title = f"{mathtext(row.label)}\n{title}"
+                title = _title(found, row, stage, number, sheet, first=(x, y) == (0, 0))
                 _draw(axis, picture, stage.shown(number), sheet, title)
+                if not number:
+                    _frame(axis, picture, found.evidence)
         _caption(axes[top * deep + len(strips) - 1][left], row)
     drawn.suptitle(mathtext(_heading(found)), fontsize=11)
     return drawn
@@ -131,6 +138,29 @@ def _draw(axis: Any, picture: Picture, kept: Mask, sheet: int, title: str) -> No
     axis.imshow(darkened(picture, kept, sheet))
     axis.set(frame_on=False, xticks=[], yticks=[], visible=True)
     axis.set_title(title, fontsize=9)
+
+
+def _frame(axis: Any, picture: Picture, evidence: Sequence[Share]) -> None:
+    """A frame around what an answer needs, white on black, which shows on bright parts and on dark ones."""
+    width, height = picture.image.size
+    away = max(width, height) * _AWAY
+    for left, top, right, bottom in evidence:
+        place = left * width - away, top * height - away
+        across, down = (right - left) * width + 2 * away, (bottom - top) * height + 2 * away
+        for colour, line in (("black", 3.0), ("white", 1.5)):
+            axis.add_patch(Rectangle(place, across, down, fill=False, edgecolor=colour, linewidth=line, clip_on=False))
+
+
+def _title(found: Comparison, row: Seen, stage: Stage, number: int, sheet: int, *, first: bool) -> str:
+    """What a panel shows; the `first` of a method bears its name, those of other pictures and sheets theirs alone."""
+    if number or sheet != found.pictures[0].sheets[0]:
+        return "in tiles" if sheet else f"picture {number + 1}"
+    lines = textwrap.wrap(row.label, _WIDE) if first else []
+    lines.append(stage.title if row.stages else found.whole(row))
+    kept = found.evidence_kept(stage) if row.stages else None
+    if kept is not None:
+        lines.append(f"{kept:.0%} of the evidence")
+    return "\n".join(map(mathtext, lines))
 
 
 def _caption(axis: Any, row: Seen) -> None:

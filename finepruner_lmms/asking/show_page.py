@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from finepruner_lmms.asking.compared import Comparison, Seen, Stage
+from finepruner_lmms.asking.compared import Comparison, Seen, Share, Stage
 from finepruner_lmms.asking.show import check_places
 from finepruner_lmms.asking.views import Mask, Picture
 from finepruner_lmms.output import html
@@ -17,54 +17,72 @@ _LARGEST = 672
 """Pixels of a picture's longer side in a page."""
 _VEIL = 200
 """Of 255: how much of black covers a dropped token."""
-_STYLE = """
+_PAPER = """
 :root{color-scheme:light dark;--ink:#1d1d1f;--soft:#5c5c61;--paper:#fff;--line:#d4d4d8;--right:#176f34;--wrong:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ink:#ececf0;--soft:#a5a5ad;--paper:#17171a;--line:#3d3d44;--right:#5fce84;
 --wrong:#ff8a80}}
-*{box-sizing:border-box}
-body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;padding:1.5rem 1rem;max-width:84rem;color:var(--ink);
-background:var(--paper)}
-h1{font-size:1.3rem;margin:0 0 .2rem;overflow-wrap:anywhere;white-space:pre-line}h2{font-size:1.05rem;margin:0}
-p{margin:.2rem 0}.soft{color:var(--soft);font-size:.88rem;overflow-wrap:anywhere}
-.scroll{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;min-width:100%}
-th,td{padding:.3rem .8rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
-td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}th.number{text-align:right}
-.methods{display:flex;flex-wrap:wrap;gap:1.2rem}
-section{border-top:1px solid var(--line);padding-top:.7rem;max-width:100%}
-.stages{display:flex;flex-wrap:wrap;gap:.8rem;margin-top:.5rem}figure{margin:0;width:15rem;max-width:100%}
-h2,.answer{max-width:15rem;overflow-wrap:anywhere}th[scope=row]{min-width:7rem;overflow-wrap:anywhere}
-.shown{position:relative;display:block;line-height:0}.shown img{width:100%}
-.shown img+img{position:absolute;inset:0;height:100%;image-rendering:pixelated;transition:opacity .15s}
-.shown:hover img+img,.shown:focus img+img{opacity:0}.shown:focus{outline:2px solid var(--ink);outline-offset:2px}
-@media(max-width:36rem){figure,h2,.answer{width:100%;max-width:none}section{width:100%}}
-figcaption{font-size:.85rem;color:var(--soft);margin-top:.2rem}
-.answer{font-size:1.05rem;overflow-wrap:anywhere}.right{color:var(--right)}.wrong{color:var(--wrong)}
-@media print{.shown{break-inside:avoid}body{max-width:none}}
+body{box-sizing:border-box;font:15px/1.5 system-ui,sans-serif;margin:0 auto;padding:1.5rem 1rem;max-width:84rem;
+color:var(--ink);background:var(--paper)}
+@media print{body{max-width:none}}
 """
+STYLE = """
+.kept,.kept *{box-sizing:border-box}
+.kept .asked{font-size:1.3rem;margin:0 0 .2rem;overflow-wrap:anywhere;white-space:pre-line}
+.kept .method{font-size:1.05rem;margin:0}
+.kept p{margin:.2rem 0}.kept .soft{color:var(--soft);font-size:.88rem;overflow-wrap:anywhere}
+.kept .scroll{overflow-x:auto;margin:1rem 0}.kept table{border-collapse:collapse;min-width:100%}
+.kept th,.kept td{padding:.3rem .8rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+.kept td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}.kept th.number{text-align:right}
+.kept .methods{display:flex;flex-wrap:wrap;gap:1.2rem}
+.kept section{border-top:1px solid var(--line);padding-top:.7rem;max-width:100%}
+.kept .stages{display:flex;flex-wrap:wrap;gap:.8rem;margin-top:.5rem}
+.kept figure{margin:0;width:15rem;max-width:100%}
+.kept .method,.kept .answer{max-width:15rem;overflow-wrap:anywhere}
+.kept th[scope=row]{min-width:7rem;overflow-wrap:anywhere}
+.kept .shown{position:relative;display:block;line-height:0}.kept .shown img{width:100%;margin:0}
+.kept .shown img+img{position:absolute;inset:0;height:100%;image-rendering:pixelated;transition:opacity .15s}
+.kept .evidence{position:absolute;border:2px solid #fff;outline:1.5px solid #000}
+.kept .shown:hover img+img,.kept .shown:focus img+img{opacity:0}
+.kept .shown:focus{outline:2px solid var(--ink);outline-offset:2px}
+@media(max-width:36rem){.kept figure,.kept .method,.kept .answer{width:100%;max-width:none}.kept section{width:100%}}
+.kept figcaption{font-size:.85rem;color:var(--soft);margin-top:.2rem}
+.kept .answer{font-size:1.05rem;overflow-wrap:anywhere}
+.kept .right{color:var(--right)}.kept .wrong{color:var(--wrong)}
+@media print{.kept .shown{break-inside:avoid}}
+"""
+"""Of a `body` inside an element of the class `kept`; the colours `--ink`, `--soft`, `--line`, `--right` and `--wrong`
+are the page's around it."""
 
 
 def page(found: Comparison) -> str:
     """The page: the question, a table of answers and times, and each method's picture at each stage."""
+    title = html(" ".join(found.question.split()))
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{_PAPER}{STYLE}</style>"
+    )
+    main = f'<main class="kept">{body(found)}</main>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{main}</body></html>\n'
+
+
+def body(found: Comparison, level: int = 1) -> str:
+    """What the page shows, for another page that has `STYLE`; its headings begin at `level`."""
     for picture in found.pictures:
         check_places(picture)
     pictures = [_picture(picture) for picture in found.pictures]
     expected = "" if found.expected is None else f"<p>Right answer: {html(found.expected)}</p>"
     about = f'<p class="soft">{html(found.about)}</p>' if found.about else ""
-    sections = "".join(_section(found, row, pictures) for row in found.rows if not row.problem)
+    sections = "".join(_section(found, row, pictures, level + 1) for row in found.rows if not row.problem)
+    framed = " Framed: the evidence, what an answer needs." if found.evidence else ""
     question = "\n".join(html(line) for line in found.question.split("\n"))
-    body = [
-        f"<h1>{question}</h1>{expected}{about}",
+    parts = [
+        f'<h{level} class="asked">{question}</h{level}>{expected}{about}',
         '<p class="soft">Dark: the visual tokens that are no longer there as they were. Point at a picture, or reach '
-        "it with the Tab key, to see all of it.</p>",
+        f"it with the Tab key, to see all of it.{framed}</p>",
         _table(found),
         f'<div class="methods">{sections}</div>',
     ]
-    title = html(" ".join(found.question.split()))
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style>"
-    )
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{"".join(body)}</main></body></html>\n'
+    return "".join(parts)
 
 
 def _table(found: Comparison) -> str:
@@ -87,7 +105,7 @@ def _table(found: Comparison) -> str:
     )
 
 
-def _section(found: Comparison, row: Seen, pictures: list[str]) -> str:
+def _section(found: Comparison, row: Seen, pictures: list[str], level: int) -> str:
     stages = row.stages or (found.everything(),)
     figures = [
         _figure(found, row, stage, number, sheet, pictures[number])
@@ -96,7 +114,7 @@ def _section(found: Comparison, row: Seen, pictures: list[str]) -> str:
         for sheet in picture.sheets
     ]
     return (
-        f'<section><h2>{html(row.label)}</h2><p class="answer">{_answer(row)}</p>'
+        f'<section><h{level} class="method">{html(row.label)}</h{level}><p class="answer">{_answer(row)}</p>'
         f'<div class="stages">{"".join(figures)}</div></section>'
     )
 
@@ -109,14 +127,23 @@ def _figure(found: Comparison, row: Seen, stage: Stage, number: int, sheet: int,
         parts.append(f"picture {number + 1}: {int(kept.sum())} of {len(kept)}")
     if len(picture.sheets) > 1:
         parts.append("in tiles" if sheet else "as a whole")
+    if not number and row.stages and (part := found.evidence_kept(stage)) is not None:
+        parts.append(f"{part:.0%} of the evidence")
     if stage.heads is not None:
         parts.append(f"heads {', '.join(map(str, stage.heads))}")
+    frames = "" if number else "".join(map(_frame, found.evidence))
     said = html(f"{row.label}: {'; '.join(parts)}")
     return (
         f'<figure><span class="shown" tabindex="0" role="img" aria-label="{said}">'
-        f'<img alt="" src="{uri}"><img alt="" src="{_mask(picture, stage.shown(number), sheet)}"></span>'
+        f'<img alt="" src="{uri}"><img alt="" src="{_mask(picture, stage.shown(number), sheet)}">{frames}</span>'
         f"<figcaption>{html('; '.join(parts))}</figcaption></figure>"
     )
+
+
+def _frame(part: Share) -> str:
+    left, top, right, bottom = (100 * side for side in part)
+    place = f"left:{left:.2f}%;top:{top:.2f}%;width:{right - left:.2f}%;height:{bottom - top:.2f}%"
+    return f'<span class="evidence" style="{place}"></span>'
 
 
 def _answer(row: Seen) -> str:

@@ -27,7 +27,7 @@ def table(found: Comparison) -> str:
     """The question, and a line for each method: what is left of the visual tokens, the answer, the times."""
     lines = [["method", "visual tokens", "answer", "first token", "whole answer"]]
     for row in found.rows:
-        tokens = "; ".join(map(_stage, row.stages)) or found.whole(row)
+        tokens = "; ".join(_stage(found, stage) for stage in row.stages) or found.whole(row)
         mark = "" if row.right is None else "  ✓" if row.right else "  ✗"
         lines.append(
             [plain(row.label), plain(row.problem), "", "", ""]
@@ -48,9 +48,11 @@ def table(found: Comparison) -> str:
     return "\n".join(text) + "\n"
 
 
-def _stage(stage: Stage) -> str:
-    heads = "" if stage.heads is None else f" (heads {', '.join(map(str, stage.heads))})"
-    return f"{stage.title}{heads}"
+def _stage(found: Comparison, stage: Stage) -> str:
+    about = [] if stage.heads is None else [f"heads {', '.join(map(str, stage.heads))}"]
+    if (kept := found.evidence_kept(stage)) is not None:
+        about.append(f"{kept:.0%} of the evidence")
+    return f"{stage.title} ({', '.join(about)})" if about else stage.title
 
 
 def _short(text: str, most: int = 48) -> str:

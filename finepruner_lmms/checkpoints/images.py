@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finepruner_lmms.checkpoints.libraries import Image, ImageFile
+from finepruner_lmms.errors import FieldError, first_line
 from finepruner_lmms.lazy import np, torch
 
 if TYPE_CHECKING:
@@ -71,6 +73,15 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """The picture in RGB. `OSError` if its file ends too early, also where Pillow was told to fill up with grey."""
     with whole_files():
         return image.convert("RGB")
+
+
+def read_rgb(file: str | Path, field: str = "image") -> Image.Image:
+    """The picture of a file in RGB; `FieldError` of `field` where it cannot be read, or has far too many pixels."""
+    try:
+        with Image.open(file) as picture:
+            return as_rgb(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as damaged files raise them
+        raise FieldError(field, f"cannot read {str(file)!r} ({first_line(error)})", value=str(file)) from error
 
 
 class _Strict:

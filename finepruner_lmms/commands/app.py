@@ -10,12 +10,14 @@ from finepruner_lmms.commands import (
     bench,
     compare,
     data,
+    demo_page,
     doctor,
     exchange,
     jobs,
     judge,
     methods,
     picture,
+    profile,
     run,
     show,
     status,
@@ -56,6 +58,8 @@ for command in (
     methods.methods,
     bench.bench,
     picture.show,
+    profile.profile,
+    demo_page.app,
 ):
     app.command()(command)
 app.command("import")(exchange.import_)  # a word of Python's own

@@ -79,11 +79,15 @@ def _short(cls: type[Pruner], width: int) -> list[str]:
 
 
 def _long(cls: type[Pruner]) -> list[str]:
+    from finepruner_lmms.pruners.registry import needs_budget
+
     facts = _facts(cls)
     aliases = f" (also {', '.join(facts['aliases'])})" if facts["aliases"] else ""
     lines = [f"{cls.name}{aliases}: {_PLACES[cls.side]}; {cls.__module__}", "", *_docstring(cls), ""]
     needed = (
-        [] if cls.side == "none" else ["  budget: required; visual tokens per layer on average, such as 128 or '22%'"]
+        ["  budget: required; visual tokens per layer on average, such as 128 or '22%'"]
+        if needs_budget(cls.name)
+        else []
     )
     lines += ["parameters", *needed]
     for name, value in facts["parameters"].items():

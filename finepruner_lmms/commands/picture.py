@@ -73,6 +73,7 @@ def _of_study(what: list[str], given: dict[str, str]) -> Comparison:
 def _asked(
     what: list[str], pretrained: str, methods: str, budget: str, tokens: int, device: str, dtype: str
 ) -> Comparison:
+    from finepruner_lmms.checkpoints.images import read_rgb
     from finepruner_lmms.demo.shown import Example, example, is_scene
     from finepruner_lmms.pruners.budget import parse_budget
     from finepruner_lmms.pruners.written import read_methods, split_methods
@@ -86,7 +87,7 @@ def _asked(
     if is_scene(image):
         given = example(image, *rest)
     else:
-        given = Example(_open(image), rest[0], None)
+        given = Example(read_rgb(image, "IMAGE"), rest[0], None)
     import finepruner_lmms as fp
     from finepruner_lmms.asking.compared import compare_methods
 
@@ -94,21 +95,8 @@ def _asked(
     about = f"{pretrained}, {str(model.dtype).removeprefix('torch.')}, on {model.device}"
     return compare_methods(
         model, processor, given.image, given.question, chosen,
-        about=about, expected=given.expected, max_new_tokens=tokens,
+        about=about, expected=given.expected, evidence=given.evidence, max_new_tokens=tokens,
     )  # fmt: skip
-
-
-def _open(image: str):  # type: ignore[no-untyped-def]
-    """The picture in RGB; `FieldError` where it cannot be read."""
-    from PIL import Image
-
-    from finepruner_lmms.checkpoints.images import as_rgb
-
-    try:
-        with Image.open(image) as picture:
-            return as_rgb(picture)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise FieldError("IMAGE", f"cannot read {image!r} ({error})", value=image) from error
 
 
 def _write(found: Comparison, files: list[Path]) -> None:

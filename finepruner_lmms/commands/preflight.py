@@ -1,10 +1,11 @@
-"""What would end a command late is looked at before it begins: where it writes, and on what it runs."""
+"""What would end a command late is looked at before it begins: where it writes, on what it runs, what it serves."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,22 @@ def check_file(field: str, file: Path) -> None:
     except OSError as error:
         raise _wrong(field, file, error) from error
     check_folder(field, file.parent)
+
+
+def check_address(host: str, port: int | None) -> None:
+    """`FieldError` where nothing can be served at `host`, or the port is taken: said before a model is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise FieldError("--host", f"got {host!r} ({error.strerror})", value=host, fix="such as 127.0.0.1") from error
+    with socket.socket(family, kind, protocol) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just given up is free
+        try:
+            tried.bind(address)
+        except OSError as error:
+            field, value = ("--port", port) if error.errno in (errno.EADDRINUSE, errno.EACCES) else ("--host", host)
+            problem = f"cannot serve at {host}{'' if port is None else f':{port}'} ({error.strerror})"
+            raise FieldError(field, problem, value=value, fix="choose another, or leave it out") from error
 
 
 def check_machine(file: MatrixFile) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from finepruner_lmms.demo.question import Question
 from finepruner_lmms.demo.questions import KINDS, ask
-from finepruner_lmms.demo.scenes import Scene, make_scene
+from finepruner_lmms.demo.scenes import IMAGE_SIZE, Scene, make_scene
 from finepruner_lmms.errors import FieldError
 
 WORD = "demo"
@@ -20,11 +20,15 @@ _MOST = 99_999
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A picture, a question as the benchmarks put it, and its answer; None where the question is the user's."""
+    """A picture, a question as the benchmarks put it, and its answer; None where the question is the user's.
+
+    `evidence` are the boxes of what the question is about, left, top, right and bottom, as shares of the picture.
+    """
 
     image: Image.Image
     question: str
     expected: str | None
+    evidence: tuple[tuple[float, float, float, float], ...] = ()
 
 
 def is_scene(image: str) -> bool:
@@ -53,7 +57,8 @@ def questions(scene: Scene) -> list[Question]:
 
 
 def _asked(scene: Scene, question: Question) -> Example:
-    return Example(scene.image(), question.prompt(), question.expected)
+    boxes = tuple((a / IMAGE_SIZE, b / IMAGE_SIZE, c / IMAGE_SIZE, d / IMAGE_SIZE) for a, b, c, d in question.evidence)
+    return Example(scene.image(), question.prompt(), question.expected, boxes)
 
 
 def _number(image: str) -> int:

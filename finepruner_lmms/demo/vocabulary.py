@@ -48,11 +48,18 @@ def vocabulary() -> dict[str, int]:
 
 def build_processor() -> Any:
     """A `LlavaProcessor` as LLaVA-1.5 has one, with this vocabulary."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel(vocabulary(), unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="removed", invert=True)
+    return processor_with(words)
+
+
+def processor_with(words: Any) -> Any:
+    """A `LlavaProcessor` as LLaVA-1.5 has one, around a tokenizer of the library `tokenizers`."""
+    from tokenizers import processors
+    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+
     words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,

@@ -160,6 +160,10 @@ class Dropping:
             None if stage is None else self.entrance.chosen(group)
             for group, stage in zip(before.layout.groups, drop.stages, strict=True)
         ]
+        embeds = embeds.clone()
+        for group, stage in zip(before.layout.groups, drop.stages, strict=True):
+            if stage is not None:
+                self.entrance.put_changed(group, before.layout.columns, embeds)
         remember_merged(self.trace, 0, before.layout, chosen)
         moved = gather_images(before.layout, drop, chosen, embeds)
         hidden = self._gather(state, 0, embeds, before, moved, not self.family.grid_positions, True)

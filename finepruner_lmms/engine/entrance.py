@@ -14,6 +14,7 @@ from torch import Tensor
 
 from finepruner_lmms.engine.by_image import Chosen
 from finepruner_lmms.engine.prompt_layout import ImageGroup
+from finepruner_lmms.ops.selection import mask_to_index
 from finepruner_lmms.pruners.base import Reduction, Stage, VisionPruner
 
 
@@ -21,13 +22,15 @@ from finepruner_lmms.pruners.base import Reduction, Stage, VisionPruner
 class Left:
     """What is left of one image: which of its tokens, `[N]`, and new ones `[M, D]`, of which `lead` come first.
 
-    `merged` `[N]` says which of its tokens went into the new ones.
+    `merged` `[N]` says which of its tokens went into the new ones; `own` `[R, D]` are those that stay, where they were
+    changed.
     """
 
     keep: Tensor
     made: Tensor
     lead: int
     merged: Tensor | None
+    own: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,24 @@ class Entrance:
             tokens = reduction.tokens[row]
             new = torch.cat([tokens[:lead], tokens[lead + own :]])
             merged = None if reduction.merged is None else reduction.merged[row]
-            self.images[number] = Left(keep[row], new, lead, merged)
+            self.images[number] = Left(
+                keep[row], new, lead, merged, tokens[lead : lead + own] if reduction.changed else None
+            )
         self.stages[keep.shape[1]] = Stage(0, own, made)
 
     def stage(self, num_visual_tokens: int) -> Stage | None:
         """The drop of images of so many tokens."""
         return self.stages.get(num_visual_tokens)
+
+    def put_changed(self, group: ImageGroup, columns: Tensor, embeds: Tensor) -> None:
+        """Write the changed tokens of a group into `embeds` `[B, L, D]`, where they stand; `columns` `[B, V]`."""
+        left = [self.images[number] for number in group.number]
+        own = [one.own for one in left if one.own is not None]
+        if not own:
+            return
+        values, keep = torch.stack(own), torch.stack([one.keep for one in left])
+        place = group.cut(columns).gather(1, mask_to_index(keep, values.shape[1]).to(columns.device))
+        embeds[group.index[:, None], place] = values.to(embeds.device, embeds.dtype)
 
     def chosen(self, group: ImageGroup) -> Chosen:
         """What stays of the images of a group."""

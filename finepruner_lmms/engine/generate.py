@@ -107,6 +107,8 @@ def generate(
         reduced = vision_programs(model).reduce(before, vision) if fixed else _reduced(before, vision)
         check_reduction(before, reduced, vision.projected, checks)
         left = reduced.tokens.shape[1]
+        if not left and geometry.num_visual_tokens in layout.lengths:
+            raise FieldError("input_ids", f"a row shows an image alone, of which {before.name!r} leaves nothing")
         short_ids, mask = shorten_prompt(ids, layout, left, padding_id(model, geometry))
         generation_kwargs |= _lengths(model, generation_kwargs, ids.shape[1], ids.shape[1] - short_ids.shape[1])
         ids = short_ids
@@ -137,7 +139,7 @@ def generate(
             trace.watch(what, values)
         trace.check()
         checks.check()  # after NaN, which may be the reason why a method chose wrongly
-        trace = trace.to_original_tokens(reduced)
+        trace = trace.to_original_tokens(reduced, layout.has_image)
     elif fixed:
         trace.check()
     logits = None if found is None else tuple(found)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from finepruner_lmms.engine.first_layer import FirstLayer
 from finepruner_lmms.engine.parts import device_of, word_embeddings
 from finepruner_lmms.engine.prompt_layout import Layout
 from finepruner_lmms.engine.vision_tower import encode_images, encoder_outputs
@@ -101,6 +102,13 @@ def tower_wish(pruner: Pruner) -> TowerWish:
     return NOTHING_MORE if before is None else before.wish
 
 
+def joined_wish(pruners: Iterable[Pruner]) -> TowerWish:
+    """What the tower is asked for several methods: of early layers, the first, and methods of another cannot run."""
+    wishes = [tower_wish(pruner) for pruner in pruners]
+    early = next((wish.early for wish in wishes if wish.early is not None), None)
+    return TowerWish(any(wish.received for wish in wishes), early)
+
+
 def with_questions(
     model: Any,
     pruner: VisionPruner,
@@ -114,13 +122,17 @@ def with_questions(
 
     Sample keys tell image and prompt apart. `FieldError` where the method reads questions and there are none.
     """
+    if pruner.early_layer not in (None, vision.early):
+        problem = f"method {pruner.name!r} reads another layer of the tower than the one that was asked for"
+        raise FieldError("vision", problem, fix="pass pixel_values")
     device = vision.features.device
     prompts = fingerprint(ids, layout.valid)[rows].to(device)
     keys = fingerprint(vision.features) if vision.sample_keys is None else vision.sample_keys
     vision = vision.replace(sample_keys=keys.to(device) ^ prompts)
     if pruner.reads_question == "embedding":
         words = word_embeddings(model, ids[:, ids.shape[1] - layout.tail :]).to(device)
-        return vision.replace(text_embeds=[words[row, layout.tail - layout.tails[row] :] for row in rows])
+        texts = [words[row, layout.tail - layout.tails[row] :] for row in rows]
+        return vision.replace(text_embeds=texts, first_layer=FirstLayer(model.model.language_model))
     if pruner.reads_question in ("clip", "keywords") and questions is None:
         raise FieldError(
             "questions", f"{pruner.name!r} reads the question apart from the prompt", fix="give one per row"

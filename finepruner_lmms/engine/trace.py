@@ -189,13 +189,13 @@ class Trace:
             expected={text: (error, holds.clone()) for text, (error, holds) in self.expected.items()},
         )
 
-    def to_original_tokens(self, reduction: Reduction) -> Trace:
+    def to_original_tokens(self, reduction: Reduction, has_image: tuple[bool, ...]) -> Trace:
         """This trace, of prompts that a vision-side method had shortened, in terms of the image's own tokens.
 
-        `reduction` has one row per image, the trace one per prompt.
+        `reduction` has one row per image, the trace one per prompt; `has_image` tells which prompts showed one before.
         """
         keep, (_, made, _) = reduction.keep, reduction.tokens.shape
-        shown = [row for row, has_image in enumerate(self.has_image) if has_image]
+        shown = [row for row, one in enumerate(has_image) if one]
         images, count = keep.shape
         # which of the shortened prompt's tokens are the image's own, and which of the image's these are
         order = keep.int().argsort(dim=1, descending=True, stable=True)
@@ -207,7 +207,7 @@ class Trace:
 
         def of_rows(told: Tensor) -> Tensor:
             """`[images, ...]` → `[B, ...]`, row by row: an index would be copied to the device, which is waited for."""
-            every = list(told.new_zeros(len(self.has_image), *told.shape[1:]).unbind())
+            every = list(told.new_zeros(len(has_image), *told.shape[1:]).unbind())
             for row, image in zip(shown, told, strict=True):
                 every[row] = image
             return torch.stack(every)
@@ -229,6 +229,7 @@ class Trace:
         return replace(
             self,
             num_visual_tokens=count,
+            has_image=has_image,
             keep_masks={0: told(torch.ones_like(own))} | moved(self.keep_masks),
             guides=moved(self.guides),
             merge_masks=merged,

@@ -55,7 +55,9 @@ def encode_images(
             heads = heads_of(early, attending_early)
             found["early_received"] = received_attention(*heads, special=1)
             found["early_cls_attention"] = cls_attention(*heads)
-    return vision.replace(**{name: values.to(vision.projected.device) for name, values in found.items()})
+    return vision.replace(
+        early=wish.early, **{name: values.to(vision.projected.device) for name, values in found.items()}
+    )
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HeadStrategy = Callable[[HeadView], "Tensor"]
-RESERVED = ("consensus", "fixed", "recommended")
+RESERVED = ("consensus", "fixed", "profile", "recommended")
 """What `head_strategy` takes besides: no function of single heads."""
 STRATEGIES: Named[HeadStrategy] = Named("head_strategy", "strategy", RESERVED)
 

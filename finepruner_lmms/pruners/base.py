@@ -40,13 +40,15 @@ class Reduction(NamedTuple):
     """What a vision-side method makes of an image: `tokens` `[B, R, D]`, of which `keep` `[B, N]` are its own.
 
     Every row keeps equally many of its own. They stand in raster order after `lead` new ones; other new ones follow.
-    `merged` `[B, N]` bool says which of the image's tokens went into new ones, where the method says it.
+    `merged` `[B, N]` bool says which of the image's tokens went into new ones, where the method says it. `changed`
+    tells that its own tokens are not the projected ones any more, since others were merged into them.
     """
 
     tokens: Tensor
     keep: Tensor
     lead: int = 0
     merged: Tensor | None = None
+    changed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,11 @@ class Pruner(ABC):
             value = getattr(self, parameter.name)
             if isinstance(value, numbers.Integral) and not isinstance(value, int):  # NumPy's integers
                 self._write(parameter.name, int(value))
-        self._write("budget", plain_budget(self.budget))
+        self._write("budget", self._plain_budget())
+
+    def _plain_budget(self) -> BudgetValue:
+        """The budget in the one way to write it; `FieldError` for what is none."""
+        return plain_budget(self.budget)
 
     def _write(self, name: str, value: Any) -> None:
         """Set a parameter to an equal value while the pruner is made; afterwards it is frozen."""

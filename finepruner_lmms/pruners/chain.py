@@ -54,7 +54,8 @@ class Chain(TwoStage):
         return before, replace(self.inside, budget=total)  # exact: only the inner method's schedule rounds
 
     def check_heads(self, num_heads: int) -> None:
-        """As the inner method."""
+        """As both methods."""
+        self.before.check_heads(num_heads)
         self.inside.check_heads(num_heads)
 
     def parameters(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from finepruner_lmms import heads as head_selection
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads import consensus
+from finepruner_lmms.heads.profile import HeadProfile, weighted_heads
+from finepruner_lmms.heads.profiles import find_profile, written_profile
 from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
 from finepruner_lmms.heads.registry import RESERVED, STRATEGIES
 from finepruner_lmms.lazy import torch
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
-CONSENSUS, FIXED, RECOMMENDED = RESERVED
+CONSENSUS, FIXED, PROFILE, RECOMMENDED = RESERVED
 PER_HEAD = {"rows": "renormalised", "aggregate": "max"}
 """What `recommended` stands for, with all heads: see docs/head_study.md."""
 
@@ -44,8 +46,11 @@ class FinePruner(AttentionGuided):
     `head_strategy="consensus"` chooses heads and their weights by `heads.consensus` with `preset` (None is
     `doc`); the number of heads follows from the attention. `heads` has no effect, but in the preset `calibrated`: there
     it is the number that the attention's complexity adjusts. `head_strategy="fixed"` always takes the heads named in
-    `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="recommended"` is what our head
-    study supports (docs/head_study.md): all heads, with per-head normalisation and the maximum.
+    `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="profile"` adds up the heads of
+    the layer by the weights of `profile`, a published list (`heads.published`) or a JSON file, of its `heads` heaviest
+    heads there or (None) of all that it names; `shuffle`, a seed, gives the weights to other heads of the layer, as a
+    control. `head_strategy="recommended"` is what our head study supports (docs/head_study.md): all heads, with
+    per-head normalisation and the maximum.
     """
 
     code: ClassVar[str] = "https://github.com/EasonAI-5589/LLaVA-FinePruner-Head"
@@ -58,6 +63,8 @@ class FinePruner(AttentionGuided):
     normalise: str = "resoftmax"
     preset: str | None = None
     fixed_heads: int | str | None = None
+    profile: str | None = None
+    shuffle: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +75,7 @@ class FinePruner(AttentionGuided):
             check_integer("heads", self.heads, 1)
         STRATEGIES.check(self.head_strategy)
         self._check_fixed()
+        self._check_profile()
         if self.head_strategy == RECOMMENDED:
             self._check_recommended()
         if self.head_strategy == CONSENSUS:
@@ -96,11 +104,31 @@ class FinePruner(AttentionGuided):
             raise self._unread("normalise", "head_strategy='fixed' ranks nothing")
         self._write("fixed_heads", "+".join(map(str, self.named_heads)))
 
+    def _check_profile(self) -> None:
+        if self.head_strategy != PROFILE:
+            for name in ("profile", "shuffle"):
+                if getattr(self, name) is not None:
+                    raise self._unread(name, "only head_strategy='profile' reads it")
+            return
+        if self.shuffle is not None:
+            check_integer("shuffle", self.shuffle, 0)
+        if self.aggregate != "mean":
+            raise self._unread("aggregate", "a profile adds the heads up by its weights")
+        if self.normalise != "resoftmax":
+            raise self._unread("normalise", "head_strategy='profile' ranks nothing")
+        self._write("profile", written_profile("profile", self.profile))
+
     def _check_recommended(self) -> None:
         usual = {"heads": None, "normalise": "resoftmax", "rows": "raw", "aggregate": "mean"}
         for name, default in usual.items():
             if getattr(self, name) != default:
                 raise self._unread(name, "head_strategy='recommended' decides it")
+
+    @cached_property
+    def head_profile(self) -> HeadProfile:
+        """The profile, its weights on other heads where `shuffle` says so."""
+        found = find_profile("profile", self.profile)
+        return found if self.shuffle is None else found.shuffled(self.shuffle)
 
     @cached_property
     def named_heads(self) -> tuple[int, ...]:
@@ -145,7 +173,11 @@ class FinePruner(AttentionGuided):
 
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """As the guided method."""
-        return self.guided.stages(num_layers, num_visual_tokens)
+        found = self.guided.stages(num_layers, num_visual_tokens)
+        if self.head_strategy == PROFILE:
+            for stage in found:
+                self.head_profile.check_layers("profile", num_layers, stage.layer - 1)
+        return found
 
     def check_heads(self, num_heads: int) -> None:
         """`heads` may be at most the query heads of the model."""
@@ -155,6 +187,8 @@ class FinePruner(AttentionGuided):
         if self.head_strategy == FIXED and self.named_heads[-1] >= num_heads:
             problem = f"got {self.fixed_heads!r}; the heads of this model are 0 to {num_heads - 1}"
             raise FieldError("fixed_heads", problem, value=self.fixed_heads)
+        if self.head_strategy == PROFILE:
+            self.head_profile.check_heads("profile", num_heads)
 
     def head_attention(self, context: DecoderContext) -> Tensor:
         """The rows of all heads: the guided method's, or those that `query` asks by, in the same layer."""
@@ -170,6 +204,8 @@ class FinePruner(AttentionGuided):
         attention = self.head_attention(context)
         if self.head_strategy == CONSENSUS:
             return self._by_consensus(attention, context, retained)
+        if self.head_strategy == PROFILE:
+            return self._by_profile(attention, context, retained)
         chosen, scores = self._rank(attention)
         # ascending, so that choosing every head adds them up in the same order as without a choice
         index = chosen.sort(dim=1).values[..., None].expand(-1, -1, attention.shape[2])
@@ -194,6 +230,13 @@ class FinePruner(AttentionGuided):
     def _heads_of(self, attention: Tensor) -> int:
         """`heads`, or its default for a layer of so many."""
         return min(16, max(1, attention.shape[1] // 2)) if self.heads is None else self.heads
+
+    def _by_profile(self, attention: Tensor, context: DecoderContext, retained: int) -> Selection:
+        chosen, weights = weighted_heads(self.head_profile.of_layer(context.layer - 1, self.heads), attention)
+        rows = head_rows(attention, self.rows).gather(1, chosen[..., None].expand(-1, -1, attention.shape[2]))
+        selection = self.guided.choose(consensus.fuse(rows, weights), context, retained)
+        scores = torch.zeros_like(attention[..., 0], dtype=torch.float64).scatter(1, chosen, weights)
+        return replace(selection, heads=chosen, head_scores=scores, guides=guiding_rows(attention, chosen))
 
     def _by_consensus(self, attention: Tensor, context: DecoderContext, retained: int) -> Selection:
         found = consensus.select_batch(attention, self.preset or "doc", self._heads_of(attention))

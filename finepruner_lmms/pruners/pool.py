@@ -29,13 +29,15 @@ class Pool(VisionPruner):
         retained = super().retained(num_visual_tokens)
         side = image_side(num_visual_tokens)
         if side is None:
-            raise FieldError("method", f"pool needs a square grid of visual tokens; this model has {num_visual_tokens}")
+            raise FieldError(
+                "method", f"{self.name} needs a square grid of visual tokens; this model has {num_visual_tokens}"
+            )
         if grid_shape(retained, side) is None:
             near = [n for n in range(1, num_visual_tokens + 1) if grid_shape(n, side)]
             below, above = max(n for n in near if n < retained), min(n for n in near if n > retained)
             raise FieldError(
                 "budget",
-                f"got {self.budget!r}; pool makes grids, and {retained} tokens are not rows × columns within 1:2",
+                f"got {self.budget!r}; {self.name} makes grids, and {retained} tokens are no rows × columns within 1:2",
                 value=self.budget,
                 fix=f"the nearest that are: {below} and {above}",
             )
@@ -47,14 +49,21 @@ class Pool(VisionPruner):
 
     def reduce(self, vision: VisionOutputs) -> Reduction:
         """The means, in raster order."""
+        keep = self.choose(vision)
+        return Reduction(self.pooled(vision).to(vision.projected.dtype), keep, merged=~keep)
+
+    def pooled(self, vision: VisionOutputs) -> Tensor:
+        """The means of the projected tokens: `[B, R, D]`."""
+        return self.means(vision, vision.projected)
+
+    def means(self, vision: VisionOutputs, tokens: Tensor) -> Tensor:
+        """The means of `tokens` `[B, N, K]` over the coarser grid: `[B, R, K]` float32."""
         side = image_side(vision.num_visual_tokens)
         if vision.shape != (side, side) or (vision.grid is not None and vision.grid[0] > 1):
             raise FieldError(
-                "method", "pool needs a square grid of visual tokens; this image is of several tiles, or frames"
+                "method", f"{self.name} needs a square grid of visual tokens; this image is of several tiles, or frames"
             )
         shape = grid_shape(self.retained(vision.num_visual_tokens), side or 0)
         assert side is not None and shape is not None
-        square = vision.projected.float().transpose(1, 2).unflatten(2, (side, side))
-        pooled = torch.nn.functional.adaptive_avg_pool2d(square, shape).flatten(2).transpose(1, 2)
-        keep = self.choose(vision)
-        return Reduction(pooled.to(vision.projected.dtype), keep, merged=~keep)
+        square = tokens.float().transpose(1, 2).unflatten(2, (side, side))
+        return torch.nn.functional.adaptive_avg_pool2d(square, shape).flatten(2).transpose(1, 2)

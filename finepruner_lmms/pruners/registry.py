@@ -149,6 +149,22 @@ def build_pruner(name: str, **params: Any) -> Pruner:
     return Chain(budget=params.get("budget"), first=params.get("first"), before=before, inside=inside)
 
 
+def takes_budget(name: str) -> bool:
+    """Whether a method can be given a budget: all but one that shows no token at all."""
+    return all(cls().budget is None for cls in _classes(name))
+
+
+def needs_budget(name: str) -> bool:
+    """Whether a method has to be given a budget: not the unpruned model, nor one that shows no token at all.
+
+    A name that is none needs one, as most do: who builds it hears what is wrong.
+    """
+    try:
+        return takes_budget(name) and any(cls.side != "none" for cls in _classes(name))
+    except FieldError:
+        return True
+
+
 def check_budget_given(pruner: Pruner) -> None:
     """Raise `FieldError` if a method that drops tokens was given no budget.
 
@@ -166,6 +182,8 @@ def _classes(name: str) -> list[type[Pruner]]:
     if name in _ALIASES or "+" not in str(name):
         return [method_class(name)]
     classes = [method_class(part.strip()) for part in str(name).split("+")]
+    if [cls.side for cls in classes] == ["vision", "decoder"] and classes[0]().budget == 0:
+        raise FieldError("method", f"got {name!r}; {classes[0].name!r} leaves nothing to prune", value=name)
     if [cls.side for cls in classes] != ["vision", "decoder"]:
         problem = f"got {name!r}; a composition is one vision-side method, '+', and one decoder-side method"
         raise FieldError("method", f"{problem}, such as 'divprune+fastv'", value=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lazy import torch
@@ -22,8 +22,19 @@ _WHY = {
     "early_cls_attention": "it is computed where a method asks for it, and the vision tower has a CLS token; pass it",
     "keys": "no layer of the vision tower made the patches that are projected, or it merges them",
     "image_embeds": "pass the patches in CLIP's joint space",
+    "first_layer": "it is there where a method reads the question by embedding; pass it",
     "text_embeds": "pass the question as vectors, one [M, P] a row",
 }
+
+
+class FirstLayer(Protocol):
+    """The attention of the language model's first layer, as far as it does not depend on where tokens stand."""
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """Of tokens `[..., D]` as they enter the language model, before rotation: `[..., H, head_dim]` in float32."""
+
+    def keys(self, tokens: Tensor) -> Tensor:
+        """The same, one for each query head."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +63,15 @@ class VisionOutputs:
     tower: `cls_attention` `[B, Hc, N]` the attention of the CLS token (a softmax with the CLS token in it), `keys`
     `[B, N, C/Hc]` the patches' attention keys, mean of heads, `cls_projected` `[B, 1, D]` the CLS token after the
     projector. `image_embeds` `[B, N, P]` and `text_embeds` (one `[M, P]` a row) are in the joint space of CLIP; for
-    relevance by embedding, `text_embeds` are `[M, D]` word embeddings; for a method that `reads_words`, those of CLIP
-    are its words and, last, the whole question. `projector` maps features to projected tokens.
+    relevance by embedding, `text_embeds` are `[M, D]` word embeddings, and `first_layer` is what the language model's
+    first layer asks and answers of them; for a method that `reads_words`, those of CLIP are its words and, last, the
+    whole question. `projector` maps features to projected tokens.
     `received_attention` `[B, Hc, N]` is what the patches receive from all patches of their image, mean of the queries,
     in a late layer, where it was asked for (`TowerWish`); `early_received` and `early_cls_attention` are what
-    `received_attention` and `cls_attention` are, of an earlier layer. `grid`, the same for all images of the batch, is
-    frames × rows × columns of the N tokens where they fill one; `tiled` tells that they fill none, as those of several
-    tiles. `sample_keys` `[B]` int64 identify the content of each sample, for methods that draw at random; without them
-    the draw follows `features`.
+    `received_attention` and `cls_attention` are, of the earlier layer `early`. `grid`, the same for all images of
+    the batch, is frames × rows × columns of the N tokens where they fill one; `tiled` tells that they fill none, as
+    those of several tiles. `sample_keys` `[B]` int64 identify the content of each sample, for methods that draw at
+    random; without them the draw follows `features`.
     """
 
     features: Tensor
@@ -71,9 +83,11 @@ class VisionOutputs:
     keys: Tensor | None = None
     cls_projected: Tensor | None = None
     projector: Callable[[Tensor], Tensor] | None = None
+    first_layer: FirstLayer | None = None
     received_attention: Tensor | None = None
     early_received: Tensor | None = None
     early_cls_attention: Tensor | None = None
+    early: int | Fraction | None = None
     grid: tuple[int, int, int] | None = None
     tiled: bool = False
 

@@ -8,7 +8,7 @@ from typing import Any
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.pruners.base import Pruner
 from finepruner_lmms.pruners.budget import BudgetValue
-from finepruner_lmms.pruners.registry import build_pruner, known_methods
+from finepruner_lmms.pruners.registry import build_pruner, known_methods, needs_budget
 
 
 def split_methods(text: str) -> list[str]:
@@ -34,7 +34,7 @@ def read_method(text: str, budget: BudgetValue = None, field: str = "--methods")
         else:
             problem = f"{text!r}: cannot read {part!r}; expected method:budget:parameter=value"
             raise FieldError(field, problem, value=text, fix="such as fastv:64, or finepruner:64:heads=4")
-    if name != "vanilla" and "budget" not in parameters:
+    if "budget" not in parameters and needs_budget(name):
         if budget is None:
             check_choice(field, name, known_methods())
             fix = f"write {name}:64, or a share such as {name}:25%"

@@ -18,6 +18,7 @@ from torch import Tensor
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.pruners import DecoderContext
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.testing.samples import RandomFirstLayer
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def random_images(batch: int, seed: int, question: str, device: str = "cuda", **
         received_attention=draw(batch, heads, n).softmax(-1),
         early_received=draw(batch, heads, n).softmax(-1),
         early_cls_attention=draw(batch, heads, n).softmax(-1),
+        first_layer=RandomFirstLayer.draw(d, generator, heads=32, head_dim=max(d // 32, 1)),
     )
 
 
@@ -151,7 +153,7 @@ def capture_choice(
         old, new = (
             random_images(batch, seed, before.reads_question, device, visual=visual, **sizes) for seed in (0, 1)
         )
-        old = old.replace(projector=new.projector)  # weights do not change
+        old = old.replace(projector=new.projector, first_layer=new.first_layer)  # weights do not change
         same = _captured_as_called(lambda images: reduction_of(images, before), old, new)
         left = before.retained(visual)
     for stage in inside.stages(layers, left) if inside is not None else ():

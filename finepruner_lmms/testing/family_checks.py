@@ -1,7 +1,8 @@
 """What every method has to hold on every family: for tests, ours and those of whoever writes a method or a family.
 
     import pytest
-    from finepruner_lmms.testing.families import FAMILIES
+    from finepruner_lmms.pruners.registry import takes_budget
+from finepruner_lmms.testing.families import FAMILIES
     from finepruner_lmms.testing.family_checks import FAMILY_CHECKS
 
     @pytest.mark.parametrize("check", FAMILY_CHECKS, ids=lambda check: check.__name__)
@@ -21,6 +22,7 @@ import torch
 
 import finepruner_lmms as fp
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.pruners.registry import takes_budget
 from finepruner_lmms.testing.families import LAYERS, Row, family_prompts, tiny_model
 from finepruner_lmms.testing.samples import ON_SMALL_MODELS
 
@@ -29,7 +31,8 @@ _OPTIONS: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False, "output_log
 
 
 def _build(name: str, budget: str = "50%") -> Any:
-    return fp.build_pruner(name, budget=budget, **ON_SMALL_MODELS.get(name, {}))
+    given = {"budget": budget} if takes_budget(name) else {}
+    return fp.build_pruner(name, **given, **ON_SMALL_MODELS.get(name, {}))
 
 
 @functools.lru_cache(maxsize=64)

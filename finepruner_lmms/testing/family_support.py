@@ -13,6 +13,7 @@ from finepruner_lmms.engine.families.fits import check_fits
 from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import Pruner, build_pruner
+from finepruner_lmms.pruners.registry import needs_budget
 from finepruner_lmms.testing.families import FAMILIES, Row, family_prompts, tiny_model
 
 SUBSTITUTES: tuple[dict[str, Any], ...] = ({"importance": "received"}, {"relevance": "embedding"})
@@ -49,10 +50,11 @@ def support(which: str, name: str) -> Support:
     reason = ""
     for parameters in ({}, *SUBSTITUTES):
         try:
-            pruner = build_pruner(name, budget=None if name == "vanilla" else _BUDGET, **parameters)
+            pruner = build_pruner(name, **({"budget": _BUDGET} if needs_budget(name) else {}), **parameters)
         except FieldError:  # the method has no such parameter
             continue
-        kept = family.grid_positions and bool(getattr(pruner, "renumber_positions", False))
+        _, inside = pruner.halves
+        kept = family.grid_positions and inside is not None and inside.renumber_positions
         try:
             check_fits(family, pruner)
             _run(which, pruner, _ROW)
@@ -64,7 +66,7 @@ def support(which: str, name: str) -> Support:
             if error.field == "words":  # nor have they a tokenizer, which every checkpoint brings along
                 return Support(parameters, kept)
             reason = str(error)  # that of the last way, which is what stands in the way at the end
-        if name == "pool" and which in _SQUARES:
+        if name in ("pool", "downsample") and which in _SQUARES:
             _run(which, build_pruner(name, budget=2), _SQUARES[which])
             return Support(parameters, kept, squares_only=True)
     return Support(refused=reason)

@@ -31,6 +31,7 @@ from finepruner_lmms.testing.samples import (
     PAD,
     SOURCES,
     VISUAL,
+    RandomFirstLayer,
     decoder_context,
     prompts,
     tiny_llava,
@@ -136,6 +137,8 @@ def choose_without_host_copy(pruner: Any, visual: int = VISUAL) -> None:
         width = seen.image_embeds.shape[-1] if before.reads_question == "clip" else seen.projected.shape[-1]
         there["text_embeds"] = [text.new_empty(len(text), width, device="meta") for text in seen.text_embeds]
         there["projector"] = lambda tokens: tokens.new_empty(*tokens.shape[:-1], seen.projected.shape[-1])
+        asks, answers, heads = seen.first_layer
+        there["first_layer"] = RandomFirstLayer(asks.to("meta"), answers.to("meta"), heads)
         with no_host_sync(), _OneDevice():
             before.reduce(seen.replace(**there))
     if inside is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,6 +104,29 @@ def alone(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
     return single
 
 
+class RandomFirstLayer(NamedTuple):
+    """A `FirstLayer` of two matrices `[D, H * head_dim]`."""
+
+    asks: Tensor
+    answers: Tensor
+    heads: int = 8
+
+    @classmethod
+    def draw(cls, width: int, generator: torch.Generator, heads: int = 8, head_dim: int = 6) -> RandomFirstLayer:
+        """For tokens of `width` numbers, on the generator's device."""
+        shape, device = (2, width, heads * head_dim), generator.device
+        asks, answers = torch.randn(shape, generator=generator, device=device).div(width**0.5)
+        return cls(asks, answers, heads)
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """`[..., D]` → `[..., H, head_dim]`."""
+        return (tokens.float() @ self.asks).unflatten(-1, (self.heads, -1))
+
+    def keys(self, tokens: Tensor) -> Tensor:
+        """`[..., D]` → `[..., H, head_dim]`."""
+        return (tokens.float() @ self.answers).unflatten(-1, (self.heads, -1))
+
+
 def vision_outputs(batch: int = 3, visual: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """Random encoded images of `visual` tokens, with everything that a vision-side method may read."""
     generator = torch.Generator().manual_seed(seed)
@@ -124,6 +147,7 @@ def vision_outputs(batch: int = 3, visual: int = 64, seed: int = 0, dtype: torch
         received_attention=draw(batch, 4, visual).float().softmax(-1),
         early_received=draw(batch, 4, visual).float().softmax(-1),
         early_cls_attention=draw(batch, 4, visual).float().softmax(-1),
+        first_layer=RandomFirstLayer.draw(96, generator),
     )
 
 

@@ -11,7 +11,7 @@ from finepruner_lmms.pruners import build_pruner, method_class
 from finepruner_lmms.pruners.cdpruner import RELEVANCES
 from finepruner_lmms.pruners.finepruner import GUIDED
 from finepruner_lmms.pruners.mmtok import WORDS
-from finepruner_lmms.pruners.registry import known_methods
+from finepruner_lmms.pruners.registry import known_methods, takes_budget
 
 
 class Way(NamedTuple):
@@ -24,7 +24,8 @@ class Way(NamedTuple):
     def build(self, budget: int | str, first: int | str | None = None) -> Any:
         """The pruner at a budget; a chain leaves `first` tokens before the model."""
         chained = {"first": first} if "+" in self.name else {}
-        return build_pruner(self.name, budget=budget, **chained, **self.parameters)
+        given = {"budget": budget} if takes_budget(self.name) else {}
+        return build_pruner(self.name, **given, **chained, **self.parameters)
 
 
 def every_way() -> list[Way]:
@@ -39,6 +40,7 @@ def every_way() -> list[Way]:
         add("eadp", relevance=relevance)
     for words in WORDS:
         add("mmtok", words=words)
+    add("tops", importance="received")
     for ratio in (0.0, 1.0):
         add("vispruner", important_ratio=ratio)
     for rows in ROWS:
@@ -62,7 +64,7 @@ def every_way() -> list[Way]:
         add("finepruner", guide=guide, head_strategy="consensus")
         add("finepruner", guide=guide, aggregate="quota", rows="renormalised")
     sides = {side: [n for n in known_methods() if method_class(n).side == side] for side in ("vision", "decoder")}
-    for before in sides["vision"]:
+    for before in filter(takes_budget, sides["vision"]):
         for inside in sides["decoder"]:
             add(f"{before}+{inside}")
     return found

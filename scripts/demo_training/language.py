@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from demo_training.packing import WORDS, Packed, Packer
-from demo_training.sizes import DEEP, KEPT_EARLY, SHALLOW, VISUAL, WIDTH, build
+from demo_training.sizes import DEEP, KEPT_EARLY, SHALLOW, TOWER, VISUAL, WIDTH, TowerSize, build
 from demo_training.tower import COLOR_NAMES, NAMES, keep_some
 from finepruner_lmms.demo.questions import KINDS
 
@@ -56,12 +56,12 @@ class Probes(nn.Module):
         self.meaning, self.option = nn.Linear(WIDTH, len(WORDS)), nn.Linear(WIDTH, 2)
 
 
-def grow(model: LlavaForConditionalGeneration, seed: int) -> LlavaForConditionalGeneration:
+def grow(model: LlavaForConditionalGeneration, seed: int, tower: TowerSize = TOWER) -> LlavaForConditionalGeneration:
     """The same function with 32 layers: behind each layer from the third on come four that add nothing yet."""
     config, shallow = model.config, model.model.language_model
     ids = {"<s>": config.text_config.bos_token_id, "</s>": config.text_config.eos_token_id}
     ids |= {"<pad>": config.text_config.pad_token_id, "<image>": config.image_token_id}
-    deep = build(config.text_config.vocab_size, ids, DEEP, seed + 1)
+    deep = build(config.text_config.vocab_size, ids, DEEP, seed + 1, tower)
     state = {k: v for k, v in model.state_dict().items() if "language_model.layers." not in k}
     deep.load_state_dict(state, strict=False)
     every = (DEEP - KEPT_EARLY) // (SHALLOW - KEPT_EARLY)

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from finepruner_lmms.demo.scenes import GRID, IMAGE_SIZE, PATCH
 
-TOWER_WIDTH, TOWER_LAYERS, TOWER_HEADS = 128, 4, 4
 WIDTH, FEED_FORWARD, HEADS = 96, 192, 8
 SHALLOW, DEEP = 8, 32
 KEPT_EARLY = 2  # layers 0 and 1 stay where they are when the decoder grows: the first drop comes after them
 VISUAL = GRID * GRID
 
 
-def build(vocabulary: int, ids: dict[str, int], layers: int, seed: int) -> LlavaForConditionalGeneration:
+@dataclass(frozen=True)
+class TowerSize:
+    """How wide and deep a vision tower is; its feed-forward is twice as wide."""
+
+    width: int
+    layers: int
+    heads: int
+
+
+TOWER = TowerSize(128, 4, 4)
+
+
+def build(
+    vocabulary: int, ids: dict[str, int], layers: int, seed: int, tower: TowerSize = TOWER
+) -> LlavaForConditionalGeneration:
     """An untrained model of `layers` decoder layers. Weights start at about 1/sqrt(width), which trains faster here."""
     vision = CLIPVisionConfig(
-        hidden_size=TOWER_WIDTH,
-        intermediate_size=2 * TOWER_WIDTH,
-        num_hidden_layers=TOWER_LAYERS,
-        num_attention_heads=TOWER_HEADS,
+        hidden_size=tower.width,
+        intermediate_size=2 * tower.width,
+        num_hidden_layers=tower.layers,
+        num_attention_heads=tower.heads,
         image_size=IMAGE_SIZE,
         patch_size=PATCH,
     )
@@ -60,8 +75,8 @@ def build(vocabulary: int, ids: dict[str, int], layers: int, seed: int) -> Llava
         embeddings = tower_of(model).embeddings
         patch = embeddings.patch_embedding.weight
         patch.copy_(torch.randn(patch.shape, generator=generator) * (3 * PATCH * PATCH) ** -0.5)
-        embeddings.class_embedding.copy_(torch.randn(TOWER_WIDTH, generator=generator) * 0.3)
-        embeddings.position_embedding.weight[1:].copy_(_plane_waves() * 0.5)
+        embeddings.class_embedding.copy_(torch.randn(tower.width, generator=generator) * 0.3)
+        embeddings.position_embedding.weight[1:].copy_(_plane_waves(tower.width) * 0.5)
         words = model.get_input_embeddings().weight
         words.copy_(torch.randn(words.shape, generator=generator) * 0.5)
     return model
@@ -73,9 +88,9 @@ def tower_of(model: LlavaForConditionalGeneration) -> torch.nn.Module:
     return getattr(tower, "vision_model", tower)
 
 
-def _plane_waves() -> torch.Tensor:
-    """`[576, 128]`: sines and cosines of row and column, a start from which neighbours are easy to find."""
-    quarter = TOWER_WIDTH // 4
+def _plane_waves(width: int) -> torch.Tensor:
+    """`[576, width]`: sines and cosines of row and column, a start from which neighbours are easy to find."""
+    quarter = width // 4
     frequency = 2 * np.pi / (2.2 * (60 / 2.2) ** (np.arange(quarter) / (quarter - 1)))
     angle = np.arange(GRID)[:, None] * frequency[None]
     line = np.concatenate([np.sin(angle), np.cos(angle)], 1)

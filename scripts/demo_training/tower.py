@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from demo_training.sizes import TOWER_WIDTH, VISUAL, tower_of
+from demo_training.sizes import TOWER, VISUAL, tower_of
 from finepruner_lmms.demo.outlines import SHAPES
 from finepruner_lmms.demo.scenes import CELLS, COLORS, GRID, PATCH, Scene, make_scene
 
@@ -92,10 +92,10 @@ class _Readers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name, self.color = nn.Linear(TOWER_WIDTH, 1 + len(NAMES)), nn.Linear(TOWER_WIDTH, 1 + len(COLOR_NAMES))
-        self.x, self.y = nn.Linear(TOWER_WIDTH, CELLS), nn.Linear(TOWER_WIDTH, CELLS)
+        self.name, self.color = nn.Linear(TOWER.width, 1 + len(NAMES)), nn.Linear(TOWER.width, 1 + len(COLOR_NAMES))
+        self.x, self.y = nn.Linear(TOWER.width, CELLS), nn.Linear(TOWER.width, CELLS)
         held = len(NAMES) * len(COLOR_NAMES)
-        self.held, self.held_last = nn.Linear(TOWER_WIDTH, held), nn.Linear(TOWER_WIDTH, held)
+        self.held, self.held_last = nn.Linear(TOWER.width, held), nn.Linear(TOWER.width, held)
 
 
 def train_tower(

@@ -18,6 +18,7 @@ _RADII = {"small": (4.2, 5.6), "medium": (9.0, 12.0), "large": (15.5, 19.0)}
 _PLAY = {"small": 1.0, "medium": 1.8, "large": 1.8}  # pixels around the middle
 _FRAME = 2
 _PIECES = 6
+_GROUND = 60, 205
 
 
 def draw(split: str, index: int, grid: int, things: Sequence[Thing], scraps: Sequence[Scrap]) -> np.ndarray:
@@ -99,14 +100,15 @@ def _sharp(split: str) -> tuple[np.ndarray, ...]:
 
 @functools.cache
 def _backgrounds(split: str) -> tuple[np.ndarray, ...]:
-    """The crops, a little softened and paler, so that one can tell what lies on them."""
+    """The crops, a little softened and paler, never as dark as a black thing nor as bright as a white one."""
     rng, softened = random.Random(f"hard backgrounds {split}"), []
     for crop in _sharp(split):
         soft = Image.fromarray(crop).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2)))
         pixels = np.asarray(soft, dtype=np.float32)
         pixels = 0.7 * pixels + 0.3 * pixels.mean(-1, keepdims=True)
         veil = rng.uniform(0.2, 0.45)
-        softened.append((pixels * (1 - veil) + rng.uniform(70, 170) * veil).astype(np.uint8))
+        pixels = pixels * (1 - veil) + rng.uniform(70, 170) * veil
+        softened.append(np.clip(pixels, *_GROUND).astype(np.uint8))
     return tuple(softened)
 
 

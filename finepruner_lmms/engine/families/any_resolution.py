@@ -136,6 +136,7 @@ class AnyResolution(Family):
                     received_attention=by_heads(pack, one.received),
                     early_received=by_heads(pack, one.early_received),
                     early_cls_attention=by_heads(pack, one.early_cls),
+                    early=wish.early,
                     keys=None if one.keys is None else pack(one.keys),
                     # of the first tile, which is the whole picture
                     cls_projected=None if one.cls is None else one.projector(one.cls[:1]).to(packed.device),

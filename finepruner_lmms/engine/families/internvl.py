@@ -129,6 +129,7 @@ class InternVL(Family):
                     received_attention=by_heads(shuffle, one.received),
                     early_received=by_heads(shuffle, one.early_received),
                     early_cls_attention=by_heads(shuffle, one.early_cls),
+                    early=wish.early,
                     keys=None if one.keys is None else shuffle(one.keys),
                     sample_keys=fingerprint(pixels[own][None]).to(projected.device),
                     projector=one.projector,

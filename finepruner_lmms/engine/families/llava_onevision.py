@@ -111,6 +111,7 @@ class LlavaOnevision(AnyResolution):
                     received_attention=by_heads(pool, one.received),
                     early_received=by_heads(pool, one.early_received),
                     early_cls_attention=by_heads(pool, one.early_cls),
+                    early=wish.early,
                     keys=None if one.keys is None else pool(one.keys),
                     sample_keys=fingerprint(pixels[number : number + 1]).to(packed.device),
                     projector=one.projector,

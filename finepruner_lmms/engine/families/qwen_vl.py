@@ -134,6 +134,7 @@ class QwenVL(Family):
                         projected=projected[None],
                         received_attention=None if scores is None else scores[None, :, own],
                         early_received=None if early_scores is None else early_scores[None, :, own],
+                        early=wish.early,
                         sample_keys=key.to(projected.device),
                         grid=(grid[0] // parts, *grid[1:]),
                     )

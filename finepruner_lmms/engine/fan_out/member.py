@@ -19,7 +19,7 @@ from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.ops.precision import for_choosing
 from finepruner_lmms.pruners import Pruner, VisionPruner, build_pruner
 from finepruner_lmms.pruners.base import DecoderPruner, Reduction, Stage
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import TowerWish, VisionOutputs
 
 T = TypeVar("T")
 # after these the process may no longer compute correctly, so they are nobody's own
@@ -46,6 +46,7 @@ class Member:
     dropping: Dropping | None = None
     state: PromptState | None = None
     prompt: Prompt | None = None
+    has_image: tuple[bool, ...] = ()
 
     def attempt(self, action: Callable[[], T]) -> T | None:
         """Do something for this method; if it raises, this method has failed and no other."""
@@ -57,11 +58,12 @@ class Member:
             self.error = error
             return None
 
-    def plan(self, num_layers: int, num_visual: int, shown: bool) -> None:
+    def plan(self, num_layers: int, num_visual: int, has_image: tuple[bool, ...]) -> None:
         """What it is to do on images of so many tokens; nothing where none is shown, or where every token stays."""
         self.pruner.stages(num_layers, num_visual)  # raises what cannot be
         before, inside = self.pruner.parts(num_visual)
-        if not shown:
+        self.has_image = has_image
+        if not any(has_image):
             return
         self.inside = inside
         if before is not None and before.retained(num_visual) < num_visual:
@@ -137,15 +139,15 @@ class Member:
                 self.trace.watch(what, values)
         self.trace.check()
         self.checks.check()  # after NaN, which may be the reason why a method chose wrongly
-        return self.trace if self.reduced is None else self.trace.to_original_tokens(self.reduced)
+        return self.trace if self.reduced is None else self.trace.to_original_tokens(self.reduced, self.has_image)
 
 
-def shared_vision(model: LlavaForConditionalGeneration, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """`inputs` with their pictures encoded, once for all methods."""
+def shared_vision(model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], wish: TowerWish) -> dict[str, Any]:
+    """`inputs` with their pictures encoded, once for all methods, with what `wish` asks of the tower."""
     from finepruner_lmms.engine.vision_tower import encode_images
 
     pixels = inputs.get("pixel_values")
     if pixels is None or not len(pixels):
         return dict(inputs)
     rest = {key: value for key, value in inputs.items() if key != "pixel_values"}
-    return rest | {"vision": encode_images(model, pixels)}
+    return rest | {"vision": encode_images(model, pixels, wish)}

@@ -37,7 +37,7 @@ class Prompt:
 
     def with_images(self, visual: Tensor | None) -> Tensor:
         """What enters the first layer, `[B, L, D]`: `visual` `[images, left, D]` in place of the placeholders."""
-        if visual is None:
+        if visual is None or not self.left:
             return self.words
         device = self.words.device
         rows = torch.tensor([row for row, shown in enumerate(self.layout.has_image) if shown], device=device)

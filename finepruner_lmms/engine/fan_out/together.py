@@ -23,7 +23,7 @@ from finepruner_lmms.engine.generate import check_call, ending_of, padding_id, s
 from finepruner_lmms.engine.generation import Generation
 from finepruner_lmms.engine.generation_modes import setting
 from finepruner_lmms.engine.geometry import Geometry
-from finepruner_lmms.engine.images import outputs_for, visual_tokens
+from finepruner_lmms.engine.images import joined_wish, outputs_for, visual_tokens
 from finepruner_lmms.engine.parts import check_model
 from finepruner_lmms.engine.prompt_layout import find_padding, shorten_prompt
 from finepruner_lmms.errors import FieldError
@@ -63,7 +63,7 @@ def answer_together(
     if (reason := why_apart(model, generation_kwargs)) is not None:
         raise FieldError("generation_kwargs", f"methods cannot answer together: {reason}", fix="call generate for each")
     ending = ending_of(model, generation_kwargs)
-    batch = _Batch(model, inputs, questions, generation_kwargs)
+    batch = _Batch(model, pruners, inputs, questions, generation_kwargs)
     members = [Member(number, pruner) for number, pruner in enumerate(pruners)]
     streams = _prefill(batch, members)
     answers = decode(model, streams, ending, setting(model, generation_kwargs, "max_new_tokens")) if streams else []
@@ -76,6 +76,7 @@ class _Batch:
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
+        pruners: Sequence[Pruner],
         inputs: Mapping[str, Any],
         questions: list[str] | None,
         generation_kwargs: Mapping[str, Any],
@@ -89,7 +90,7 @@ class _Batch:
         whole = Prompt.read(model, self.ids, mask, self.geometry.image_token_id, self.geometry.num_visual_tokens)
         self.layout = whole.layout
         self.prompts = {whole.left: whole}
-        self.inputs = shared_vision(model, inputs)
+        self.inputs = shared_vision(model, inputs, joined_wish(pruners))
         self.visual = visual_tokens(model, self.inputs, self.layout)
         self._seen: dict[Any, VisionOutputs] = {}
 
@@ -100,7 +101,7 @@ class _Batch:
 
     def vision_for(self, pruner: VisionPruner) -> VisionOutputs:
         """The encoded images with the questions, as the method reads them."""
-        key = pruner.reads_question, pruner.reads_words, getattr(pruner, "clip", None)
+        key = pruner.reads_question, pruner.reads_words, getattr(pruner, "clip", None), pruner.early_layer
         if key not in self._seen:
             self._seen[key] = outputs_for(self.model, self.inputs, self.layout, pruner, self.questions)
         return self._seen[key]
@@ -147,7 +148,7 @@ def _starts(batch: _Batch, members: list[Member]) -> list[Stream]:
     geometry = batch.geometry
     starts: dict[int, list[Member]] = {}
     for member in members:
-        member.attempt(partial(member.plan, geometry.num_layers, geometry.num_visual_tokens, batch.shown))
+        member.attempt(partial(member.plan, geometry.num_layers, geometry.num_visual_tokens, batch.layout.has_image))
         if member.error is None and member.before is not None:
             member.attempt(partial(_reduce, batch, member, member.before))
         if member.error is None:

@@ -58,8 +58,8 @@ class Reducing:
             buffer.copy_(values)
         self._replay()
         assert self._reduction is not None
-        tokens, keep, lead, merged = self._reduction
-        return Reduction(tokens.clone(), keep.clone(), lead, None if merged is None else merged.clone())
+        tokens, keep, lead, merged, changed = self._reduction
+        return Reduction(tokens.clone(), keep.clone(), lead, None if merged is None else merged.clone(), changed)
 
     def _run(self) -> None:
         with for_choosing(self._vision.features.device):

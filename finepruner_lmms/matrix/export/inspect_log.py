@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finepruner_lmms.extras import need
 from finepruner_lmms.matrix.export.entries import correctness
 from finepruner_lmms.matrix.export.every_eval_ever import question_text, references_of
-from finepruner_lmms.matrix.export.extras import need
 from finepruner_lmms.matrix.export.study import Exported, selections
 from finepruner_lmms.matrix.export.tables import Finished, as_text
 from finepruner_lmms.matrix.measures import benchmark_for

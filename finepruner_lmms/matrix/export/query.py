@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.errors import Failure, first_line
-from finepruner_lmms.matrix.export.extras import need
+from finepruner_lmms.extras import need
 from finepruner_lmms.matrix.export.sample_tables import Part, sample_parts
 from finepruner_lmms.matrix.export.study import Exported
 from finepruner_lmms.matrix.export.tables import (

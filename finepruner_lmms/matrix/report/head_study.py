@@ -10,7 +10,7 @@ from finepruner_lmms.matrix.report.baselines import paired_columns
 from finepruner_lmms.matrix.report.board import AVERAGE, Leaderboard, Line
 from finepruner_lmms.statistics.differences import Difference, average_difference
 
-_NOT_RANKED = ("consensus", "fixed", "recommended")
+_NOT_RANKED = ("consensus", "fixed", "profile", "recommended")
 
 
 @dataclass(frozen=True)

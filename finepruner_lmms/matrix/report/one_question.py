@@ -10,7 +10,7 @@ from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.records import Damage
-from finepruner_lmms.matrix.report.page.pictures import as_seen
+from finepruner_lmms.matrix.report.page.pictures import Placement, as_seen, boxes_as_seen
 from finepruner_lmms.matrix.results import read_lines
 from finepruner_lmms.matrix.store import Store
 from finepruner_lmms.matrix.stored_questions import stored_questions
@@ -55,10 +55,14 @@ def comparison_of(store: Store, task: str, number: str) -> Comparison:
     cell, sample, _, _ = found[0]
     questions = stored_questions(cell.data, task, cell.submission)
     grid = next((traced.grid for _, _, traced, _ in found if traced is not None and traced.grid is not None), None)
-    shown = tuple(_picture(study, cell, picture, grid) for picture in questions.pictures(document)[:1])
+    images = questions.pictures(document)[:1]
+    shown = tuple(_picture(study, cell, picture, grid) for picture in images)
+    given = questions.evidence(document)
+    boxes = boxes_as_seen(given, images[0].size, _placement(study, cell)) if images else ()
     text = str(sample.get("question") or questions.text(document))
     rows = tuple(row for _, _, _, row in found)
-    return Comparison(text, shown, rows, f"{study.name}, {task}, question {document}", _target(sample["target"]))
+    about = f"{study.name}, {task}, question {document}"
+    return Comparison(text, shown, rows, about, _target(sample["target"]), boxes)
 
 
 def _trace(folder: Path, document: int) -> Traced | None:
@@ -83,14 +87,19 @@ def _picture(study: Study, cell: Cell, picture: Any, grid: tuple[int, int] | Non
     from finepruner_lmms.asking.views import Picture
     from finepruner_lmms.engine.families.family import View
 
-    crop = cell.model.image_aspect_ratio == "crop"
-    seen = as_seen(picture, "stretch" if study.images_differ else "crop" if crop else "pad")
+    seen = as_seen(picture, _placement(study, cell))
     side = math.isqrt(study.num_visual_tokens)
     if grid is None and not study.images_differ and side**2 == study.num_visual_tokens:
         grid = side, side  # nothing was recorded of it, and every picture has the same square
     if grid is None:
         return Picture(seen, (), study.num_visual_tokens)
     return Picture(seen, (View(*grid),), int(np.prod(grid)))
+
+
+def _placement(study: Study, cell: Cell) -> Placement:
+    if study.images_differ:
+        return "stretch"
+    return "crop" if cell.model.image_aspect_ratio == "crop" else "pad"
 
 
 def _target(target: Any) -> str:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Opened(Leaderboard):
-    """A leaderboard that shows itself: `print` gives the text of `table`, a notebook the Markdown."""
+    """A leaderboard that shows itself: Python's prompt and `print` the text of `table`, a notebook the Markdown."""
 
     def to_dataframe(self, relative: str = "ratios") -> pd.DataFrame:
         """A row per row, with every score, error, interval, difference and cost; what is not there is NaN.
@@ -30,6 +30,8 @@ class Opened(Leaderboard):
 
     def __str__(self) -> str:
         return render(self, "text")
+
+    __repr__ = __str__
 
     def _repr_markdown_(self) -> str:
         return render(self, "markdown")

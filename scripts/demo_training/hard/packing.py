@@ -1,0 +1,101 @@
+"""Several questions behind one picture, in one sequence: none sees another, and each stands where it would alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from finepruner_lmms.checkpoints.prompts import vicuna_v1
+from finepruner_lmms.demo.hard.choices import ask
+from finepruner_lmms.demo.hard.scenes import Scene
+from finepruner_lmms.demo.question import Question
+
+_TRIES = 12  # for each question that a scene is to be asked
+
+
+@dataclass
+class Packed:
+    """Token ids, positions and what to say next (-100: nothing) `[B, L]`; `mask` `[B, 1, L, L]`: who sees whom.
+
+    The visual tokens stand at `prefix` … `prefix + visual`. `spans` names each question's answer: its kind, row, first
+    and last place that is to say something.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    mask: Tensor
+    prefix: int
+    spans: list[tuple[str, int, int, int]]
+
+
+class Packer:
+    """Turns scenes into packed batches with the processor's own tokenizer."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+        whole, _, after = vicuna_v1("", has_image=True).partition("<image>")
+        self._prefixes = {True: tokenizer(whole)["input_ids"], False: tokenizer("USER:")["input_ids"]}
+        self.before, self.after = after.partition("ASSISTANT")[0].rstrip(" "), " ASSISTANT:"
+
+    def pack(
+        self,
+        scenes: Sequence[Scene],
+        visual: int,
+        weights: Mapping[str, float],
+        number: int,
+        instructed: float,
+        rng: random.Random,
+        system: bool = True,
+    ) -> Packed:
+        """Up to `number` questions for each scene, after `visual` tokens.
+
+        A share `instructed` is asked as benchmarks do; all behind the system's sentence where `system` says so.
+        """
+        rows = [[self._segment(one, rng.random() < instructed) for one in _some(scene, weights, number, rng)]
+                for scene in scenes]  # fmt: skip
+        prefix = self._prefixes[system]
+        start = len(prefix) + visual
+        length = start + max(sum(len(asked) + len(said) for _, asked, said in row) for row in rows)
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        targets, owner = torch.full_like(ids, -100), torch.full_like(ids, -1)
+        positions = torch.arange(length).repeat(len(rows), 1)
+        ids[:, : len(prefix)] = torch.tensor(prefix)
+        owner[:, :start] = 0
+        spans = []
+        for row, segments in enumerate(rows):
+            at = start
+            for place, (kind, asked, said) in enumerate(segments, 1):
+                end, last = at + len(asked) + len(said), at + len(asked) - 1
+                ids[row, at:end] = torch.tensor(asked + said)
+                owner[row, at:end] = place
+                positions[row, at:end] = torch.arange(start, start + end - at)
+                targets[row, last : end - 1] = torch.tensor(said)
+                spans.append((kind, row, last, end - 2))
+                at = end
+        seen = (owner[:, None] == owner[..., None]) | (owner[:, None] == 0)
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        mask = (seen & causal) | torch.eye(length, dtype=torch.bool)
+        return Packed(ids, positions, targets, mask[:, None], len(prefix), spans)
+
+    def _segment(self, question: Question, instructed: bool) -> tuple[str, list[int], list[int]]:
+        """Kind, tokens up to the answer, tokens of the answer and its end."""
+        text = self.before + question.prompt(instruct=instructed or question.kind == "absent") + self.after
+        asked = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        said = self.tokenizer(question.expected, add_special_tokens=False)["input_ids"]
+        return question.kind, asked, [*said, self.tokenizer.eos_token_id]
+
+
+def _some(scene: Scene, weights: Mapping[str, float], number: int, rng: random.Random) -> list[Question]:
+    found: dict[str, Question] = {}
+    for _ in range(_TRIES * number):
+        kind = rng.choices(list(weights), list(weights.values()))[0]
+        if (question := ask(scene, kind, rng)) is not None:
+            found.setdefault(question.text, question)
+        if len(found) == number:
+            break
+    return list(found.values())

@@ -1,0 +1,145 @@
+"""Training of a model of the demanding world: what can be checked without hours."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from demo_training.hard import phases
+from demo_training.hard.answers import Answerer, AnswerPlan
+from demo_training.hard.captions import ATTRIBUTES, near_miss, phrases
+from demo_training.hard.contrast import Captioned, ContrastPlan, fits, report, train_contrast
+from demo_training.hard.packing import Packer
+from demo_training.hard.resume import Progress
+from demo_training.hard.views import Views, views
+from demo_training.sizes import SHALLOW, TowerSize, build, tower_of
+
+from finepruner_lmms.demo.hard.scenes import make_scene
+from finepruner_lmms.demo.hard.vocabulary import build_processor
+from finepruner_lmms.demo.vocabulary import SPECIAL
+
+TINY = TowerSize(32, 2, 2)
+TOKENIZER = build_processor().tokenizer
+
+
+def untrained():
+    ids = {token: TOKENIZER.convert_tokens_to_ids(token) for token in SPECIAL}
+    return build(len(TOKENIZER), ids, SHALLOW, 0, TINY)
+
+
+def test_a_caption_says_nothing_of_where_things_are():
+    scene = make_scene("train", 3)
+    moved = replace(scene, things=tuple(replace(thing, x=23 - thing.x, y=23 - thing.y) for thing in scene.things))
+    assert phrases(moved) == phrases(scene) and len(phrases(scene)) > 15
+
+
+@pytest.mark.parametrize("attribute", ATTRIBUTES)
+def test_a_near_miss_differs_in_what_one_thing_is(attribute):
+    for index in range(20):
+        scene = make_scene("train", index)
+        wrong = near_miss(scene, attribute, random.Random(index))
+        if wrong is not None:
+            assert len(set(wrong) - set(phrases(scene))) == 1 and len(set(phrases(scene)) - set(wrong)) <= 1
+
+
+def test_a_caption_is_as_true_as_the_best_patch_of_each_phrase_says():
+    torch.manual_seed(0)
+    seen, told = torch.randn(2, 5, 4), torch.randn(3, 2, 4)
+    present = torch.tensor([[True, True], [True, False], [True, True]])
+    for b in range(2):
+        for m in range(3):
+            best = [max(float(seen[b, n] @ told[m, p]) for n in range(5)) for p in range(2) if present[m, p]]
+            assert fits(seen, told, present)[b, m] == pytest.approx(sum(best) / len(best), abs=1e-5)
+
+
+def test_no_loss_reads_where_things_are(monkeypatch, tmp_path):
+    """The same training on pictures whose scenes have forgotten every place, to the last bit."""
+
+    def trained(name: str, forget: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model, captioned = untrained(), Captioned(TINY.width)
+        seen = views("train", 0, 8, 6)
+        nowhere = [replace(s, things=tuple(replace(t, x=0, y=0) for t in s.things)) for s in seen.scenes]
+        train = Views(6, nowhere if forget else seen.scenes, seen.pixels)
+        monkeypatch.setattr("demo_training.hard.contrast.report", lambda *_: "")
+        progress = Progress(tmp_path / f"{name}.pt", lambda _: None)
+        train_contrast(tower_of(model), captioned, ContrastPlan(6, 3, 4, 1e-3, 8), train, train, progress)
+        return torch.cat([p.detach().flatten() for p in tower_of(model).parameters()])
+
+    assert torch.equal(trained("with", False), trained("without", True))
+
+
+def test_a_report_of_a_tower_that_learned_nothing_says_so():
+    torch.manual_seed(0)
+    said = report(tower_of(untrained()), Captioned(TINY.width), views("tuning", 0, 40, 6))
+    shares = dict(zip(said.split()[::2], said.split()[1::2], strict=True))
+    assert set(shares) == {*ATTRIBUTES, "found"} and float(shares["found"]) < 0.5
+
+
+def test_a_question_sees_the_picture_and_itself_and_its_answer_is_what_is_said_next():
+    scenes = [make_scene("train", index) for index in range(2)]
+    packed = Packer(TOKENIZER).pack(scenes, 9, {"read": 1.0, "exist": 1.0}, 3, 0.0, random.Random(0))
+    assert len(packed.spans) == 6
+    for kind, row, first, last in packed.spans:
+        said = TOKENIZER.decode(packed.targets[row, first : last + 1])
+        assert said.endswith("</s>") and (said[0].isdecimal() if kind == "read" else said.startswith(("yes", "no")))
+        assert packed.targets[row, first:last].tolist() == packed.ids[row, first + 1 : last + 1].tolist()
+    places = [span for span in packed.spans if span[1] == 0]
+    one, two = places[0][2], places[1][2]
+    assert packed.mask[0, 0, two, packed.prefix : packed.prefix + 9].all() and not packed.mask[0, 0, two, one]
+    assert packed.positions[0, packed.prefix + 9] == packed.prefix + 9
+
+
+def test_a_stopped_phase_goes_on_exactly_where_it_was(tmp_path):
+    seen, said = views("train", 0, 6, 6), []
+    plan = AnswerPlan("x", 6, 4, 3, 2, 1e-3, 6, kept=(9,))
+
+    def trained(file: Path, steps: int, stop: int | None = None) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        answerer = Answerer(untrained(), TOKENIZER)
+        answerer.evaluate = lambda *_: "not here"
+        progress = Progress(file, said.append, every=0.0)
+        if stop is not None:
+            whole = progress.steps
+            progress.steps = lambda *args: (step for step in whole(*args) if _before(step, stop))
+        with contextlib.suppress(KeyboardInterrupt):
+            answerer.train(replace(plan, steps=steps), seen, seen, progress)
+        return [parameter.detach() for parameter in answerer.trained.parameters()]
+
+    whole = trained(tmp_path / "whole.pt", 4)
+    trained(tmp_path / "parts.pt", 4, stop=2)
+    resumed = trained(tmp_path / "parts.pt", 4)
+    assert "parts: goes on at step 2" in said
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    assert Progress(tmp_path / "parts.pt", said.append).done(4)
+
+
+def _before(step: int, stop: int) -> bool:
+    if step >= stop:
+        raise KeyboardInterrupt
+    return True
+
+
+def test_every_phase_runs_and_what_comes_out_is_a_checkpoint(monkeypatch, tmp_path):
+    """A step of each phase, the growing and the saving; `load_model` reads what comes out."""
+    import finepruner_lmms as fp
+
+    said: list[str] = []
+    few = {"steps": 1, "batch": 2, "pictures": 2}
+    monkeypatch.setattr(phases, "TOWERS", {"small": TINY})
+    monkeypatch.setattr(phases, "CONTRAST", [replace(plan, **few) for plan in phases.CONTRAST[:1]])
+    monkeypatch.setattr(phases, "ANSWERS", [replace(phases.ANSWERS[0], **few, questions=2)])
+    monkeypatch.setattr(phases, "DEEPER", replace(phases.DEEPER, **few, questions=2))
+    monkeypatch.setattr(phases, "_TUNING", 2)
+    phases.train(tmp_path, tmp_path / "out", 0, "small", "cpu", said.append)
+    assert [line.split()[0] for line in said if "step 1/1" in line] == ["contrast6", "answers6", "deep"]
+    model, _ = fp.load_model(str(tmp_path / "out"))
+    assert model.config.text_config.num_hidden_layers == 32 and model.config.image_seq_length == 576
