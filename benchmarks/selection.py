@@ -174,7 +174,16 @@ def cases(name: str, batch: int, budget: int) -> list[tuple[str, Callable[[], ob
     if method_class(name).side == "decoder":
         context, retained = state(batch), pruner.stages(32, VISUAL)[0].retained
         return [(name, lambda: pruner.select(context, retained), None)]
-    vision = encoded(batch, 4096 if pruner.reads_question == "embedding" else 768)
+    before, inside = pruner.parts(VISUAL)
+    assert before is not None
+    vision = encoded(batch, 4096 if before.reads_question in ("embedding", "keywords") else 768)
+    if inside is not None:
+        left = before.retained(VISUAL)
+        context, retained = state(batch, left), inside.stages(32, left)[0].retained
+        return [
+            (f"{name}: before", lambda: before.reduce(vision), None),
+            (f"{name}: inside, first drop", lambda: inside.select(context, retained), None),
+        ]
     loops = {"vispruner": vispruner_loop, "divprune": divprune_loop}
     if loop := loops.get(name):
         assert indices(pruner.select_visual(vision)) == loop(vision, budget), f"{name}: the loop chooses otherwise"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from finepruner_lmms.pruners import known_methods
+
 _BUDGET = "expected a positive number of visual tokens, such as 128, or a share of them, such as '22%'"
 _WHOLE = "expected a whole number"
 _DEVICE = "expected auto, cpu, cuda or cuda:<number>, from 0 to 99"
-_METHODS = "known: cdpruner, divprune, fastervlm, fastv, finepruner, pdrop"
+_METHODS = f"known: {', '.join(known_methods()[:6])}"
 _PARTS = "such as 'divprune+fastv'"
 
 # the field of the line is that of the argument, unless it is named

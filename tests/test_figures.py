@@ -63,6 +63,14 @@ def test_the_data_are_those_of_the_leaderboard(folder, board):
     assert "cdpruner 64 relevance=embedding" not in flops  # it has no average yet
 
 
+def test_what_shows_no_token_has_no_place_on_the_scale_of_budgets(board):
+    line = next(line for line in board.lines if line.method == "fastv")
+    blind = replace(line, method="blind", budget=0, tokens=0.0)
+    (axes,) = next(figures(replace(board, lines=[*board.lines, blind]))).figure.axes
+    assert min(axes.get_xticks()) > 0
+    assert {text.get_text() for text in axes.texts} == {"fastv", "divprune", "random (2 seeds)"}
+
+
 def test_the_axis_is_zoomed_on_what_is_not_random_and_curves_are_labelled_where_they_end(board):
     drawn = next(figures(board))
     (axes,) = drawn.figure.axes

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import chromium, opened
 from PIL import Image
 from studies import cell, finish, method, study
 
 from finepruner_lmms.benchmarks.limits import recorded
+from finepruner_lmms.engine.families.family import View
 from finepruner_lmms.lmms.traced import Stage, Traced
 from finepruner_lmms.matrix.boxes import Box
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
@@ -180,6 +182,70 @@ def test_a_row_of_mmbench_is_right_by_its_letter():
 
 
 # -- what a browser shows ---------------------------------------------------------------------------------------------
+
+
+TILES = (
+    View(4, 4),
+    *(View(4, 4, (x / 2, 0.0, (x + 1) / 2, 1.0), 1) for x in range(2)),
+)
+"""The whole picture in 4 × 4 tokens, a newline, and then its left and its right half in as many each."""
+
+
+def tiled(number: int) -> Traced:
+    """Of the whole picture the upper half stays, and of the tiles the left one."""
+    kept = np.zeros(49, dtype=bool)
+    kept[[*range(8), 16, *range(17, 33)]] = True
+    drawn = np.full((1, 12, 12), 255, dtype=np.uint8)
+    return Traced(number, None, 49, (Stage(2, kept, maps=drawn),), (48, 48, 24, 24), TILES, (16,))
+
+
+@pytest.fixture(scope="module")
+def tiled_store(tmp_path_factory) -> Store:
+    rows, cells = [method("vanilla"), method("fastv", 24)], []
+    store = Store(tmp_path_factory.mktemp("tiled"))
+    for number, row in enumerate(rows):
+        cells.append(cell(f"gqa{number}", "gqa", number, row, data="nowhere"))
+        lines: list[Any] = [
+            {"doc_id": n, "image": f"i{n}", "target": "cat", "answer": "cat", "score": float(n in RIGHT[number])}
+            for n in range(QUESTIONS)
+        ]
+        finish(store, cells[-1], lines)
+    write_traces(store.cell_dir(cells[1]), [tiled(n) for n in range(QUESTIONS)])
+    store.save_study(study(rows, cells).model_copy(update={"images_differ": True}))
+    return store
+
+
+def test_tiles_are_in_the_page_with_their_places():
+    entry = traced_entry(tiled(3), (), True)
+    assert entry["v"] == [[4, 4, 0, 0, 1, 1, 0], [4, 4, 0, 0, 0.5, 1, 1], [4, 4, 0.5, 0, 1, 1, 1]]
+    assert entry["sep"] == [16] and "g" not in entry and entry["st"][0]["maps"]["shape"] == [1, 12, 12]
+
+
+@pytest.mark.slow
+def test_tiles_are_drawn_over_the_picture_sheet_by_sheet(tiled_store, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(questions, "stored_questions", lambda *_: Data())
+        html.write_report([tiled_store], file := tmp_path / "report.html")
+    light = """() => { const it = document.querySelectorAll('#flip canvas')[1], high = it.width / 2;
+      const all = it.getContext('2d').getImageData(0, 0, it.width, it.height).data, below = it.height - high;
+      const mean = (left, top, width, height) => { let sum = 0, count = 0;
+        for (let y = Math.ceil(top) + 4; y < top + height - 4; y++)
+          for (let x = Math.ceil(left) + 4; x < left + width - 4; x++, count++) sum += all[4 * (y * it.width + x)];
+        return sum / count; };
+      return [mean(0, 0, it.width, high / 2), mean(0, high / 2, it.width, high / 2),
+        mean(0, below, it.width / 2, high), mean(it.width / 2, below, it.width / 2, high)]; }"""
+    with chromium() as browser, opened(browser, file) as window:
+        window.page.locator("#leaderboard tbody tr", has_text="fastv").locator("button.score").click()
+        window.page.wait_for_selector("#flip canvas[data-drawn]")
+        drawn(window.page, "0 25")
+        window.page.keyboard.press("b")  # without frames
+        upper, lower, left, right = window.page.evaluate(light)
+        assert min(upper, left) > 80 > 50 > max(lower, right)  # of a picture of noise, around 127
+        assert "25 of 49 tokens" in window.page.locator("#flip").inner_text()
+        plain = window.page.locator("#flip canvas").nth(1).screenshot()
+        window.page.keyboard.press("h")
+        drawn(window.page, "0 25 0")
+        assert window.page.locator("#flip canvas").nth(1).screenshot() != plain
 
 
 @pytest.fixture(scope="module")

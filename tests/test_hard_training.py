@@ -60,21 +60,27 @@ def test_a_caption_is_as_true_as_the_best_patch_of_each_phrase_says():
             assert fits(seen, told, present)[b, m] == pytest.approx(sum(best) / len(best), abs=1e-5)
 
 
-def test_no_loss_reads_where_things_are(monkeypatch, tmp_path):
+@pytest.mark.parametrize("phase", ["contrast", "answers"])
+def test_no_loss_reads_where_things_are(phase, monkeypatch, tmp_path):
     """The same training on pictures whose scenes have forgotten every place, to the last bit."""
+    seen = views("train", 0, 8, 6)
+    nowhere = [replace(s, things=tuple(replace(t, x=0, y=0) for t in s.things)) for s in seen.scenes]
+    monkeypatch.setattr("demo_training.hard.contrast.report", lambda *_: "")
+    monkeypatch.setattr(Answerer, "evaluate", lambda *_: "")
 
-    def trained(name: str, forget: bool) -> torch.Tensor:
+    def trained(name: str, train: Views) -> torch.Tensor:
         torch.manual_seed(0)
         model, captioned = untrained(), Captioned(TINY.width)
-        seen = views("train", 0, 8, 6)
-        nowhere = [replace(s, things=tuple(replace(t, x=0, y=0) for t in s.things)) for s in seen.scenes]
-        train = Views(6, nowhere if forget else seen.scenes, seen.pixels)
-        monkeypatch.setattr("demo_training.hard.contrast.report", lambda *_: "")
         progress = Progress(tmp_path / f"{name}.pt", lambda _: None)
-        train_contrast(tower_of(model), captioned, ContrastPlan(6, 3, 4, 1e-3, 8), train, train, progress)
-        return torch.cat([p.detach().flatten() for p in tower_of(model).parameters()])
+        if phase == "contrast":
+            train_contrast(tower_of(model), captioned, ContrastPlan(6, 3, 4, 1e-3, 8), train, train, progress)
+        else:
+            Answerer(model, TOKENIZER).train(AnswerPlan("x", 6, 2, 4, 4, 1e-3, 8), train, train, progress)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-    assert torch.equal(trained("with", False), trained("without", True))
+    with_places = trained("with", seen)
+    assert torch.equal(with_places, trained("without", Views(6, nowhere, seen.pixels)))
+    assert not torch.equal(with_places, torch.cat([p.detach().flatten() for p in untrained().parameters()]))
 
 
 def test_a_report_of_a_tower_that_learned_nothing_says_so():
@@ -128,6 +134,7 @@ def _before(step: int, stop: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_every_phase_runs_and_what_comes_out_is_a_checkpoint(monkeypatch, tmp_path):
     """A step of each phase, the growing and the saving; `load_model` reads what comes out."""
     import finepruner_lmms as fp

@@ -108,7 +108,12 @@ def test_words_new_methods_reports_and_judges_change_no_id(package, before):
         words = re.sub(r'^( *)"""(?=[A-Z`])', r'\1"""Other words. ', text, flags=re.MULTILINE)
         assert words.count("Other words. ") > 2
         (package / file).write_text(f"{words}\n# a comment\n")
-    edit(package, "pruners/fastv.py", "class FastV(OneDrop, AttentionGuided):\n", "class FastV(AttentionGuided):\n\n\n")
+    edit(
+        package,
+        "pruners/fastv.py",
+        "class FastV(OneDrop, AttentionGuided):\n",
+        "class FastV(OneDrop, AttentionGuided):\n\n\n",
+    )
     for file in ("matrix/report/tables.py", "matrix/store.py", "judge/client.py", "judge/mmvet.py", "data/prepare.py"):
         add(package, file, "NEW = 1")
     stores = [f"lmms/{name}.py" for name in ("response_cache", "journal", "sealed_lines", "plain_run", "batch_sizes")]

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import VISUAL, prompts, tiny_llava
+from PIL import Image
 from test_trace import CountWaits
 
 import finepruner_lmms as fp
+from finepruner_lmms.asking.inputs import Prompt
 from finepruner_lmms.benchmarks.limits import recorded
-from finepruner_lmms.engine.families.family import ImageSpan
+from finepruner_lmms.engine.families.family import ImageSpan, View
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.journal import Answer, Journal, Origin, read_journal
@@ -25,6 +27,8 @@ from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.matrix.records import Damage, Result, load
 from finepruner_lmms.matrix.results import write_result
 from finepruner_lmms.matrix.traces import FILE, Stage, Traced, read_traces, write_traces
+from finepruner_lmms.testing.families import tiny_model
+from finepruner_lmms.testing.tiny_checkpoints import tiny_processor
 
 
 def made_up(doc_id: int = 7, tokens: int = 30) -> Traced:
@@ -58,6 +62,67 @@ def test_what_is_written_is_read_again(tmp_path):
     assert np.array_equal(found[9].stages[0].maps, traces[0].stages[0].maps)
     assert found[9].kept_before(1).all() and np.array_equal(found[9].kept_before(2), traces[0].stages[0].kept)
     assert np.array_equal(found[9].kept, traces[0].stages[1].kept)
+
+
+TILES = (View(2, 2), View(1, 3, (0.0, 0.0, 1.0, 0.5), 1), View(1, 3, (0.0, 0.5, 1.0, 1.0), 1))
+
+
+def test_tiles_are_written_with_their_places_and_read_again():
+    one = Traced(3, None, 12, (Stage(2, np.arange(12) % 2 == 0),), (10, 10, 6), TILES, (7, 11))
+    again = from_record(json.loads(json.dumps(to_record(one))))
+    assert (again.views, again.separators, again.grid) == (TILES, (7, 11), None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"views": [[2, 2, 0, 0, 1, 1, 0]]},
+        {"separators": [7]},
+        {"separators": [7, 7]},
+        {"separators": [7, 99]},
+        {"views": [[2, 2, 0, 0, 2, 1, 0], [2, 3, 0, 0, 1, 1, 1]]},
+        {"views": [[2, 2, 0, 0, 1, 1, 0], [2, 3, 0, 0, 1, float("nan"), 1]]},
+        {"views": [[1, 1, 0, 0, 1, 1, 0]] * 300},
+        {"views": "<script>"},
+    ],
+    ids=["too few", "a newline less", "a newline twice", "no token", "outside", "nan", "too many", "no views"],
+)
+def test_tiles_that_are_not_those_of_the_tokens_are_refused(wrong):
+    record = to_record(Traced(3, None, 12, (), (10,), TILES, (7, 11)))
+    with pytest.raises(ValueError):
+        from_record(record | wrong)
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision", "internvl"])
+def test_a_picture_in_tiles_is_recorded_where_its_tokens_stand(name):
+    """The stages are those of the trace, the places those that `show` draws, the map what guided, from both sheets."""
+    noise = np.random.default_rng(0).integers(0, 255, (24, 48, 3), dtype=np.uint8)
+    pruner = fp.build_pruner("fastv", budget="50%", layer=1)
+    answer = fp.answer(tiny_model(name), tiny_processor(name), Image.fromarray(noise), "?", pruner, max_new_tokens=1)
+    batch = [SimpleNamespace(doc_id=5, prompt=answer.prompt)]
+    one = from_record(records(batch, answer.trace, [0])[0])
+    (picture,) = answer.pictures
+    assert (one.views, one.separators, one.tokens) == (picture.views, picture.separators, picture.length)
+    assert one.grid is None and len({view.sheet for view in one.views}) == 2
+    (stage,) = one.stages
+    assert np.flatnonzero(stage.kept).tolist() == answer.trace.kept[1][0].tolist()
+    own = np.delete(stage.kept, one.separators)
+    assert own.sum() == answer.trace.tokens_entering[0][1] and stage.maps.shape == (1, 12, 12)
+    values = np.delete(answer.trace.guides[1][0, 0].numpy(), one.separators)
+    seen = np.zeros((48, 96))  # pixels: each of both sheets drawn by itself, then both together
+    first = 0
+    for view in one.views:
+        left, top, right, bottom = (round(side * size) for side, size in zip(view.box, (96, 48) * 2, strict=True))
+        for row in range(view.rows):
+            for column in range(view.columns):
+                y, x = (top + (bottom - top) * row / view.rows, left + (right - left) * column / view.columns)
+                height, width = (bottom - top) / view.rows, (right - left) / view.columns
+                there = (np.abs(np.arange(48) + 0.5 - y - height / 2) < height / 2)[:, None]
+                seen += values[first] * (there & (np.abs(np.arange(96) + 0.5 - x - width / 2) < width / 2))
+                first += 1
+    assert first == len(values)
+    expected = seen.reshape(12, 4, 12, 8).mean((1, 3))
+    assert np.abs(stage.maps[0] - 255 * expected / expected.max()).max() <= 0.51
 
 
 def test_a_folder_without_traces_has_none(tmp_path):
@@ -119,7 +184,7 @@ def called(label: str, execution: str = "eager") -> tuple[list, Trace]:
     rows, budget = ((5, 7), 11, (2, 4), (8, 1)), 8
     pruner = fp.build_pruner(label.split()[0], budget=budget, **PARAMETERS[label])
     trace = fp.generate(tiny_llava(), pruner, prompts(*rows), max_new_tokens=1, execution=execution).trace
-    batch = [SimpleNamespace(doc_id=10 + row, prompt=SimpleNamespace(spans=(SPAN,) * (row != 1))) for row in range(4)]
+    batch = [SimpleNamespace(doc_id=10 + row, prompt=Prompt([], "", spans=(SPAN,) * (row != 1))) for row in range(4)]
     return [from_record(record) for record in records(batch, trace, range(4)).values()], trace
 
 
@@ -174,7 +239,7 @@ def test_the_tokens_that_were_kept_are_those_that_the_maps_say(label):
 def test_maps_are_means_of_at_most_twelve_by_twelve_of_at_most_eight_heads():
     draw = np.random.default_rng(1)
     guides = draw.random((9, 24 * 30)).astype(np.float32)
-    maps = _maps(guides, (24, 30), tuple(range(9)))
+    maps = _maps(guides, (View(24, 30),), tuple(range(9)))
     assert maps.shape == (8, 12, 12) and maps.dtype == np.uint8 and (maps.max(axis=(1, 2)) == 255).all()
     square = guides[0].reshape(24, 30)
     edges = [column * 30 // 12 for column in range(13)]
@@ -183,16 +248,16 @@ def test_maps_are_means_of_at_most_twelve_by_twelve_of_at_most_eight_heads():
         for row in range(12)
     ])  # fmt: skip
     assert np.abs(maps[0] - 255 * means / means.max()).max() <= 0.51
-    assert _maps(guides[:3], (24, 30), (4,)).shape == (1, 12, 12)  # as many as heads were chosen
-    assert _maps(guides, (24, 30), ()) is None
-    small = _maps(np.array([[-3.0, -1.0, float("-inf"), -2.0]], dtype=np.float32), (2, 2), None)
+    assert _maps(guides[:3], (View(24, 30),), (4,)).shape == (1, 12, 12)  # as many as heads were chosen
+    assert _maps(guides, (View(24, 30),), ()) is None
+    small = _maps(np.array([[-3.0, -1.0, float("-inf"), -2.0]], dtype=np.float32), (View(2, 2),), None)
     assert small.tolist() == [[[0, 255], [0, 128]]]  # ranks, of which less is less, and what was not to be chosen
 
 
 def test_nothing_is_read_from_the_device_unless_a_question_of_the_batch_is_recorded():
     pruner = fp.build_pruner("finepruner", budget=8, heads=3)
     trace = fp.generate(tiny_llava(), pruner, prompts((5, 7)), max_new_tokens=1).trace
-    batch = [SimpleNamespace(doc_id=1, prompt=SimpleNamespace(spans=(SPAN,)))]
+    batch = [SimpleNamespace(doc_id=1, prompt=Prompt([], "", spans=(SPAN,)))]
     with CountWaits() as counter:
         assert records(batch, trace, []) == {}
     assert counter.waits == 0

@@ -15,7 +15,7 @@ from finepruner_lmms.asking.settings import Evaluation, ImageSettings
 from finepruner_lmms.asking.videos import read_video
 from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.checkpoints.prompts import prompt_ids, render
-from finepruner_lmms.engine.families.family import Family, ImageSpan, Run
+from finepruner_lmms.engine.families.family import Family, ImageSpan, Run, View
 from finepruner_lmms.engine.families.registry import find_family
 from finepruner_lmms.errors import FieldError
 
@@ -28,7 +28,8 @@ class Prompt:
     """One conversation as token `ids`, with a placeholder for each visual token.
 
     `media` is what the model takes beside them, of this conversation alone; `kinds` are its `mm_token_type_ids`, where
-    its processor writes them.
+    its processor writes them. `views` say where the visual tokens of its only picture stand, if that is cut into tiles;
+    else there are none.
     """
 
     ids: list[int]
@@ -36,6 +37,7 @@ class Prompt:
     media: Mapping[str, Any] = field(default_factory=dict)
     kinds: list[int] | None = None
     spans: tuple[ImageSpan, ...] = ()
+    views: tuple[View, ...] = ()
 
     @property
     def num_visual_tokens(self) -> int:
@@ -115,8 +117,11 @@ class ProcessorInputs:
         media = {key: value for key, value in made.items() if key not in PER_TOKEN}
         kinds = made["mm_token_type_ids"][0].tolist() if "mm_token_type_ids" in made else None
         ids = made["input_ids"][0].tolist()
-        spans = self._family.spans(self._config, self._runs(ids), media)
-        return Prompt(ids, conversation.question, media, kinds, tuple(span for run in spans for span in run))
+        spans = tuple(span for run in self._family.spans(self._config, self._runs(ids), media) for span in run)
+        views: tuple[View, ...] = ()
+        if len(images) == len(spans) == 1 and spans[0].grid is None:
+            views = self._family.views(self._config, spans[0], images[0].size)
+        return Prompt(ids, conversation.question, media, kinds, spans, views)
 
     def _videos(self, conversation: Conversation) -> dict[str, Any]:
         if getattr(self._processor, "video_processor", None) is None:

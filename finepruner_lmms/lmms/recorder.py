@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finepruner_lmms.asking.inputs import Prompt
 from finepruner_lmms.benchmarks.limits import document_numbers, recorded
-from finepruner_lmms.engine.families.family import ImageSpan
+from finepruner_lmms.engine.families.family import View
 from finepruner_lmms.engine.trace import Trace, on_host
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.batching import Prepared, image_row
@@ -111,9 +112,9 @@ def _arrays(values: Mapping[int, Any]) -> dict[int, Any]:
 
 
 def _traced(item: Prepared, seen: _Seen, row: int, image: int | None) -> Traced:
-    spans = item.prompt.spans
-    tokens = sum(span.length for span in spans)
-    grid = _grid(spans)
+    tokens = sum(span.length for span in item.prompt.spans)
+    views, separators = _views(item.prompt)
+    grid = _grid(views, separators)
     stages: list[Stage] = []
     before, made = np.ones(tokens, dtype=bool), 0
     for layer, mask in seen.keep.items():
@@ -125,25 +126,40 @@ def _traced(item: Prepared, seen: _Seen, row: int, image: int | None) -> Traced:
         if image is not None and layer in seen.heads:
             chosen = tuple(int(head) for head in seen.heads[layer][image] if head >= 0)
             scores = tuple(seen.scores[layer][image].tolist())
-        if image is not None and grid is not None and layer in seen.guides:
-            maps = _maps(seen.guides[layer][image, :, :tokens], grid, chosen)
+        if image is not None and views and layer in seen.guides:
+            own = np.delete(seen.guides[layer][image, :, :tokens], list(separators), axis=1)
+            maps = _maps(own, views, chosen)
         if layer in seen.merged:
             merged = seen.merged[layer][row, :tokens]
         stages.append(Stage(layer, kept, merged, chosen, scores, maps, new))
-    return Traced(item.doc_id, grid, tokens, tuple(stages), tuple(seen.entering[row]))
+    entering = tuple(seen.entering[row])
+    if grid is not None:
+        return Traced(item.doc_id, grid, tokens, tuple(stages), entering)
+    return Traced(item.doc_id, None, tokens, tuple(stages), entering, views, separators if views else ())
 
 
-def _grid(spans: Sequence[ImageSpan]) -> tuple[int, int] | None:
+def _views(prompt: Prompt) -> tuple[tuple[View, ...], tuple[int, ...]]:
+    """Where the visual tokens of a question's only picture stand, and its newlines; no views where nobody knows."""
+    if len(prompt.spans) != 1:
+        return (), ()
+    (span,) = prompt.spans
+    if span.grid is None:
+        return prompt.views, span.separators
+    return ((View(*span.grid[1:]),) if span.grid[0] == 1 else ()), span.separators
+
+
+def _grid(views: Sequence[View], separators: Sequence[int]) -> tuple[int, int] | None:
     """Rows and columns that the placeholders of a question fill in raster order; None where they fill no one grid."""
-    if len(spans) != 1 or spans[0].grid is None or spans[0].grid[0] != 1 or spans[0].separators:
-        return None
-    return spans[0].grid[1:]
+    return (views[0].rows, views[0].columns) if len(views) == 1 and not separators else None
 
 
 def _maps(
-    guides: NDArray[np.float32], grid: tuple[int, int], heads: tuple[int, ...] | None
+    guides: NDArray[np.float32], views: Sequence[View], heads: tuple[int, ...] | None
 ) -> NDArray[np.uint8] | None:
-    """`guides` `[m, N]` as maps of at most `MAP_SIDE` rows and columns, of 8 bits: the means of what lies together."""
+    """`guides` `[m, N]` as maps of at most `MAP_SIDE` rows and columns, of 8 bits: the means of what lies together.
+
+    A picture that is seen in several sheets gets the mean of them.
+    """
     count = min(MOST_MAPS, len(guides), 1 if heads is None else len(heads))
     values = guides[:count].astype(np.float64)
     there = np.isfinite(values)
@@ -151,14 +167,42 @@ def _maps(
         return None
     least = min(0.0, float(values[there].min()))  # scores may be negative: less is then nothing
     values = np.where(there, values, least) - least
-    pooled = values.reshape(count, *grid)
-    for axis, side in ((1, grid[0]), (2, grid[1])):
+    pooled = _pooled(values, views)
+    most = pooled.max(axis=(1, 2), keepdims=True)
+    scaled = np.divide(255 * pooled, most, out=np.zeros_like(pooled), where=most > 0)
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _pooled(values: NDArray[np.float64], views: Sequence[View]) -> NDArray[np.float64]:
+    """`[m, N]` → `[m, rows, columns]`, at most `MAP_SIDE` of them."""
+    if len(views) == 1:
+        return _means(values.reshape(len(values), views[0].rows, views[0].columns))
+    found, first = np.zeros((len(values), MAP_SIDE, MAP_SIDE)), 0
+    for view in views:
+        count = view.rows * view.columns
+        part = values[:, first : first + count].reshape(len(values), view.rows, view.columns)
+        first += count
+        left, top, right, bottom = view.box
+        found += _shares(view.rows, top, bottom) @ part @ _shares(view.columns, left, right).T
+    return found / len({view.sheet for view in views})
+
+
+def _means(grids: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[m, rows, columns]` → the means of rows and columns that fall together."""
+    for axis in (1, 2):
+        side = grids.shape[axis]
         parts = min(side, MAP_SIDE)
         starts = np.arange(parts) * side // parts
         sizes = np.diff(np.append(starts, side))
         shape = [1, 1, 1]
         shape[axis] = parts
-        pooled = np.add.reduceat(pooled, starts, axis=axis) / sizes.reshape(shape)
-    most = pooled.max(axis=(1, 2), keepdims=True)
-    scaled = np.divide(255 * pooled, most, out=np.zeros_like(pooled), where=most > 0)
-    return np.rint(scaled).astype(np.uint8)
+        grids = np.add.reduceat(grids, starts, axis=axis) / sizes.reshape(shape)
+    return grids
+
+
+def _shares(count: int, start: float, end: float) -> NDArray[np.float64]:
+    """`[MAP_SIDE, count]`: which share of a map's row each of `count` rows from `start` to `end` of a picture fills."""
+    edges = start + (end - start) * np.arange(count + 1) / count
+    bands = np.arange(MAP_SIDE + 1) / MAP_SIDE
+    lower, upper = np.maximum(edges[:-1], bands[:-1, None]), np.minimum(edges[1:], bands[1:, None])
+    return np.maximum(upper - lower, 0) * MAP_SIDE

@@ -10,6 +10,7 @@ import binascii
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from finepruner_lmms.engine.families.family import View
 from finepruner_lmms.lazy import np
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ MOST_MAPS = 8
 """Guiding heads whose attention is kept, of each drop."""
 MAP_SIDE = 12
 """Rows and columns of a map at most."""
+MOST_VIEWS = 256
+"""Tiles of a picture."""
 MOST_TOKENS = 1 << 20
 """Visual tokens of a question: a record of more is taken for a mistake."""
 _MOST_HEADS = 10_000
@@ -50,7 +53,8 @@ class Traced:
     """The record of a question: its number `doc_id` in the whole data set.
 
     `tokens` is N, all placeholders of the prompt over all its images, and `grid` the rows and columns that they fill
-    in raster order, None where they are of several images or tiles. `entering` are the visual tokens entering each
+    in raster order, None where they are of several images or tiles. Of one picture in tiles `views` say where its
+    tokens stand, all but those at `separators`, which are newlines. `entering` are the visual tokens entering each
     decoder layer, as budgets count them.
     """
 
@@ -59,6 +63,8 @@ class Traced:
     tokens: int
     stages: tuple[Stage, ...]
     entering: tuple[int, ...]
+    views: tuple[View, ...] = ()
+    separators: tuple[int, ...] = ()
 
     def kept_before(self, layer: int) -> NDArray[np.bool_]:
         """Which tokens enter decoder layer `layer` as they were: `[N]` bool."""
@@ -78,6 +84,9 @@ def to_record(traced: Traced) -> dict[str, Any]:
     record: dict[str, Any] = {"doc_id": traced.doc_id, "tokens": traced.tokens, "entering": list(traced.entering)}
     if traced.grid is not None:
         record["grid"] = list(traced.grid)
+    if traced.views:
+        record["views"] = [[view.rows, view.columns, *view.box, view.sheet] for view in traced.views]
+        record["separators"] = list(traced.separators)
     return record | {"stages": [_stage_record(stage) for stage in traced.stages]}
 
 
@@ -111,9 +120,33 @@ def from_record(record: Any) -> Traced:
         if layers != sorted(set(layers)):
             raise ValueError("stages are not in the order of their layers")
         entering = _numbers(record["entering"], MOST_TOKENS)
-        return Traced(_number(record["doc_id"], 1 << 53), grid, tokens, stages, entering)
+        views, separators = _views(record, tokens)
+        return Traced(_number(record["doc_id"], 1 << 53), grid, tokens, stages, entering, views, separators)
     except (KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise ValueError(f"no record of a trace: {type(error).__name__}: {error}") from error
+
+
+def _views(record: Any, tokens: int) -> tuple[tuple[View, ...], tuple[int, ...]]:
+    """The views of a picture in tiles, and which tokens are of none."""
+    given = record.get("views") or []
+    if not given:
+        return (), ()
+    if len(given) > MOST_VIEWS:
+        raise ValueError(f"{len(given)} views are more than {MOST_VIEWS}")
+    separators = tuple(_number(place, tokens - 1) for place in record["separators"])
+    views = []
+    for rows, columns, *box, sheet in given:
+        left, top, right, bottom = (float(side) for side in box)
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(f"{box} is no part of a picture")
+        view = View(_number(rows, tokens), _number(columns, tokens), (left, top, right, bottom), _number(sheet, 1))
+        views.append(view)
+    placed = sum(view.rows * view.columns for view in views)
+    if placed + len(set(separators)) != tokens or len(set(separators)) != len(separators):
+        raise ValueError(
+            f"{len(views)} views of {placed} tokens and {len(separators)} newlines are not {tokens} tokens"
+        )
+    return tuple(views), separators
 
 
 def _stage(record: Any, tokens: int) -> Stage:

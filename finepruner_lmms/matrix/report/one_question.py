@@ -54,9 +54,9 @@ def comparison_of(store: Store, task: str, number: str) -> Comparison:
         raise FieldError("QUESTION", f"no finished row was asked question {document} of {task}", value=number, fix=fix)
     cell, sample, _, _ = found[0]
     questions = stored_questions(cell.data, task, cell.submission)
-    grid = next((traced.grid for _, _, traced, _ in found if traced is not None and traced.grid is not None), None)
+    placed = next((one for _, _, one, _ in found if one is not None and (one.grid is not None or one.views)), None)
     images = questions.pictures(document)[:1]
-    shown = tuple(_picture(study, cell, picture, grid) for picture in images)
+    shown = tuple(_picture(study, cell, picture, placed) for picture in images)
     given = questions.evidence(document)
     boxes = boxes_as_seen(given, images[0].size, _placement(study, cell)) if images else ()
     text = str(sample.get("question") or questions.text(document))
@@ -75,20 +75,26 @@ def _trace(folder: Path, document: int) -> Traced | None:
 def _seen(cell: Cell, sample: dict[str, Any], traced: Traced | None, score: float | None) -> Seen:
     from finepruner_lmms.asking.compared import Seen, Stage
 
-    stages = () if traced is None or traced.grid is None else traced.stages
-    entering = () if traced is None else traced.entering
-    told = tuple(Stage(one.layer, (one.kept,), entering[one.layer], one.heads) for one in stages)
+    told: tuple[Stage, ...] = ()
+    if traced is not None and (traced.grid is not None or traced.views):
+        own, entering = list(traced.separators), traced.entering
+        told = tuple(
+            Stage(one.layer, (np.delete(one.kept, own),), entering[one.layer], one.heads) for one in traced.stages
+        )
     right = None if score is None else score >= 0.5
     known = bool(told) or cell.method.method == "vanilla"
     return Seen(cell.method.label, str(sample["answer"]), told, right=right, recorded=known)
 
 
-def _picture(study: Study, cell: Cell, picture: Any, grid: tuple[int, int] | None) -> Picture:
+def _picture(study: Study, cell: Cell, picture: Any, placed: Traced | None) -> Picture:
+    """As the model saw it; `placed` is a record that says where its visual tokens stand."""
     from finepruner_lmms.asking.views import Picture
     from finepruner_lmms.engine.families.family import View
 
     seen = as_seen(picture, _placement(study, cell))
-    side = math.isqrt(study.num_visual_tokens)
+    if placed is not None and placed.views:
+        return Picture(seen, placed.views, placed.tokens, placed.separators)
+    side, grid = math.isqrt(study.num_visual_tokens), None if placed is None else placed.grid
     if grid is None and not study.images_differ and side**2 == study.num_visual_tokens:
         grid = side, side  # nothing was recorded of it, and every picture has the same square
     if grid is None:

@@ -92,11 +92,14 @@ def add_curves(
 
 
 def curves(lines: Sequence[Line], whole: bool = False) -> dict[str, list[Line]]:
-    """Rows by what the legend calls them, each from the smallest budget to the largest; vanilla only with `whole`."""
+    """Rows by what the legend calls them, each from the smallest budget to the largest; vanilla only with `whole`.
+
+    What shows no visual token at all has no place on a scale of budgets.
+    """
     found: dict[str, list[Line]] = {}
     several = len({line.study for line in lines}) > 1
     for line in lines:
-        if line.method == "vanilla" and not whole:
+        if (line.method == "vanilla" or not line.tokens) and not whole:
             continue
         chosen = " ".join(f"{name}={value}" for name, value in line.given.items())
         seeds = f"({len(line.seeds)} seeds)" if line.seeds else ""
@@ -220,7 +223,7 @@ def zoom(axes: Axes, seen: Sequence[float]) -> None:
 
 def budget_axis(board: Leaderboard, axes: Axes, lines: Sequence[Line]) -> None:
     """Budgets across, on a logarithmic scale."""
-    ticks = sorted({line.tokens for line in lines})
+    ticks = sorted({line.tokens for line in lines if line.tokens})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def traced_entry(traced: Traced, boxes: Sequence[Box], with_maps: bool) -> dict[str, Any]:
-    """`n` tokens, `g` their grid, `st` the stages.
+    """`n` tokens, `g` their grid, `st` the stages. Of tiles `v` are the views, of each rows, columns, left, top, right,
+    bottom and sheet, and `sep` the tokens that are of none.
 
     A stage has its `layer`; `kept`, a bit for each token that was still there before (all N at first), in base64;
     `merged`, a bit for each of N; `made`, how many new tokens there are; `entering`, what budgets count; `heads`, with
@@ -26,6 +27,9 @@ def traced_entry(traced: Traced, boxes: Sequence[Box], with_maps: bool) -> dict[
     entry: dict[str, Any] = {"n": traced.tokens, "st": []}
     if traced.grid is not None:
         entry["g"] = list(traced.grid)
+    if traced.views:
+        entry["v"] = [[v.rows, v.columns, *(round(side, 5) for side in v.box), v.sheet] for v in traced.views]
+        entry["sep"] = list(traced.separators)
     of = _weights(tuple(boxes), traced.grid) if boxes and traced.grid is not None else None
     there = np.ones(traced.tokens, dtype=bool)
     for stage in traced.stages:

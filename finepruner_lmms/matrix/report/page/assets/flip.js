@@ -254,7 +254,7 @@
     drawHeads(one, now, map, shown);
     const canvas = one.canvas, bitmap = await F.picture(loaded.entry, loaded.task, shown);
     if (!canvas.isConnected) return;
-    one.what = { bitmap, grid: one.trace ? one.trace.g || null : null, stage: now, map: map === null ? null : now.maps[map], boxes: state.boxed && shown.boxes ? shown.boxes : [], masked: state.masked };
+    one.what = { bitmap, views: one.trace ? F.views(one.trace) : null, stage: now, map: map === null ? null : now.maps[map], boxes: state.boxed && shown.boxes ? shown.boxes : [], masked: state.masked };
     F.draw(canvas, one.what);
     canvas.dataset.drawn = `${shown.number} ${now ? now.count : "all"} ${map === null ? "" : map}`.trim();
   }

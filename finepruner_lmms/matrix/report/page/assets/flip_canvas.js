@@ -71,31 +71,24 @@
     }
   }
 
-  // what: {bitmap, grid, stage (null: all kept), map (null: none), boxes, masked}
+  // what: {bitmap, views (null: not known where tokens stand), stage (null: all kept), map (null: none), boxes, masked}
   F.draw = (canvas, what) => {
     const scale = Math.min(3, window.devicePixelRatio || 1), width = canvas.clientWidth || 320;
-    const grid = what.grid, ratio = what.bitmap ? what.bitmap.height / what.bitmap.width : grid ? grid[0] / grid[1] : 0.1;
-    const loose = what.stage && !grid; // tokens of several pictures or tiles: a strip of their own
+    const sheets = what.views || [null], whole = sheets[0] && sheets[0].length === 1 ? sheets[0][0].grid : null;
+    const ratio = what.bitmap ? what.bitmap.height / what.bitmap.width : whole ? whole[0] / whole[1] : what.views ? 1 : 0.1;
+    const loose = what.stage && !what.views; // tokens of several pictures: a strip of their own
     const count = loose ? what.stage.kept.length : 0, columns = 64, rows = Math.ceil(count / columns);
     const strip = loose ? Math.round((rows * width) / columns) + 8 : 0;
-    const shown = what.bitmap || grid ? Math.round(width * ratio) : 0;
+    const shown = what.bitmap || what.views ? Math.round(width * ratio) : 0, gap = 8;
     canvas.width = Math.max(1, Math.round(width * scale));
-    canvas.height = Math.max(1, Math.round((shown + strip) * scale));
+    canvas.height = Math.max(1, Math.round((shown * sheets.length + gap * (sheets.length - 1) + strip) * scale));
     const pen = canvas.getContext("2d");
-    const box = { x: 0, y: 0, width: canvas.width, height: Math.round(shown * scale) };
-    if (what.bitmap) pen.drawImage(what.bitmap, 0, 0, box.width, box.height);
-    else { pen.fillStyle = "#8a8f98"; pen.fillRect(0, 0, box.width, box.height); }
-    if (what.map) {
-      pen.fillStyle = "rgba(8, 10, 14, .45)";
-      pen.fillRect(0, 0, box.width, box.height);
-      cells(pen, [what.map.rows, what.map.columns], box, (place, x, y, w, h) => {
-        pen.fillStyle = heat(what.map.values[place]);
-        pen.fillRect(x, y, w, h);
-      });
-      if (what.stage && grid && what.masked) outline(pen, grid, box, what.stage.kept, scale);
-    } else if (what.stage && grid && what.masked) masks(pen, grid, box, what.stage, scale);
+    sheets.forEach((views, place) => {
+      const top = Math.round(place * (shown + gap) * scale);
+      picture(pen, what, views, { x: 0, y: top, width: canvas.width, height: Math.round(shown * scale) }, scale);
+    });
     if (loose) {
-      const below = { x: 0, y: box.height + Math.round(8 * scale), width: canvas.width, height: Math.round((strip - 8) * scale) };
+      const below = { x: 0, y: Math.round((shown + 8) * scale), width: canvas.width, height: Math.round((strip - 8) * scale) };
       cells(pen, [rows, columns], below, (token, x, y, w, h) => {
         if (token >= count) return;
         const merged = what.stage.merged && what.stage.merged[token];
@@ -103,6 +96,28 @@
         pen.fillRect(x, y, Math.max(1, w - 1), Math.max(1, h - 1));
       });
     }
-    frames(pen, what.boxes, box, scale);
   };
+
+  // the picture once, with the tokens of the views that cover it
+  function picture(pen, what, views, box, scale) {
+    if (what.bitmap) pen.drawImage(what.bitmap, box.x, box.y, box.width, box.height);
+    else { pen.fillStyle = "#8a8f98"; pen.fillRect(box.x, box.y, box.width, box.height); }
+    if (what.map) {
+      pen.fillStyle = "rgba(8, 10, 14, .45)";
+      pen.fillRect(box.x, box.y, box.width, box.height);
+      cells(pen, [what.map.rows, what.map.columns], box, (place, x, y, w, h) => {
+        pen.fillStyle = heat(what.map.values[place]);
+        pen.fillRect(x, y, w, h);
+      });
+    }
+    if (what.stage && what.masked)
+      for (const { grid, part, tokens } of views || []) {
+        const of = (mask) => mask && Uint8Array.from(tokens, (token) => mask[token]);
+        const place = { x: box.x + part[0] * box.width, y: box.y + part[1] * box.height, width: (part[2] - part[0]) * box.width, height: (part[3] - part[1]) * box.height };
+        const own = { kept: of(what.stage.kept), merged: of(what.stage.merged) };
+        if (what.map) outline(pen, grid, place, own.kept, scale);
+        else masks(pen, grid, place, own, scale);
+      }
+    frames(pen, what.boxes, box, scale);
+  }
 })();

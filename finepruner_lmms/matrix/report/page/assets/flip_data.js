@@ -41,6 +41,21 @@
     });
   };
 
+  // where tokens stand, sheet by sheet: of each view its grid, its part of the picture, and which tokens are its own
+  F.views = (trace) => {
+    if (trace.g) return [[{ grid: trace.g, part: [0, 0, 1, 1], tokens: Array.from({ length: trace.n }, (_, place) => place) }]];
+    if (!trace.v) return null;
+    const apart = new Set(trace.sep), own = [];
+    for (let place = 0; place < trace.n; place++) if (!apart.has(place)) own.push(place);
+    const sheets = [];
+    let first = 0;
+    for (const [rows, columns, left, top, right, bottom, sheet] of trace.v) {
+      (sheets[sheet] = sheets[sheet] || []).push({ grid: [rows, columns], part: [left, top, right, bottom], tokens: own.slice(first, first + rows * columns) });
+      first += rows * columns;
+    }
+    return sheets.filter(Boolean);
+  };
+
   const NOTHING = "0".charCodeAt(0);
   F.verdict = (task, row, at) => {
     const code = row.codes.charCodeAt(at) - NOTHING;

@@ -112,7 +112,8 @@
     for (const row of data.rows) {
       const one = column === "average" ? row.average : row.scores[column];
       const drop = one && one.drop;
-      if (!drop || !known(drop.shown) || !known(row.tokens) || row.imported) continue;
+      // what shows no visual token at all has no place on a scale of budgets
+      if (!drop || !known(drop.shown) || !row.tokens || row.imported) continue;
       const given = Object.entries(row.given).map(([name, value]) => `${name}=${value}`).join(" ");
       const name = [row.study, row.method, FP.brief(given)].filter(Boolean).join(" ");
       if (!found.has(name)) found.set(name, []);
