@@ -150,12 +150,24 @@ def parse_json_lines(content: bytes, name: str) -> list[Any]:
     values = []
     for number, line in enumerate(split_lines(text), 1):
         try:
-            values.append(json.loads(line))
+            values.append(_parse_line(line))
         except ValueError as error:
             raise ValueError(f"{name}:{number}: not JSON: {error}") from error
         except RecursionError:
             raise ValueError(f"{name}:{number}: not JSON: nested too deeply") from None
     return values
+
+
+_scan = json.JSONDecoder().raw_decode
+
+
+def _parse_line(line: str) -> Any:
+    """`json.loads`, by a shorter way where nothing stands around the value: there may be a million lines."""
+    try:
+        value, end = _scan(line)
+    except ValueError:
+        return json.loads(line)
+    return value if end == len(line) else json.loads(line)
 
 
 def set_aside(path: Path) -> Path | None:

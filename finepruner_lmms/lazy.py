@@ -7,6 +7,7 @@ its libraries from here: `from finepruner_lmms.lazy import np, torch`; types for
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,11 @@ class Library(ModuleType):
     """Stands for a module. Each name is looked up there when it is used, so that nothing is held twice."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(import_module(self.__name__), name)
+        # a loop asks a hundred thousand times, and `import_module` takes ten times as long as this
+        module = sys.modules.get(self.__name__)
+        if module is None or getattr(module.__spec__, "_initializing", False):
+            module = import_module(self.__name__)
+        return getattr(module, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(import_module(self.__name__), name, value)

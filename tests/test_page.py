@@ -195,6 +195,29 @@ def test_heads_are_drawn_where_there_is_something_to_see(started, report, tmp_pa
         assert "Strategies by budget" in titles and "over budgets" not in titles  # one budget is no line
 
 
+def test_head_and_first_column_stay_where_the_table_scrolls(started, report):
+    with opened(started, report, 390) as window:
+        page = window.page
+        page.set_viewport_size({"width": 390, "height": 500})
+        frame = page.locator("#leaderboard .tall .scroll")
+        frame.evaluate("frame => { frame.scrollLeft = 150; frame.scrollTop = 200; }")
+        assert frame.evaluate("frame => frame.scrollLeft > 100 && frame.scrollTop > 100")
+        corner, top = page.locator(".board thead th.name").bounding_box(), frame.bounding_box()
+        assert corner and top and abs(corner["x"] - top["x"]) < 2 and abs(corner["y"] - top["y"]) < 2
+        name, head = page.locator(".board tbody th").nth(9), page.locator(".board thead th").nth(2)
+        row, column_head = name.bounding_box(), head.bounding_box()
+        assert row and abs(row["x"] - top["x"]) < 2
+        assert column_head and abs(column_head["y"] - top["y"]) < 2
+        # by keyboard: sorted from the head, with the place kept, and no score hidden under head or names
+        head = page.locator("[data-column='average']")
+        head.focus()
+        aside = frame.evaluate("frame => frame.scrollLeft")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.dataset.column") == "average"
+        assert frame.evaluate("frame => frame.scrollLeft") == aside > 0
+        assert page.locator("th[aria-sort=descending] [data-column='average']").count() == 1
+
+
 def test_several_studies_are_told_apart(started, tmp_path):
     stores = [made_up.make(Store(tmp_path / name), f"study {name}") for name in "ab"]
     found = [row for row in made_up.rows() if row.method != "random"]  # of the second not all rows

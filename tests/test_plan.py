@@ -102,13 +102,25 @@ def test_the_smallest_difference_follows_from_the_questions_and_from_rows_that_a
     store, made = told
     gqa, vizwiz = sensitivities(store, made, store.states(made.cells))
     assert (gqa.questions, vizwiz.questions) == (IMAGES, 40)  # of results, and of the limit
-    # 280 k sqrt(d / N), of two, five and ten percent
-    assert vizwiz.found == pytest.approx([0.87 * 280.16 * (share / 40) ** 0.5 for share in (0.02, 0.05, 0.1)], rel=1e-4)
+    assert (vizwiz.measured, vizwiz.differ) == (False, 0.05)
+    assert vizwiz.smallest == pytest.approx(0.87 * 280.16 * (0.05 / 40) ** 0.5, rel=1e-4)  # 280 k sqrt(d / N)
     differ = np.where(np.arange(IMAGES) % 4 > 0, -1.0, 1.0) * (np.arange(IMAGES) < 8)
     error = 100 * (differ.var(ddof=1) / IMAGES + 2 / IMAGES**2) ** 0.5
-    assert gqa.seen == pytest.approx(2.8016 * error, rel=1e-4) and vizwiz.seen is None
+    assert gqa.smallest == pytest.approx(2.8016 * error, rel=1e-4)
+    assert (gqa.measured, gqa.differ) == (True, 8 / IMAGES)
     text = overview.plan_text(None, store, made)  # type: ignore[arg-type]
-    assert "smallest difference of two rows that is found" in text and "as the rows done differ" in text
+    assert "smallest difference of two rows that is found" in text
+    told = [line.split() for line in text.splitlines()]
+    assert ["of", "the", "questions", "differ", "20", "%", "5", "%"] in told
+    assert ["which", "is", "measured", "typical"] in told
+    assert "typical: assumed, as nothing is measured yet; the difference is 0.63 times at 2 % and 1.41 times" in text
+
+
+def test_one_finished_row_says_nothing_of_how_rows_differ(told):
+    store, made = told
+    alone = study(ROWS, [one for one in made.cells if one.row != 1])
+    gqa, _ = sensitivities(store, alone, store.states(alone.cells))
+    assert (gqa.questions, gqa.measured, gqa.differ) == (IMAGES, False, 0.05)
 
 
 def test_benchmarks_of_real_size_detect_what_the_literature_says(tmp_path):
@@ -119,11 +131,12 @@ def test_benchmarks_of_real_size_detect_what_the_literature_says(tmp_path):
     made = study([method("vanilla")], cells)
     store = Store(tmp_path)
     found = {one.task: one for one in sensitivities(store, made, store.states(made.cells))}
-    assert found["gqa"].found == pytest.approx((0.35, 0.56, 0.79), abs=0.006)
-    assert found["sqa"].found == pytest.approx((0.88, 1.39, 1.97), abs=0.006)
-    assert found["textvqa"].found == pytest.approx((0.49, 0.77, 1.09), abs=0.006)
-    assert found["mme"].questions == 2114 and found["mme"].found[1] == pytest.approx(57.2, abs=0.2)
-    assert found["mmbench"].found == pytest.approx((1.16, 1.83, 2.59), abs=0.01)
+    assert found["gqa"].smallest == pytest.approx(0.56, abs=0.006)
+    assert found["sqa"].smallest == pytest.approx(1.39, abs=0.006)
+    assert found["textvqa"].smallest == pytest.approx(0.77, abs=0.006)
+    assert found["mme"].questions == 2114 and found["mme"].smallest == pytest.approx(57.2, abs=0.2)
+    assert found["mmbench"].smallest == pytest.approx(1.83, abs=0.01)
+    assert not any(one.measured for one in found.values())
 
 
 def test_the_command_prints_grid_differences_and_time(tmp_path):

@@ -24,6 +24,7 @@ MOST_VIEWS = 256
 """Tiles of a picture."""
 MOST_TOKENS = 1 << 20
 """Visual tokens of a question: a record of more is taken for a mistake."""
+_MOST_HEADS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,7 @@ def from_record(record: Any) -> Traced:
         layers = [stage.layer for stage in stages]
         if layers != sorted(set(layers)):
             raise ValueError("stages are not in the order of their layers")
-        entering = tuple(_number(count, MOST_TOKENS) for count in record["entering"])
+        entering = _numbers(record["entering"], MOST_TOKENS)
         views, separators = _views(record, tokens)
         return Traced(_number(record["doc_id"], 1 << 53), grid, tokens, stages, entering, views, separators)
     except (KeyError, TypeError, AttributeError, binascii.Error) as error:
@@ -154,7 +155,7 @@ def _stage(record: Any, tokens: int) -> Stage:
         _number(record["layer"], 10_000),
         _unpacked(record["kept"], tokens),
         None if merged is None else _unpacked(merged, tokens),
-        None if heads is None else tuple(_number(head, 10_000) for head in heads),
+        None if heads is None else _numbers(heads, _MOST_HEADS),
         None if scores is None else tuple(float(score) for score in scores),
         None if maps is None else _map(maps),
         _number(record.get("made", 0), MOST_TOKENS),
@@ -167,6 +168,21 @@ def _map(record: Any) -> NDArray[np.uint8]:
     if count > MOST_MAPS or len(values) != count * rows * columns:
         raise ValueError(f"{count} maps of {rows} x {columns} are not of {len(values)} bytes")
     return values.reshape(count, rows, columns)
+
+
+def heads_of(record: Any) -> tuple[int, ...]:
+    """The heads at the first layer that chose any, of a record alone; none where none did. `ValueError` as above."""
+    try:
+        chosen = (heads for stage in record["stages"] if (heads := stage.get("heads")))
+        return _numbers(next(chosen, ()), _MOST_HEADS)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no record of a trace: {type(error).__name__}: {error}") from error
+
+
+def _numbers(values: Any, most: int) -> tuple[int, ...]:
+    if all(type(value) is int and 0 <= value <= most for value in values):  # most records are right, and there are many
+        return tuple(values)
+    return tuple(_number(value, most) for value in values)
 
 
 def _number(value: Any, most: int) -> int:

@@ -1,7 +1,7 @@
 """The smallest difference between two rows that a study can find, task by task: what `plan` says before anything runs.
 
-It follows from the number of questions and from how many of them one of two rows answers better, which nobody knows
-before: a table gives it for three shares. Where rows of a task are done, it follows from how much these differ.
+It follows from the number of questions and from how many of them one of two rows answers better. Where rows of a task
+are done, this is measured, and images that are asked about several times count as such; elsewhere it is assumed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from finepruner_lmms.matrix.records import Damage
 from finepruner_lmms.matrix.store import State, Store
 from finepruner_lmms.matrix.workloads import questions_in
 from finepruner_lmms.output import plain
+from finepruner_lmms.statistics.differences import Difference
 from finepruner_lmms.statistics.power import detectable, detectable_by_error
 
-SHARES = (0.02, 0.05, 0.1)
-"""Of the questions, answered better by one of two rows."""
+TYPICAL = 0.05
+"""Of the questions, answered better by one of two rows, where nothing is measured yet."""
+_OTHERS = (0.02, 0.1)
 _MOST_ROWS = 5
 """How many finished rows of a task are compared with the first."""
 _MME_CATEGORIES, _PERCEPTION = 14, 10
@@ -36,14 +38,17 @@ _MMBENCH = 1164 / 4329
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one task can show. `questions` are those that count in the score; `found` is the smallest difference for
-    each share of `SHARES`, `seen` that by the rows that are done, both in the unit in which scores are printed.
+    """What one task can show. `questions` are those that count in the score.
+
+    `smallest` is the difference that is found, in the unit in which scores are printed, where one of two rows answers
+    the share `differ` of them better: `measured` of rows that are done, or else `TYPICAL`.
     """
 
     task: str
     questions: int
-    found: tuple[float, ...]
-    seen: float | None = None
+    smallest: float
+    differ: float = TYPICAL
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class _Counted:
     questions: int
     per_percent: float = 1.0
     k: float = 1.0
-    errors: list[float] = field(default_factory=list)
+    pairs: list[Difference] = field(default_factory=list)
 
 
 def sensitivities(store: Store, study: Study, states: Sequence[State]) -> list[Sensitivity]:
@@ -65,11 +70,13 @@ def sensitivities(store: Store, study: Study, states: Sequence[State]) -> list[S
         counted = _of_results(store, done) or _of_plan(pairs[0][0])
         if counted is None or not counted.questions:
             continue
-        smallest = [counted.per_percent * detectable(counted.questions, share, k=counted.k) for share in SHARES]
-        seen = None
-        if counted.errors:
-            seen = counted.per_percent * detectable_by_error(statistics.median(counted.errors))
-        found.append(Sensitivity(task, counted.questions, tuple(smallest), seen))
+        errors = [pair.error for pair in counted.pairs if pair.error is not None]
+        if errors:
+            smallest = detectable_by_error(statistics.median(errors))
+            differ = statistics.median(pair.discordant / pair.questions for pair in counted.pairs)
+        else:
+            smallest, differ = detectable(counted.questions, TYPICAL, k=counted.k), TYPICAL
+        found.append(Sensitivity(task, counted.questions, counted.per_percent * smallest, differ, bool(errors)))
     return found
 
 
@@ -79,19 +86,21 @@ def sensitivity_lines(store: Store, study: Study, states: Sequence[State]) -> li
     if not found:
         return []
     rows = [("", [plain(title(one.task)) for one in found]), ("questions", [f"{one.questions:,}" for one in found])]
-    for number, share in enumerate(SHARES):
-        rows.append((f"{100 * share:.0f} % differ in score", [_shown(one.found[number]) for one in found]))
-    if any(one.seen is not None for one in found):
-        rows.append(("as the rows done differ", ["" if one.seen is None else _shown(one.seen) for one in found]))
+    rows.append(("smallest difference", [_shown(one.smallest) for one in found]))
+    rows.append(("of the questions differ", [f"{100 * one.differ:.3g} %" for one in found]))
+    rows.append(("which is", ["measured" if one.measured else "typical" for one in found]))
     first = max(len(name) for name, _ in rows)
     wide = [max(map(len, column)) + 1 for column in zip(*(texts for _, texts in rows), strict=True)]
     unit = "in percent, MME in points" if any(one.task == "mme" for one in found) else "in percent"
-    lines = [
-        f"smallest difference of two rows that is found with 80 % power (5 %, two-sided), {unit}, if of the questions"
-    ]
+    lines = [f"smallest difference of two rows that is found with 80 % power (5 %, two-sided), {unit}"]
     for name, texts in rows:
         cells = " ".join(text.rjust(width) for text, width in zip(texts, wide, strict=True))
         lines.append(f"  {name.ljust(first)} {cells}".rstrip())
+    if any(one.measured for one in found):
+        lines.append("measured: the rows that are done, each against the first, their median")
+    if not all(one.measured for one in found):
+        others = " and ".join(f"{(share / TYPICAL) ** 0.5:.2f} times at {100 * share:.0f} %" for share in _OTHERS)
+        lines.append(f"typical: assumed, as nothing is measured yet; the difference is {others}")
     return lines
 
 
@@ -104,7 +113,7 @@ def _of_results(store: Store, done: Sequence[tuple[Cell, State]]) -> _Counted | 
     from finepruner_lmms.matrix.tallies import tally_of
     from finepruner_lmms.statistics.differences import difference, same_questions
 
-    first, errors = None, []
+    first, compared = None, []
     for cell, state in done[: _MOST_ROWS + 1]:
         assert state.result is not None
         try:
@@ -115,11 +124,11 @@ def _of_results(store: Store, done: Sequence[tuple[Cell, State]]) -> _Counted | 
             continue
         if first is None:
             first = tally
-        elif same_questions([first], [tally]) and (error := difference(tally, first, test=False).error) is not None:
-            errors.append(error)
+        elif same_questions([first], [tally]):
+            compared.append(difference(tally, first, test=False))
     if first is None:
         return None
-    return _Counted(first.questions, first.per_percent, _k(done[0][0].task), errors)
+    return _Counted(first.questions, first.per_percent, _k(done[0][0].task), compared)
 
 
 def _of_plan(cell: Cell) -> _Counted | None:

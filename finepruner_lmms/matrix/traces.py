@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finepruner_lmms.files import parse_json_lines, read_bytes, write_bytes
-from finepruner_lmms.lmms.traced import Stage, Traced, from_record, to_record
+from finepruner_lmms.lmms.traced import Stage, Traced, from_record, heads_of, to_record
 from finepruner_lmms.matrix.evidence import digest
 from finepruner_lmms.matrix.records import Damage, Recorded, Result, load
 
@@ -22,7 +22,7 @@ FILE = "traces.jsonl.gz"
 _MOST = 1 << 28
 """Bytes, unpacked: what is larger is no file of ours."""
 
-__all__ = ["FILE", "Stage", "Traced", "read_traces", "write_records", "write_traces"]
+__all__ = ["FILE", "Stage", "Traced", "read_heads", "read_traces", "write_records", "write_traces"]
 
 
 def read_traces(cell_folder: Path) -> dict[int, Traced]:
@@ -31,9 +31,27 @@ def read_traces(cell_folder: Path) -> dict[int, Traced]:
     `Damage` where the file is not the one that was written, or holds something else.
     """
     try:
+        traced = [from_record(record) for record in _records(cell_folder)]
+    except ValueError as error:
+        raise Damage(f"{FILE} holds something else: {error}") from None
+    return {one.doc_id: one for one in traced}
+
+
+def read_heads(cell_folder: Path) -> dict[int, tuple[int, ...]]:
+    """Of `read_traces` the heads alone: those of each question at the first layer that chose any."""
+    try:
+        found = {record["doc_id"]: heads_of(record) for record in _records(cell_folder)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damage(f"{FILE} holds something else: {error}") from None
+    return {number: heads for number, heads in found.items() if heads}
+
+
+def _records(cell_folder: Path) -> list[Any]:
+    """What the lines of a cell's file hold; none where there is no such file."""
+    try:
         content = read_bytes(cell_folder / FILE, _MOST)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return []
     except OSError as error:
         raise Damage(f"{FILE} cannot be read: {error.strerror}") from None
     result = load(Result, cell_folder / "result.json")
@@ -41,10 +59,9 @@ def read_traces(cell_folder: Path) -> dict[int, Traced]:
     if about is not None and digest(content) != about.sha256:
         raise Damage(f"{FILE} was changed after the result was written (its sha256 is another)")
     try:
-        traced = [from_record(record) for record in parse_json_lines(_unpacked(content), FILE)]
+        return parse_json_lines(_unpacked(content), FILE)
     except (ValueError, zlib.error) as error:
         raise Damage(f"{FILE} holds something else: {error}") from None
-    return {one.doc_id: one for one in traced}
 
 
 def write_traces(cell_folder: Path, traces: Iterable[Traced]) -> Recorded:

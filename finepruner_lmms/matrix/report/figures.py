@@ -106,7 +106,7 @@ def _drop(board: Leaderboard, lines: Sequence[Line]) -> Drawn:
     """The average minus vanilla's against the budget, with paired intervals; random is a band, off which one zooms."""
     compared = [line for line in lines if AVERAGE in line.deltas and line.method != "vanilla"]
     drawn = curves(compared)
-    figure, axes = new_axes(len(drawn))
+    figure, axes = new_axes(drawn)
     ends: list[End] = []
     rows: list[dict[str, object]] = []
     axes.axhline(0, color="0.45", linestyle="--", linewidth=1)
@@ -139,7 +139,7 @@ def _task(board: Leaderboard, lines: Sequence[Line], task: str) -> Drawn:
     """One task's score against the budget."""
     done = [line for line in lines if task in line.scores and line.method != "vanilla"]
     drawn = curves(done)
-    figure, axes = new_axes(len(drawn))
+    figure, axes = new_axes(drawn)
     ends: list[End] = []
     rows: list[dict[str, object]] = []
     seen: list[float] = []
@@ -173,7 +173,7 @@ def _against_cost(
     cost = {line.key: value / unit for line, value in known}
     done = [line for line, _ in known if line.average is not None]
     drawn = curves(done, whole=True)
-    figure, axes = new_axes(len(drawn))
+    figure, axes = new_axes(drawn)
     front = pareto([(cost[line.key], line.average or 0.0) for line in done])
     edge = sorted((cost[done[place].key], done[place].average or 0.0) for place in front)
     axes.plot([x for x, _ in edge], [y for _, y in edge], color="0.6", linewidth=1.2, drawstyle="steps-post", zorder=1)

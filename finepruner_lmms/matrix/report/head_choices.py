@@ -13,7 +13,7 @@ from finepruner_lmms.lazy import np
 from finepruner_lmms.matrix.plan import Study
 from finepruner_lmms.matrix.records import Damage, Fused, Selected
 from finepruner_lmms.matrix.store import Store
-from finepruner_lmms.matrix.traces import read_traces
+from finepruner_lmms.matrix.traces import read_heads
 
 Choices = dict[tuple[str, int], list[int]]
 """By task and number of the question: the heads that were chosen for it."""
@@ -29,13 +29,10 @@ def choices(store: Store, study: Study, row: int) -> Choices:
         if cell.row != row:
             continue
         try:
-            traces = read_traces(store.cell_dir(cell))
+            heads = read_heads(store.cell_dir(cell))
         except Damage:  # the flip view says so
             continue
-        for number, traced in traces.items():
-            chosen = next((stage.heads for stage in traced.stages if stage.heads), None)
-            if chosen is not None:
-                found[cell.task, number] = list(chosen)
+        found |= {(cell.task, number): list(chosen) for number, chosen in heads.items()}
     for entry in selections(store, study, row):
         if entry.get("heads"):
             found[entry["task"].removeprefix("fp_"), entry["doc_id"]] = entry["heads"]

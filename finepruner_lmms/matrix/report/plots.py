@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ def figure(board: Leaderboard) -> Figure:
     if not done:
         raise FieldError("picture", "no row has all of its tasks done yet")
     found = curves(lines)
-    drawn, axes = new_axes(len(found))
+    drawn, axes = new_axes(found)
     ends: list[End] = []
     seen: list[float] = []
     for line in done:
@@ -137,12 +138,17 @@ def styles(found: Mapping[str, list[Line]]) -> Iterator[tuple[str, list[Line], S
         number += 1
 
 
-def new_axes(names: int) -> tuple[Figure, Axes]:
-    """A figure of a column's width, with room to the right for so many names."""
+_NAME_SIZE = 7.5
+"""Points; a line of names takes a quarter more."""
+
+
+def new_axes(names: Iterable[str]) -> tuple[Figure, Axes]:
+    """A figure of a column's width, as high as these names need to the right of it, and one more."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as New
 
-    height = max(3.5, 0.16 * names + 0.9)
+    lines = 1 + sum(_wrapped(name).count("\n") + 1 for name in names)
+    height = max(3.5, lines * _NAME_SIZE * 1.25 / 72 + 0.91)
     drawn = New(figsize=(5.6, height))
     FigureCanvasAgg(drawn)
     axes = drawn.add_axes((0.12, 0.56 / height, 0.6, 1 - 0.91 / height))
@@ -154,7 +160,7 @@ def new_axes(names: int) -> tuple[Figure, Axes]:
 
 def label_ends(drawn: Figure, axes: Axes, ends: Sequence[End]) -> None:
     """Each curve's name (x, y, text, colour) to the right of the axes, as near to its end as the others let it."""
-    size = 7.5
+    size = _NAME_SIZE
     ends = [(x, y, _wrapped(text), color) for x, y, text, color in ends]
     widest = max((len(line) for _, _, text, _ in ends for line in text.split("\n")), default=0)
     box, inches = axes.get_position(), drawn.get_figwidth()
@@ -162,15 +168,15 @@ def label_ends(drawn: Figure, axes: Axes, ends: Sequence[End]) -> None:
     axes.set_position((box.x0, box.y0, max(0.3, 1 - box.x0 - room), box.height))
     low, high = axes.get_ylim()
     gap = size * 1.25 / (axes.get_position().height * drawn.get_figheight() * 72)
-    lines = max((text.count("\n") + 1 for *_, text, _ in ends), default=1)
-    gap *= lines
     wanted = sorted((min(1.0, max(0.0, (y - low) / (high - low))), x, y, text, color) for x, y, text, color in ends)
+    lines = [text.count("\n") + 1 for *_, text, _ in wanted]
+    apart = [gap * (one + other) / 2 for one, other in itertools.pairwise(lines)]  # of their middles
     places: list[float] = []
     for share, *_ in wanted:
-        places.append(max(share, places[-1] + gap) if places else share)
+        places.append(max(share, places[-1] + apart[len(places) - 1]) if places else share)
     over = max(0.0, places[-1] - 1.0) if places else 0.0
     for place in reversed(range(len(places))):  # what was pushed beyond the top pushes back
-        top = places[place + 1] - gap if place + 1 < len(places) else places[-1] - over
+        top = places[place + 1] - apart[place] if place + 1 < len(places) else places[-1] - over
         places[place] = min(places[place], top)
     for (near, x, _, text, color), height in zip(wanted, places, strict=True):
         point = (min(x, axes.get_xlim()[1]), low + near * (high - low))

@@ -17,9 +17,10 @@ Placement = Literal["pad", "crop", "stretch"]
 _MOST_OF_ONE = 24_000
 """Bytes of one picture, where there are few."""
 _LADDER = ((420, 78), (336, 72), (288, 62), (240, 52), (192, 42), (128, 30), (64, 20))
-"""Pixels of the longer side, and WebP's quality: the first that fits is taken."""
-_PIXELS_PER_BYTE = 40
-"""More than a photograph's at these qualities."""
+"""Pixels of the longer side, and WebP's quality."""
+_PROBE = 5
+_GROWS = (11.5, 7.4, 5.2, 3.7, 2.3, 1.0, 0.33)
+"""Bytes of each, by those of the one at `_PROBE`: of 60 photographs the geometric mean; they spread by 25 %."""
 _GREY = (122, 116, 104)  # what LLaVA-1.5 pads with
 
 
@@ -72,14 +73,22 @@ def boxes_as_seen(boxes: Any, size: tuple[int, int], placement: Placement) -> tu
 
 
 def thumbnail(picture: Image, most: int) -> Thumbnail:
-    """A small copy of at most `most` bytes, or else the smallest there is."""
-    found = _encoded(picture, *_LADDER[-1])
-    for side, quality in _LADDER[:-1]:
-        if side * side > _PIXELS_PER_BYTE * most and side < max(picture.size):
-            continue  # it would hardly fit, and takes the longest to find out
-        if len((larger := _encoded(picture, side, quality)).content) <= most:
-            return larger
-    return found
+    """A small copy of at most `most` bytes, or else the smallest there is.
+
+    To encode takes long, so that one of a middle size says from which on it is worth while to try.
+    """
+    largest = _LADDER[0][0]
+    if max(picture.size) > largest:
+        picture = picture.copy()
+        picture.thumbnail((largest, largest))
+    probe = _encoded(picture, *_LADDER[_PROBE])
+    last = len(_LADDER) - 1
+    first = next((place for place, by in enumerate(_GROWS) if by * len(probe.content) <= most), last)
+    for place in range(first, last):
+        found = probe if place == _PROBE else _encoded(picture, *_LADDER[place])
+        if len(found.content) <= most:
+            return found
+    return _encoded(picture, *_LADDER[last])
 
 
 def _encoded(picture: Image, side: int, quality: int) -> Thumbnail:

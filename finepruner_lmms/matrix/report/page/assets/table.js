@@ -155,7 +155,10 @@
     const table = el("table", { class: "board" },
       el("caption", { class: "visually-hidden" }, "Scores by method and budget. The buttons in the head sort."), el("thead", null, head), bodies);
     const before = document.activeElement && place.contains(document.activeElement) ? document.activeElement.dataset.column : null;
-    place.replaceChildren(rows.length ? FP.scroll("Leaderboard: table", table) : el("p", { class: "empty" }, "No row is left: the filters leave out all of them."));
+    const framed = rows.length ? FP.scroll("Leaderboard: table", table) : null, aside = place.querySelector(".scroll")?.scrollLeft || 0;
+    framed?.classList.add("tall");
+    place.replaceChildren(framed || el("p", { class: "empty" }, "No row is left: the filters leave out all of them."));
+    if (framed) framed.firstChild.scrollLeft = aside; // who sorts by a column goes on looking at it
     place.append(el("p", { class: "note scroll-hint no-print" }, "The table goes on to the side: scroll it, or use the arrow keys in it."));
     if (before) place.querySelector(`[data-column="${CSS.escape(before)}"]`)?.focus();
     rove(table);
