@@ -1,23 +1,27 @@
 """What it costs to record what happens to the visual tokens of questions: time while cells run, and bytes afterwards.
 
-    python benchmarks/recording.py [--questions 200] [--batch 8] [--rounds 7]       # demo model; on a GPU, too
+    python benchmarks/recording.py [--questions 200] [--batch 8] [--rounds 20]       # demo model; on a GPU, too
     python benchmarks/recording.py --model llava-hf/llava-1.5-7b-hf --data ROOT
 
 The worst case: every question of a cell is recorded. A cell runs with and without in turns, in one process, through
-lmms-eval's evaluator with a journal, as a worker of a study runs it. Prints JSON: by method the median of the paired
-ratios of seconds (this process's processor time `cpu`, and the `clock`'s) with their quartiles, and bytes a question.
+lmms-eval's evaluator with a journal, as a worker of a study runs it. Prints JSON: by method the mean of the paired
+ratios of seconds (this process's processor time `cpu`, and the `clock`'s) with its 95 % interval over rounds, and bytes
+per question.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t as student
 
 METHODS: dict[str, str] = {
     "vanilla": "vanilla",
@@ -77,15 +81,19 @@ def measured(
                 kind: summary([pair[questions][kind] / pair[0][kind] for pair in pairs]) for kind in ("cpu", "clock")
             } | {
                 "seconds without": statistics.median(pair[0]["clock"] for pair in pairs),
-                "bytes a question": size / found[0].answered,
+                "bytes per question": size / found[0].answered,
             }
         return {"device": lm.origin.device, "questions": questions, "batch": batch, "methods": result}
 
 
 def summary(ratios: list[float]) -> dict[str, float]:
-    """The median, and the quartiles where there are enough."""
-    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return {"ratio": middle, "from": low, "to": high}
+    """The geometric mean and its 95 % interval over rounds, by Student's t; without one for a single round."""
+    logs = [math.log(ratio) for ratio in ratios]
+    middle = statistics.fmean(logs)
+    if len(logs) < 2:
+        return {"ratio": math.exp(middle)}
+    half = float(student.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return {"ratio": math.exp(middle), "low": math.exp(middle - half), "high": math.exp(middle + half)}
 
 
 if __name__ == "__main__":
@@ -95,7 +103,7 @@ if __name__ == "__main__":
     parser.add_argument("--task", default="gqa")
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     given = vars(parser.parse_args())
     print(json.dumps(measured(**given), indent=1))
