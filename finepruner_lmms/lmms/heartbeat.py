@@ -7,6 +7,7 @@ the runner learns where.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ VARIABLE = "FINEPRUNER_HEARTBEAT"
 """The folder in which each process of a launch writes `rank-<n>.json`."""
 Phase = Literal["start", "download", "load", "index", "answer", "score"]
 _LOOK, _WRITE = 0.5, 2.0  # seconds
+_COLLECTS = sys.version_info < (3, 11, 8) or sys.version_info[:3] == (3, 12, 0)
 _IDLE = ("heartbeat", "heartbeats", "parent")
 
 
@@ -68,7 +70,7 @@ class Heartbeat:
             time.sleep(_LOOK)
 
     def _look(self) -> None:
-        frames = sys._current_frames()
+        frames = _frames()
         threads = [thread for thread in threading.enumerate() if not _is_idle(thread)]
         # a library's own threads download and read; in a collective, they wake for nothing while questions are answered
         own = self._state["phase"] in ("answer", "score")
@@ -94,6 +96,17 @@ class Heartbeat:
                     os._exit(1)
             except OSError:  # a full disk: the runner sees that nothing comes
                 return
+
+
+def _frames() -> dict[int, FrameType]:
+    """Where each thread is. Python before 3.11.8 waits for ever if it collects garbage meanwhile (gh-106883)."""
+    if not _COLLECTS or not gc.isenabled():
+        return sys._current_frames()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        gc.enable()
 
 
 def _is_idle(thread: threading.Thread) -> bool:

@@ -6,7 +6,6 @@ space. The tower stays as it is. No loss touches an attention map or knows where
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from transformers import LlavaForConditionalGeneration
 
 from demo_training.hard.captions import ATTRIBUTES, WORDS, Captions, batch_of, near_miss, phrases
 from demo_training.hard.contrast import fits, look
+from demo_training.hard.descent import descend
 from demo_training.hard.packing import Packed, Packer
 from demo_training.hard.resume import Progress
 from demo_training.hard.views import Views
@@ -61,23 +61,15 @@ class Answerer:
 
     def train(self, plan: AnswerPlan, train: Views, tuning: Views, progress: Progress) -> None:
         """All steps of a phase; goes on from where `progress` has it."""
-        parameters = list(self.trained.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.02, betas=(0.9, 0.98))
-        rng, losses = random.Random(plan.name), []
-        for step in progress.steps(plan.steps, [self.trained], optimizer, rng):
-            fall = 0.05 + 0.95 * (1 + math.cos(math.pi * step / plan.steps)) / 2
-            for group in optimizer.param_groups:
-                group["lr"] = plan.rate * min(1, (step + 1) / 100) * fall
-            loss = self._loss(plan, train, torch.randint(0, len(train.scenes), (plan.batch,)), rng)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            losses.append(loss.item())
-            if step % 100 == 99 or step == plan.steps - 1:
-                mean = sum(losses) / len(losses)
-                progress.say(f"step {step + 1}/{plan.steps} loss {mean:.3f} | {self.evaluate(tuning, plan)}")
-                losses.clear()
+        descend(
+            [self.trained],
+            plan,
+            len(train.scenes),
+            progress,
+            random.Random(plan.name),
+            lambda chosen, rng: self._loss(plan, train, chosen, rng),
+            lambda: self.evaluate(tuning, plan),
+        )
 
     def _loss(self, plan: AnswerPlan, train: Views, chosen: Tensor, rng: random.Random) -> Tensor:
         scenes = [train.scenes[i] for i in chosen.tolist()]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo_training.hard.captions import ATTRIBUTES, WORDS, Captions, batch_of, near_miss, phrases
+from demo_training.hard.descent import descend
 from demo_training.hard.resume import Progress
 from demo_training.hard.views import Views
 from demo_training.tower import normalise, run_tower
@@ -73,24 +74,15 @@ def train_contrast(
     tower: nn.Module, captioned: Captioned, plan: ContrastPlan, train: Views, tuning: Views, progress: Progress
 ) -> None:
     """Train both in place; goes on from where `progress` has it."""
-    parameters = [*tower.parameters(), *captioned.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.02, betas=(0.9, 0.98))
-    rng, losses = random.Random(plan.grid), []
-    for step in progress.steps(plan.steps, [tower, captioned], optimizer, rng):
-        fall = 0.05 + 0.95 * (1 + math.cos(math.pi * step / plan.steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate * min(1, (step + 1) / 100) * fall
-        chosen = torch.randint(0, len(train.scenes), (plan.batch,))
-        loss = _loss(tower, captioned, train, chosen, rng)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        if step % 100 == 99 or step == plan.steps - 1:
-            mean = sum(losses) / len(losses)
-            progress.say(f"step {step + 1}/{plan.steps} loss {mean:.3f} | {report(tower, captioned, tuning)}")
-            losses.clear()
+    descend(
+        [tower, captioned],
+        plan,
+        len(train.scenes),
+        progress,
+        random.Random(plan.grid),
+        lambda chosen, rng: _loss(tower, captioned, train, chosen, rng),
+        lambda: report(tower, captioned, tuning),
+    )
 
 
 def _loss(tower: nn.Module, captioned: Captioned, train: Views, chosen: Tensor, rng: random.Random) -> Tensor:
