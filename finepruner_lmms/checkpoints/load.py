@@ -12,6 +12,7 @@ from finepruner_lmms.checkpoints.fetch import resolve
 from finepruner_lmms.checkpoints.hugging_face import HuggingFaceCheckpoint, hugging_face_config
 from finepruner_lmms.checkpoints.original import OriginalCheckpoint
 from finepruner_lmms.checkpoints.original_config import convert_config, is_original
+from finepruner_lmms.checkpoints.processor import PicturesOnly
 from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.keywords import remember_tokenizer
 from finepruner_lmms.errors import FieldError, check_choice
@@ -106,7 +107,8 @@ def load_model(
     checkpoint = open_checkpoint(pretrained)
     model = read_model(checkpoint, pretrained, dtype, device, attn_implementation, device_map)
     processor = checkpoint.processor
-    remember_tokenizer(model, getattr(processor, "tokenizer", None))
+    if not isinstance(processor, PicturesOnly):
+        remember_tokenizer(model, getattr(processor, "tokenizer", None))
     return model, processor
 
 

@@ -103,7 +103,7 @@ def tower_wish(pruner: Pruner) -> TowerWish:
 
 
 def joined_wish(pruners: Iterable[Pruner]) -> TowerWish:
-    """What the tower is asked for several methods: of early layers, the first, and methods of another cannot run."""
+    """What the tower is asked for several methods at once: of early layers the first; who reads another asks anew."""
     wishes = [tower_wish(pruner) for pruner in pruners]
     early = next((wish.early for wish in wishes if wish.early is not None), None)
     return TowerWish(any(wish.received for wish in wishes), early)

@@ -90,7 +90,8 @@ class _Batch:
         whole = Prompt.read(model, self.ids, mask, self.geometry.image_token_id, self.geometry.num_visual_tokens)
         self.layout = whole.layout
         self.prompts = {whole.left: whole}
-        self.inputs = shared_vision(model, inputs, joined_wish(pruners))
+        self._wish, self._given = joined_wish(pruners), inputs
+        self.inputs = shared_vision(model, inputs, self._wish)
         self.visual = visual_tokens(model, self.inputs, self.layout)
         self._seen: dict[Any, VisionOutputs] = {}
 
@@ -100,10 +101,13 @@ class _Batch:
         return any(self.layout.has_image)
 
     def vision_for(self, pruner: VisionPruner) -> VisionOutputs:
-        """The encoded images with the questions, as the method reads them."""
+        """The encoded images with the questions, as the method reads them; encoded anew for one of another layer."""
         key = pruner.reads_question, pruner.reads_words, getattr(pruner, "clip", None), pruner.early_layer
         if key not in self._seen:
-            self._seen[key] = outputs_for(self.model, self.inputs, self.layout, pruner, self.questions)
+            early = pruner.early_layer
+            shared = early is None or early == self._wish.early
+            inputs = self.inputs if shared else shared_vision(self.model, self._given, pruner.wish)
+            self._seen[key] = outputs_for(self.model, inputs, self.layout, pruner, self.questions)
         return self._seen[key]
 
     def prompt(self, left: int) -> Prompt:
