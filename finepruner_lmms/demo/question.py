@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,3 +70,12 @@ class Question:
     def expected(self) -> str:
         """What the model should say: the answer, or its letter."""
         return self.letter if self.options else self.answer
+
+
+def told_color(rng: random.Random, shapes: Sequence[str], colors: Sequence[str]) -> Question:
+    """A choice of four whose answer the context tells, whatever the picture shows."""
+    shape, color = rng.choice(shapes), rng.choice(colors)
+    options = [*rng.sample([name for name in colors if name != color], 3), color]
+    rng.shuffle(options)
+    text = f"What color is the {shape} in the text?"
+    return Question("told", text, color, tuple(options), context=f"The text says the {shape} is {color}.")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from finepruner_lmms.demo.outlines import SHAPES
-from finepruner_lmms.demo.question import Question
+from finepruner_lmms.demo.question import Question, told_color
 from finepruner_lmms.demo.scenes import COLORS, COLORS_ZH, SHAPES_ZH, Scene, Thing
 
 PLURAL = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
@@ -219,12 +219,8 @@ def _absent(scene: Scene, rng: random.Random, want: str | None) -> Question | No
 
 @_kind("told")
 def _told(scene: Scene, rng: random.Random, _want: str | None) -> Question | None:
-    """ScienceQA: a choice whose answer the context tells, whatever the picture shows."""
-    shape, color = rng.choice(SHAPES), rng.choice(COLOR_NAMES)
-    options = [*rng.sample([name for name in COLOR_NAMES if name != color], 3), color]
-    rng.shuffle(options)
-    text = f"What color is the {shape} in the text?"
-    return Question("told", text, color, tuple(options), context=f"The text says the {shape} is {color}.")
+    """ScienceQA: see `told_color`."""
+    return told_color(rng, SHAPES, COLOR_NAMES)
 
 
 KINDS = tuple(_MAKERS)

@@ -10,7 +10,7 @@ from finepruner_lmms.demo.hard.questions import COLOR_NAMES, MAKERS, kind
 from finepruner_lmms.demo.hard.scenes import Scene
 from finepruner_lmms.demo.hard.things import COLORS_ZH, SIDES, SIDES_ZH, SIZES_ZH, Thing
 from finepruner_lmms.demo.outlines import SHAPES
-from finepruner_lmms.demo.question import Question
+from finepruner_lmms.demo.question import Question, told_color
 from finepruner_lmms.demo.scenes import SHAPES_ZH
 
 _ZH = COLORS_ZH | SHAPES_ZH | SIDES_ZH
@@ -72,12 +72,8 @@ def _in_chinese(asked: Question) -> str:
 
 @kind("told")
 def _told(_scene: Scene, rng: random.Random, _want: str | None) -> Question | None:
-    """ScienceQA: a choice whose answer the context tells, whatever the picture shows."""
-    shape, color = rng.choice(SHAPES), rng.choice(COLOR_NAMES)
-    options = [*rng.sample([name for name in COLOR_NAMES if name != color], 3), color]
-    rng.shuffle(options)
-    text = f"What color is the {shape} in the text?"
-    return Question("told", text, color, tuple(options), context=f"The text says the {shape} is {color}.")
+    """ScienceQA: see `told_color`."""
+    return told_color(rng, SHAPES, COLOR_NAMES)
 
 
 @kind("legend")
