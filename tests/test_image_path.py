@@ -33,7 +33,7 @@ from finepruner_lmms.lmms.image_cache import ImageCache, Storage
 from finepruner_lmms.lmms.image_encoding import ImageEncoder, Picture, content_key
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.requests import Asked
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import TowerWish, VisionOutputs
 from finepruner_lmms.testing import no_host_sync, tiny_llava
 
 CPU = torch.device("cpu")
@@ -443,7 +443,7 @@ def test_pictures_encoded_apart_say_what_their_patches_receive():
     images = encoder(image_cache=64)
     shown = photos(images, 3)
     kept = images.encode(shown)
-    apart = images.encode_apart(shown)
+    apart = images.encode_apart(shown, TowerWish(received=True))
     assert kept.received_attention is None
     assert apart.received_attention is not None
     assert apart.received_attention.shape == apart.cls_attention.shape
