@@ -28,6 +28,7 @@ from finepruner_lmms.pruners import (
     vanilla,
     visionzip,
     vispruner,
+    visualheads,
     vscan,
 )
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
@@ -91,5 +92,6 @@ __all__ = [
     "vanilla",
     "visionzip",
     "vispruner",
+    "visualheads",
     "vscan",
 ]
