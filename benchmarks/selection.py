@@ -121,6 +121,7 @@ def state(batch: int, visual: int = VISUAL, words: int = 40) -> DecoderContext:
         2,
         last,
         torch.ones(batch, visual, dtype=torch.bool),
+        attention_in=lambda layer: last.roll(layer, dims=-1),
         next_attention=last,
         text_attention=rows,
         text_present=torch.ones(batch, words, dtype=torch.bool),

@@ -167,10 +167,16 @@ def decoder_context(batch: int = 3, visual: int = 24, seed: int = 0, layer: int 
 
     present = torch.ones(batch, visual, dtype=torch.bool)
     shorter = torch.arange(words) >= torch.tensor([row % 3 for row in range(batch)])[:, None]
+
+    def attention_in(earlier: int) -> Tensor:
+        own = torch.Generator().manual_seed(1000 * seed + earlier)
+        return torch.randn(batch, 8, visual + 4, generator=own).mul(2).softmax(-1)[..., :visual]
+
     return DecoderContext(
         layer,
         attention(batch, 8),
         present,
+        attention_in=attention_in,
         next_attention=attention(batch, 8),
         text_attention=attention(batch, 8, words),
         text_present=shorter,
@@ -187,4 +193,8 @@ def one_row(context: DecoderContext, row: int) -> DecoderContext:
     """One row of a context."""
     sources = {name: getattr(context, name)[row : row + 1] for name in (*SOURCES, "text_embeds")}
     attention, present = context.attention[row : row + 1], context.present[row : row + 1]
-    return DecoderContext(context.layer, attention, present, context.count, **sources)
+
+    def attention_in(earlier: int) -> Tensor:
+        return context.attention_in(earlier)[row : row + 1]
+
+    return DecoderContext(context.layer, attention, present, context.count, attention_in=attention_in, **sources)
