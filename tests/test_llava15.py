@@ -28,6 +28,7 @@ from finepruner_lmms.statistics.power import detectable
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs/llava15").glob("*.yaml"))
+STAGED = ("pdrop", "sparsevlm")
 STUDIES = ("budgets", "heads", "methods", "scoring_layers")
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -51,7 +52,7 @@ def test_each_study_is_there_for_both_sizes():
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_row_has_the_layer_average_that_its_budget_says(unreachable, file):
-    """But for what whole tokens at each stage leave over: half a token, or 0.6 % where there are four stages."""
+    """But for what whole tokens leave over: half a token, or 2 % where several stages have a fixed ratio."""
     matrix = load_matrix(file, planning=True)
     layers, tokens = matrix.num_layers, matrix.num_visual_tokens
     assert (layers, tokens) == ((40, 576) if file.stem.endswith("_13b") else (32, 576))
@@ -59,7 +60,7 @@ def test_every_row_has_the_layer_average_that_its_budget_says(unreachable, file)
         if row.pruner.budget is not None and row.pruner.name != "downsample":  # whose grids are squares
             average = sum(row.pruner.schedule(layers, tokens)) / layers
             asked = float(parse_budget(row.pruner.budget).tokens(tokens))
-            assert average == pytest.approx(asked, abs=0.5, rel=0.006), row
+            assert average == pytest.approx(asked, abs=0.02 * asked if row.pruner.name in STAGED else 0.5), row
     assert matrix.rows[0].pruner.name == "vanilla"
     assert {dict(row.given).get("seed") for row in matrix.rows if row.pruner.name == "random"} >= {0, 1, 2}
 
