@@ -28,6 +28,7 @@ SOURCES = (
     "hidden",
     "values",
     "text_output",
+    "rotation",
     "visual_embeds",
 )
 
@@ -180,6 +181,7 @@ def decoder_context(batch: int = 3, visual: int = 24, seed: int = 0, layer: int 
         text_embeds=torch.randn(batch, words, 12, generator=generator),
         values=torch.randn(batch, 8, visual, 6, generator=generator),
         text_output=torch.randn(batch, 8, words, 6, generator=generator),
+        rotation=torch.randn(batch, 2, visual, generator=generator),
     )
 
 
