@@ -114,6 +114,15 @@ class ImageRows:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
+        self._last_in: dict[int, Tensor] = {}
+
+    def last_in(self, layer: int) -> Tensor:
+        """`Rows.last_in`."""
+        if layer == self.rows.layer - 1:
+            return self.last
+        if layer not in self._last_in:
+            self._last_in[layer] = self.rows.last_in(layer)
+        return self._last_in[layer]
 
     @cached_property
     def last(self) -> Tensor:
@@ -166,6 +175,7 @@ class ImageRows:
             count,
             None if required is None else group.cut(required),
             lambda: ((part, group.cut(some)) for part, some in self.text),
+            lambda layer: group.cut(self.last_in(layer)),
             next_attention=lambda: group.cut(self.last_of_next),
             text_present=lambda: group.of_rows(prompt.text_after_image()),
             prefix_lengths=lambda: (

@@ -181,6 +181,10 @@ class CorrectedInside(Corrected, DecoderPruner):
         """As the method."""
         return self.method.fills_budget
 
+    def reads_layers(self, layer: int) -> tuple[int, ...]:
+        """As the method."""
+        return self.method.reads_layers(layer)
+
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """The method's at the budget of the whole."""
         stages = replace(self.method, budget=self.budget).stages(num_layers, num_visual_tokens)

@@ -38,12 +38,13 @@ class DecoderContext:
         count: int | None = None,
         required: Tensor | None = None,
         text_slices: Callable[[], Iterator[tuple[slice, Tensor]]] | None = None,
+        attention_in: Callable[[int], Tensor] | None = None,
         **sources: Source,
     ) -> None:
         self.layer, self.present, self.required = layer, present, required
         self.count = present.shape[1] if count is None else count
         self._sources: dict[str, Source] = {"attention": attention, **sources}
-        self._text_slices = text_slices
+        self._text_slices, self._attention_in = text_slices, attention_in
         self._once: dict[str, Any] = {}
         self.num_layers: int | None = None
         self.merged = 0
@@ -52,6 +53,18 @@ class DecoderContext:
     def attention(self) -> Tensor:
         """`[B, H, V]`: of the last prompt token, in the layer before."""
         return self._read("attention")
+
+    def attention_in(self, layer: int) -> Tensor:
+        """`[B, H, V]`: of the last prompt token, in decoder layer `layer`, one that the method `reads_layers` of.
+
+        Tokens that were dropped since, or made, are 0 there.
+        """
+        if layer == self.layer - 1:
+            return self.attention
+        name = f"attention in layer {layer}"
+        if self._attention_in is not None and name not in self._sources:
+            self._sources[name] = self._attention_in(layer)
+        return self._read(name)
 
     @property
     def next_attention(self) -> Tensor:

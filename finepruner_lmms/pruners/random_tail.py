@@ -92,6 +92,10 @@ class Tail(DecoderPruner):
 
     corrector: RandomTail
 
+    def reads_layers(self, layer: int) -> tuple[int, ...]:
+        """None: no attention is read."""
+        return ()
+
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """What brings the average of all layers to the budget."""
         if self.budget is None:

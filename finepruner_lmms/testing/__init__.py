@@ -223,6 +223,7 @@ def check_degenerate(name: str, reference: Reference) -> None:
             2,
             torch.full_like(context.attention, 1e-3),
             context.present,
+            attention_in=lambda _: torch.full_like(context.attention, 1e-3),
             text_present=context.text_present,
             prefix_lengths=context.prefix_lengths,
             **zero,
