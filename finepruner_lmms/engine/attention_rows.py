@@ -111,6 +111,18 @@ class Rows:
         own = self.values.gather(2, columns.expand(*shape)).to(self.hidden.device)
         return own[:, :, None].expand(-1, -1, heads_per_key(attn), -1, -1).flatten(1, 2)
 
+    def rotation(self) -> Tensor:
+        """The mean cosine and sine of the angles of the visual tokens' positions, `[B, 2, V]`; the mean of three axes.
+
+        In float64, whatever the model computes in: half precision would make ties.
+        """
+        columns = self.layout.columns.expand(*self.positions.shape[:-1], -1)
+        rotary: Any = self.decoder.rotary_emb
+        frequencies = rotary.inv_freq.to(self.hidden.device).double()
+        angles = self.positions.gather(-1, columns)[..., None].double() * frequencies
+        both = torch.stack([angles.cos().mean(-1), angles.sin().mean(-1)], dim=-2)
+        return both.mean(0) if both.ndim == 4 else both
+
     def text_output(self) -> Tensor:
         """Of the layer before, what its attention makes of the text after the image: `[B, H, max(T, 1), head_dim]`.
 

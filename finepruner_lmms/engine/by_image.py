@@ -150,6 +150,11 @@ class ImageRows:
         return self.rows.text_output()
 
     @cached_property
+    def rotation(self) -> Tensor:
+        """`Rows.rotation`."""
+        return self.rows.rotation()
+
+    @cached_property
     def text(self) -> list[tuple[slice, Tensor]]:
         """`Rows.text`, kept: every group reads it."""
         return list(self.rows.text())
@@ -179,6 +184,7 @@ class ImageRows:
             hidden=lambda: take(group.of_rows(self.hidden), group.places),
             values=lambda: group.cut(self.values.mT).mT,
             text_output=lambda: group.of_rows(self.text_output),
+            rotation=lambda: group.cut(self.rotation),
             visual_embeds=lambda: take(group.of_rows(take(rows.embeds, prompt.columns)), before.places),
             text_embeds=lambda: group.of_rows(rows.embeds)[:, rows.embeds.shape[1] - prompt.tail :],
         ).remember_in(memory)

@@ -235,7 +235,7 @@ class Dropping:
         self, pruner: DecoderPruner, stage: Stage, context: DecoderContext, hidden: Tensor
     ) -> tuple[Selection, Tensor]:
         """What the method chooses, and which tokens stay then, `[B, V]`."""
-        chosen = pruner.select(context, stage.retained)
+        chosen = pruner.select(context.at(self.geometry.num_layers, stage.merged), stage.retained)
         check_selection(pruner, chosen, stage, context.present, context.required, hidden, self.trace)
         if chosen.scores is not None:
             self.trace.watch(f"token scores of {pruner.name!r} at layer {stage.layer}", chosen.scores)
@@ -302,6 +302,7 @@ class Dropping:
             hidden=lambda: take(rows.hidden, rows.layout.columns),
             values=rows.visual_values,
             text_output=rows.text_output,
+            rotation=rows.rotation,
             visual_embeds=lambda: take(rows.embeds, rows.prompt.columns),
             text_embeds=lambda: rows.embeds[:, rows.embeds.shape[1] - rows.prompt.tail :],
         )

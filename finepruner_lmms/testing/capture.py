@@ -79,6 +79,7 @@ def random_state(batch: int, seed: int, device: str = "cuda", **sizes: int) -> d
         "text_embeds": draw(batch, words, width),
         "values": draw(batch, heads, n, width // heads),
         "text_output": draw(batch, heads, words, width // heads),
+        "rotation": draw(batch, 2, n),
         "present": torch.ones(batch, n, dtype=torch.bool, device=device),
         "text_present": torch.ones(batch, words, dtype=torch.bool, device=device),
         "prefix_lengths": torch.full((batch,), 35, device=device),

@@ -28,6 +28,7 @@ SOURCES = (
     "hidden",
     "values",
     "text_output",
+    "rotation",
     "visual_embeds",
 )
 
@@ -224,6 +225,7 @@ def decoder_context(
         text_embeds=torch.randn(batch, words, width, generator=generator),
         values=torch.randn(batch, heads, visual, sizes.head_dim, generator=generator),
         text_output=torch.randn(batch, heads, words, sizes.head_dim, generator=generator),
+        rotation=torch.randn(batch, 2, visual, generator=generator),
     )
 
 
