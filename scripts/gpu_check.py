@@ -739,7 +739,7 @@ def batch32(run: Run) -> None:
 
     def operations(pruner: Pruner) -> int:
         schedule = pruner.schedule(config.num_hidden_layers, run.visual)
-        scored = [at - 1 for at in range(1, len(schedule)) if schedule[at] < schedule[at - 1]]
+        scored = pruner.scored_layers(config.num_hidden_layers, run.visual)
         return prefill_flops(sizes, [round(prompts.text) + visual for visual in schedule], scored)
 
     for what, inputs, least in (("decoder", encoded, 0.93), ("from pixels", prompts.from_pixels, 0.80)):

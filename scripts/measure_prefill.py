@@ -79,8 +79,7 @@ def report(model: LlavaForConditionalGeneration, pruners: list, seconds: list[li
     dense = 0.0
     for pruner, times in zip(pruners, seconds, strict=True):
         schedule = pruner.schedule(layers, VISUAL)
-        scored = [layer for layer in range(layers - 1) if schedule[layer + 1] < schedule[layer]]
-        flops = prefill_flops(sizes, [text + visual for visual in schedule], scored)
+        flops = prefill_flops(sizes, [text + visual for visual in schedule], pruner.scored_layers(layers, VISUAL))
         dense = dense or flops
         turns = [before / after for before, after in zip(seconds[0], times, strict=True)]
         shown = " ".join(str(value) for value in (pruner.name, pruner.budget or VISUAL, *pruner.parameters().values()))

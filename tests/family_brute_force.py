@@ -163,6 +163,7 @@ class BruteForce:
         self.weights: Tensor | None = None
         self.values: Tensor | None = None
         self.outputs: Tensor | None = None
+        self.last_rows: dict[int, dict[int, Tensor]] = {}  # by layer, what the last token's heads give each column
         for layer in self.decoder.layers:
             assert layer.self_attn.config._attn_implementation == "eager"
 
@@ -232,6 +233,7 @@ class BruteForce:
             present,
             sum(image.alive),
             required,
+            attention_in=lambda earlier: self.seen_in(earlier, image) * present[:, None],
             next_attention=following,
             text_attention=lambda: weights[:, :, words][..., columns] * present[:, None, None],
             text_present=torch.ones(1, len(words), dtype=torch.bool),
@@ -249,6 +251,12 @@ class BruteForce:
             self.choices[layer, number] = Choice(keep)
         else:
             self.choices[layer, number] = Choice(keep, chosen.merged[0], chosen.merged_from[0].tolist())
+
+    def seen_in(self, layer: int, image: Image) -> Tensor:
+        """The last token's attention to the image in an earlier layer, `[1, H, V]`; 0 for what was made since."""
+        rows = self.last_rows[layer]
+        none = torch.zeros_like(next(iter(rows.values())))
+        return torch.stack([rows.get(label, none) for label in image.tokens], dim=1)[None]
 
     # -- the decoder ----------------------------------------------------------------------------------------------
 
@@ -332,6 +340,7 @@ class BruteForce:
                 visual.append(sum(sum(image.alive) for image in images))
             with self.watched(layer):
                 hidden, self.weights, cos = self.run(layer, hidden, positions, seen)
+            self.last_rows[layer] = dict(zip(order, self.weights[0, :, -1].unbind(1), strict=True))
             if layer < len(deep):
                 hidden = hidden + deep[layer]
         rotary.append(cos[:, seen] if step == 0 else cos[:, -1:])

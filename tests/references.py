@@ -373,3 +373,74 @@ def sparsevlm(_pruner, context, count):
     shares = (shares / shares.sum(1, keepdims=True)).mean(0)
     raters = np.flatnonzero(there)[shares > shares.mean()]
     return best(array(context.text_attention)[:, raters].mean((0, 1)), count)
+
+
+# -- correctors: each is given the corrected method, whose own reference it asks ---------------------------------------
+
+
+def share_of(share: float, count: int) -> int:
+    return max(0, min(math.floor(share * count + 0.5), count - 1))
+
+
+def own_choice(pruner, seen, count):
+    return globals()[pruner.method.name.split("+")[-1]](pruner.method, seen, count)
+
+
+def anchors(tokens: ndarray, candidates: list[int], count: int) -> list[int]:
+    """The dense ones that are unlike every denser one."""
+    density = {i: sum(cosine(tokens[i], tokens[j]) for j in candidates) for i in candidates}
+    worth = {}
+    for i in candidates:
+        denser = [cosine(tokens[i], tokens[j]) for j in candidates if density[j] > density[i]]
+        worth[i] = density[i] * (1 - (max(denser) if denser else 0))
+    return sorted(sorted(candidates, key=lambda i: (-worth[i], i))[:count])
+
+
+def with_anchors(pruner, seen, count, share):
+    added = share_of(share, count)
+    own = own_choice(pruner, seen, count - added)
+    tokens = array(seen.projected if hasattr(seen, "projected") else seen.hidden)
+    dropped = [i for i in range(len(tokens)) if i not in own]
+    return sorted(own + anchors(tokens, dropped, added))
+
+
+def restore(pruner, seen, count):
+    return with_anchors(pruner, seen, count, pruner.corrector.restored)
+
+
+def merge(pruner, seen, count):
+    if hasattr(seen, "projected") and pruner.corrector.merge_into == "few":
+        return with_anchors(pruner, seen, count, pruner.corrector.merged)
+    return own_choice(pruner, seen, count)  # inside the model, and into kept tokens, no other token stays
+
+
+def coordinates(pruner, context, count):
+    places = share_of(pruner.corrector.coordinates, count)
+    cosines, sines = array(context.rotation)
+    real = best(cosines, places - places // 2)
+    sines[real] = -np.inf
+    chosen = real + best(sines, places // 2)
+    rest = [i for i in range(len(cosines)) if i not in chosen]
+    seen = type(context)(
+        context.layer,
+        context.attention[:, :, rest],
+        context.present[:, rest],
+        next_attention=context.next_attention[:, :, rest],
+    )
+    return sorted(chosen + [rest[i] for i in own_choice(pruner, seen, count - places)])
+
+
+def random_tail(pruner, seen, count):
+    """Of a method before the model its own choice; inside it the best of numbers that follow from seed and question."""
+    if hasattr(seen, "projected"):
+        return globals()[pruner.name](pruner, seen, count)
+    bits = np.frombuffer(seen.text_embeds[0].float().numpy().tobytes(), dtype=np.int32).tolist()
+    words = np.repeat(seen.text_present[0].numpy(), seen.text_embeds.shape[2]).tolist()
+    key = 0
+    for place, value, word in zip(range(len(bits), 0, -1), bits, words, strict=True):
+        key += word * scrambled((value * 0x9E3779B97F4A7C15 + scrambled(place)) & _WORD)
+    key = scrambled(key & _WORD)
+    own = scrambled((key + pruner.corrector.tail_seed * 0x632BE59BD9B4E019 % 2**63) & _WORD)
+    numbers = [scrambled((own + scrambled(place + 1)) & _WORD) for place in range(seen.present.shape[1])]
+    signed = [number - (1 << 64) if number >> 63 else number for number in numbers]
+    return best([number >> 11 for number in signed], count)

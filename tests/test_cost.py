@@ -24,7 +24,8 @@ def test_the_count_is_torchs_count(method, budget):
     model, inputs = tiny_llava("eager"), prompts((4, 9))
     pruner = fp.build_pruner(method, budget=budget, **({"heads": 4} if method == "finepruner" else {}))
     schedule = pruner.schedule(6, 16)
-    scored = [layer for layer in range(5) if schedule[layer + 1] < schedule[layer]] if pruner.side == "decoder" else []
+    scored = pruner.scored_layers(6, 16)
+    assert scored == ((1,) if pruner.side == "decoder" else ())
     expected = prefill_flops(DecoderSizes.of(model.config.text_config), [13 + n for n in schedule], scored)
     assert counted_by_torch(model, pruner, inputs) == pytest.approx(expected, rel=2e-3)
 

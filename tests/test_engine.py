@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -12,7 +12,10 @@ from conftest import IMAGE, VISUAL, alone, prompts, rounding, tiny_llava
 from transformers import DynamicCache
 
 import finepruner_lmms as fp
+from finepruner_lmms.engine.fan_out import answer_together
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners import DecoderContext, DecoderPruner, Selection, Stage
+from finepruner_lmms.testing.guards import prefill_without_host_copy, prefill_without_host_sync
 
 STEPS = 6
 BATCHES = {
@@ -408,16 +411,20 @@ def test_gathering_everything_changes_nothing(attention):
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_every_row_that_a_method_may_read_is_what_eager_attention_computes(batch):
-    """The last token's in the layer before and in the next one, and those of all words behind the image."""
-    model, inputs, seen = tiny_llava(), prompts(*BATCHES[batch]), []
+    """The last token's in every layer up to the next one, and those of all words behind the image."""
+    model, inputs, seen, earlier = tiny_llava(), prompts(*BATCHES[batch]), [], []
 
     class Look(Pyramid):
         def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
             return (Stage(3, 4),)
 
+        def reads_layers(self, layer: int) -> tuple[int, ...]:
+            return (0, 1, 2)
+
         def select(self, context: DecoderContext, retained: int) -> Selection:
             names = ("attention", "next_attention", "text_attention", "text_present", "hidden", "prefix_lengths")
             seen.append({name: getattr(context, name) for name in (*names, "visual_embeds", "text_embeds")})
+            earlier.append([context.attention_in(layer) for layer in self.reads_layers(3)])
             return super().select(context, retained)
 
     fp.generate(model, Look(), inputs, max_new_tokens=1)
@@ -432,6 +439,8 @@ def test_every_row_that_a_method_may_read_is_what_eager_attention_computes(batch
         outputs = eager(**single, output_attentions=True, output_hidden_states=True)
         words = single["input_ids"].shape[1] - int(visual[-1]) - 1
         near = rounding(layers=3)
+        for layer, rows in enumerate(earlier[0]):
+            torch.testing.assert_close(rows[row], outputs.attentions[layer][0, :, -1, visual], **near)
         torch.testing.assert_close(found["attention"][row], outputs.attentions[2][0, :, -1, visual], **near)
         torch.testing.assert_close(found["next_attention"][row], outputs.attentions[3][0, :, -1, visual], **near)
         behind = outputs.attentions[2][0, :, -words:][..., visual]
@@ -456,3 +465,94 @@ def test_layers_get_no_position_ids_behind_a_drop():
         model.generate(**inputs, max_new_tokens=3, do_sample=False)
         handle.remove()
     assert positions == [None] * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several(Pyramid):
+    """Three drops, each by the rows of all layers so far; `reads` names fewer."""
+
+    name: ClassVar[str] = "several"
+    fills_budget: ClassVar[bool] = True
+    reads: int = 0
+
+    def reads_layers(self, layer: int) -> tuple[int, ...]:
+        return tuple(range(self.reads, layer))
+
+    def select(self, context: DecoderContext, retained: int) -> Selection:
+        rows = torch.stack([context.attention_in(layer) for layer in range(context.layer)])
+        return self.keep_best(rows.mean((0, 2)), context, retained)
+
+
+@pytest.mark.parametrize("made", [0, 2])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_rows_of_layers_before_an_earlier_drop_are_those_that_were_seen_there(batch, made):
+    """What was dropped or made since is 0; the rest is what the layer's own attention was at the drop behind it."""
+    model, inputs, seen = tiny_llava(), prompts(*BATCHES[batch]), {}
+
+    class Look(Several):
+        def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+            return tuple(stage._replace(merged=made) for stage in super().stages(num_layers, num_visual_tokens))
+
+        def select(self, context: DecoderContext, retained: int) -> Selection:
+            for layer in range(context.layer):
+                rows = context.attention_in(layer)
+                known = seen.setdefault(layer, rows)
+                known = torch.nn.functional.pad(known, (0, rows.shape[2] - known.shape[2]))
+                assert torch.equal(rows, known * context.present[:, None])
+                assert bool(rows.any()) == bool(context.present.any())
+            chosen = super().select(context, retained)
+            if not made:
+                return chosen
+            return replace(chosen, merged=context.hidden[:, :made], merged_from=chosen.keep.long()[:, :made])
+
+    fp.generate(model, Look(), inputs, max_new_tokens=1)
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_rows_of_several_layers_are_the_same_in_every_way_to_run(batch):
+    """Alone and batched, on buffers of fixed size, and together with methods that share some of the way."""
+    model, inputs = tiny_llava(), prompts(*BATCHES[batch])
+    options = {"max_new_tokens": STEPS, "do_sample": False}
+    usual = fp.generate(model, Several(), inputs, **options)
+    fixed = fp.generate(model, Several(), inputs, execution="graphs", **options)
+    others = [fp.build_pruner("fastv", budget=12), fp.build_pruner("random", budget=9), Pyramid(), Several()]
+    together = answer_together(model, others, inputs, max_new_tokens=STEPS).outcomes[-1]
+    assert not isinstance(together, Exception)
+    for other in (fixed, together):
+        assert torch.equal(other.sequences, usual.sequences)
+        for layer, rows in usual.trace.kept.items():
+            assert all(map(torch.equal, rows, other.trace.kept[layer]))
+    for row in range(len(inputs["input_ids"])):
+        single = fp.generate(model, Several(), alone(inputs, row), **options)
+        for layer, rows in single.trace.kept.items():
+            assert torch.equal(rows[0], usual.trace.kept[layer][row])
+    for way in (
+        lambda pruner: fp.generate(model, pruner, inputs, execution="graphs", **options),
+        lambda pruner: fp.generate(model, pruner, inputs, **options),
+    ):
+        if usual.trace.kept:
+            with pytest.raises(FieldError, match="attention of layer 0 was not asked for"):
+                way(Several(reads=1))
+
+
+def test_nothing_is_copied_to_or_read_from_the_device_for_rows_of_several_layers():
+    prefill_without_host_copy(Several(), (5, 7), 11, (2, 0))
+    with prefill_without_host_sync(tiny_llava()):
+        fp.generate(tiny_llava(), Several(), prompts((5, 7), (2, 4)), max_new_tokens=2, do_sample=False)
+
+
+def test_rows_of_later_layers_are_refused():
+    class Ahead(Several):
+        def reads_layers(self, layer: int) -> tuple[int, ...]:
+            return (layer,)
+
+    with pytest.raises(FieldError, match="reads the attention of layer 1 before layer 1; possible are 0 to 0"):
+        fp.generate(tiny_llava(), Ahead(), prompts((5, 7)), max_new_tokens=1)
+
+
+def test_every_row_that_is_computed_again_is_counted():
+    assert Several().scored_layers(6, VISUAL) == (0, 0, 1, 2, 0, 1, 2, 3)
+    assert fp.build_pruner("fastv", budget=12, layer=4).scored_layers(6, VISUAL) == (3,)
+    assert fp.build_pruner("random", budget=12).scored_layers(6, VISUAL) == ()
+    assert fp.build_pruner("divprune+fastv", budget=10, first=12).scored_layers(6, VISUAL) == (1,)

@@ -116,6 +116,7 @@ def test_exactly_the_promised_number_inside(name, batch, visual, share, seed, ro
         2,
         attention(batch, 8) * shown[:, None],
         shown,
+        attention_in=lambda _: attention(batch, 8) * shown[:, None],
         next_attention=attention(batch, 8),
         text_attention=attention(batch, 8, words),
         text_present=torch.rand(batch, words, generator=generator) > 0.3,

@@ -54,8 +54,7 @@ def promise(model: LlavaForConditionalGeneration, pruner: Pruner, batch: int, te
     geometry, sizes = Geometry.of(model.config), DecoderSizes.of(model.config.text_config)
     schedule = pruner.schedule(geometry.num_layers, geometry.num_visual_tokens)
     lengths = [round(text) + visual for visual in schedule]
-    _, inside = pruner.parts(geometry.num_visual_tokens)
-    scored = [] if inside is None else [at - 1 for at in range(1, len(schedule)) if schedule[at] < schedule[at - 1]]
+    scored = pruner.scored_layers(geometry.num_layers, geometry.num_visual_tokens)
     parts = Parts.of(model)
     element = model.dtype.itemsize
     head = 2 * sizes.hidden * model.config.text_config.vocab_size

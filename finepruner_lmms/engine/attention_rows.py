@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,19 +29,32 @@ TEXT_ROWS = 64
 class Rows:
     """The rows that a method may read before decoder layer `layer`, and what they are computed from.
 
-    `hidden` `[B, L, D]` is what enters the layer; `keys` and `values` `[B, KV heads, L, head_dim]` are those of the
-    layer before, the keys rotated; `layout` and `positions`, `[B, L]` or `[3, B, L]`, are the layer's own. Everything
-    is given on the device of `hidden`, wherever the layers that it comes from compute.
+    `hidden` `[B, L, D]` is what enters the layer; `cached(l)` are keys and values of the earlier layer `l`,
+    `[B, KV heads, L, head_dim]` each, the keys rotated; `layout` and `positions`, `[B, L]` or `[3, B, L]`, are the
+    layer's own. Everything is given on the device of `hidden`, wherever the layers that it comes from compute.
     """
 
     decoder: nn.Module
     state: PromptState
     layer: int
     hidden: Tensor
-    keys: Tensor
-    values: Tensor
+    cached: Callable[[int], tuple[Tensor, Tensor]]
     layout: Layout
     positions: Tensor
+
+    @cached_property
+    def _cached_before(self) -> tuple[Tensor, Tensor]:
+        return self.cached(self.layer - 1)
+
+    @property
+    def keys(self) -> Tensor:
+        """`[B, KV heads, L, head_dim]`: of the layer before, rotated."""
+        return self._cached_before[0]
+
+    @property
+    def values(self) -> Tensor:
+        """`[B, KV heads, L, head_dim]`: of the layer before."""
+        return self._cached_before[1]
 
     @property
     def prompt(self) -> Layout:
@@ -64,6 +78,24 @@ class Rows:
         """Of the layer before, the last token's: `[B, H, V]`."""
         return self.before(1)[:, :, 0]
 
+    def last_in(self, layer: int) -> Tensor:
+        """Of an earlier layer that the method asked for, the last token's, of what is still there: `[B, H, V]`."""
+        if layer == self.layer - 1:
+            return self.last()
+        if layer not in self.state.asking:
+            raise FieldError(
+                "reads_layers",
+                f"the attention of layer {layer} was not asked for before the drop at layer {self.layer}",
+                value=layer,
+                fix="name it in what the method's `reads_layers` returns",
+            )
+        asking, (keys, _) = self.state.asking[layer], self.cached(layer)
+        layout = on_device(self.state.layout_of(layer), keys.device)
+        rows = visual_rows(asking.inside, asking.attn, asking.rotary, keys, layout, 1)[:, :, 0].to(self.hidden.device)
+        # tokens that were made since follow those of that layer; what was dropped since is not there any more
+        made = self.layout.present.shape[1] - rows.shape[2]
+        return nn.functional.pad(rows, (0, made)) * self.layout.present[:, None]
+
     def text(self) -> Iterator[tuple[slice, Tensor]]:
         """Of the layer before, those of the text after the image, `TEXT_ROWS` at a time."""
         tail = self.prompt.tail
@@ -78,6 +110,18 @@ class Rows:
         shape = (-1, self.values.shape[1], -1, self.values.shape[3])
         own = self.values.gather(2, columns.expand(*shape)).to(self.hidden.device)
         return own[:, :, None].expand(-1, -1, heads_per_key(attn), -1, -1).flatten(1, 2)
+
+    def rotation(self) -> Tensor:
+        """The mean cosine and sine of the angles of the visual tokens' positions, `[B, 2, V]`; the mean of three axes.
+
+        In float64, whatever the model computes in: half precision would make ties.
+        """
+        columns = self.layout.columns.expand(*self.positions.shape[:-1], -1)
+        rotary: Any = self.decoder.rotary_emb
+        frequencies = rotary.inv_freq.to(self.hidden.device).double()
+        angles = self.positions.gather(-1, columns)[..., None].double() * frequencies
+        both = torch.stack([angles.cos().mean(-1), angles.sin().mean(-1)], dim=-2)
+        return both.mean(0) if both.ndim == 4 else both
 
     def text_output(self) -> Tensor:
         """Of the layer before, what its attention makes of the text after the image: `[B, H, max(T, 1), head_dim]`.
@@ -198,14 +242,17 @@ def attention_rows(
 ) -> Tensor:
     """The attention of the last `rows` tokens but `skip` to all tokens, `[B, H, rows, L]`, in float32.
 
-    `inside` `[B, L, D]` is what the attention layer `attn` gets, of which the last `rows + skip` tokens are enough;
-    `keys` `[B, KV heads, L, head_dim]` are rotated. The softmax runs over all that a token sees.
+    `inside` `[B, L, D]` is what the attention layer `attn` gets and `rotary` what it turns by, of which the last
+    `rows + skip` tokens are enough; `keys` `[B, KV heads, L, head_dim]` are rotated. The softmax runs over all that a
+    token sees.
     """
-    length, known = keys.shape[2], inside.shape[1]
-    last = slice(length - skip - rows, length - skip)
-    asking = inside[:, known - skip - rows : known - skip]
-    query, (cos, sin) = split_heads(attn.q_proj(as_weights(attn.q_proj, asking)), attn, "q_norm"), rotary
-    query, _ = apply_rotary_pos_emb(query, query, cos[:, last], sin[:, last])
+    length = keys.shape[2]
+
+    def last(values: Tensor) -> Tensor:
+        return values[:, values.shape[1] - skip - rows : values.shape[1] - skip]
+
+    query = split_heads(attn.q_proj(as_weights(attn.q_proj, last(inside))), attn, "q_norm")
+    query, _ = apply_rotary_pos_emb(query, query, last(rotary[0]), last(rotary[1]))
     # query heads of one group share their keys; folding them into the rows avoids repeating the keys
     grouped = query.float().unflatten(1, (keys.shape[1], -1)).flatten(2, 3)
     logits = (grouped @ keys.float().transpose(2, 3)).unflatten(2, (-1, rows)).flatten(1, 2) * attn.scaling
@@ -213,5 +260,6 @@ def attention_rows(
     if rows > 1 or skip:
         place = torch.arange(length, device=inside.device)
         # a padding row sees itself, so that its softmax is one of numbers
-        seen = (place <= place[last, None]) & (seen | (place == place[last, None]))
+        own = place[length - skip - rows : length - skip, None]
+        seen = (place <= own) & (seen | (place == own))
     return logits.masked_fill(~seen, float("-inf")).softmax(-1)

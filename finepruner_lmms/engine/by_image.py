@@ -114,6 +114,15 @@ class ImageRows:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
+        self._last_in: dict[int, Tensor] = {}
+
+    def last_in(self, layer: int) -> Tensor:
+        """`Rows.last_in`."""
+        if layer == self.rows.layer - 1:
+            return self.last
+        if layer not in self._last_in:
+            self._last_in[layer] = self.rows.last_in(layer)
+        return self._last_in[layer]
 
     @cached_property
     def last(self) -> Tensor:
@@ -141,6 +150,11 @@ class ImageRows:
         return self.rows.text_output()
 
     @cached_property
+    def rotation(self) -> Tensor:
+        """`Rows.rotation`."""
+        return self.rows.rotation()
+
+    @cached_property
     def text(self) -> list[tuple[slice, Tensor]]:
         """`Rows.text`, kept: every group reads it."""
         return list(self.rows.text())
@@ -161,6 +175,7 @@ class ImageRows:
             count,
             None if required is None else group.cut(required),
             lambda: ((part, group.cut(some)) for part, some in self.text),
+            lambda layer: group.cut(self.last_in(layer)),
             next_attention=lambda: group.cut(self.last_of_next),
             text_present=lambda: group.of_rows(prompt.text_after_image()),
             prefix_lengths=lambda: (
@@ -169,6 +184,7 @@ class ImageRows:
             hidden=lambda: take(group.of_rows(self.hidden), group.places),
             values=lambda: group.cut(self.values.mT).mT,
             text_output=lambda: group.of_rows(self.text_output),
+            rotation=lambda: group.cut(self.rotation),
             visual_embeds=lambda: take(group.of_rows(take(rows.embeds, prompt.columns)), before.places),
             text_embeds=lambda: group.of_rows(rows.embeds)[:, rows.embeds.shape[1] - prompt.tail :],
         ).remember_in(memory)

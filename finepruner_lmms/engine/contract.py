@@ -45,6 +45,15 @@ def check_stages(pruner: Pruner, stages: Sequence[Stage], num_layers: int) -> No
             )
         if stage.retained < 0 or stage.merged < 0:
             raise FieldError("stages", f"{pruner.name!r} gives {stage!r}; counts are at least 0", value=stage)
+        assert isinstance(pruner, DecoderPruner)
+        asked = pruner.reads_layers(stage.layer)
+        if wrong := [layer for layer in asked if not 0 <= layer < stage.layer]:
+            raise FieldError(
+                "reads_layers",
+                f"{pruner.name!r} reads the attention of layer {wrong[0]} before layer {stage.layer}; possible are 0 "
+                f"to {stage.layer - 1}",
+                value=asked,
+            )
         before = stage.layer
 
 

@@ -7,8 +7,9 @@
 - on the decoder: drops at its entrance what a method before the language model has not chosen, and takes over what is
   the prompt's own: positions in a grid, and features that are added to the visual tokens after later layers;
 - on the attention of the layer before a drop: keeps a reference to its input, from which the rows that a method reads
-  are recomputed in float32 with the layer's own query projection and cached keys. No full attention map is ever
-  built, so SDPA or flash attention stays on in every layer;
+  are recomputed in float32 with the layer's own query projection and cached keys; of earlier layers that the method
+  asks for, the last token's input alone. No full attention map is ever built, so SDPA or flash attention stays on in
+  every layer;
 - on every decoder layer from the first drop on: at a drop, gathers the kept tokens; in prefill and decode, swaps in
   the mask, positions and rotary embeddings of the short sequence. `LlamaModel.forward` computes these once for all
   layers, from layer 0, which still holds the long sequence.
@@ -46,7 +47,7 @@ from finepruner_lmms.engine.families.registry import family_of
 from finepruner_lmms.engine.generation_modes import checked_generation
 from finepruner_lmms.engine.prompt_layout import read_layout
 from finepruner_lmms.engine.prompt_reading import read_prompt
-from finepruner_lmms.engine.prompt_state import PromptState
+from finepruner_lmms.engine.prompt_state import LastToken, PromptState
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.engine.versions import cache_of_output, copies_images, find_cache, warn_if_untested
 from finepruner_lmms.errors import FieldError
@@ -152,9 +153,11 @@ class _Hooks:
         if self.family.grid_positions or self.entrance is not None:
             add(self.decoder.register_forward_pre_hook, self.on_decoder, with_kwargs=True)
         add(layers[0].register_forward_pre_hook, self.on_first_layer, with_kwargs=True)
-        for layer in range(1, len(layers)) if self.anywhere else sorted({stage.layer for stage in self.stages}):
+        drops = [stage.layer for stage in self.stages]
+        read = {drop - 1 for drop in drops} | self.dropping.watched(drops)
+        for layer in range(len(layers) - 1) if self.anywhere else sorted(read):
             watch = partial(self.on_attention, layer)
-            add(layers[layer - 1].self_attn.register_forward_pre_hook, watch, with_kwargs=True)
+            add(layers[layer].self_attn.register_forward_pre_hook, watch, with_kwargs=True)
         for index in range(1 if self.anywhere else self.stages[0].layer, len(layers)):
             add(layers[index].register_forward_pre_hook, partial(self.on_layer, index), with_kwargs=True)
         for index in range(self.family.deep_features(self.config)):
@@ -344,10 +347,12 @@ class _Hooks:
                 state.embeds = args[0]
 
     def on_attention(self, layer: int, attn: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the attention of the layer ahead of a drop: keep what its rows are recomputed from."""
+        """Before the attention of layer `layer`: keep what its rows are recomputed from, where a drop reads them."""
         state = self.running()
-        if state.prefill and layer in state.layers:
-            state.inputs[layer] = (kwargs["hidden_states"], attn, kwargs["position_embeddings"])
+        if state.prefill and layer + 1 in state.layers:
+            state.inputs[layer + 1] = (kwargs["hidden_states"], attn, kwargs["position_embeddings"])
+        if state.prefill and layer in state.watched:
+            state.asking[layer] = LastToken.of(kwargs["hidden_states"], attn, kwargs["position_embeddings"])
 
     def on_layer(
         self, index: int, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -362,8 +367,11 @@ class _Hooks:
         if layer == index:
             cache, positions = supported_cache(find_cache(kwargs)), self.positions(state, kwargs).to(hidden.device)
             if state.prefill:
-                before = cache.layers[index - 1]
-                hidden = self.dropping.drop(state, index, hidden, before.keys, before.values, positions)
+
+                def cached(layer: int) -> tuple[Tensor, Tensor]:
+                    return cache.layers[layer].keys, cache.layers[layer].values
+
+                hidden = self.dropping.drop(state, index, hidden, cached, positions)
             else:
                 check_length(cache, index, state.views[index])
                 state.views[index].grow(positions, state.new_valid)

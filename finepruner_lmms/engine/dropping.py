@@ -6,6 +6,7 @@ walks through a decoder call `Dropping.drop` where a stage begins.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,11 +95,18 @@ class Dropping:
             return PromptState(None, rows)
         if not layout.groups:
             layers = tuple(stage.layer for stage in self.stages)
-            return PromptState(layout if layers else None, rows, layers=layers)
+            return PromptState(layout if layers else None, rows, layers=layers, watched=self.watched(layers))
         self.trace.tell_images(layout)
         stages = {count: self.stages_of(count) for count in set(counts)}
         drops = plan_drops(layout, [stages[count] for count in counts])
-        return PromptState(layout if drops else None, rows, layers=tuple(drops), drops=drops)
+        watched = self.watched(drops)
+        return PromptState(layout if drops else None, rows, layers=tuple(drops), drops=drops, watched=watched)
+
+    def watched(self, drops: Iterable[int]) -> frozenset[int]:
+        """The layers whose last row is read at one of these drops, but for the layer just before it."""
+        return frozenset(
+            layer for drop in drops if drop for layer in self.inside().reads_layers(drop) if layer < drop - 1
+        )
 
     def stages_of(self, num_visual_tokens: int) -> tuple[Stage, ...]:
         """Where tokens are dropped of an image of so many, the decoder's entrance included."""
@@ -131,17 +139,22 @@ class Dropping:
     # -- a drop -------------------------------------------------------------------------------------------------------
 
     def drop(
-        self, state: PromptState, layer: int, hidden: Tensor, keys: Tensor, values: Tensor, positions: Tensor
+        self,
+        state: PromptState,
+        layer: int,
+        hidden: Tensor,
+        cached: Callable[[int], tuple[Tensor, Tensor]],
+        positions: Tensor,
     ) -> Tensor:
         """Choose and gather: `hidden` `[B, L, D]` → `[B, L', D]`, and `state.views` gets the layers from here on.
 
-        `keys` and `values` `[B, KV heads, L, head_dim]` are those of the layer before, the keys rotated, whose input
-        `state.inputs` holds; `positions` `[B or 1, L]`, or `[3, B, L]`, those of the prompt, which only the first drop
-        reads.
+        `cached(l)` are keys and values `[B, KV heads, L, head_dim]` of the earlier layer `l`, the keys rotated, whose
+        input `state.inputs` holds for the layer before and `state.asking` for others; `positions` `[B or 1, L]`, or
+        `[3, B, L]`, are those of the prompt, which only the first drop reads.
         """
         before = self._before(state, layer, positions, hidden)
         with for_choosing(hidden.device):
-            rows = Rows(self.decoder, state, layer, hidden, keys, values, before.layout, before.positions)
+            rows = Rows(self.decoder, state, layer, hidden, cached, before.layout, before.positions)
             if before.layout.groups:
                 moved = self._choose_by_image(state, layer, rows)
             else:
@@ -222,7 +235,7 @@ class Dropping:
         self, pruner: DecoderPruner, stage: Stage, context: DecoderContext, hidden: Tensor
     ) -> tuple[Selection, Tensor]:
         """What the method chooses, and which tokens stay then, `[B, V]`."""
-        chosen = pruner.select(context, stage.retained)
+        chosen = pruner.select(context.at(self.geometry.num_layers, stage.merged), stage.retained)
         check_selection(pruner, chosen, stage, context.present, context.required, hidden, self.trace)
         if chosen.scores is not None:
             self.trace.watch(f"token scores of {pruner.name!r} at layer {stage.layer}", chosen.scores)
@@ -282,12 +295,14 @@ class Dropping:
             self.entering(stage),
             rows.layout.required(),
             rows.text,
+            rows.last_in,
             next_attention=rows.last_of_next,
             text_present=lambda: rows.prompt.text_after_image(),
             prefix_lengths=lambda: rows.prompt.valid.sum(1) - rows.prompt.text_after - rows.prompt.present.sum(1),
             hidden=lambda: take(rows.hidden, rows.layout.columns),
             values=rows.visual_values,
             text_output=rows.text_output,
+            rotation=rows.rotation,
             visual_embeds=lambda: take(rows.embeds, rows.prompt.columns),
             text_embeds=lambda: rows.embeds[:, rows.embeds.shape[1] - rows.prompt.tail :],
         )

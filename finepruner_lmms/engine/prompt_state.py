@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -34,6 +35,29 @@ class View:
             self.valid = torch.cat([self.valid, new], dim=1)
 
 
+@dataclass(frozen=True)
+class LastToken:
+    """The last token in a layer ahead of the one before a drop: a row of that layer's attention is made of it.
+
+    `inside` `[B, 1, D]` is what the attention `attn` got, `rotary` the cosines and sines `[B or 1, 1, head_dim]` there.
+    """
+
+    inside: Tensor
+    attn: Any
+    rotary: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, inside: Tensor, attn: Any, rotary: tuple[Tensor, Tensor]) -> LastToken:
+        """Of what an attention got for all tokens, `[B, L, ...]` each."""
+        cos, sin = rotary
+        # copies: a view would keep the hidden states of the whole prompt
+        return cls(inside[:, -1:].clone(), attn, (cos[:, -1:].clone(), sin[:, -1:].clone()))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> LastToken:
+        """The same with other rows: `change` takes `[B, ...]` to them."""
+        return LastToken(change(self.inside), self.attn, (change(self.rotary[0]), change(self.rotary[1])))
+
+
 @dataclass
 class PromptState:
     """A prompt that was read under `attach`: its layout, and a view by the layer from which on it holds.
@@ -54,13 +78,22 @@ class PromptState:
     deep: list[Tensor] = field(default_factory=list)  # [B, L, D] each: added to the prompt's columns after a layer
     origin: Tensor | None = None  # [B, L']: the column of the prompt that each of the current ones was
     inputs: dict[int, tuple[Tensor, Any, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    watched: frozenset[int] = frozenset()
+    """The layers of which `asking` is kept: those whose rows are read later than at the drop behind them."""
+    asking: dict[int, LastToken] = field(default_factory=dict)
     embeds: Tensor | None = None  # [B, L, D], what enters the first layer
     memory: dict[str, Any] = field(default_factory=dict)
 
     def end_prefill(self) -> None:
         """Forget what decode does not need."""
         self.prefill, self.embeds, self.inputs, self.memory = False, None, {}, {}
-        self.deep, self.origin, self.drops = [], None, {}
+        self.deep, self.origin, self.drops, self.asking = [], None, {}, {}
+
+    def layout_of(self, layer: int) -> Layout:
+        """Where the tokens stand that layer `layer` sees."""
+        assert self.layout is not None
+        starts = [start for start in self.views if start <= layer]
+        return self.views[max(starts)].layout if starts else self.layout
 
 
 def on_device(layout: Layout, device: torch.device) -> Layout:

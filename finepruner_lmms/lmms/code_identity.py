@@ -26,7 +26,7 @@ from finepruner_lmms.files import content_hash
 from finepruner_lmms.sources import Sources, foreign_code, in_package, short_hash
 
 if TYPE_CHECKING:
-    from finepruner_lmms.pruners import Pruner
+    from finepruner_lmms.pruners import Corrector, Pruner
 
 SILENT = {
     "claims": "says who works on what",
@@ -76,7 +76,9 @@ def engine_modules(sources: Sources) -> frozenset[str]:
     """The modules that every cell runs."""
 
     def stop(by: str, needed: str) -> bool:
-        method = _room(needed) == "pruners" and sources.decorates(needed, "register")
+        method = _room(needed) == "pruners" and any(
+            sources.decorates(needed, decorator) for decorator in ("register", "register_corrector")
+        )
         # which heads a method chooses by is its own business; the model only shows them
         shown = _room(needed) == "heads" and _room(by) == "lmms"
         return method or shown or _room(needed) == "benchmarks"
@@ -85,33 +87,36 @@ def engine_modules(sources: Sources) -> frozenset[str]:
 
 
 def method_code(pruner: Pruner, sources: Sources) -> dict[str, str]:
-    """The code that a method needs besides, by method: two for a composition."""
-    from finepruner_lmms.pruners import Pruner
-    from finepruner_lmms.pruners.chain import Chain
-
-    pieces = [pruner]
-    if type(pruner) is Chain:
-        pieces = [piece for field in fields(pruner) if isinstance(piece := getattr(pruner, field.name), Pruner)]
-    return {piece.name: _code(type(piece), _asked(piece), sources) for piece in pieces}
+    """The code that a method needs besides, by method: of a composition, that of its methods and correctors."""
+    return {piece.name: _code(type(piece), _asked(piece), sources) for piece in _pieces(pruner)}
 
 
-def _asked(pruner: Pruner) -> tuple[str | None, str | None]:
+def _pieces(pruner: Pruner | Corrector) -> list[Pruner | Corrector]:
+    """The methods and correctors of a composition; a method is its own only one."""
+    from finepruner_lmms.pruners import Corrector, Pruner
+
+    values = [getattr(pruner, field.name) for field in fields(pruner)]
+    inner = [value for value in values if isinstance(value, (Pruner, Corrector))]
+    return [piece for value in inner for piece in _pieces(value)] if inner else [pruner]
+
+
+def _asked(pruner: Pruner | Corrector) -> tuple[str | None, str | None]:
     """The names of a method's head strategy and query, where it has such parameters."""
     return getattr(pruner, "head_strategy", None), getattr(pruner, "query", None)
 
 
 @functools.cache
-def _code(cls: type[Pruner], asked: tuple[str | None, str | None], sources: Sources) -> str:
+def _code(cls: type[Pruner] | type[Corrector], asked: tuple[str | None, str | None], sources: Sources) -> str:
     """The code of a method's class and of what it imports; of a plug-in its whole top-level package (`foreign_code`).
 
     Its head strategy and its query (`asked`) may be a plug-in's, too.
     """
     from finepruner_lmms.heads.queries import QUERIES
     from finepruner_lmms.heads.registry import STRATEGIES
-    from finepruner_lmms.pruners import Pruner
+    from finepruner_lmms.pruners import Corrector, Pruner
     from finepruner_lmms.pruners.registry import registered_in
 
-    defined: list[Any] = [base for base in cls.__mro__ if issubclass(base, Pruner)]
+    defined: list[Any] = [base for base in cls.__mro__ if issubclass(base, (Pruner, Corrector))]
     strategy, query = asked
     defined += [one for one in (STRATEGIES.get(strategy), QUERIES.get(query)) if one is not None]
     # where it was registered counts too: a wrapper may set what the class reads

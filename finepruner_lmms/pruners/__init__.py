@@ -5,6 +5,7 @@ from typing import Any
 from finepruner_lmms.pruners import (
     blind,
     cdpruner,
+    coordinates,
     coreprune,
     divprune,
     downsample,
@@ -15,12 +16,15 @@ from finepruner_lmms.pruners import (
     hawk,
     hiprune,
     holov,
+    merge,
     mmtok,
     pdrop,
     pool,
     priortr,
     prunesid,
     random,
+    random_tail,
+    restore,
     scope,
     sparsevlm,
     tops,
@@ -31,28 +35,37 @@ from finepruner_lmms.pruners import (
     vscan,
 )
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
+from finepruner_lmms.pruners.corrector import Corrector
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import (
     build_pruner,
     canonical_name,
+    known_correctors,
     known_methods,
     method_class,
     parameter_names,
     register,
+    register_corrector,
 )
 
 METHODS: list[str]
 """The sorted names of all methods, those registered since and those of installed plug-ins included."""
+CORRECTORS: list[str]
+"""The sorted names of all correctors, which are written behind a method: `divprune+merge`."""
 
 
 def __getattr__(name: str) -> Any:
     if name == "METHODS":
         return known_methods()
+    if name == "CORRECTORS":
+        return known_correctors()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
+    "CORRECTORS",
     "METHODS",
+    "Corrector",
     "DecoderContext",
     "DecoderPruner",
     "Pruner",
@@ -65,6 +78,7 @@ __all__ = [
     "build_pruner",
     "canonical_name",
     "cdpruner",
+    "coordinates",
     "coreprune",
     "divprune",
     "downsample",
@@ -75,6 +89,7 @@ __all__ = [
     "hawk",
     "hiprune",
     "holov",
+    "merge",
     "method_class",
     "mmtok",
     "parameter_names",
@@ -83,7 +98,10 @@ __all__ = [
     "priortr",
     "prunesid",
     "random",
+    "random_tail",
     "register",
+    "register_corrector",
+    "restore",
     "scope",
     "sparsevlm",
     "tops",

@@ -97,6 +97,12 @@ class Pruner(ABC):
             entering.append(current)
         return entering
 
+    def scored_layers(self, num_layers: int, num_visual_tokens: int) -> tuple[int, ...]:
+        """The decoder layers of which a row of attention is computed again to choose by, in every drop anew."""
+        _, inside = self.parts(num_visual_tokens)
+        drops = [stage.layer for stage in self.stages(num_layers, num_visual_tokens) if stage.layer]
+        return () if inside is None else tuple(layer for drop in drops for layer in inside.reads_layers(drop))
+
     def parts(self, num_visual_tokens: int) -> tuple[VisionPruner | None, DecoderPruner | None]:
         """What works before the language model and what works inside it, on images of so many tokens."""
         return self.halves
@@ -211,6 +217,13 @@ class DecoderPruner(Pruner):
     def renumber_positions(self) -> bool:
         """Whether tokens are numbered anew after a drop, or keep the positions that they had (FastV)."""
         return False
+
+    def reads_layers(self, layer: int) -> tuple[int, ...]:
+        """The decoder layers whose last row `select` reads at the drop before `layer`: by default the one before.
+
+        Of any earlier ones, `DecoderContext.attention_in` is there where they are named here.
+        """
+        return (layer - 1,)
 
     @abstractmethod
     def select(self, context: DecoderContext, retained: int) -> Selection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,7 +26,8 @@ class DecoderContext:
     in float32, cut to the visual columns, 0 where a token is not `present`. `present` `[B, V]` tells the tokens still
     there: none in a row without an image; `count` how many an image still has. `required` `[B, V]` is one of them in a
     row whose prompt ends with the image: the token whose logits are read, which is kept whatever its score (None where
-    every row ends with text). What is not read is not computed; a source may be a function.
+    every row ends with text). `num_layers` is the model's depth (None outside of one), `merged` how many new tokens
+    the stage promises. What is not read is not computed; a source may be a function.
     """
 
     def __init__(
@@ -36,18 +38,33 @@ class DecoderContext:
         count: int | None = None,
         required: Tensor | None = None,
         text_slices: Callable[[], Iterator[tuple[slice, Tensor]]] | None = None,
+        attention_in: Callable[[int], Tensor] | None = None,
         **sources: Source,
     ) -> None:
         self.layer, self.present, self.required = layer, present, required
         self.count = present.shape[1] if count is None else count
         self._sources: dict[str, Source] = {"attention": attention, **sources}
-        self._text_slices = text_slices
+        self._text_slices, self._attention_in = text_slices, attention_in
         self._once: dict[str, Any] = {}
+        self.num_layers: int | None = None
+        self.merged = 0
 
     @property
     def attention(self) -> Tensor:
         """`[B, H, V]`: of the last prompt token, in the layer before."""
         return self._read("attention")
+
+    def attention_in(self, layer: int) -> Tensor:
+        """`[B, H, V]`: of the last prompt token, in decoder layer `layer`, one that the method `reads_layers` of.
+
+        Tokens that were dropped since, or made, are 0 there.
+        """
+        if layer == self.layer - 1:
+            return self.attention
+        name = f"attention in layer {layer}"
+        if self._attention_in is not None and name not in self._sources:
+            self._sources[name] = self._attention_in(layer)
+        return self._read(name)
 
     @property
     def next_attention(self) -> Tensor:
@@ -116,6 +133,11 @@ class DecoderContext:
         return self._read("text_output")
 
     @property
+    def rotation(self) -> Tensor:
+        """`[B, 2, V]`: the mean cosine and the mean sine of the angles by which the visual tokens' keys are rotated."""
+        return self._read("rotation")
+
+    @property
     def visual_embeds(self) -> Tensor:
         """`[B, N, D]`: the projected visual tokens, as they enter the language model."""
         return self._read("visual_embeds")
@@ -130,6 +152,17 @@ class DecoderContext:
         if name not in self._once:
             self._once[name] = compute()
         return self._once[name].to(self.present.device)  # layers of one model may stand on several devices
+
+    def at(self, num_layers: int, merged: int) -> DecoderContext:
+        """The same context, told the model's depth and how many new tokens are promised."""
+        self.num_layers, self.merged = num_layers, merged
+        return self
+
+    def without(self, tokens: Tensor, count: int) -> DecoderContext:
+        """What is there besides `tokens` `[B, V]` bool, `count` of each image: for a method that chooses the rest."""
+        rest = copy.copy(self)
+        rest.present, rest.count = self.present & ~tokens, self.count - count
+        return rest
 
     def remember_in(self, memory: dict[str, Any]) -> DecoderContext:
         """The same context, whose `once` is shared through `memory`."""

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 import finepruner_lmms as fp
-from finepruner_lmms.pruners import DecoderContext, build_pruner, method_class
+from finepruner_lmms.pruners import DecoderContext, build_pruner
 from finepruner_lmms.pruners.budget import parse_budget
-from finepruner_lmms.pruners.registry import takes_budget
+from finepruner_lmms.pruners.registry import pieces_of, takes_budget
 from finepruner_lmms.testing.guards import (
     HostSync,
     choose_without_host_copy,
@@ -84,7 +84,8 @@ def build(name: str, **parameters: Any) -> Any:
     """The method with the parameters that the small model needs, and without a budget where it takes none."""
     if not takes_budget(name):
         parameters.pop("budget", None)
-    return build_pruner(name, **(ON_SMALL_MODELS.get(name, {}) | parameters))
+    small = {key: value for part in name.split("+") for key, value in ON_SMALL_MODELS.get(part, {}).items()}
+    return build_pruner(name, **(small | parameters))
 
 
 def reachable(name: str, share: str | int, layers: int, visual: int) -> Any:
@@ -110,10 +111,10 @@ def _some_budget(name: str, layers: int = 6, visual: int = VISUAL) -> Any:
 
 def check_documented(name: str, reference: Reference) -> None:
     """The class says what it keeps, its file where the method comes from."""
-    cls = method_class(name)
-    module = inspect.getmodule(cls)
-    assert cls.__doc__ and "dataclass" not in cls.__doc__, f"{name}: the class has no docstring"
-    assert module is not None and module.__doc__, f"{name}: its file has no docstring naming the source"
+    for cls in pieces_of(name):
+        module = inspect.getmodule(cls)
+        assert cls.__doc__ and "dataclass" not in cls.__doc__, f"{name}: the class has no docstring"
+        assert module is not None and module.__doc__, f"{name}: its file has no docstring naming the source"
 
 
 def check_schedule(name: str, reference: Reference) -> None:
@@ -135,7 +136,7 @@ def check_schedule(name: str, reference: Reference) -> None:
                 )
             if whole := reachable(name, visual, layers, visual):
                 assert whole.schedule(layers, visual) == [visual] * layers
-    assert reached or method_class(name).side == "none" or build(name).schedule(32, 576) == [0] * 32
+    assert reached or build(name).side == "none" or build(name).schedule(32, 576) == [0] * 32
 
 
 def check_untouched(name: str, reference: Reference) -> None:
@@ -222,6 +223,7 @@ def check_degenerate(name: str, reference: Reference) -> None:
             2,
             torch.full_like(context.attention, 1e-3),
             context.present,
+            attention_in=lambda _: torch.full_like(context.attention, 1e-3),
             text_present=context.text_present,
             prefix_lengths=context.prefix_lengths,
             **zero,
@@ -234,7 +236,7 @@ def check_degenerate(name: str, reference: Reference) -> None:
 def check_not_finite(name: str, reference: Reference) -> None:
     """NaN where a method looks is an error, not a choice."""
     model, pruner = tiny_llava(), _some_budget(name)
-    if method_class(name).side == "none":
+    if build(name).side == "none":
         return
     before, _ = pruner.parts(VISUAL)
     for bad in (float("nan"), float("inf")):

@@ -79,6 +79,7 @@ def random_state(batch: int, seed: int, device: str = "cuda", **sizes: int) -> d
         "text_embeds": draw(batch, words, width),
         "values": draw(batch, heads, n, width // heads),
         "text_output": draw(batch, heads, words, width // heads),
+        "rotation": draw(batch, 2, n),
         "present": torch.ones(batch, n, dtype=torch.bool, device=device),
         "text_present": torch.ones(batch, words, dtype=torch.bool, device=device),
         "prefix_lengths": torch.full((batch,), 35, device=device),
@@ -88,6 +89,7 @@ def random_state(batch: int, seed: int, device: str = "cuda", **sizes: int) -> d
 def choice_from(state: dict[str, Tensor], pruner: Any, retained: int, layer: int = 2) -> tuple[Tensor, ...]:
     """What a decoder-side method chooses, and what it merges, from a `random_state`."""
     named: dict[str, Any] = {name: value for name, value in state.items() if name not in ("attention", "present")}
+    named["attention_in"] = lambda earlier: state["attention"].roll(earlier, dims=-1)
     with for_choosing(state["present"].device):
         found = pruner.select(DecoderContext(layer, state["attention"], state["present"], **named), retained)
     return tuple(value for value in (found.keep, found.merged, found.heads) if value is not None)

@@ -143,9 +143,11 @@ def choose_without_host_copy(pruner: Any, visual: int = VISUAL) -> None:
             before.reduce(seen.replace(**there))
     if inside is not None:
         state = decoder_context(visual=visual)
-        sources = {name: getattr(state, name).to("meta") for name in (*SOURCES, "text_embeds")}
+        sources: dict[str, Any] = {name: getattr(state, name).to("meta") for name in (*SOURCES, "text_embeds")}
         required = torch.zeros_like(state.present, device="meta")
-        context = DecoderContext(2, state.attention.to("meta"), required, visual, required, **sources)
+        attention = state.attention.to("meta")
+        sources["attention_in"] = lambda _: attention
+        context = DecoderContext(2, attention, required, visual, required, **sources)
         with no_host_sync(), _OneDevice():
             inside.select(context, visual // 2)
 

@@ -28,6 +28,7 @@ SOURCES = (
     "hidden",
     "values",
     "text_output",
+    "rotation",
     "visual_embeds",
 )
 
@@ -127,27 +128,57 @@ class RandomFirstLayer(NamedTuple):
         return (tokens.float() @ self.answers).unflatten(-1, (self.heads, -1))
 
 
-def vision_outputs(batch: int = 3, visual: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """Random encoded images of `visual` tokens, with everything that a vision-side method may read."""
+class Sizes(NamedTuple):
+    """How wide random outputs are: of the vision tower, of CLIP's joint space and of the language model."""
+
+    tower: int = 80
+    tower_heads: int = 4
+    keys: int = 8
+    joint: int = 20
+    projected: int = 96
+    heads: int = 8
+    head_dim: int = 6
+
+
+SMALL = Sizes()
+SMALL_STATE = Sizes(projected=12)
+
+
+def vision_outputs(
+    batch: int = 3,
+    visual: int = 64,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    *,
+    sizes: Sizes = SMALL,
+    question: int | None = None,
+) -> Any:
+    """Random encoded images of `visual` tokens, with everything that a vision-side method may read.
+
+    The question is vectors of `question` numbers; None: those of the language model's embedding.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    features, projector = draw(batch, visual, 80), draw(80, 96)
+    def attention() -> Tensor:
+        return draw(batch, sizes.tower_heads, visual).float().softmax(-1)
+
+    features, projector = draw(batch, visual, sizes.tower), draw(sizes.tower, sizes.projected)
     return fp.VisionOutputs(
         features=features,
         projected=features @ projector,
-        cls_attention=draw(batch, 4, visual).float().softmax(-1),
-        image_embeds=draw(batch, visual, 20),
-        text_embeds=[draw(1 + row, 96) for row in range(batch)],
-        keys=draw(batch, visual, 8),
-        cls_projected=draw(batch, 1, 96),
+        cls_attention=attention(),
+        image_embeds=draw(batch, visual, sizes.joint),
+        text_embeds=[draw(1 + row, question or sizes.projected) for row in range(batch)],
+        keys=draw(batch, visual, sizes.keys),
+        cls_projected=draw(batch, 1, sizes.projected),
         projector=lambda tokens: tokens @ projector,
-        received_attention=draw(batch, 4, visual).float().softmax(-1),
-        early_received=draw(batch, 4, visual).float().softmax(-1),
-        early_cls_attention=draw(batch, 4, visual).float().softmax(-1),
-        first_layer=RandomFirstLayer.draw(96, generator),
+        received_attention=attention(),
+        early_received=attention(),
+        early_cls_attention=attention(),
+        first_layer=RandomFirstLayer.draw(sizes.projected, generator, sizes.heads, sizes.head_dim),
     )
 
 
@@ -157,29 +188,44 @@ def one_image(vision: Any, row: int) -> Any:
     return vision.replace(**parts, text_embeds=vision.text_embeds[row : row + 1])
 
 
-def decoder_context(batch: int = 3, visual: int = 24, seed: int = 0, layer: int = 2) -> DecoderContext:
-    """A random state before a drop: 8 heads, text of 3 to 5 words after the image."""
+def decoder_context(
+    batch: int = 3,
+    visual: int = 24,
+    seed: int = 0,
+    layer: int = 2,
+    *,
+    sizes: Sizes = SMALL_STATE,
+    words: int = 5,
+) -> DecoderContext:
+    """A random state before a drop, with text of `words` - 2 to `words` words after the image."""
     generator = torch.Generator().manual_seed(seed)
-    words = 5
+    heads, width = sizes.heads, sizes.projected
 
     def attention(*shape: int) -> Tensor:
         return torch.randn(*shape, visual + 4, generator=generator).mul(2).softmax(-1)[..., :visual]
 
     present = torch.ones(batch, visual, dtype=torch.bool)
     shorter = torch.arange(words) >= torch.tensor([row % 3 for row in range(batch)])[:, None]
+
+    def attention_in(earlier: int) -> Tensor:
+        own = torch.Generator().manual_seed(1000 * seed + earlier)
+        return torch.randn(batch, heads, visual + 4, generator=own).mul(2).softmax(-1)[..., :visual]
+
     return DecoderContext(
         layer,
-        attention(batch, 8),
+        attention(batch, heads),
         present,
-        next_attention=attention(batch, 8),
-        text_attention=attention(batch, 8, words),
+        attention_in=attention_in,
+        next_attention=attention(batch, heads),
+        text_attention=attention(batch, heads, words),
         text_present=shorter,
         prefix_lengths=torch.full((batch,), 4),
-        hidden=torch.randn(batch, visual, 12, generator=generator),
-        visual_embeds=torch.randn(batch, visual, 12, generator=generator),
-        text_embeds=torch.randn(batch, words, 12, generator=generator),
-        values=torch.randn(batch, 8, visual, 6, generator=generator),
-        text_output=torch.randn(batch, 8, words, 6, generator=generator),
+        hidden=torch.randn(batch, visual, width, generator=generator),
+        visual_embeds=torch.randn(batch, visual, width, generator=generator),
+        text_embeds=torch.randn(batch, words, width, generator=generator),
+        values=torch.randn(batch, heads, visual, sizes.head_dim, generator=generator),
+        text_output=torch.randn(batch, heads, words, sizes.head_dim, generator=generator),
+        rotation=torch.randn(batch, 2, visual, generator=generator),
     )
 
 
@@ -187,4 +233,8 @@ def one_row(context: DecoderContext, row: int) -> DecoderContext:
     """One row of a context."""
     sources = {name: getattr(context, name)[row : row + 1] for name in (*SOURCES, "text_embeds")}
     attention, present = context.attention[row : row + 1], context.present[row : row + 1]
-    return DecoderContext(context.layer, attention, present, context.count, **sources)
+
+    def attention_in(earlier: int) -> Tensor:
+        return context.attention_in(earlier)[row : row + 1]
+
+    return DecoderContext(context.layer, attention, present, context.count, attention_in=attention_in, **sources)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
 from finepruner_lmms.engine.attention_rows import split_heads
+from finepruner_lmms.engine.prompt_state import LastToken
 from finepruner_lmms.engine.versions import cache_keyword
 
 Rotary = tuple[Tensor, Tensor]
@@ -37,12 +38,13 @@ class Passage:
 
     `keys` and `values` hold `[R, KV heads, L, head_dim]` for each of these layers, `hidden` what leaves the last one:
     `[R, L, D]`, or the last token's `[R, 1, D]` where it is the decoder's last. `inside` is what the attention of the
-    last layer got, if `watch` asks for it.
+    last layer got, if it is not; of the layers `watched`, `asking` holds the last token.
     """
 
-    def __init__(self, decoder: Any, start: int, end: int, watch: bool) -> None:
-        self.decoder, self.start, self.end, self.watch = decoder, start, end, watch
+    def __init__(self, decoder: Any, start: int, end: int, watched: Collection[int] = ()) -> None:
+        self.decoder, self.start, self.end = decoder, start, end
         self.last = end == len(decoder.layers)
+        self._asking: dict[int, list[LastToken]] = {layer: [] for layer in range(start, end) if layer in watched}
         self._hidden: list[Tensor] = []
         self._inside: list[Tensor] = []
         self._keys: list[list[Tensor]] = [[] for _ in range(start, end)]
@@ -57,8 +59,11 @@ class Passage:
         )
         for index in range(self.start, self.end):
             layer = self.decoder.layers[index]
-            if self.watch and index == self.end - 1:
+            if index == self.end - 1 and not self.last:
                 self._inside.append(layer.input_layernorm(hidden))
+            if index in self._asking:
+                asking = layer.input_layernorm(hidden[:, -1:])
+                self._asking[index].append(LastToken.of(asking, layer.self_attn, rotary))
             if index == len(self.decoder.layers) - 1:
                 hidden, keys, values = last_token(layer, hidden, rotary, valid)
             else:
@@ -79,9 +84,18 @@ class Passage:
         """`[R, L, D]`: what the attention of the last layer got."""
         return joined(self._inside)
 
+    def asking(self) -> dict[int, LastToken]:
+        """The last token in each layer watched."""
+        return {layer: _joined_tokens(parts) for layer, parts in self._asking.items()}
+
     def caches(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of each layer."""
         return [(joined(k), joined(v)) for k, v in zip(self._keys, self._values, strict=True)]
+
+
+def _joined_tokens(parts: list[LastToken]) -> LastToken:
+    cos, sin = (torch.cat([part.rotary[which] for part in parts]) for which in range(2))
+    return LastToken(torch.cat([part.inside for part in parts]), parts[0].attn, (cos, sin))
 
 
 def joined(parts: list[Tensor]) -> Tensor:

@@ -97,6 +97,12 @@ class Member:
             for parent, row in zip(parents, kept, strict=True)
         ]
 
+    @property
+    def watched(self) -> frozenset[int]:
+        """The layers of which the last token is kept for its sake."""
+        assert self.dropping is not None
+        return self.dropping.watched(stage.layer for stage in self.dropping.stages)
+
     def next_stage(self, layer: int) -> Stage | None:
         """The first drop after `layer` layers."""
         assert self.dropping is not None
@@ -114,10 +120,14 @@ class Member:
         layer = self.dropping.decoder.layers[stage.layer - 1]
         rotary = self.dropping.decoder.rotary_emb(stream.inside, position_ids=stream.positions)
         self.state.inputs[stage.layer] = own(stream.inside), layer.self_attn, (own(rotary[0]), own(rotary[1]))
-        before = stream.caches[stage.layer - 1]
-        hidden = self.dropping.drop(
-            self.state, stage.layer, own(stream.hidden), own(before.keys), own(before.values), own(stream.positions)
-        )
+        for earlier in self.dropping.watched([stage.layer]):
+            self.state.asking[earlier] = stream.asking[earlier].changed(own)
+
+        def cached(earlier: int) -> tuple[Tensor, Tensor]:
+            keys, values = (stream.caches[earlier] if every else stream.caches[earlier].of_rows(rows)).copied()
+            return keys, values
+
+        hidden = self.dropping.drop(self.state, stage.layer, own(stream.hidden), cached, own(stream.positions))
         view = self.state.views[stage.layer]
         shift = view.shift if isinstance(view.shift, Tensor) else rows.new_full((len(rows), 1), view.shift)
         parents = rows.tolist()

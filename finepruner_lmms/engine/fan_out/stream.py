@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from finepruner_lmms.engine.fan_out.layers import Passage, parts_of
+from finepruner_lmms.engine.prompt_state import LastToken
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Kept:
         """The same of some rows, of which nothing is copied yet."""
         return Kept(self.keys, self.values, rows if self.rows is None else self.rows[rows])
 
+    def copied(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows that are meant."""
+        return (self.keys, self.values) if self.rows is None else (self.keys[self.rows], self.values[self.rows])
+
 
 @dataclass
 class Stream:
@@ -48,7 +53,8 @@ class Stream:
 
     `next_position` `[R, 1]` is that of the first generated token, before any shift. `segments` and `caches` tell of
     the layers that they came through; the last segment is the one that they are in. `cells` are the numbers of the
-    methods on their way in it; `rows` says for each which rows are its questions', in order.
+    methods on their way in it; `rows` says for each which rows are its questions', in order. `asking` is the last token
+    in the layers that came before and whose attention a method will read.
     """
 
     layer: int
@@ -59,6 +65,7 @@ class Stream:
     caches: list[Kept] = field(default_factory=list)
     rows: dict[int, Tensor] = field(default_factory=dict)
     inside: Tensor | None = None
+    asking: dict[int, LastToken] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.next_position)
@@ -73,17 +80,19 @@ class Stream:
         """Which of the tokens count, `[R, L]`; None if all do."""
         return self.segments[-1].valid
 
-    def advance(self, decoder: Any, end: int, tokens: int) -> None:
+    def advance(self, decoder: Any, end: int, tokens: int, watched: Collection[int] = ()) -> None:
         """Take the rows through the layers up to `end`, so many tokens at a time.
 
-        Keeps in `inside` what the attention of the last of these layers got, if a drop can follow.
+        Keeps in `inside` what the attention of the last of these layers got, if a drop can follow, and in `asking` the
+        last token in those that are `watched`.
         """
-        passage = Passage(decoder, self.layer, end, watch=end < len(decoder.layers))
+        passage = Passage(decoder, self.layer, end, watched)
         for part in parts_of(len(self), self.width, tokens):
             passage.run(self.hidden[part], self.positions[part], None if self.valid is None else self.valid[part])
         self.hidden = passage.hidden
         self.inside = None if passage.last else passage.inside
         self.caches += [Kept(keys, values) for keys, values in passage.caches()]
+        self.asking |= passage.asking()
         self.layer = end
 
     def without_drop(self, cells: Sequence[int]) -> Stream:
@@ -99,6 +108,7 @@ class Stream:
             [segment.of_rows(used) for segment in self.segments],
             [kept.of_rows(used) for kept in self.caches],
             dict(zip(cells, places, strict=True)),
+            asking=asking_of(self.asking, used),
         )
 
 
@@ -162,4 +172,10 @@ class Sprout:
             [*(earlier.of_rows(origin) for earlier in parent.segments), segment],
             [kept.of_rows(origin) for kept in parent.caches],
             {cell: torch.tensor(rows, device=device) for cell, rows in self.rows.items()},
+            asking=asking_of(parent.asking, origin),
         )
+
+
+def asking_of(asking: dict[int, LastToken], rows: Tensor) -> dict[int, LastToken]:
+    """The last tokens of some rows."""
+    return {layer: token.changed(lambda values: values[rows]) for layer, token in asking.items()}

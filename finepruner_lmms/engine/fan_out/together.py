@@ -128,7 +128,8 @@ def _prefill(batch: _Batch, members: list[Member]) -> list[Stream]:
         inside = [members[number] for number in stream.rows]
         stages = {member.number: member.next_stage(stream.layer) for member in inside}
         drops = [stage.layer for stage in stages.values() if stage is not None]
-        stream.advance(decoder, min(drops, default=count), CHUNK)
+        watched = frozenset[int]().union(*(member.watched for member in inside))
+        stream.advance(decoder, min(drops, default=count), CHUNK, watched)
         if not drops:
             finished.append(stream)
             continue

@@ -13,7 +13,7 @@ from finepruner_lmms.engine.dropping import Dropping
 from finepruner_lmms.engine.fixed.decoding import UNSEEN, Decoding
 from finepruner_lmms.engine.fixed.layers import normed, through
 from finepruner_lmms.engine.fixed.shape import Shape, round_up
-from finepruner_lmms.engine.prompt_state import PromptState
+from finepruner_lmms.engine.prompt_state import LastToken, PromptState
 from finepruner_lmms.engine.trace import Trace
 from finepruner_lmms.pruners.base import Pruner
 
@@ -58,7 +58,12 @@ class Prefill:
         self.trace.start(geometry.num_layers, geometry.num_visual_tokens, (bool(self.shape.visual),) * self.shape.rows)
         self.trace.expected.clear()
         stages = {stage.layer: stage for stage in self._dropping.stages} if self.shape.visual else {}
-        state = PromptState(layout if stages else None, len(self.ids), embeds=hidden if stages else None)
+        state = PromptState(
+            layout if stages else None,
+            len(self.ids),
+            embeds=hidden if stages else None,
+            watched=self._dropping.watched(stages),
+        )
         self.decoding.write_prompt()
         positions = (self.valid.long().cumsum(1) - 1).clamp(min=0)
         seen: list[tuple[Tensor | None, int, Tensor | int]] = []
@@ -66,7 +71,7 @@ class Prefill:
         shift: Tensor | int = 0
         for index, layer in enumerate(self.decoder.layers):
             if (stage := stages.get(index)) is not None:
-                hidden = self._dropping.drop(state, index, hidden, *self.decoding.cache.of_prompt(index - 1), positions)
+                hidden = self._dropping.drop(state, index, hidden, self.decoding.cache.of_prompt, positions)
                 view = state.views[index]
                 valid, shift, here = view.valid, view.shift, view.positions
             if index == 0 or stage is not None:
@@ -76,6 +81,9 @@ class Prefill:
                 # of the layer before a drop, what its attention gets: the rows that methods may ask for
                 asking = normed(layer.input_layernorm, hidden[:, -max(self.shape.tail, 1) :])
                 state.inputs[index + 1] = (asking, layer.self_attn, arguments["position_embeddings"])
+            if index in state.watched:
+                asking = normed(layer.input_layernorm, hidden[:, -1:])
+                state.asking[index] = LastToken.of(asking, layer.self_attn, arguments["position_embeddings"])
             hidden = through(layer, hidden, arguments)
         self.decoding.begin(hidden[:, -1:], self.valid, seen)
 
