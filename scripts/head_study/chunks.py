@@ -46,7 +46,9 @@ class Part:
 
 
 def read_part(file: Path, identity: str) -> Part:
-    """A file of `save`. `ValueError` if it is of a study that measured something else."""
+    """A file of `save`. `ValueError` if it is not there, or of a study that measured something else."""
+    if not file.exists():
+        raise ValueError(f"{file}: is not there; head_study.equal makes it")
     found = dict(np.load(file))
     if str(found.pop("identity")) != identity:
         raise ValueError(f"{file}: is of another study; give this one another folder")
