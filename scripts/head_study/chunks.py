@@ -74,7 +74,8 @@ class Answers:
         """One choice: `right` `[Q]`, and the kept evidence tokens of each question `[Q]`, in number."""
         self.names.append(name)
         self.right.append(right.cpu())
-        self.evidence.append(torch.where(self.size > 0, evidence / self.size.clamp_min(1), torch.nan).float().cpu())
+        share = evidence.to(self.size.device) / self.size.clamp_min(1)
+        self.evidence.append(torch.where(self.size > 0, share, torch.nan).float().cpu())
         self.average.append(average)
 
     def part(self) -> Part:
