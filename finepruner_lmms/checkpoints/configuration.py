@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finepruner_lmms.budget import keeps_all
 from finepruner_lmms.checkpoints.fetch import check_name, fetch_file, resolve
 from finepruner_lmms.checkpoints.original_config import is_original, original_shape
+from finepruner_lmms.checkpoints.released import RELEASED
 from finepruner_lmms.checkpoints.shape import ModelShape, read_plain
 from finepruner_lmms.checkpoints.supported import check_supported, check_token
 from finepruner_lmms.engine.clip_names import clip_checkpoint
@@ -37,6 +38,19 @@ def read_shape(pretrained: str) -> Any:
     raw = read_raw_config(pretrained)
     with naming("cannot prune", pretrained):
         return original_shape(raw, resolve(pretrained)) if is_original(raw) else _hugging_face_shape(raw)
+
+
+def planned_shape(pretrained: str) -> tuple[Any, bool]:
+    """The same for a plan: a released checkpoint that cannot be reached now is planned by its known sizes.
+
+    The second value says whether these are what was returned.
+    """
+    try:
+        return read_shape(pretrained), False
+    except FieldError:
+        if (raw := RELEASED.get(pretrained)) is None:
+            raise
+        return _hugging_face_shape(raw), True
 
 
 def _hugging_face_shape(raw: dict[str, Any]) -> Any:

@@ -99,4 +99,4 @@ def plan(
     from finepruner_lmms.matrix.study import open_study
 
     check_choice("--format", form, ("text", "jsonl"))
-    sys.stdout.write((plan_lines if form == "jsonl" else plan_text)(*open_study(config, output, limit)))
+    sys.stdout.write((plan_lines if form == "jsonl" else plan_text)(*open_study(config, output, limit, planning=True)))

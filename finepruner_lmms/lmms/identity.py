@@ -131,11 +131,14 @@ def canonical_parameters(pruner: Pruner, num_visual_tokens: int, varies: bool = 
     return {"method": pruner.name, "budget": meant(pruner.budget), "parameters": parameters}
 
 
-def resolved_dtype(dtype: str, device: str, pretrained: str) -> str:
-    """The type that a model is computed in: what `auto` means on a device (`cpu`, `cuda`, …), or `dtype` itself."""
+def resolved_dtype(dtype: str, device: str, pretrained: str, stored: str | None = None) -> str:
+    """The type that a model is computed in: what `auto` means on a device (`cpu`, `cuda`, …), or `dtype` itself.
+
+    `stored` is the type that the checkpoint is stored in, where that is known without its config.json.
+    """
     if dtype != "auto":
         return dtype
-    return "float32" if device.partition(":")[0] == "cpu" else _stored_type(pretrained)
+    return "float32" if device.partition(":")[0] == "cpu" else stored or _stored_type(pretrained)
 
 
 def _stored_type(pretrained: str) -> str:
@@ -150,11 +153,13 @@ def _stored_type(pretrained: str) -> str:
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def checkpoint_identity(pretrained: str, pruner: Pruner | None = None, num_visual_tokens: int = 1) -> str:
+def checkpoint_identity(
+    pretrained: str, pruner: Pruner | None = None, num_visual_tokens: int = 1, shape: Any = None
+) -> str:
     """The content of a checkpoint, given as hub id or folder; for a hub id its commit.
 
     A checkpoint of the original code base may have its vision tower in another one, and a method may read the question
-    with a CLIP of its own: these count as well.
+    with a CLIP of its own: these count as well. `shape` is the model's, where it was read already.
     """
     parts = [_content_of(pretrained)]
     folder = Path(pretrained)
@@ -168,7 +173,7 @@ def checkpoint_identity(pretrained: str, pruner: Pruner | None = None, num_visua
         from finepruner_lmms.engine.clip_names import clip_checkpoint
 
         before, _ = pruner.parts(num_visual_tokens)
-        parts.append(_content_of(clip_checkpoint(read_shape(pretrained), getattr(before, "clip", None))))
+        parts.append(_content_of(clip_checkpoint(shape or read_shape(pretrained), getattr(before, "clip", None))))
     return " ".join(dict.fromkeys(parts))
 
 

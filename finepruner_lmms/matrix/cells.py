@@ -72,6 +72,7 @@ def expand(matrix: Matrix) -> list[Cell]:
 def _answer_identities(matrix: Matrix) -> list[Identity]:
     """Of the answers of each row."""
     from finepruner_lmms.checkpoints.fetch import resolve
+    from finepruner_lmms.checkpoints.released import RELEASED
     from finepruner_lmms.lmms.identity import (
         answer_identity,
         answer_settings,
@@ -85,7 +86,8 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
     tokens = geometry.num_visual_tokens
     pretrained, settings = resolve(model.pretrained), answer_settings(model, matrix.family)
     device = ("cuda" if count_gpus() else "cpu") if model.device == "auto" else model.device
-    dtype = resolved_dtype(model.dtype, device, pretrained)
+    stored = RELEASED[pretrained]["torch_dtype"] if matrix.released else None
+    dtype = resolved_dtype(model.dtype, device, pretrained, stored)
     pruners = [row.pruner for row in matrix.rows]
     plain = checkpoint_identity(pretrained)
     return [
@@ -93,7 +95,7 @@ def _answer_identities(matrix: Matrix) -> list[Identity]:
             pruner,
             settings,
             dtype,
-            checkpoint_identity(pretrained, pruner, tokens) if reads_clip(pruner, tokens) else plain,
+            checkpoint_identity(pretrained, pruner, tokens, matrix.shape) if reads_clip(pruner, tokens) else plain,
             tokens,
             varies=geometry.varies,
         )

@@ -25,6 +25,8 @@ class Matrix:
     file: MatrixFile
     rows: tuple[Row, ...]
     shape: ModelShape
+    released: bool = False
+    """Whether the checkpoint could not be reached, so that the sizes are those of its release: enough for a plan."""
 
     @property
     def family(self) -> Family:
@@ -47,11 +49,12 @@ class Matrix:
         return Geometry.of(self.shape).varies
 
 
-def load_matrix(path: Path, check_data: bool = True, limit: int | None = None) -> Matrix:
+def load_matrix(path: Path, check_data: bool = True, limit: int | None = None, planning: bool = False) -> Matrix:
     """Read and check a matrix file; `ConfigError` listing every mistake found.
 
     `check_data`: whether data that is not there is a mistake of the file. `limit`: that of the command line, which
-    goes before the file's; `FieldError` where a task cannot have so few questions.
+    goes before the file's; `FieldError` where a task cannot have so few questions. `planning`: whether the known sizes
+    of a released checkpoint will do where it cannot be reached.
     """
     document = Document(Path(path))
     file = _with_plugins(check_shape(document), document)
@@ -65,10 +68,11 @@ def load_matrix(path: Path, check_data: bool = True, limit: int | None = None) -
         document.report(problem, ("data",))
     rows = check_rows(file.methods, document)
     document.raise_any()
-    shape = _check_reachable(file, rows, document)
+    found = _check_reachable(file, rows, document, planning)
     document.raise_any()
-    assert shape is not None, "otherwise there was something to raise"
-    return Matrix(file, tuple(rows), shape)
+    assert found is not None, "otherwise there was something to raise"
+    shape, released = found
+    return Matrix(file, tuple(rows), shape, released)
 
 
 def _with_plugins(file: MatrixFile, document: Document) -> MatrixFile:
@@ -82,12 +86,15 @@ def _with_plugins(file: MatrixFile, document: Document) -> MatrixFile:
     return file.model_copy(update={"plugins": tuple(str(path) for path in files)})
 
 
-def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> ModelShape | None:
-    """The model's sizes; what a row asks that this model cannot do is reported."""
-    from finepruner_lmms.checkpoints.configuration import check_pruner, read_shape
+def _check_reachable(
+    file: MatrixFile, rows: list[Row], document: Document, planning: bool
+) -> tuple[ModelShape, bool] | None:
+    """The model's sizes, and whether they are a release's; what a row asks that this model cannot do is reported."""
+    from finepruner_lmms.checkpoints.configuration import check_pruner, planned_shape, read_shape
 
+    pretrained = file.model.pretrained
     try:
-        config = read_shape(file.model.pretrained)
+        config, released = planned_shape(pretrained) if planning else (read_shape(pretrained), False)
     except ValueError as error:
         document.report(
             error.under("model") if isinstance(error, FieldError) else f"model.{error}", ("model", "pretrained")
@@ -102,4 +109,4 @@ def _check_reachable(file: MatrixFile, rows: list[Row], document: Document) -> M
             check_pruner(row.pruner, config)
         except ValueError as error:
             report(row, error, document)
-    return config
+    return config, released

@@ -20,6 +20,7 @@ from finepruner_lmms.matrix.modes import Mode, choose_mode, makespan, num_proces
 from finepruner_lmms.matrix.pace import Finished, cell_seconds
 from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.store import State, Store
+from finepruner_lmms.matrix.time_range import time_range
 from finepruner_lmms.matrix.workloads import questions_in
 
 START = Figure(60.0, "s", "importing, reading 13 GB of weights", "assumption")
@@ -45,6 +46,10 @@ class Estimate:
     modes: Mapping[str, float]
     mode: Mode
     processes: int = 1
+    spread: tuple[float, float] | None = None
+    """The ends of the range in which the time lies, in parts of it; None where finished cells tell it."""
+    one: float | None = None
+    """Seconds on one GPU, where several are planned for."""
 
     @property
     def total(self) -> float:
@@ -105,8 +110,12 @@ def estimate_study(
         rests_on = "docs/performance.md" if machine is H100 else machine.flops.source
         alone = "" if file.launch.fan_out in ("off", 1) or len(left) == 1 else "; each cell answered alone"
         most = f"; every image as the largest, {tokens:,} visual tokens" if _varies(matrix) else ""
-        basis = f"an estimate for {machine.name}, by {rests_on}{alone}{most}"
-    return Estimate(seconds, used, basis, modes, mode, processes)
+        released = "; sizes as released, since config.json cannot be fetched" if matrix.released else ""
+        basis = f"an estimate for {machine.name}, by {rests_on}{alone}{most}{released}"
+    at_once = file.launch.fan_out not in ("off", 1)
+    spread = None if known or not left else time_range(sizes, asked.values(), replace(how, processes=1), at_once)
+    one = start + sum(own.values()) if used > 1 else None
+    return Estimate(seconds, used, basis, modes, mode, processes, spread, one)
 
 
 def _varies(matrix: Matrix) -> bool:

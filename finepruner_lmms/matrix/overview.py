@@ -15,6 +15,7 @@ from finepruner_lmms.matrix.plan import Cell, Study
 from finepruner_lmms.matrix.sensitivity import sensitivity_lines
 from finepruner_lmms.matrix.store import State, Store
 from finepruner_lmms.matrix.study import to_run
+from finepruner_lmms.matrix.time_range import MOST
 from finepruner_lmms.output import plain
 
 _NAMED = 3
@@ -71,6 +72,7 @@ def plan_text(matrix: Matrix, store: Store, study: Study) -> str:
     if left:
         time = estimate_study(matrix, study, states, left, store)
         lines += _modes(time)
+        lines += _range(time)
         lines.append(f"time for what is left: {_time(time)}")
     return "\n".join(map(plain, lines)).rstrip("\n") + "\n"
 
@@ -139,6 +141,21 @@ def _modes(found: Estimate | None) -> list[str]:
         return []
     others = [f"{name} {_duration(seconds)}" for name, seconds in found.modes.items() if name != found.mode]
     return [f"mode: {found.mode}, {found.processes} processes ({', '.join(others)})"]
+
+
+def _range(found: Estimate | None) -> list[str]:
+    """Between what and what the time lies, and what it is on one GPU, where this is known of GPUs."""
+    if found is None or not found.gpus:
+        return []
+    lines = [] if found.one is None else [f"on one GPU: about {_duration(found.one)}"]
+    if found.spread is not None:
+        hours = found.total * found.gpus / 3600
+        low, high = (f"{hours * end:.1f}" for end in found.spread)
+        lines.append(
+            f"range: {low} to {high} GPU-hours, from cells answered together at no loss to {MOST.value:g} times the "
+            "prediction, the most that was measured (docs/appendix/time_model.md)"
+        )
+    return lines
 
 
 def _duration(seconds: float) -> str:

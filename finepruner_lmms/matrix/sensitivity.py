@@ -6,6 +6,7 @@ are done, this is measured, and images that are asked about several times count 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Sensitivity:
     smallest: float
     differ: float = TYPICAL
     measured: bool = False
+    per_percent: float = 1.0
+    """The printed score per percent of the maximum."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,28 @@ def sensitivities(store: Store, study: Study, states: Sequence[State]) -> list[S
             differ = statistics.median(pair.discordant / pair.questions for pair in counted.pairs)
         else:
             smallest, differ = detectable(counted.questions, TYPICAL, k=counted.k), TYPICAL
-        found.append(Sensitivity(task, counted.questions, counted.per_percent * smallest, differ, bool(errors)))
+        one = Sensitivity(
+            task, counted.questions, counted.per_percent * smallest, differ, bool(errors), counted.per_percent
+        )
+        found.append(one)
     return found
+
+
+def of_average(found: Sequence[Sensitivity]) -> float:
+    """The smallest difference of the averages over these tasks, in percent of the maximum.
+
+    Tasks ask about different images, but for MMBench in two languages, which errs together.
+    """
+    percent = {one.task: one.smallest / one.per_percent for one in found}
+    alike = sum(percent.pop(task) for task in ("mmbench", "mmbench_cn") if task in percent)
+    return math.hypot(alike, *percent.values()) / len(found)
+
+
+def of_family(rows: int) -> float:
+    """How many times the difference has to be for one of so many rows to be told from its baseline after Holm."""
+    normal = statistics.NormalDist()
+    first, power = normal.inv_cdf(1 - 0.025 / rows), normal.inv_cdf(0.8)
+    return (first + power) / (normal.inv_cdf(0.975) + power)
 
 
 def sensitivity_lines(store: Store, study: Study, states: Sequence[State]) -> list[str]:
@@ -89,6 +112,9 @@ def sensitivity_lines(store: Store, study: Study, states: Sequence[State]) -> li
     rows.append(("smallest difference", [_shown(one.smallest) for one in found]))
     rows.append(("of the questions differ", [f"{100 * one.differ:.3g} %" for one in found]))
     rows.append(("which is", ["measured" if one.measured else "typical" for one in found]))
+    if len(found) > 1:
+        for (_, texts), text in zip(rows, ("average", "", _shown(of_average(found)), "", ""), strict=True):
+            texts.append(text)
     first = max(len(name) for name, _ in rows)
     wide = [max(map(len, column)) + 1 for column in zip(*(texts for _, texts in rows), strict=True)]
     unit = "in percent, MME in points" if any(one.task == "mme" for one in found) else "in percent"
@@ -96,6 +122,8 @@ def sensitivity_lines(store: Store, study: Study, states: Sequence[State]) -> li
     for name, texts in rows:
         cells = " ".join(text.rjust(width) for text, width in zip(texts, wide, strict=True))
         lines.append(f"  {name.ljust(first)} {cells}".rstrip())
+    if (compared := len(study.rows) - 1) > 1:
+        lines.append(f"after Holm's correction over {compared} rows: {of_family(compared):.2f} times as large")
     if any(one.measured for one in found):
         lines.append("measured: the rows that are done, each against the first, their median")
     if not all(one.measured for one in found):

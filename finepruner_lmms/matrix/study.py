@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from finepruner_lmms.pruners import Pruner
 
 
-def open_study(config: Path, output: Path | None, limit: int | None = None) -> tuple[Matrix, Store, Study]:
+def open_study(
+    config: Path, output: Path | None, limit: int | None = None, planning: bool = False
+) -> tuple[Matrix, Store, Study]:
     """The checked matrix, its store, and its rows and cells. `ConfigError` if the file is wrong.
 
-    `limit` takes the place of the file's; `FieldError` if it cannot.
+    `limit` takes the place of the file's; `FieldError` if it cannot. `planning` is that of `load_matrix`.
     """
-    matrix = load_matrix(config, limit=limit)
+    matrix = load_matrix(config, limit=limit, planning=planning)
     store = Store(output if output is not None else Path("runs") / matrix.file.name)
     study = Study(
         name=matrix.file.name,
