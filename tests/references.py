@@ -320,6 +320,22 @@ def tops(pruner, seen, count):
     return sorted(picked)
 
 
+def visualheads(_pruner, seen, count):
+    """Before: cover of the features. Inside: cover of hidden states, weighted by the mean of the heads' shares."""
+    before = hasattr(seen, "projected")
+    tokens = array(seen.features if before else seen.hidden)
+    matters = np.ones(len(tokens))
+    if not before:
+        attention = array(seen.attention)
+        matters = (attention / attention.sum(1, keepdims=True)).mean(0)
+        matters = matters / matters.max()
+    apart = tokens - tokens.mean(0)
+    close = np.array([[round(cosine(a, b) * 2**20) / 2**20 for b in apart] for a in apart])
+    similarity = matters[:, None] * close
+    tie = 0 if before else 1e-6 * matters
+    return covering(lambda picked: np.array(gains(similarity * matters, picked)) + tie, count)
+
+
 # -- decoder side -----------------------------------------------------------------------------------------------------
 
 

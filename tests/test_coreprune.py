@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import finepruner_lmms as fp
+from finepruner_lmms.ops import row_slices
 from finepruner_lmms.pruners.coreprune import Damage, receivers
 from finepruner_lmms.testing import decoder_context
+from finepruner_lmms.testing.samples import one_row
 
 
 @pytest.fixture
@@ -17,8 +19,18 @@ def damage() -> Damage:
     return Damage(context.text_attention, context.values, context.text_output, rows)
 
 
-def everything() -> torch.Tensor:
-    return torch.ones(3, 24, dtype=torch.bool)
+def without(damage: Damage, deleted: list[int]) -> torch.Tensor:
+    """`[B]`, by the definition: Σ a·(V - Y) over the deleted tokens, divided by what is left of the row."""
+    a = damage.attention[..., deleted]
+    moved = a @ damage.values[:, :, deleted] - a.sum(-1, keepdim=True) * damage.outputs
+    distance = moved.norm(dim=-1, keepdim=True) / (1 - a.sum(-1, keepdim=True))
+    return (distance * damage.shares).sum((1, 2, 3))
+
+
+def bring_back(damage: Damage, *tokens: int) -> None:
+    back = torch.zeros(3, 24, dtype=torch.bool)
+    back[:, list(tokens)] = True
+    damage.bring_back(back, len(tokens))
 
 
 def test_the_schedule_is_the_published_one_behind_128_tokens():
@@ -32,34 +44,47 @@ def test_the_schedule_is_the_published_one_behind_128_tokens():
     assert fp.build_pruner("coreprune", budget=200, layer=2).schedule(32, 576)[:3] == [576, 576, 175]
 
 
-def test_one_token_alone_moves_the_output_by_its_share_of_the_rest(damage):
-    """For a single token the formula is a / (1 - a) · ‖V - Y‖."""
-    only = torch.zeros(3, 24, dtype=torch.bool)
-    only[:, 7] = True
-    a, away = damage.attention[..., 7], damage.values[:, :, None, 7] - damage.outputs
-    alone = a / (1 - a) * away.norm(dim=-1)
-    torch.testing.assert_close(damage.of(only), (alone * damage.shares[..., 0]).sum((1, 2)), rtol=1e-10, atol=0)
-
-
-def test_nothing_deleted_does_nothing(damage):
-    assert damage.of(~everything()).tolist() == [0, 0, 0]
-
-
 def test_what_one_token_undoes_is_what_is_left_without_it(damage):
-    deleted = everything()
-    deleted[:, ::3] = False
-    left = damage.with_one_back(deleted)
-    for token in deleted[0].nonzero().squeeze(1).tolist():
-        fewer = deleted.clone()
-        fewer[:, token] = False
-        torch.testing.assert_close(left[:, token], damage.of(fewer), rtol=1e-9, atol=1e-12)
+    deleted = list(range(24))
+    for back in ([], [0, 3, 6, 9], [1], [22, 5]):
+        bring_back(damage, *back)
+        deleted = [token for token in deleted if token not in back]
+        torch.testing.assert_close(damage.of_deleted(), without(damage, deleted), rtol=1e-9, atol=0)
+        left = damage.with_one_back()
+        for token in deleted:
+            fewer = [other for other in deleted if other != token]
+            torch.testing.assert_close(left[:, token], without(damage, fewer), rtol=1e-9, atol=1e-12)
 
 
 def test_the_last_of_a_set_undoes_all_of_it(damage):
     """A difference of large sums, where float32 would leave a thousandth of what was there."""
-    only = torch.zeros(3, 24, dtype=torch.bool)
-    only[:, 4] = True
-    assert bool((damage.with_one_back(only)[:, 4] <= 1e-7 * damage.of(only)).all())
+    everything = damage.of_deleted()
+    bring_back(damage, *(token for token in range(24) if token != 4))
+    torch.testing.assert_close(damage.of_deleted(), without(damage, [4]), rtol=1e-9, atol=0)
+    assert bool((damage.with_one_back()[:, 4] <= 1e-7 * everything).all())
+    bring_back(damage, 4)
+    assert bool((damage.of_deleted() <= 1e-12 * everything).all())
+
+
+def test_rows_that_bring_back_fewer_are_not_touched_by_the_rest(damage):
+    back = torch.zeros(3, 24, dtype=torch.bool)
+    back[0, [2, 5]], back[1, 7] = True, True
+    damage.bring_back(back, 2)
+    for row in range(3):
+        deleted = (~back[row]).nonzero().squeeze(1).tolist()
+        torch.testing.assert_close(damage.of_deleted()[row], without(damage, deleted)[row], rtol=1e-9, atol=0)
+
+
+def test_a_choice_does_not_depend_on_the_rows_beside_it(monkeypatch):
+    """A batch may be taken in parts; the whole, rows one by one and each alone choose the same."""
+    context, pruner = decoder_context(), fp.build_pruner("coreprune")
+    together = pruner.select(context, 12)
+    monkeypatch.setattr(row_slices, "_CPU", 1)
+    apart = pruner.select(context, 12)
+    assert torch.equal(apart.keep, together.keep)
+    torch.testing.assert_close(apart.scores, together.scores)
+    for row in range(3):
+        assert torch.equal(pruner.select(one_row(context, row), 12).keep[0], together.keep[row])
 
 
 @pytest.mark.parametrize("rescued", [1, 4, 30])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -483,19 +483,27 @@ class Several(Pyramid):
         return self.keep_best(rows.mean((0, 2)), context, retained)
 
 
+@pytest.mark.parametrize("made", [0, 2])
 @pytest.mark.parametrize("batch", BATCHES)
-def test_rows_of_layers_before_an_earlier_drop_are_those_that_were_seen_there(batch):
-    """What was dropped since is 0; the rest is what the layer's own attention was at the drop behind it."""
+def test_rows_of_layers_before_an_earlier_drop_are_those_that_were_seen_there(batch, made):
+    """What was dropped or made since is 0; the rest is what the layer's own attention was at the drop behind it."""
     model, inputs, seen = tiny_llava(), prompts(*BATCHES[batch]), {}
 
     class Look(Several):
+        def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+            return tuple(stage._replace(merged=made) for stage in super().stages(num_layers, num_visual_tokens))
+
         def select(self, context: DecoderContext, retained: int) -> Selection:
             for layer in range(context.layer):
                 rows = context.attention_in(layer)
                 known = seen.setdefault(layer, rows)
+                known = torch.nn.functional.pad(known, (0, rows.shape[2] - known.shape[2]))
                 assert torch.equal(rows, known * context.present[:, None])
                 assert bool(rows.any()) == bool(context.present.any())
-            return super().select(context, retained)
+            chosen = super().select(context, retained)
+            if not made:
+                return chosen
+            return replace(chosen, merged=context.hidden[:, :made], merged_from=chosen.keep.long()[:, :made])
 
     fp.generate(model, Look(), inputs, max_new_tokens=1)
     assert sorted(seen) == [0, 1, 2, 3]

@@ -102,7 +102,7 @@ def test_a_first_pick_counts_also_where_it_is_unlike_the_rest():
 
     assert cover(similarity, 2, first=torch.tensor([[0]]), score=look).tolist() == [[0, 1]]
     gained, covered, left = worth[0]
-    torch.testing.assert_close(covered, similarity[:, 0])
+    torch.testing.assert_close(covered, similarity[:, 0].double())
     torch.testing.assert_close(gained, torch.tensor([[0.0, 2.3, 2.3]], dtype=torch.float64))
     assert left.tolist() == [[False, True, True]]
 

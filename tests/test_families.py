@@ -86,6 +86,15 @@ def test_the_other_decoders_of_a_family_equal_brute_force(which, label):
             assert compare(which, pruner_of(label), rows, attention).logits <= TOLERANCE
 
 
+@pytest.mark.parametrize("which", ["llava_next", "qwen2_5_vl", "qwen3_vl"])
+def test_rows_of_several_layers_equal_brute_force(which):
+    """Behind a drop at the entrance, in images of several sizes and rows without one."""
+    several = {"first": "75%", "layer": 3, "heads": 4, "score_layers": "0+1"}
+    pruner = fp.build_pruner("divprune+finepruner", budget="50%", **several)
+    rows = batches_of(which)["mixed with text-only rows"]
+    assert compare(which, pruner, rows, "sdpa").logits <= TOLERANCE
+
+
 ODD_ROWS = {
     "films and images": ((2, "v", 1, "a", 3), (1, "b", 2, "v", 2), (4,)),
     "two films": ((2, "v", 1, "v", 3), (1, "a", 2)),

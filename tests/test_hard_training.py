@@ -17,8 +17,10 @@ from demo_training.hard import phases
 from demo_training.hard.answers import Answerer, AnswerPlan
 from demo_training.hard.captions import ATTRIBUTES, near_miss, phrases
 from demo_training.hard.contrast import Captioned, ContrastPlan, fits, report, train_contrast
+from demo_training.hard.muon import orthogonal
 from demo_training.hard.packing import Packer
 from demo_training.hard.resume import Progress
+from demo_training.hard.seen import Seen, read, see, write
 from demo_training.hard.views import Views, views
 from demo_training.sizes import SHALLOW, TowerSize, build, tower_of
 
@@ -73,9 +75,15 @@ def test_no_loss_reads_where_things_are(phase, monkeypatch, tmp_path):
         model, captioned = untrained(), Captioned(TINY.width)
         progress = Progress(tmp_path / f"{name}.pt", lambda _: None)
         if phase == "contrast":
-            train_contrast(tower_of(model), captioned, ContrastPlan(6, 3, 4, 1e-3, 8), train, train, progress)
+            plan = ContrastPlan(6, 3, 4, 1e-3, 8, kept=20, whole=0.4)
+            train_contrast(tower_of(model), captioned, plan, train, train, progress)
         else:
-            Answerer(model, TOKENIZER).train(AnswerPlan("x", 6, 2, 4, 4, 1e-3, 8), train, train, progress)
+            answerer, plan = Answerer(model, TOKENIZER), AnswerPlan("x", 6, 2, 4, 4, 1e-3, 8, kept=(20,))
+            tower_of(model).requires_grad_(False)
+            known = see(tower_of(model), train, shift=True)
+            answerer.align(plan, known, Progress(tmp_path / f"{name} words.pt", lambda _: None))
+            answerer.ready()
+            answerer.train(plan, known, known, progress)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     with_places = trained("with", seen)
@@ -92,20 +100,24 @@ def test_a_report_of_a_tower_that_learned_nothing_says_so():
 
 def test_a_question_sees_the_picture_and_itself_and_its_answer_is_what_is_said_next():
     scenes = [make_scene("train", index) for index in range(2)]
-    packed = Packer(TOKENIZER).pack(scenes, 9, {"read": 1.0, "exist": 1.0}, 3, 0.0, random.Random(0))
+    places = torch.arange(3, 30, 3).expand(2, -1)
+    packed = Packer(TOKENIZER).pack(scenes, places, {"read": 1.0, "exist": 1.0}, 3, 0.0, random.Random(0))
     assert len(packed.spans) == 6
     for kind, row, first, last in packed.spans:
         said = TOKENIZER.decode(packed.targets[row, first : last + 1])
         assert said.endswith("</s>") and (said[0].isdecimal() if kind == "read" else said.startswith(("yes", "no")))
         assert packed.targets[row, first:last].tolist() == packed.ids[row, first + 1 : last + 1].tolist()
-    places = [span for span in packed.spans if span[1] == 0]
-    one, two = places[0][2], places[1][2]
+    first_row = [span for span in packed.spans if span[1] == 0]
+    one, two = first_row[0][2], first_row[1][2]
     assert packed.mask[0, 0, two, packed.prefix : packed.prefix + 9].all() and not packed.mask[0, 0, two, one]
-    assert packed.positions[0, packed.prefix + 9] == packed.prefix + 9
+    shown = packed.positions[0, packed.prefix : packed.prefix + 10]
+    assert shown.tolist() == [packed.prefix + place for place in (*places[0].tolist(), 576)]
+    near = Packer(TOKENIZER).pack(scenes, places, {"read": 1.0}, 1, 0.0, random.Random(0), compact=True)
+    assert near.positions[0].tolist() == list(range(near.ids.shape[1]))
 
 
 def test_a_stopped_phase_goes_on_exactly_where_it_was(tmp_path):
-    seen, said = views("train", 0, 6, 6), []
+    seen, said = see(tower_of(untrained()), views("train", 0, 6, 6)), []
     plan = AnswerPlan("x", 6, 4, 3, 2, 1e-3, 6, kept=(9,))
 
     def trained(file: Path, steps: int, stop: int | None = None) -> list[torch.Tensor]:
@@ -134,6 +146,34 @@ def _before(step: int, stop: int) -> bool:
     return True
 
 
+def test_patches_with_the_sharpest_edges_are_those_that_show_something():
+    seen, shown = views("tuning", 0, 12, 24), 0
+    for scene, order in zip(seen.scenes, seen.steepest.tolist(), strict=True):
+        first = set(order[:192])
+        shown += sum(bool(first & set(thing.tokens())) for thing in scene.things)
+    assert shown == sum(len(scene.things) for scene in seen.scenes)
+    assert sorted(seen.steepest[0].tolist()) == list(range(576))
+
+
+def test_what_a_tower_saw_is_read_again_as_it_was_kept(tmp_path):
+    train, tuning = (see(tower_of(untrained()), views(split, 0, 3, 6), shift=True) for split in ("train", "tuning"))
+    write(tmp_path / "seen.pt", train, tuning)
+    for one, again in zip((train, tuning), read(tmp_path / "seen.pt", 6), strict=True):
+        assert isinstance(again, Seen) and again.scenes == one.scenes
+        assert torch.equal(again.features, one.features) and torch.equal(again.places, one.places)
+        features, places = again.some(torch.tensor([2, 0]), 7)
+        assert features.shape == (2, 7, TINY.width) and bool((places[:, 1:] > places[:, :-1]).all())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 12), (2, 12, 6)])
+def test_an_orthogonal_step_has_the_directions_of_its_matrix_and_singular_values_near_one(shape):
+    given = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(given, full_matrices=False)
+    inside = left.mT @ orthogonal(given) @ right.mT
+    values = inside.diagonal(dim1=1, dim2=2)
+    assert (inside - torch.diag_embed(values)).abs().max() < 1e-3 and values.min() > 0.5 and values.max() < 1.4
+
+
 @pytest.mark.slow
 def test_every_phase_runs_and_what_comes_out_is_a_checkpoint(monkeypatch, tmp_path):
     """A step of each phase, the growing and the saving; `load_model` reads what comes out."""
@@ -141,12 +181,13 @@ def test_every_phase_runs_and_what_comes_out_is_a_checkpoint(monkeypatch, tmp_pa
 
     said: list[str] = []
     few = {"steps": 1, "batch": 2, "pictures": 2}
+    monkeypatch.setattr(phases, "WORDS", replace(phases.WORDS, **few, grid=6, kept=()))
     monkeypatch.setattr(phases, "TOWERS", {"small": TINY})
     monkeypatch.setattr(phases, "CONTRAST", [replace(plan, **few) for plan in phases.CONTRAST[:1]])
     monkeypatch.setattr(phases, "ANSWERS", [replace(phases.ANSWERS[0], **few, questions=2)])
     monkeypatch.setattr(phases, "DEEPER", replace(phases.DEEPER, **few, questions=2))
     monkeypatch.setattr(phases, "_TUNING", 2)
     phases.train(tmp_path, tmp_path / "out", 0, "small", "cpu", said.append)
-    assert [line.split()[0] for line in said if "step 1/1" in line] == ["contrast6", "answers6", "deep"]
+    assert [line.split()[0] for line in said if "step 1/1" in line] == ["contrast6", "words", "answers6", "deep"]
     model, _ = fp.load_model(str(tmp_path / "out"))
     assert model.config.text_config.num_hidden_layers == 32 and model.config.image_seq_length == 576

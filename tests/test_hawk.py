@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from brute_force import best
 from conftest import IMAGE, VISUAL, alone, prompts, tiny_llava
 
 import finepruner_lmms as fp
+from finepruner_lmms.engine.first_layer import FirstLayer
 from finepruner_lmms.heads.profile import HeadProfile, profile_json
 from finepruner_lmms.testing import choose_without_host_copy, vision_outputs
+from finepruner_lmms.testing.samples import rounding
 
 
 @pytest.fixture
@@ -47,6 +51,38 @@ def test_in_a_model_it_keeps_what_the_formula_says(kind, weights):
     for row in (0, 2):
         scores = published(model, alone(inputs, row), counts)
         assert kept[row].tolist() == best(scores, list(range(VISUAL)), 5)
+
+
+@pytest.mark.parametrize("kind", ["plain", "with a bias", "normalised per head", "another module", "half precision"])
+@torch.no_grad()
+def test_what_is_asked_is_the_product_with_the_keys(kind):
+    """Also where the queries cannot go through the key projection."""
+    decoder = copy.deepcopy(tiny_llava().model.language_model)
+    attn: Any = decoder.layers[0].self_attn
+    if kind == "with a bias":
+        attn.k_proj.bias = torch.nn.Parameter(torch.linspace(-2, 2, 32))
+    elif kind == "normalised per head":
+        attn.k_norm = torch.nn.RMSNorm(8)
+    elif kind == "another module":
+        attn.k_proj = Doubled(attn.k_proj)
+    elif kind == "half precision":
+        decoder.bfloat16()
+    layer, generator = FirstLayer(decoder), torch.Generator().manual_seed(0)
+    queries, tokens = torch.randn(2, 8, 8, generator=generator), torch.randn(2, 11, 64, generator=generator)
+    expected = torch.einsum("bhd,bnhd->bhn", queries, layer.keys(tokens))
+    near = {"rtol": 2e-2, "atol": 2e-1} if kind == "half precision" else rounding(1, size=8.0)
+    torch.testing.assert_close(layer.asked(queries, tokens).float(), expected, **near)
+
+
+class Doubled(torch.nn.Linear):
+    """A linear layer that does more than its weights say, as a wrapper does."""
+
+    def __init__(self, inside):
+        super().__init__(inside.in_features, inside.out_features, bias=False)
+        self.weight = inside.weight
+
+    def forward(self, values):
+        return 2 * super().forward(values)
 
 
 def test_the_budget_holds_in_every_layer():

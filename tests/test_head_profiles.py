@@ -7,13 +7,16 @@ import json
 import pytest
 import torch
 from brute_force import answer, best
-from conftest import VISUAL, alone, prompts, rounding, tiny_llava
+from conftest import IMAGE, VISUAL, alone, prompts, rounding, tiny_llava
 
 import finepruner_lmms as fp
+from finepruner_lmms.engine.fan_out import answer_together
+from finepruner_lmms.heads import select_heads
 from finepruner_lmms.heads.profile import HeadProfile, profile_json
 from finepruner_lmms.heads.profiles import find_profile, written_profile
 from finepruner_lmms.heads.published import PUBLISHED
 from finepruner_lmms.testing import choose_without_host_copy, decoder_context
+from finepruner_lmms.testing.guards import prefill_without_host_copy
 
 TINY = HeadProfile("tiny", "a random LLaVA", "nothing", "made up", 6, 8, ((1, 3, 2.0), (1, 6, 5.0), (2, 0, 1.0)))
 
@@ -105,8 +108,10 @@ def test_shuffled_weights_are_a_control_of_the_same_layers(file):
 
 
 def test_a_profile_of_another_model_or_layer_is_refused(file):
-    with pytest.raises(ValueError, match=r"profile: .*names no head of layer 3, .* heads of layers 1, 2; drop before"):
-        profiled(file, layer=4, budget="75%").schedule(6, VISUAL)
+    with pytest.raises(ValueError, match=r"profile: .*names no head of layer 0, .* heads of layers 1, 2; drop behind"):
+        profiled(file, layer=1).schedule(6, VISUAL)
+    with pytest.raises(ValueError, match=r"profile: .*names no head of layer 0 or 3, .* heads of layers 1, 2; drop"):
+        profiled(file, layer=4, score_layers="3+0", budget="75%").schedule(6, VISUAL)
     with pytest.raises(ValueError, match=r"profile: .* a model with 6 layers; this one has 32"):
         profiled(file).schedule(32, 576)
     with pytest.raises(ValueError, match=r"profile: .* with 8 query heads; those of this model have 32"):
@@ -124,7 +129,11 @@ def test_a_profile_of_another_model_or_layer_is_refused(file):
         ({"head_strategy": "profile", "profile": "missing.json"}, "profile: cannot read 'missing.json': No such file"),
         ({"profile": "ocr"}, "profile: got 'ocr'; only head_strategy='profile' reads it"),
         ({"shuffle": 1}, "shuffle: got 1; only head_strategy='profile' reads it"),
-        ({"head_strategy": "profile", "profile": "ocr", "aggregate": "max"}, "aggregate: got 'max'; a profile adds"),
+        ({"head_strategy": "profile", "profile": "ocr", "aggregate": "quota"}, "aggregate: got 'quota'; a profile"),
+        ({"score_layers": "1+1"}, "score_layers: got '1.1'; expected different layers, counted from 0"),
+        ({"score_layers": 0, "guide": "pdrop"}, "score_layers: got 0; guide='pdrop' has depths of its own"),
+        ({"score_layers": 0, "query": "text_tokens_only"}, "score_layers: got 0; words other than the last are read"),
+        ({"score_layers": "0+1", "head_strategy": "consensus"}, "score_layers: .* is about the heads of one layer"),
         ({"head_strategy": "profile", "profile": "ocr", "normalise": "renormalise"}, "normalise: .* ranks nothing"),
         ({"head_strategy": "profile", "profile": "ocr", "shuffle": -1}, "shuffle: got -1; expected a whole number"),
     ],
@@ -169,3 +178,77 @@ def test_what_is_no_json_is_said(tmp_path):
 def test_nothing_is_copied_to_the_device(file):
     choose_without_host_copy(profiled(file))
     choose_without_host_copy(profiled(file, heads=1, shuffle=0))
+
+
+def seen_by(row: dict, drop: int) -> torch.Tensor:
+    """The last token's attention to the image in the layers before `drop`, `[drop, H, N]`, by eager attention."""
+    shown = row["input_ids"][0] == IMAGE
+    attentions = tiny_llava("eager")(**row, output_attentions=True).attentions[:drop]
+    return torch.stack([layer[0, :, -1, shown].detach() for layer in attentions]).double()
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "max"])
+@pytest.mark.parametrize("rows", ["raw", "renormalised"])
+def test_heads_of_all_layers_before_the_drop_count_by_their_weights(file, rows, aggregate):
+    pruner = profiled(file, layer=4, budget="75%", rows=rows, aggregate=aggregate)
+    inputs = prompts((5, 7), 11, (2, 4))
+    trace = fp.generate(tiny_llava(), pruner, inputs, max_new_tokens=1).trace
+    count = pruner.stages(6, VISUAL)[0].retained
+    for row in (0, 2):
+        seen = seen_by(alone(inputs, row), 4)
+        seen = seen / seen.sum(-1, keepdim=True) if rows == "renormalised" else seen
+        weighted = torch.stack([2 / 8 * seen[1, 3], 5 / 8 * seen[1, 6], 1 / 8 * seen[2, 0]])
+        scores = weighted.sum(0) if aggregate == "mean" else weighted.amax(0)
+        assert trace.kept[4][row].tolist() == best(scores, list(range(VISUAL)), count)
+    # numbered through: layer 1 of 8 heads begins at 8
+    assert trace.heads[0].tolist() == [8 + 6, 8 + 3, 16 + 0]
+    assert trace.head_scores[0].nonzero().flatten().tolist() == [8 + 3, 8 + 6, 16] and trace.head_scores.shape[1] == 32
+    assert pruner.scored_layers(6, VISUAL) == (1, 2)
+
+
+@pytest.mark.parametrize("strategy", ["sum", "sparsity", "recommended"])
+def test_heads_of_several_layers_are_chosen_as_those_of_one(strategy):
+    """`score_layers` apart from the layer of the drop: the heads of layers 0 and 2 guide a drop before layer 4."""
+    chosen = {} if strategy == "recommended" else {"heads": 3}
+    pruner = fp.build_pruner("finepruner", budget="75%", layer=4, score_layers="2+0", head_strategy=strategy, **chosen)
+    inputs = prompts((5, 7), (2, 4))
+    trace = fp.generate(tiny_llava(), pruner, inputs, max_new_tokens=1).trace
+    count = pruner.stages(6, VISUAL)[0].retained
+    for row in range(2):
+        heads = seen_by(alone(inputs, row), 4)[[0, 2]].flatten(0, 1).float()[None]
+        if strategy == "recommended":
+            scores = (heads / heads.sum(-1, keepdim=True)).amax(1)[0]
+        else:
+            places = select_heads(heads, strategy, 3)[0]
+            scores = heads[0, places.sort().values].mean(0)
+            assert trace.heads[row].tolist() == [place + 8 * (place >= 8) for place in places.tolist()]
+        assert trace.kept[4][row].tolist() == best(scores, list(range(VISUAL)), count)
+
+
+def test_one_earlier_layer_can_score_a_later_drop():
+    early = fp.build_pruner("finepruner", budget="75%", layer=4, heads=3, score_layers=1)
+    context = decoder_context(layer=4)
+    seen = select_heads(context.attention_in(1), "sum", 3)
+    assert early.select(context, 9).heads.tolist() == seen.tolist()
+    assert early.scored_layers(6, VISUAL) == (1,)
+
+
+def test_layers_that_are_not_there_yet_and_too_many_heads_are_refused():
+    with pytest.raises(ValueError, match=r"score_layers: got '4'; before a drop at layer 4 there are 0 to 3"):
+        fp.build_pruner("finepruner", budget="75%", layer=4, score_layers=4).schedule(6, VISUAL)
+    fp.build_pruner("finepruner", budget="75%", layer=4, heads=16, score_layers="0+3").check_heads(8)
+    with pytest.raises(ValueError, match="heads: got 17; 2 layers of this model have 16 query heads"):
+        fp.build_pruner("finepruner", budget="75%", layer=4, heads=17, score_layers="0+3").check_heads(8)
+
+
+def test_together_with_others_and_on_fixed_buffers_heads_of_several_layers_choose_the_same(file):
+    pruner = profiled(file, layer=4, budget="75%")
+    inputs, options = prompts((5, 7), 11, (2, 4)), {"max_new_tokens": 2, "do_sample": False}
+    usual = fp.generate(tiny_llava(), pruner, inputs, **options).trace
+    fixed = fp.generate(tiny_llava(), pruner, inputs, execution="graphs", **options).trace
+    others = [fp.build_pruner("fastv", budget=12), pruner]
+    together = answer_together(tiny_llava(), others, inputs, max_new_tokens=2).outcomes[1].trace
+    for other in (fixed, together):
+        assert all(map(torch.equal, usual.kept[4], other.kept[4])) and torch.equal(usual.heads[::2], other.heads[::2])
+    choose_without_host_copy(pruner)
+    prefill_without_host_copy(pruner, (5, 7), 11, (2, 0))

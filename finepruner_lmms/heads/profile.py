@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -74,23 +75,32 @@ class HeadProfile:
             problem = f"{self.name!r} is of layers with {self.heads} query heads; those of this model have {num_heads}"
             raise FieldError(field, problem, value=self.name, fix="make a profile of this model")
 
-    def check_layers(self, field: str, num_layers: int, read: int) -> None:
-        """Raise `FieldError` unless the model is as deep, and heads of layer `read` are named."""
+    def layers_before(self, drop: int) -> tuple[int, ...]:
+        """The named layers whose attention is there at a drop before layer `drop`, ascending."""
+        return tuple(layer for layer in self.named_layers if layer < drop)
+
+    def of_layers(self, layers: Sequence[int], most: int | None = None) -> list[tuple[int, int, float]]:
+        """The heads of these layers as (layer, head, weight), the `most` heaviest, the earlier one first on a tie."""
+        own = [(layer, head, float(weight)) for layer, head, weight in self.weights if layer in layers]
+        return sorted(own, key=lambda one: (-one[2], one[:2]))[:most]
+
+    def check_layers(self, field: str, num_layers: int, read: Sequence[int]) -> None:
+        """Raise `FieldError` unless the model is as deep, and heads of one of the layers `read` are named."""
         if num_layers != self.layers:
             problem = f"{self.name!r} is of a model with {self.layers} layers; this one has {num_layers}"
             raise FieldError(field, problem, value=self.name, fix="make a profile of this model")
-        if read not in self.named_layers:
+        if not set(read) & set(self.named_layers):
             named = list_names([str(layer) for layer in self.named_layers], 12)
             raise FieldError(
                 field,
-                f"{self.name!r} names no head of layer {read}, whose attention is read before a drop at layer "
-                f"{read + 1}; it names heads of layers {named}",
+                f"{self.name!r} names no head of layer {' or '.join(map(str, read))}, whose attention is to be read; "
+                f"it names heads of layers {named}",
                 value=self.name,
-                fix=f"drop before one of the layers that follow these, such as layer={self.named_layers[-1] + 1}",
+                fix=f"drop behind one of these, such as layer={self.named_layers[-1] + 1}",
             )
 
 
-def weighted_heads(named: list[tuple[int, float]], like: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_heads(named: Sequence[tuple[int, float]], like: Tensor) -> tuple[Tensor, Tensor]:
     """Heads and what each counts, adding up to 1 (float64), for every row of `like` `[B, ...]`: `[B, n]` each."""
     total = math.fsum(weight for _, weight in named)
     # filled in on the device: copying lists there would wait for it

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from finepruner_lmms.lazy import torch
+from finepruner_lmms.ops.products import pair_cosines
+from finepruner_lmms.ops.row_slices import row_slices
 from finepruner_lmms.ops.selection import at_least_float32, unit_vectors
 
 if TYPE_CHECKING:
@@ -39,21 +41,41 @@ def cover(
     `score(gains, covered, open)` may turn the gains `[B, N]` (float64, before c) into another worth `[B, N]`; `covered`
     `[B, T]` is `w_t · u_t`, and `open` `[B, N]` tells the candidates that are left.
 
-    Differences are in the precision of `similarity`, float32 or better, and are added up in float64 in one order for
-    all candidates: equal candidates tie exactly. No wait for the device.
+    Weighted similarities are in the precision of `similarity`, float32 or better; sums are in float64 and in one order
+    for all candidates: equal candidates tie exactly. No wait for the device.
     """
     rows = at_least_float32(similarity)
     if targets is not None:
         rows = rows * targets[:, None].to(rows.dtype)
+    open_ = torch.ones_like(rows[..., 0], dtype=torch.bool) if present is None else present
+    # one image after the other where all do not fit into a CPU's cache; a score is of the whole batch
+    parts = row_slices(rows) if score is None else [slice(None)]
+    weights: list[Tensor | None] = [None if candidates is None else candidates[part] for part in parts]
+    starts: list[Tensor | None] = [None if first is None else first[part] for part in parts]
+    picks = [
+        _greedy(rows[part].double(), count, open_[part], weight, start, score)
+        for part, weight, start in zip(parts, weights, starts, strict=True)
+    ]
+    return torch.cat(picks)
+
+
+def _greedy(
+    rows: Tensor, count: int, open_: Tensor, candidates: Tensor | None, first: Tensor | None, score: Score | None
+) -> Tensor:
+    """`cover` of weighted `rows` `[B, N, T]` in float64."""
     batch, size, width = rows.shape
     flat, offset = rows.reshape(-1, width), torch.arange(0, batch * size, size, device=rows.device)
-    open_ = torch.ones(batch, size, dtype=torch.bool, device=rows.device) if present is None else present
-    covered, gained, picks = rows.new_zeros(batch, 1, width), torch.empty_like(rows), []
+    covered, picks = rows.new_zeros(batch, 1, width), []
+    # what would be covered by each candidate, and last what is: their difference is exactly 0 for one that adds nothing
+    would = rows.new_empty(batch, size + 1, width)
     for step in range(count):
         if step == 0 and first is not None:
             pick = first
         else:
-            worth = torch.sub(rows, covered, out=gained).clamp_min_(0).sum(-1, dtype=torch.float64)
+            torch.maximum(rows, covered, out=would[:, :size])
+            would[:, size:] = covered
+            sums = would.sum(-1)
+            worth = sums[:, :size] - sums[:, size:]
             worth = worth if score is None else score(worth, covered[:, 0], open_)
             worth = worth if candidates is None else worth * candidates
             pick = worth.masked_fill(~open_, float("-inf")).argmax(1, keepdim=True)
@@ -69,8 +91,7 @@ def cosines(tokens: Tensor) -> Tensor:
 
     The product is in float64: rounded from there, equal tokens have equal cosines wherever they stand in it.
     """
-    unit = unit_vectors(tokens.double())
-    return (unit @ unit.transpose(1, 2)).float()
+    return pair_cosines(tokens).float()
 
 
 def dense_cosines(tokens: Tensor, texts: list[Tensor]) -> tuple[Tensor, Tensor]:

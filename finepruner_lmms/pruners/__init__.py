@@ -32,6 +32,7 @@ from finepruner_lmms.pruners import (
     vanilla,
     visionzip,
     vispruner,
+    visualheads,
     vscan,
 )
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Reduction, Stage, TwoStage, VisionPruner
@@ -109,5 +110,6 @@ __all__ = [
     "vanilla",
     "visionzip",
     "vispruner",
+    "visualheads",
     "vscan",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.fused import kernels_for
+from finepruner_lmms.ops.products import pair_products, reciprocal_lengths
 from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
@@ -110,11 +111,9 @@ def conditional_kernel(projected: Tensor, relevance: Tensor) -> Tensor:
     In float64: a residual of the greedy steps below is a small difference of large numbers, and in float32 it turns
     negative, and then NaN, as soon as more tokens are kept than the features have numerical rank.
     """
-    tokens = projected.double()
-    products = tokens @ tokens.transpose(1, 2)
-    length = products.diagonal(dim1=1, dim2=2).sqrt()
+    products = pair_products(projected.double())
     # the lengths divide, and the relevances weigh, the products: these are far fewer numbers than the tokens
-    weight = relevance.double() / length.masked_fill(length == 0, 1)
+    weight = relevance.double() * reciprocal_lengths(products)
     return products.mul_(weight[:, :, None]).mul_(weight[:, None])
 
 

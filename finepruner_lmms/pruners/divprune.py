@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.fused import kernels_for
+from finepruner_lmms.ops.products import pair_products
 from finepruner_lmms.ops.selection import index_to_mask, unit_vectors
 from finepruner_lmms.pruners.base import VisionPruner
 from finepruner_lmms.pruners.registry import register
@@ -26,8 +27,8 @@ class DivPrune(VisionPruner):
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The farthest points: `[B, N]`."""
-        unit = unit_vectors(vision.projected)
-        picks = farthest_points(1 - unit @ unit.transpose(1, 2), self.retained(vision.num_visual_tokens))
+        distance = 1 - pair_products(unit_vectors(vision.projected))
+        picks = farthest_points(distance, self.retained(vision.num_visual_tokens))
         return index_to_mask(picks, vision.num_visual_tokens)
 
 

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms import heads as head_selection
-from finepruner_lmms.errors import FieldError, check_choice, check_integer
+from finepruner_lmms.errors import FieldError
 from finepruner_lmms.heads import consensus
-from finepruner_lmms.heads.profile import HeadProfile, weighted_heads
-from finepruner_lmms.heads.profiles import find_profile, written_profile
-from finepruner_lmms.heads.queries import QUERIES, Words, query_weights
-from finepruner_lmms.heads.registry import RESERVED, STRATEGIES
+from finepruner_lmms.heads.profile import weighted_heads
+from finepruner_lmms.heads.queries import Words, query_weights
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
-from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.base import Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows
-from finepruner_lmms.pruners.fastv import FastV
-from finepruner_lmms.pruners.pdrop import PDrop
+from finepruner_lmms.pruners.finepruner_parameters import (
+    CONSENSUS,
+    FIXED,
+    GUIDED,
+    PROFILE,
+    RECOMMENDED,
+    FinePrunerParameters,
+)
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.pruners.sparsevlm import SparseVLM
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-GUIDED: dict[str, type[AttentionGuided]] = {"fastv": FastV, "pdrop": PDrop, "sparsevlm": SparseVLM}
-CONSENSUS, FIXED, PROFILE, RECOMMENDED = RESERVED
-PER_HEAD = {"rows": "renormalised", "aggregate": "max"}
-"""What `recommended` stands for, with all heads: see docs/head_study.md."""
+__all__ = ["CONSENSUS", "FIXED", "GUIDED", "PROFILE", "RECOMMENDED", "FinePruner"]
 
 
 @register("finepruner", "fastv+finepruner")
 @dataclass(frozen=True, kw_only=True)
-class FinePruner(AttentionGuided):
+class FinePruner(FinePrunerParameters):
     """Another method, `guide`, scored by the `heads` best heads of each sample, ranked by `head_strategy`.
 
     All heads still take part in the layer's own attention; with all of them as guides this is `guide` exactly. That
@@ -46,125 +43,19 @@ class FinePruner(AttentionGuided):
     `head_strategy="consensus"` chooses heads and their weights by `heads.consensus` with `preset` (None is
     `doc`); the number of heads follows from the attention. `heads` has no effect, but in the preset `calibrated`: there
     it is the number that the attention's complexity adjusts. `head_strategy="fixed"` always takes the heads named in
-    `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="profile"` adds up the heads of
-    the layer by the weights of `profile`, a published list (`heads.published`) or a JSON file, of its `heads` heaviest
-    heads there or (None) of all that it names; `shuffle`, a seed, gives the weights to other heads of the layer, as a
+    `fixed_heads`, one number or several joined by `+`, counted from 0. `head_strategy="profile"` weighs the heads of
+    all layers before the drop by `profile`, a published list (`heads.published`) or a JSON file: its `heads` heaviest
+    heads there or (None) all that it names; `shuffle`, a seed, gives the weights to other heads of each layer, as a
     control. `head_strategy="recommended"` is what our head study supports (docs/head_study.md): all heads, with
     per-head normalisation and the maximum.
+
+    `score_layers` are the decoder layers whose heads are listened to, one number or several joined by `+`, counted from
+    0. None is the layer before the drop, and for a profile all that it names before the drop. Heads of several layers
+    are ranked and combined as if they were those of one; what is told of them numbers all heads of the model through:
+    layer · H + head.
     """
 
     code: ClassVar[str] = "https://github.com/EasonAI-5589/LLaVA-FinePruner-Head"
-
-    guide: str = "fastv"
-    layer: int = 2
-    heads: int | None = None
-    head_strategy: str = "sum"
-    query: str = "last"
-    normalise: str = "resoftmax"
-    preset: str | None = None
-    fixed_heads: int | str | None = None
-    profile: str | None = None
-    shuffle: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("guide", self.guide, tuple(GUIDED))
-        if self.layer != 2 and self.guide != "fastv":
-            raise self._unread("layer", f"guide={self.guide!r} has depths of its own")
-        if self.heads is not None:
-            check_integer("heads", self.heads, 1)
-        STRATEGIES.check(self.head_strategy)
-        self._check_fixed()
-        self._check_profile()
-        if self.head_strategy == RECOMMENDED:
-            self._check_recommended()
-        if self.head_strategy == CONSENSUS:
-            self._check_consensus()
-        elif self.preset is not None:
-            raise self._unread("preset", "only head_strategy='consensus' reads it")
-        QUERIES.check(self.query)
-        if self.query != "last" and self.guide == "sparsevlm":
-            raise self._unread("query", "guide='sparsevlm' asks by its raters")
-        check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
-        self.guided  # noqa: B018 - its parameters are checked here, too
-
-    def _unread(self, name: str, why: str) -> FieldError:
-        """The error of a parameter that was given although the others leave nothing for it to say."""
-        value = getattr(self, name)
-        return FieldError(name, f"got {value!r}; {why}, so leave it out", value=value)
-
-    def _check_fixed(self) -> None:
-        if self.head_strategy != FIXED:
-            if self.fixed_heads is not None:
-                raise self._unread("fixed_heads", "only head_strategy='fixed' reads it")
-            return
-        if self.heads is not None:
-            raise self._unread("heads", "head_strategy='fixed' names its heads")
-        if self.normalise != "resoftmax":
-            raise self._unread("normalise", "head_strategy='fixed' ranks nothing")
-        self._write("fixed_heads", "+".join(map(str, self.named_heads)))
-
-    def _check_profile(self) -> None:
-        if self.head_strategy != PROFILE:
-            for name in ("profile", "shuffle"):
-                if getattr(self, name) is not None:
-                    raise self._unread(name, "only head_strategy='profile' reads it")
-            return
-        if self.shuffle is not None:
-            check_integer("shuffle", self.shuffle, 0)
-        if self.aggregate != "mean":
-            raise self._unread("aggregate", "a profile adds the heads up by its weights")
-        if self.normalise != "resoftmax":
-            raise self._unread("normalise", "head_strategy='profile' ranks nothing")
-        self._write("profile", written_profile("profile", self.profile))
-
-    def _check_recommended(self) -> None:
-        usual = {"heads": None, "normalise": "resoftmax", "rows": "raw", "aggregate": "mean"}
-        for name, default in usual.items():
-            if getattr(self, name) != default:
-                raise self._unread(name, "head_strategy='recommended' decides it")
-
-    @cached_property
-    def head_profile(self) -> HeadProfile:
-        """The profile, its weights on other heads where `shuffle` says so."""
-        found = find_profile("profile", self.profile)
-        return found if self.shuffle is None else found.shuffled(self.shuffle)
-
-    @cached_property
-    def named_heads(self) -> tuple[int, ...]:
-        """The heads of `fixed_heads`, ascending."""
-        texts = str(self.fixed_heads).split("+")
-        if not all(text.strip().isdecimal() for text in texts) or len(set(map(int, texts))) < len(texts):
-            problem = f"got {self.fixed_heads!r}; expected different heads, counted from 0, such as 3 or '3+5'"
-            raise FieldError("fixed_heads", problem, value=self.fixed_heads)
-        return tuple(sorted(map(int, texts)))
-
-    def _check_consensus(self) -> None:
-        if self.preset is not None:
-            check_choice("preset", self.preset, tuple(consensus.PRESETS))
-        if self.aggregate != "mean":
-            raise self._unread("aggregate", "consensus fuses the heads by weights")
-        if self.normalise != "resoftmax":
-            raise self._unread("normalise", "the presets have their own")
-        if self.heads is not None and self.preset != "calibrated":
-            warnings.warn(
-                f"heads={self.heads} has no effect with preset={self.preset or 'doc'!r}: the number of heads follows "
-                "from the attention of each sample; only preset='calibrated' takes it as a reference",
-                stacklevel=2,
-            )
-
-    @property
-    def combination(self) -> dict[str, str]:
-        """How the rows of the heads become one score: `rows` and `aggregate`."""
-        return PER_HEAD if self.head_strategy == RECOMMENDED else {"rows": self.rows, "aggregate": self.aggregate}
-
-    @cached_property
-    def guided(self) -> AttentionGuided:
-        """The method whose rows the heads provide."""
-        common: dict[str, Any] = {"budget": self.budget, "positions": self.positions, **self.combination}
-        if self.guide == "fastv":
-            common["layer"] = self.layer
-        return GUIDED[self.guide](**common)
 
     @property
     def published_positions(self) -> str:
@@ -174,15 +65,33 @@ class FinePruner(AttentionGuided):
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """As the guided method."""
         found = self.guided.stages(num_layers, num_visual_tokens)
-        if self.head_strategy == PROFILE:
-            for stage in found:
-                self.head_profile.check_layers("profile", num_layers, stage.layer - 1)
+        for stage in found:
+            if self.score_layers is not None and self.named_layers[-1] >= stage.layer:
+                there = f"before a drop at layer {stage.layer} there are 0 to {stage.layer - 1}"
+                raise FieldError("score_layers", f"got {self.score_layers!r}; {there}", value=self.score_layers)
+            if self.head_strategy == PROFILE:
+                self.head_profile.check_layers("profile", num_layers, self._candidates(stage.layer))
         return found
 
+    def reads_layers(self, layer: int) -> tuple[int, ...]:
+        """`score_layers`; without, the layer before, or all that a profile names before the drop."""
+        found = self._candidates(layer)
+        return tuple(one for one in found if one in self.head_profile.named_layers) if self.profile else found
+
+    def _candidates(self, layer: int) -> tuple[int, ...]:
+        if self.score_layers is not None:
+            return self.named_layers
+        # the other guides and queries read the layer before the drop alone
+        several = self.head_strategy == PROFILE and self.guide == "fastv" and self.query == "last"
+        return tuple(range(layer)) if several else (layer - 1,)
+
     def check_heads(self, num_heads: int) -> None:
-        """`heads` may be at most the query heads of the model."""
-        if self.heads is not None and self.heads > num_heads:
-            problem = f"got {self.heads}; the layers of this model have {num_heads} query heads"
+        """`heads` may be at most the query heads of the layers that are listened to."""
+        layers = 1 if self.score_layers is None else len(self.named_layers)
+        layers = len(self.head_profile.named_layers) if self.head_strategy == PROFILE else layers
+        if self.heads is not None and self.heads > num_heads * layers:
+            whose = "the layers of this model have" if layers == 1 else f"{layers} layers of this model have"
+            problem = f"got {self.heads}; {whose} {num_heads * layers} query heads"
             raise FieldError("heads", problem, value=self.heads)
         if self.head_strategy == FIXED and self.named_heads[-1] >= num_heads:
             problem = f"got {self.fixed_heads!r}; the heads of this model are 0 to {num_heads - 1}"
@@ -191,8 +100,11 @@ class FinePruner(AttentionGuided):
             self.head_profile.check_heads("profile", num_heads)
 
     def head_attention(self, context: DecoderContext) -> Tensor:
-        """The rows of all heads: the guided method's, or those that `query` asks by, in the same layer."""
+        """The rows of all heads, of `reads_layers` one after the other: the last token's, or those of `query`."""
         if self.query == "last":
+            layers = self.reads_layers(context.layer)
+            if self.guide == "fastv" and layers != (context.layer - 1,):
+                return torch.cat([context.attention_in(layer) for layer in layers], dim=1)
             return self.guided.head_attention(context)
         if not context.text_present.shape[1]:
             return context.attention  # no text after the image: its last token is the last of the prompt
@@ -211,7 +123,20 @@ class FinePruner(AttentionGuided):
         index = chosen.sort(dim=1).values[..., None].expand(-1, -1, attention.shape[2])
         tokens = token_scores(attention.gather(1, index), **self.combination)
         selection = self.guided.choose(tokens, context, retained)
-        return replace(selection, heads=chosen, head_scores=scores, guides=guiding_rows(attention, chosen))
+        return self._told(selection, context, attention, chosen, scores)
+
+    def _told(
+        self, selection: Selection, context: DecoderContext, attention: Tensor, chosen: Tensor, scores: Tensor
+    ) -> Selection:
+        """The choice with its heads; those of several layers are numbered through the model."""
+        guides, layers = guiding_rows(attention, chosen), self.reads_layers(context.layer)
+        if len(layers) > 1:
+            own = attention.shape[1] // len(layers)
+            numbers = [torch.arange(layer * own, (layer + 1) * own, device=attention.device) for layer in layers]
+            place = torch.cat(numbers).expand(len(attention), -1)
+            every = scores.new_zeros(len(attention), context.layer * own)
+            chosen, scores = place.gather(1, chosen), every.scatter(1, place, scores)
+        return replace(selection, heads=chosen, head_scores=scores, guides=guides)
 
     def _rank(self, attention: Tensor) -> tuple[Tensor, Tensor]:
         """The heads that guide, best first, and the scores of all."""
@@ -232,11 +157,16 @@ class FinePruner(AttentionGuided):
         return min(16, max(1, attention.shape[1] // 2)) if self.heads is None else self.heads
 
     def _by_profile(self, attention: Tensor, context: DecoderContext, retained: int) -> Selection:
-        chosen, weights = weighted_heads(self.head_profile.of_layer(context.layer - 1, self.heads), attention)
+        layers = self.reads_layers(context.layer)
+        own = attention.shape[1] // len(layers)
+        best = self.head_profile.of_layers(layers, self.heads)
+        named = [(layers.index(layer) * own + head, weight) for layer, head, weight in best]
+        chosen, weights = weighted_heads(named, attention)
         rows = head_rows(attention, self.rows).gather(1, chosen[..., None].expand(-1, -1, attention.shape[2]))
-        selection = self.guided.choose(consensus.fuse(rows, weights), context, retained)
+        tokens = (rows * weights[..., None]).amax(1) if self.aggregate == "max" else consensus.fuse(rows, weights)
+        selection = self.guided.choose(tokens, context, retained)
         scores = torch.zeros_like(attention[..., 0], dtype=torch.float64).scatter(1, chosen, weights)
-        return replace(selection, heads=chosen, head_scores=scores, guides=guiding_rows(attention, chosen))
+        return self._told(selection, context, attention, chosen, scores)
 
     def _by_consensus(self, attention: Tensor, context: DecoderContext, retained: int) -> Selection:
         found = consensus.select_batch(attention, self.preset or "doc", self._heads_of(attention))

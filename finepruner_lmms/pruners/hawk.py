@@ -80,10 +80,10 @@ class Hawk(VisionPruner):
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The tokens that are asked for most: `[B, N]`."""
         texts, layer = vision.need("text_embeds", self.name), vision.need("first_layer", self.name)
-        keys = layer.keys(vision.projected)
         # the mean over the words of q·k is that of the mean query; what each head is scaled by does not count
-        words = [layer.queries(text.to(keys.device)).sum(0) / max(len(text), 1) for text in texts]
-        asked = torch.einsum("bnhd,bhd->bhn", keys.double(), torch.stack(words).double())
+        device = vision.projected.device
+        words = [layer.queries(text.to(device)).sum(0) / max(len(text), 1) for text in texts]
+        asked = layer.asked(torch.stack(words), vision.projected).double()
         asked = asked / torch.linalg.vector_norm(asked, dim=-1, keepdim=True).clamp_min(1e-30)
         return top_mask(self._combined(asked), self.retained(vision.num_visual_tokens))
 

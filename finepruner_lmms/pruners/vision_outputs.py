@@ -36,6 +36,12 @@ class FirstLayer(Protocol):
     def keys(self, tokens: Tensor) -> Tensor:
         """The same, one for each query head."""
 
+    def asked(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """`[B, H, N]` in float32 or better: what one query of each head, `[B, H, head_dim]`, finds in `[B, N, D]`.
+
+        Its product with the keys, which need not be computed for it.
+        """
+
 
 @dataclass(frozen=True)
 class TowerWish:

@@ -127,6 +127,11 @@ class RandomFirstLayer(NamedTuple):
         """`[..., D]` → `[..., H, head_dim]`."""
         return (tokens.float() @ self.answers).unflatten(-1, (self.heads, -1))
 
+    def asked(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """`[B, H, head_dim]` and `[B, N, D]` → `[B, H, N]`."""
+        answers = self.answers.unflatten(-1, (self.heads, -1))
+        return torch.einsum("bhd,whd->bhw", queries, answers) @ tokens.float().mT
+
 
 class Sizes(NamedTuple):
     """How wide random outputs are: of the vision tower, of CLIP's joint space and of the language model."""

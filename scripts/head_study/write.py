@@ -1,9 +1,9 @@
-"""Write the tables and pictures of docs/head_study.md and its appendix from what `run` measured on several models.
+"""Write the tables and pictures of the first study from what `run` measured on several models.
 
-    python -m head_study.write runs/head_study/seed0 … --doc ../docs/head_study.md ../docs/appendix/head_study_tables.md
+    python -m head_study.write runs/head_study/seed0 … --doc ../docs/appendix/head_study_tables.md
 
 run from `scripts/`. A table goes between `<!-- table NAME -->` and `<!-- end -->` in one of the documents, pictures
-into the folder beside the first that has its name.
+into `--pictures`.
 """
 
 from __future__ import annotations
@@ -226,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--doc", type=Path, required=True, nargs="+")
+    parser.add_argument("--pictures", type=Path, default=Path("../docs/head_study"))
     arguments = parser.parse_args()
     test, tuning = Models(arguments.folders, "test"), Models(arguments.folders, "tuning")
     layers = Models(arguments.folders, "layers")
@@ -235,9 +236,8 @@ def main() -> None:
     filled = fill([doc.read_text(encoding="utf-8") for doc in arguments.doc], tables)
     for doc, text in zip(arguments.doc, filled, strict=True):
         doc.write_text(text, encoding="utf-8")
-    pictures = arguments.doc[0].with_suffix("")
-    pictures.mkdir(exist_ok=True)
-    for line in plots.draw(test, Models(arguments.folders, "heads"), layers, facts, pictures):
+    arguments.pictures.mkdir(exist_ok=True)
+    for line in plots.draw(test, Models(arguments.folders, "heads"), layers, facts, arguments.pictures):
         print(line)
 
 

@@ -1,7 +1,8 @@
 """Phase 2: projector and decoder learn to answer, by predicting the next word of answers and by contrast.
 
 The contrast is that of phase 1, between projected visual tokens and the decoder's own words: it brings both into one
-space. The tower stays as it is. No loss touches an attention map or knows where a thing is.
+space, before the first answer and along with them. The tower stays as it is. No loss touches an attention map or knows
+where a thing is.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from demo_training.hard.captions import ATTRIBUTES, WORDS, Captions, batch_of, near_miss, phrases
-from demo_training.hard.contrast import fits, look
-from demo_training.hard.descent import descend
+from demo_training.hard.captions import ATTRIBUTES, WORDS, batch_of, near_miss, phrases
+from demo_training.hard.contrast import fits
+from demo_training.hard.descent import adamw, descend
+from demo_training.hard.muon import MuonAndAdamW
 from demo_training.hard.packing import Packed, Packer
 from demo_training.hard.resume import Progress
-from demo_training.hard.views import Views
+from demo_training.hard.seen import Seen
 from demo_training.sizes import tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 
@@ -32,7 +34,8 @@ _HELD_OUT, _HEAT = 16, 20.0
 class AnswerPlan:
     """`steps` of `batch` pictures of `grid`×`grid` patches, each with `questions`; `aligned` weighs the contrast.
 
-    `kept`: numbers of visual tokens to train with, drawn at random, as pruning leaves them; none: always all.
+    `kept`: numbers of visual tokens to train with, one drawn for each step: those with the sharpest edges, as cheap
+    steps have them, or with `chance` any, as pruning leaves them; none: always all.
     """
 
     name: str
@@ -46,6 +49,7 @@ class AnswerPlan:
     instructed: float = 0.3
     system: float = 0.0  # share of batches behind the system's sentence
     kept: tuple[int, ...] = ()
+    chance: bool = False
     weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
 
 
@@ -55,14 +59,44 @@ class Answerer:
     def __init__(self, model: LlavaForConditionalGeneration, tokenizer) -> None:
         self.model, self.packer = model, Packer(tokenizer)
         self.tower, self.decoder = tower_of(model), model.model.language_model
-        self.trained = nn.ModuleList([self.decoder, model.model.multi_modal_projector, model.lm_head])
+        self.projector = model.model.multi_modal_projector
+        self.trained = nn.ModuleList([self.decoder, self.projector, model.lm_head])
         known = [tokenizer.convert_tokens_to_ids(word) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
 
-    def train(self, plan: AnswerPlan, train: Views, tuning: Views, progress: Progress) -> None:
+    def align(self, plan: AnswerPlan, train: Seen, progress: Progress) -> None:
+        """The contrast alone: projector and words, before any answer. It costs a twentieth of a step with answers."""
+        aligned = [self.projector, self.decoder.embed_tokens]
+        descend(
+            aligned,
+            adamw(aligned, plan.rate),
+            plan,
+            len(train.scenes),
+            progress,
+            random.Random(plan.name),
+            lambda chosen, rng: self._spelled(*self._see(plan, train, chosen, rng)[::2], rng),
+            lambda: "",
+        )
+
+    def ready(self) -> None:
+        """Before the first answer: a token looks for tokens like it, and what the decoder ends with spells a word.
+
+        Queries and keys start out as the same map, as in "Mimetic initialization of self-attention layers"
+        (https://arxiv.org/abs/2305.09828), and the head as the words that `align` has tied to visual tokens.
+        """
+        with torch.no_grad():
+            for layer in self.decoder.layers:
+                layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+            self.model.lm_head.weight.copy_(F.normalize(self.decoder.embed_tokens.weight, dim=-1))
+
+    def train(self, plan: AnswerPlan, train: Seen, tuning: Seen, progress: Progress) -> None:
         """All steps of a phase; goes on from where `progress` has it."""
+        inside = [p for p in self.decoder.layers.parameters() if p.dim() == 2]
+        known = set(map(id, inside))
+        others = [p for p in self.trained.parameters() if id(p) not in known]
         descend(
             [self.trained],
+            MuonAndAdamW(inside, others, plan.rate),
             plan,
             len(train.scenes),
             progress,
@@ -71,32 +105,35 @@ class Answerer:
             lambda: self.evaluate(tuning, plan),
         )
 
-    def _loss(self, plan: AnswerPlan, train: Views, chosen: Tensor, rng: random.Random) -> Tensor:
-        scenes = [train.scenes[i] for i in chosen.tolist()]
-        visual = self._see(train, chosen)
+    def _loss(self, plan: AnswerPlan, train: Seen, chosen: Tensor, rng: random.Random) -> Tensor:
+        visual, places, scenes = self._see(plan, train, chosen, rng)
         spelled = self._spelled(visual, scenes, rng) if plan.aligned else 0.0
-        if plan.kept and (count := rng.choice((visual.shape[1], *plan.kept))) < visual.shape[1]:
-            some = torch.rand(visual.shape[:2], device=visual.device).topk(count, 1).indices.sort(1).values
-            visual = visual.gather(1, some[..., None].expand(-1, -1, visual.shape[-1]))
+        compact = plan.chance and rng.random() < 0.5
         packed = self.packer.pack(
-            scenes, visual.shape[1], plan.weights, plan.questions, plan.instructed, rng, rng.random() < plan.system
+            scenes, places, plan.weights, plan.questions, plan.instructed, rng, rng.random() < plan.system, compact
         )
         targets = packed.targets.to(visual.device)
         asked = targets >= 0
         said = self.model.lm_head(self._forward(packed, visual)[asked])
         return F.cross_entropy(said, targets[asked]) + plan.aligned * spelled
 
-    def _see(self, seen: Views, chosen: Tensor) -> Tensor:
-        with torch.no_grad():
-            features, _ = look(self.tower, seen, chosen)
-        return self.model.model.multi_modal_projector(features)
+    def _see(self, plan: AnswerPlan, train: Seen, chosen: Tensor, rng: random.Random) -> tuple[Tensor, Tensor, list]:
+        """Projected visual tokens, their places, and the scenes."""
+        kept = rng.choice(plan.kept) if plan.kept else 0
+        features, places = train.some(chosen, 0 if plan.chance else kept)
+        if plan.chance and 0 < kept < places.shape[1]:
+            some = torch.rand(places.shape).topk(kept, 1).indices.sort(1).values
+            features = features.gather(1, some[..., None].expand(-1, -1, features.shape[-1]))
+            places = places.gather(1, some)
+        visual = self.projector(features.to(self.model.device))
+        return visual, places, [train.scenes[i] for i in chosen.tolist()]
 
     def _spelled(self, visual: Tensor, scenes: list, rng: random.Random) -> Tensor:
         wrong = [near_miss(one, rng.choice(ATTRIBUTES), rng) or phrases(scenes[i - 1]) for i, one in enumerate(scenes)]
-        captions = batch_of([phrases(scene) for scene in scenes] + wrong)
-        words = self.decoder.embed_tokens(self.words[captions.words].to(visual.device))
-        words = (words * (captions.words > 0).to(visual.device)[..., None]).sum(2)
-        present = Captions(captions.words.to(visual.device)).present
+        numbers = batch_of([phrases(scene) for scene in scenes] + wrong).words.to(visual.device)
+        words = self.decoder.embed_tokens(self.words.to(visual.device)[numbers])
+        words = (words * (numbers > 0)[..., None]).sum(2)
+        present = numbers[..., 0] > 0
         scores = fits(F.normalize(visual, dim=-1), F.normalize(words, dim=-1) * present[..., None], present) * _HEAT
         count, truth = len(scenes), torch.arange(len(scenes), device=visual.device)
         return F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth)
@@ -113,16 +150,26 @@ class Answerer:
         return self.decoder.norm(hidden)
 
     @torch.no_grad()
-    def evaluate(self, tuning: Views, plan: AnswerPlan) -> str:
-        """The share of answers that are wholly right, by kind; as benchmarks ask them where `plan` trains that."""
+    def evaluate(self, tuning: Seen, plan: AnswerPlan, kept: int = 0) -> str:
+        """The share of answers that are wholly right, by kind; as benchmarks ask them where `plan` trains that.
+
+        With `kept`, from so many visual tokens only, those with the sharpest edges.
+        """
         rng, hits = random.Random(5), defaultdict(list)
         for start in range(0, len(tuning.scenes), _HELD_OUT):
             chosen = torch.arange(start, min(start + _HELD_OUT, len(tuning.scenes)))
-            visual, scenes = self._see(tuning, chosen), [tuning.scenes[i] for i in chosen.tolist()]
+            features, places = tuning.some(chosen, kept)
             packed = self.packer.pack(
-                scenes, visual.shape[1], plan.weights, 12, plan.instructed > 0, rng, plan.system > 0
+                [tuning.scenes[i] for i in chosen.tolist()],
+                places,
+                plan.weights,
+                12,
+                float(plan.instructed > 0),
+                rng,
+                plan.system > 0,
             )
-            right = self.model.lm_head(self._forward(packed, visual)).argmax(-1).cpu() == packed.targets
+            hidden = self._forward(packed, self.projector(features.to(self.model.device)))
+            right = self.model.lm_head(hidden).argmax(-1).cpu() == packed.targets
             for kind, row, first, last in packed.spans:
                 hits[kind].append(bool(right[row, first : last + 1].all()))
         shares = {kind: sum(said) / len(said) for kind, said in sorted(hits.items())}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from demo_training.hard.captions import ATTRIBUTES, WORDS, Captions, batch_of, near_miss, phrases
-from demo_training.hard.descent import descend
+from demo_training.hard.descent import adamw, descend
 from demo_training.hard.resume import Progress
 from demo_training.hard.views import Views
 from demo_training.tower import normalise, run_tower
@@ -27,13 +27,18 @@ _HELD_OUT = 64  # pictures of a report's batch
 
 @dataclass(frozen=True)
 class ContrastPlan:
-    """Pictures of `grid`×`grid` patches: `steps` of `batch` of them, at a `rate` that falls to a twentieth."""
+    """Pictures of `grid`×`grid` patches: `steps` of `batch` of them, at a `rate` that falls to a twentieth.
+
+    `kept`: so many patches with the sharpest edges are looked at, and all of them in a share `whole` of steps; 0: all.
+    """
 
     grid: int
     steps: int
     batch: int
     rate: float
     pictures: int
+    kept: int = 0
+    whole: float = 0.0
 
 
 class Captioned(nn.Module):
@@ -76,20 +81,24 @@ def train_contrast(
     """Train both in place; goes on from where `progress` has it."""
     descend(
         [tower, captioned],
+        adamw([tower, captioned], plan.rate),
         plan,
         len(train.scenes),
         progress,
         random.Random(plan.grid),
-        lambda chosen, rng: _loss(tower, captioned, train, chosen, rng),
+        lambda chosen, rng: _loss(tower, captioned, plan, train, chosen, rng),
         lambda: report(tower, captioned, tuning),
     )
 
 
-def _loss(tower: nn.Module, captioned: Captioned, train: Views, chosen: Tensor, rng: random.Random) -> Tensor:
+def _loss(
+    tower: nn.Module, captioned: Captioned, plan: ContrastPlan, train: Views, chosen: Tensor, rng: random.Random
+) -> Tensor:
     scenes = [train.scenes[i] for i in chosen.tolist()]
     wrong = [near_miss(scene, rng.choice(ATTRIBUTES), rng) or phrases(scenes[i - 1]) for i, scene in enumerate(scenes)]
     captions = batch_of([phrases(scene) for scene in scenes] + wrong)
-    patches, whole = look(tower, train, chosen, shift=True)
+    kept = 0 if rng.random() < plan.whole else plan.kept
+    patches, whole = look(tower, train, chosen, shift=True, kept=kept)
     count, total = len(scenes), torch.zeros((), device=whole.device)
     truth = torch.arange(count, device=whole.device)
     moved = Captions(captions.words.to(whole.device))
@@ -98,10 +107,17 @@ def _loss(tower: nn.Module, captioned: Captioned, train: Views, chosen: Tensor, 
     return total
 
 
-def look(tower: nn.Module, seen: Views, chosen: Tensor, shift: bool = False) -> tuple[Tensor, Tensor]:
-    """Patches `[B, N, C]` as LLaVA reads them (one layer before the last), and the CLS token after the last."""
+def look(tower: nn.Module, seen: Views, chosen: Tensor, shift: bool = False, kept: int = 0) -> tuple[Tensor, Tensor]:
+    """Patches `[B, N, C]` as LLaVA reads them (one layer before the last), and the CLS token after the last.
+
+    With `kept`, only so many patches with the sharpest edges are there.
+    """
     device = next(tower.parameters()).device
-    pixels, places = seen.pixels[chosen].to(device), seen.places(len(chosen), shift).to(device)
+    pixels, places = seen.pixels[chosen], seen.places(len(chosen), shift)
+    if kept:
+        some = seen.steepest[chosen, :kept].long().sort(1).values
+        pixels, places = pixels.gather(1, some[..., None].expand(-1, -1, pixels.shape[-1])), places.gather(1, some)
+    pixels, places = pixels.to(device), places.to(device)
     features, last = run_tower(tower, normalise(pixels, jitter=shift), places)
     return features[:, 1:], tower.post_layernorm(last[:, 0])
 

@@ -1,4 +1,4 @@
-"""Steps of a phase: AdamW whose rate rises over 100 steps and falls along a cosine to a twentieth."""
+"""Steps of a phase: a rate that rises over 100 steps, or a tenth of them, and falls along a cosine to a twentieth."""
 
 from __future__ import annotations
 
@@ -31,8 +31,15 @@ class Plan(Protocol):
         """The highest learning rate."""
 
 
+def adamw(modules: Sequence[nn.Module], rate: float) -> torch.optim.Optimizer:
+    """AdamW for everything in `modules`."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.02, betas=(0.9, 0.98))
+
+
 def descend(
     modules: Sequence[nn.Module],
+    optimizer: torch.optim.Optimizer,
     plan: Plan,
     pictures: int,
     progress: Progress,
@@ -45,12 +52,12 @@ def descend(
     `rng` is the phase's source of chance, and what is kept of it with the progress.
     """
     parameters = [parameter for module in modules for parameter in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, weight_decay=0.02, betas=(0.9, 0.98))
+    rise = min(100, plan.steps / 10)
     losses: list[float] = []
     for step in progress.steps(plan.steps, modules, optimizer, rng):
         fall = 0.05 + 0.95 * (1 + math.cos(math.pi * step / plan.steps)) / 2
         for group in optimizer.param_groups:
-            group["lr"] = plan.rate * min(1, (step + 1) / 100) * fall
+            group["lr"] = plan.rate * min(1, (step + 1) / rise) * fall
         loss = loss_of(torch.randint(0, pictures, (plan.batch,)), rng)
         optimizer.zero_grad()
         loss.backward()

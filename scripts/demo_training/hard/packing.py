@@ -13,6 +13,7 @@ from finepruner_lmms.checkpoints.prompts import vicuna_v1
 from finepruner_lmms.demo.hard.choices import ask
 from finepruner_lmms.demo.hard.scenes import Scene
 from finepruner_lmms.demo.question import Question
+from finepruner_lmms.demo.scenes import GRID
 
 _TRIES = 12  # for each question that a scene is to be asked
 
@@ -45,25 +46,30 @@ class Packer:
     def pack(
         self,
         scenes: Sequence[Scene],
-        visual: int,
+        places: Tensor,
         weights: Mapping[str, float],
         number: int,
         instructed: float,
         rng: random.Random,
         system: bool = True,
+        compact: bool = False,
     ) -> Packed:
-        """Up to `number` questions for each scene, after `visual` tokens.
+        """Up to `number` questions for each scene, after the visual tokens of `places` `[B, K]` in the 24×24 plane.
 
+        Positions are those of a whole picture of which other tokens were dropped; with `compact`, tokens close ranks.
         A share `instructed` is asked as benchmarks do; all behind the system's sentence where `system` says so.
         """
         rows = [[self._segment(one, rng.random() < instructed) for one in _some(scene, weights, number, rng)]
                 for scene in scenes]  # fmt: skip
         prefix = self._prefixes[system]
-        start = len(prefix) + visual
+        start = len(prefix) + places.shape[1]
+        text = start if compact else len(prefix) + GRID * GRID
         length = start + max(sum(len(asked) + len(said) for _, asked, said in row) for row in rows)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
         targets, owner = torch.full_like(ids, -100), torch.full_like(ids, -1)
         positions = torch.arange(length).repeat(len(rows), 1)
+        if not compact:
+            positions[:, len(prefix) : start] = len(prefix) + places
         ids[:, : len(prefix)] = torch.tensor(prefix)
         owner[:, :start] = 0
         spans = []
@@ -73,7 +79,7 @@ class Packer:
                 end, last = at + len(asked) + len(said), at + len(asked) - 1
                 ids[row, at:end] = torch.tensor(asked + said)
                 owner[row, at:end] = place
-                positions[row, at:end] = torch.arange(start, start + end - at)
+                positions[row, at:end] = torch.arange(text, text + end - at)
                 targets[row, last : end - 1] = torch.tensor(said)
                 spans.append((kind, row, last, end - 2))
                 at = end

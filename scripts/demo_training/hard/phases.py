@@ -1,4 +1,4 @@
-"""The phases of a model of the demanding world: contrast on small, middling and whole pictures, then answers on them.
+"""The phases of a model of the demanding world: contrast on small and whole pictures, then answers on them.
 
 Each is kept every two minutes, and a run that was stopped goes on from there.
 """
@@ -13,6 +13,7 @@ import torch
 from demo_training.hard.answers import Answerer, AnswerPlan
 from demo_training.hard.contrast import Captioned, ContrastPlan, train_contrast
 from demo_training.hard.resume import Progress
+from demo_training.hard.seen import Seen, read, see, write
 from demo_training.hard.views import Views, views
 from demo_training.language import grow
 from demo_training.sizes import SHALLOW, TowerSize, build, tower_of
@@ -22,31 +23,32 @@ from finepruner_lmms.demo.vocabulary import SPECIAL
 TOWERS = {"small": TowerSize(128, 4, 4), "large": TowerSize(256, 6, 4)}
 CONTRAST = (
     ContrastPlan(grid=6, steps=2500, batch=64, rate=1.5e-3, pictures=8000),
-    ContrastPlan(grid=12, steps=1200, batch=48, rate=1e-3, pictures=6000),
-    ContrastPlan(grid=24, steps=600, batch=32, rate=5e-4, pictures=3000),
+    ContrastPlan(grid=24, steps=300, batch=24, rate=4e-4, pictures=3000, kept=192, whole=0.1),
 )
-FIRST = {"exist": 1, "color": 2, "shape": 2, "read": 2, "verify": 1, "pick": 1, "written": 1, "beside": 1, "count": 1}
+WORDS = AnswerPlan("words", grid=6, steps=300, batch=64, questions=0, rate=3e-3, pictures=6000)
+FIRST = {"exist": 1, "color": 2, "shape": 2, "read": 3, "verify": 1, "pick": 1, "written": 1, "beside": 1, "count": 1}
 ANSWERS = (
     AnswerPlan(
-        "answers6", grid=6, steps=4000, batch=48, questions=5, rate=2e-3, pictures=8000, instructed=0, weights=FIRST
+        "answers6", grid=6, steps=600, batch=48, questions=5, rate=3e-3, pictures=6000, instructed=0, weights=FIRST
     ),
-    AnswerPlan("answers12", grid=12, steps=3000, batch=32, questions=8, rate=1.5e-3, pictures=6000, system=0.1),
     AnswerPlan(
-        "answers24", grid=24, steps=1500, batch=16, questions=10, rate=1e-3, pictures=4000, instructed=0.6, system=0.4
+        "answers24", grid=24, steps=1200, batch=24, questions=8, rate=2e-3, pictures=2500, system=0.1,
+        kept=(96, 128, 160),
     ),
-)
+)  # fmt: skip
 DEEPER = AnswerPlan(
     "deep",
     grid=24,
-    steps=1000,
-    batch=16,
+    steps=200,
+    batch=12,
     questions=10,
-    rate=6e-4,
-    pictures=4000,
+    rate=1e-3,
+    pictures=2500,
     aligned=0.05,
     instructed=0.85,
     system=0.8,
-    kept=(192, 128, 64, 32),
+    kept=(576, 192, 128, 64, 32),
+    chance=True,
 )
 _TUNING = 128
 
@@ -63,12 +65,20 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
     for plan in CONTRAST:
         progress = Progress(work / f"contrast{plan.grid}.pt", log)
         train_contrast(tower, captioned, plan, *_pictures(plan, progress), progress)
+    tower.requires_grad_(False)
+    progress, answerer = Progress(work / f"{WORDS.name}.pt", log), Answerer(model, tokenizer)
+    answerer.align(WORDS, _seen(tower, WORDS, progress, work)[0], progress)
+    answerer.ready()
     for answers in ANSWERS:
         progress = Progress(work / f"{answers.name}.pt", log)
-        Answerer(model, tokenizer).train(answers, *_pictures(answers, progress), progress)
+        answerer.train(answers, *_seen(tower, answers, progress, work), progress)
     deep = grow(model.to("cpu"), seed, size).to(device)
-    progress = Progress(work / f"{DEEPER.name}.pt", log)
-    Answerer(deep, tokenizer).train(DEEPER, *_pictures(DEEPER, progress), progress)
+    progress, answerer = Progress(work / f"{DEEPER.name}.pt", log), Answerer(deep, tokenizer)
+    new = not progress.done(DEEPER.steps)
+    train, tuning = _seen(tower_of(deep), DEEPER, progress, work)
+    answerer.train(DEEPER, train, tuning, progress)
+    for kept in (0, 192, 64) if new else ():
+        log(f"{kept or 'all'} visual tokens: {answerer.evaluate(tuning, DEEPER, kept)}")
     deep = deep.to("cpu", torch.bfloat16).eval()
     deep.generation_config.max_new_tokens = 8
     deep.save_pretrained(out)
@@ -76,8 +86,21 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
 
 
 def _pictures(plan: ContrastPlan | AnswerPlan, progress: Progress) -> tuple[Views, Views]:
-    """Those to train on and those to look at, drawn anew; none to train on where a phase is done."""
-    count = 1 if progress.done(plan.steps) else plan.pictures
-    train, tuning = views("train", 0, count, plan.grid), views("tuning", 0, _TUNING, plan.grid)
+    """Those to train on and those to look at, drawn anew; next to none where a phase is done."""
+    done = progress.done(plan.steps)
+    count, held_out = (1, 1) if done else (plan.pictures, _TUNING)
+    train, tuning = views("train", 0, count, plan.grid), views("tuning", 0, held_out, plan.grid)
     progress.say(f"{count} pictures drawn")
+    return train, tuning
+
+
+def _seen(tower: torch.nn.Module, plan: AnswerPlan, progress: Progress, work: Path) -> tuple[Seen, Seen]:
+    """What the finished tower makes of the same pictures; kept in a file beside the phases."""
+    file = work / f"seen{plan.grid}_{plan.pictures}.pt"
+    if not progress.done(plan.steps) and file.exists():
+        progress.say(f"features of {plan.pictures} pictures from {file.name}")
+        return read(file, plan.grid)
+    train, tuning = (see(tower, pictures, shift=True) for pictures in _pictures(plan, progress))
+    if not progress.done(plan.steps):
+        write(file, train, tuning)
     return train, tuning

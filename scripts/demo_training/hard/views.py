@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from finepruner_lmms.demo.hard.scenes import Scene, make_scene, make_view
 from finepruner_lmms.demo.scenes import GRID, PATCH
+
+_EDGES = 40  # steepest steps between neighbouring pixels of a patch that are averaged
+_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,16 @@ class Views:
     scenes: list[Scene]
     pixels: Tensor
 
+    @cached_property
+    def steepest(self) -> Tensor:
+        """`[n, grid²]`: each picture's patches, those with the sharpest edges first.
+
+        Backgrounds are softened, so the first third of them shows every thing, and scraps besides. It is read from
+        pixels alone, and makes a step three times as cheap.
+        """
+        parts = [_steepness(some).argsort(dim=1, descending=True, stable=True) for some in self.pixels.split(_AT_ONCE)]
+        return torch.cat(parts).short()
+
     def places(self, count: int, shift: bool) -> Tensor:
         """`[count, grid²]`: where in the 24×24 plane each patch is; with `shift`, somewhere else for each picture."""
         room = GRID - self.grid if shift else 0
@@ -29,12 +43,25 @@ class Views:
         return (rows[:, :, None] * GRID + columns[:, None]).flatten(1)
 
 
+def laid_out(split: str, start: int, count: int, grid: int) -> list[Scene]:
+    """Their scenes; nothing is drawn."""
+    numbers = range(start, start + count)
+    return [make_scene(split, i) if grid == GRID else make_view(split, i, grid) for i in numbers]
+
+
 def views(split: str, start: int, count: int, grid: int) -> Views:
     """The pictures `start`, `start + 1`, … of a split; whole scenes where `grid` is 24."""
-    numbers = range(start, start + count)
-    scenes = [make_scene(split, i) if grid == GRID else make_view(split, i, grid) for i in numbers]
+    scenes = laid_out(split, start, count, grid)
     pixels = torch.empty(count, grid * grid, 3 * PATCH * PATCH, dtype=torch.uint8)
     for place, scene in enumerate(scenes):
         tiles = scene.pixels().reshape(grid, PATCH, grid, PATCH, 3)
         pixels[place] = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3))).reshape(grid * grid, -1)
     return Views(grid, scenes, pixels)
+
+
+def _steepness(pixels: Tensor) -> Tensor:
+    """`[n, grid²]`: the mean of the sharpest edges of each patch of `[n, grid², 588]`."""
+    tiles = pixels.unflatten(-1, (3, PATCH, PATCH)).float()
+    across = (tiles[..., 1:] - tiles[..., :-1]).abs().amax(2)
+    down = (tiles[..., 1:, :] - tiles[..., :-1, :]).abs().amax(2)
+    return torch.cat([across.flatten(2), down.flatten(2)], -1).topk(_EDGES, -1).values.mean(-1)

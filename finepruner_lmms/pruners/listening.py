@@ -1,0 +1,213 @@
+"""What `visualheads` does inside the language model: listens to heads, and chooses tokens by what was heard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+from finepruner_lmms.errors import FieldError, check_choice, check_integer, check_number
+from finepruner_lmms.heads import relevance
+from finepruner_lmms.heads.profile import HeadProfile, weighted_heads
+from finepruner_lmms.heads.profiles import find_profile, written_profile
+from finepruner_lmms.heads.registry import best_heads
+from finepruner_lmms.lazy import torch
+from finepruner_lmms.ops.facility import cosines, cover
+from finepruner_lmms.ops.selection import top_mask
+from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS
+from finepruner_lmms.pruners.base import Pruner, Stage
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows
+from finepruner_lmms.pruners.one_drop import OneDrop
+from finepruner_lmms.pruners.tops import preserving
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEASURES = ("attention", "output")
+CHOICES = ("cover", "sum", "best")
+SIMILARITIES = ("centred", "plain")
+_TIE = 1e-6  # where nothing is left to be gained, the more relevant come first, not those at the top of the image
+_DIVERSITY, _COVERAGE = 0.5, 1.0  # of choice="sum": TOPS inside the model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening(Pruner):
+    """How `VisualHeads` listens to heads and chooses by them; see there."""
+
+    heads: int | None = None
+    head_strategy: str | None = None
+    profile: str | None = None
+    shuffle: int | None = None
+    rows: str = "renormalised"
+    aggregate: str = "mean"
+    contrast: str = "none"
+    measure: str = "attention"
+    sinks: str = "leave"
+    choice: str = "cover"
+    similarity: str = "centred"
+    targets: float = 1.0
+    candidates: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads is not None:
+            check_integer("heads", self.heads, 1)
+        if self.head_strategy is not None:
+            check_choice("head_strategy", self.head_strategy, relevance.MERITS)
+        check_choice("rows", self.rows, ROWS)
+        check_choice("aggregate", self.aggregate, AGGREGATES)
+        check_choice("contrast", self.contrast, relevance.CONTRASTS)
+        check_choice("measure", self.measure, MEASURES)
+        check_choice("sinks", self.sinks, relevance.SINKS)
+        check_choice("choice", self.choice, CHOICES)
+        check_choice("similarity", self.similarity, SIMILARITIES)
+        for name in ("targets", "candidates"):
+            check_number(name, getattr(self, name), 0)
+            self._write(name, float(getattr(self, name)))
+            if self.choice != "cover" and getattr(self, name) != 1:
+                raise self._unread(name, "only choice='cover' reads it")
+        if self.head_strategy is not None and self.heads is None:
+            raise self._unread("head_strategy", "without heads, all are listened to")
+        if self.shuffle is not None:
+            check_integer("shuffle", self.shuffle, 0)
+        if self.profile is not None:
+            self._write("profile", written_profile("profile", self.profile))
+        elif self.shuffle is not None:
+            raise self._unread("shuffle", "only the weights of a profile are shuffled")
+
+    def _unread(self, name: str, why: str) -> FieldError:
+        """The error of a parameter that was given although the others leave nothing for it to say."""
+        value = getattr(self, name)
+        return FieldError(name, f"got {value!r}; {why}, so leave it out", value=value)
+
+    @cached_property
+    def head_profile(self) -> HeadProfile:
+        """The profile, its weights on other heads where `shuffle` says so."""
+        found = find_profile("profile", self.profile)
+        return found if self.shuffle is None else found.shuffled(self.shuffle)
+
+    def check_heads(self, num_heads: int) -> None:
+        """`heads` are at most those of a layer; a profile is of layers with as many."""
+        if self.heads is not None and self.heads > num_heads:
+            problem = f"got {self.heads}; the layers of this model have {num_heads} query heads"
+            raise FieldError("heads", problem, value=self.heads)
+        if self.profile is not None:
+            self.head_profile.check_heads("profile", num_heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualHeadsInside(Listening, OneDrop):
+    """What `VisualHeads` does inside the language model; its budget is that of the whole."""
+
+    name: ClassVar[str] = "visualheads"
+    usual_depth: ClassVar[Fraction | None] = Fraction(3, 8)
+
+    layer: int | None = None
+
+    def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+        """One drop, of what entered, to what is left of the budget."""
+        found = OneDrop.stages(self, num_layers, num_visual_tokens)
+        if self.profile is not None:
+            for stage in found:
+                self.head_profile.check_layers("profile", num_layers, stage.layer - 1)
+        return found
+
+    def select(self, context: DecoderContext, retained: int) -> Selection:
+        """Listen, then choose by what was heard."""
+        rows, prior, sinks = self._rows(context), self._prior(context), None
+        if self.sinks != "leave":
+            sinks = relevance.sink_tokens(context.hidden, context.present)
+            rows = rows.masked_fill(sinks[:, None], 0)
+            prior = None if prior is None else prior.masked_fill(sinks[:, None], 0)
+        chosen, weights, merits = self._heads(context.layer - 1, rows, prior)
+        heard = relevance.contrasted(_of(chosen, rows), None if prior is None else _of(chosen, prior), self.contrast)
+        heard = relevance.over_image(heard) if self.rows == "renormalised" else heard
+        matters = relevance.fused(heard, weights, self.aggregate)
+        order = self._order(matters, context, retained)
+        if sinks is not None and self.sinks == "keep":
+            seen = context.attention.double().sum(1)
+            kept = top_mask(seen, min(relevance.MOST_SINKS, retained), sinks)
+            order = torch.where(kept, order.amax(1, keepdim=True) + 1, order)
+        keep = top_mask(order, retained, context.present, context.required)
+        guides = guiding_rows(context.attention, chosen)
+        return Selection(keep, matters, heads=chosen, head_scores=merits, guides=guides)
+
+    def _rows(self, context: DecoderContext) -> Tensor:
+        """What each head says of each token, `[B, H, V]` float64."""
+        if self.measure == "attention":
+            return context.attention.double()
+        return relevance.lost_without(context.attention, context.values, context.text_output[:, :, -1])
+
+    def _prior(self, context: DecoderContext) -> Tensor | None:
+        """The same of the first word after the image, 0 in rows without one; None where it is not read, or no text."""
+        read = self.contrast != "none" or (self.heads is not None and self._by == "contrast")
+        present = context.text_present if read else None
+        if present is None or not present.shape[1]:
+            return None
+        first = (present & (present.long().cumsum(1) == 1)).to(context.attention.dtype)
+        prior = context.weighted_text(first).double()
+        if self.measure == "attention":
+            return prior
+        output = torch.einsum("bhtd,bt->bhd", context.text_output.double(), first.double())
+        return relevance.lost_without(prior, context.values, output)
+
+    @property
+    def _by(self) -> str | None:
+        """How the heads of a sample are ranked; None: by the weights of the profile."""
+        return self.head_strategy or (None if self.profile is not None else "contrast")
+
+    def _heads(self, layer: int, rows: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The n heads that are listened to and the weight of each, `[B, n]`, and the merits of all, `[B, H]`."""
+        if self.profile is None:
+            pool = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
+            weights = torch.ones_like(rows[..., 0]) / rows.shape[1]
+        else:
+            most = self.heads if self._by is None else None
+            pool, weights = weighted_heads(self.head_profile.of_layer(layer, most), rows)
+        merits = torch.zeros_like(rows[..., 0]).scatter(1, pool, weights)
+        if self.heads is None or self._by is None:
+            return pool, weights, merits
+        merits = relevance.merit(rows, prior, self._by)
+        best = best_heads(merits.gather(1, pool), min(self.heads, pool.shape[1]))
+        return pool.gather(1, best), weights.gather(1, best), merits
+
+    def _order(self, matters: Tensor, context: DecoderContext, retained: int) -> Tensor:
+        """Which tokens to keep first: larger is better, `[B, V]`. `matters` are their relevances, `[B, V]`."""
+        if self.choice == "best":
+            return matters
+        present, count = context.present, max(retained, 1)
+        matters = (matters / matters.amax(1, keepdim=True).clamp_min(1e-30)).masked_fill(~present, 0)
+        alike = likeness(context.hidden, present, self.similarity)
+        if self.choice == "sum":
+            first = matters.masked_fill(~present, -1).argmax(1, keepdim=True)
+            score = preserving(matters, _DIVERSITY, _COVERAGE)
+            picks = cover(alike, count, targets=present, present=present, first=first, score=score)
+        else:
+            worth = matters.pow(self.candidates).to(alike.dtype)
+            targets = matters.pow(self.targets) * present
+
+            def score(gains: Tensor, covered: Tensor, left: Tensor) -> Tensor:
+                return gains + _TIE * matters
+
+            picks = cover(alike * worth[..., None], count, targets=targets, present=present, score=score)
+        turn = torch.arange(count, 0, -1, dtype=matters.dtype, device=picks.device).expand_as(picks)
+        return torch.zeros_like(matters).scatter_reduce_(1, picks, turn, "amax")
+
+
+def likeness(tokens: Tensor, present: Tensor, similarity: str) -> Tensor:
+    """Cosines `[B, N, N]` of `tokens` `[B, N, D]`; `centred`: less the mean of those `present` `[B, N]`.
+
+    Rounded to multiples of 2^-20: then sums of their differences are exact, and of two tokens that are each other's
+    nearest, which add equally much to an unweighted cover, the lower index wins.
+    """
+    if similarity == "centred":
+        there = present[..., None].double()
+        tokens = tokens.double()
+        tokens = tokens - (tokens * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp_min(1)
+    return (cosines(tokens) * 2**20).round() / 2**20
+
+
+def _of(heads: Tensor, rows: Tensor) -> Tensor:
+    """The rows `[B, n, V]` of `heads` `[B, n]` in `rows` `[B, H, V]`."""
+    return rows.gather(1, heads[..., None].expand(-1, -1, rows.shape[2]))

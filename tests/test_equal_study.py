@@ -1,0 +1,162 @@
+"""A study of guides at equal budgets: what it measures is what the methods do, and its tables say what was measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import finepruner_lmms as fp
+from finepruner_lmms.errors import FieldError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+
+from head_study import equal, report
+from head_study.chunks import Part, choice_name, read_part
+from head_study.guides import FASTV, ORACLE, Seen, guides
+from head_study.results import Choice, Results
+from head_study.study import ALL, Study, behind, read_study
+from head_study.worlds import questions
+
+ROOT = Path(__file__).parents[1]
+CHAIN = "scope+finepruner first=110 layer=12 head_strategy=recommended"
+SMALL = {
+    "world": "easy",
+    "models": {"one": "demo"},
+    "scenes": {"tuning": 1, "test": 2},
+    "per_scene": 1,
+    "chunk": 1,
+    "budgets": [64],
+    "layers": [11],
+    "strategies": {"layers": [20], "heads": [2]},
+    "controls": 1,
+    "random": 2,
+    "methods": [
+        {"method": "scope+finepruner", "first": 110, "layer": 12, "head_strategy": "recommended"},
+        {"method": "fastv", "layer": 1},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> tuple[Study, Path]:
+    out = tmp_path_factory.mktemp("study")
+    study = Study.model_validate(SMALL)
+    for own in (1, 0):  # two processes would do as much
+        equal.run(study, "one", "demo", out, own, 2, "cpu")
+    return study, out
+
+
+def test_guides_are_what_the_engine_answers(measured):
+    study, out = measured
+    for split in ("tuning", "test"):
+        for scenes in study.parts(split):
+            part = read_part(equal.part_file(out, "one", split, scenes), study.identity)
+            place = {name: number for number, name in enumerate(part.names.tolist())}
+            pairs = {
+                f"scope/11/64/{report.NORMALISED}": choice_name("method", 0, 64, CHAIN),
+                f"{ALL}/0/64/{FASTV}": choice_name("method", 0, 64, "fastv layer=1"),
+            }
+            for ours, engines in pairs.items():
+                one, other = place[ours], place[engines]
+                assert part.right[one].tolist() == part.right[other].tolist()
+                assert part.evidence[one].tolist() == part.evidence[other].tolist()
+                assert part.average[one] == part.average[other]
+            everything = part.evidence[place[choice_name("vanilla", 0, 0, "vanilla")]]
+            assert np.nanmin(everything) == 1 and (part.evidence[place[f"{ALL}/0/64/{ORACLE}"]] == everything).all()
+
+
+def test_what_is_measured_is_not_measured_again(measured, monkeypatch):
+    study, out = measured
+    monkeypatch.setattr(equal, "measure", lambda *_: pytest.fail("measured again"))
+    equal.run(study, "one", "demo", out, 0, 1, "cpu")
+    other = Study.model_validate(SMALL | {"random": 3})
+    with pytest.raises(ValueError, match="is of another study"):
+        Results(other, out, "test")
+    more = Study.model_validate(SMALL | {"scenes": {"tuning": 1, "test": 1}})
+    assert Results(more, out, "test").scenes.tolist() == Results(study, out, "test").scenes.tolist()[:1]
+
+
+def test_every_table_has_its_place_in_the_pages(measured, tmp_path, monkeypatch):
+    study, out = measured
+    docs = [tmp_path / "head_study.md", tmp_path / "head_study_equal.md"]
+    for doc, page in zip(docs, ("head_study.md", "appendix/head_study_equal.md"), strict=True):
+        doc.write_text((ROOT / "docs" / page).read_text())
+    file = tmp_path / "study.yaml"
+    file.write_text(study.model_dump_json())
+    monkeypatch.setattr(sys, "argv", ["report", str(file), "--out", str(out), "--doc", *map(str, docs)])
+    report.main()
+    text = "".join(doc.read_text() for doc in docs)
+    assert f"| `{CHAIN}` |" in text and "| one | evidence |" in text and "| 64 | 11 | 110, 36 |" in text
+    assert {picture.name for picture in (tmp_path / "head_study").iterdir()} == {
+        "equal_layers.png",
+        "equal_budgets.png",
+    }
+
+
+@pytest.mark.parametrize("budget", [192, 128, 64, 32])
+@pytest.mark.parametrize("p", [1, 7, 11, 15, 24])
+def test_a_drop_is_on_its_budget(p, budget):
+    drop = behind("scope", p, budget, 32)
+    chain = fp.build_pruner("scope+fastv", first=drop.first, budget=budget, layer=p + 1)
+    assert sum(chain.schedule(32, 576)) / 32 == drop.average(32)
+    assert abs(drop.average(32) - budget) <= 0.5 and drop.retained == pytest.approx(drop.first / 3, abs=2)
+
+
+def test_wrong_studies_are_refused(tmp_path):
+    file = tmp_path / "study.yaml"
+    for wrong, match in (
+        ({"first": "fastv"}, "does not choose before the model"),
+        ({"methods": ["fastv", "tobs"]}, "tobs"),
+        ({"seeds": 3}, "seeds"),
+    ):
+        file.write_text(json.dumps(SMALL | wrong))
+        with pytest.raises((FieldError, ValueError), match=match):
+            read_study(file)
+    with pytest.raises(FieldError, match="no layer follows it"):
+        behind("scope", 31, 64, 32)
+
+
+def test_the_studies_of_the_repository_are_read():
+    for name in ("hard", "small"):
+        study = read_study(ROOT / "scripts" / "head_study" / f"{name}.yaml")
+        assert study.drops(32)
+    assert read_study(ROOT / "scripts" / "head_study" / "hard.yaml").scenes.test >= 300
+
+
+def test_a_part_of_a_deck_is_that_of_the_whole(tokenless):
+    whole = list(questions(*tokenless, "hard", "tuning", range(4), 2))
+    parts = [
+        *questions(*tokenless, "hard", "tuning", range(2), 2),
+        *questions(*tokenless, "hard", "tuning", range(2, 4), 2),
+    ]
+    assert [(one.scene, one.ids, one.answer) for one in whole] == [(one.scene, one.ids, one.answer) for one in parts]
+    assert all(one.answer[-1] == 2 and "told" not in one.kind for one in whole)
+
+
+@pytest.fixture(scope="module")
+def tokenless():
+    """The embedded model's processor and configuration."""
+    model, processor = fp.load_model("demo")
+    return processor, model.config
+
+
+def test_controls_and_oracles_are_no_candidates():
+    seen = Seen(torch.rand(2, 13, 4, 30).softmax(-1), torch.zeros(2, 30), torch.zeros(2, 30), "")
+    study = Study.model_validate(SMALL | {"strategies": {"layers": [11], "heads": [2]}})
+    names = {name for name, _ in guides(seen, behind("scope", 11, 64, 32), study, {})}
+    found = {name for name in names if Choice("scope", 11, 64, name).candidate}
+    assert names - found == {FASTV, ORACLE, "oracle: 2 heads", "random: 0", "random: 1"}
+    assert sum(name.startswith("strategy") for name in found) == 24 and "consensus: doc" in found
+
+
+def test_parts_are_whole(tmp_path):
+    one = np.zeros((1, 2))
+    part = Part(np.array(["a"]), one > 0, one, one[0], one[0], one[0], np.array(32))
+    part.save(tmp_path / "x.npz", "identity")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
+    assert read_part(tmp_path / "x.npz", "identity").names.tolist() == ["a"]
