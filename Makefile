@@ -52,7 +52,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test: install
-	$(PYTEST) $(SHARED)
+	$(PYTEST) $(SHARED) --durations=25
 
 test-fast: install
 	$(PYTEST) $(SHARED) -m 'not slow and not llava'
@@ -60,7 +60,7 @@ test-fast: install
 # beside the environment, not in it: PYTHONPATH puts one version before the installed one
 test-versions: $(TRANSFORMERS:%=test-transformers-%)
 test-transformers-%: $(VENV)/transformers-%/installed
-	PYTHONPATH=$(VENV)/transformers-$* FINEPRUNER_TEST_TRANSFORMERS=$* $(PYTEST) $(ENGINE_TESTS)
+	PYTHONPATH=$(VENV)/transformers-$* FINEPRUNER_TEST_TRANSFORMERS=$* $(PYTEST) -n $(WORKERS) $(ENGINE_TESTS)
 $(VENV)/transformers-%/installed: $(VENV)/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade --target $(@D) transformers==$*
 	@touch $@

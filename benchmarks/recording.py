@@ -6,7 +6,8 @@
 The worst case: every question of a cell is recorded. A cell runs with and without in turns, in one process, through
 lmms-eval's evaluator with a journal, as a worker of a study runs it. Prints JSON: by method the mean of the paired
 ratios of seconds (this process's processor time `cpu`, and the `clock`'s) with its 95 % interval over rounds, and bytes
-per question.
+per question. The ratios need a quiet machine; `inside`, the share of the processor time of a cell that is spent in the
+recorder's own functions, does not.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from scipy.stats import t as student
 
@@ -39,6 +42,7 @@ def measured(
     from lmms_eval.tasks import TaskManager
 
     from finepruner_lmms.data.task_folders import folder as task_folder
+    from finepruner_lmms.lmms import pruned_model
     from finepruner_lmms.lmms.model import LlavaFinePruner
     from finepruner_lmms.lmms.recorder import Recorder
     from finepruner_lmms.matrix.cells import expand
@@ -59,14 +63,16 @@ def measured(
         def run(cell: Any, name: str, recorded: int) -> tuple[dict[str, float], Any]:
             lm.recorder = replace(Recorder(), questions=recorded)
             attempt = Path(place) / name
+            inside = Inside()
             clock, cpu = time.perf_counter(), time.process_time()
-            found = evaluate_cell(lm, manager, cell, attempt, attempt / "cache")
+            with patch.object(pruned_model, "records", inside.timed(pruned_model.records)):
+                found = evaluate_cell(lm, manager, cell, attempt, attempt / "cache")
             assert found is not None
             if recorded:
-                about = write_records(attempt, found[0].traces)
+                about = inside.timed(write_records)(attempt, found[0].traces)
                 assert about.questions == found[0].answered
             times = {"cpu": time.process_time() - cpu, "clock": time.perf_counter() - clock}
-            return times, found
+            return times | {"inside": inside.seconds / times["cpu"]}, found
 
         result = {}
         for label, cell in zip(methods, expand(matrix), strict=True):
@@ -80,10 +86,29 @@ def measured(
             result[label] = {
                 kind: summary([pair[questions][kind] / pair[0][kind] for pair in pairs]) for kind in ("cpu", "clock")
             } | {
+                "inside": summary([pair[questions]["inside"] for pair in pairs]),
                 "seconds without": statistics.median(pair[0]["clock"] for pair in pairs),
                 "bytes per question": size / found[0].answered,
             }
         return {"device": lm.origin.device, "questions": questions, "batch": batch, "methods": result}
+
+
+class Inside:
+    """The processor seconds spent in functions."""
+
+    seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, its seconds added up."""
+
+        def called(*given: Any) -> Any:
+            started = time.process_time()
+            try:
+                return function(*given)
+            finally:
+                self.seconds += time.process_time() - started
+
+        return called
 
 
 def summary(ratios: list[float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ beside a dense prefill.
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from torch import Tensor
 import finepruner_lmms as fp
 from finepruner_lmms.engine.cost import DecoderSizes, prefill_flops
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.pruners import build_pruner
+from finepruner_lmms.pruners import DecoderContext, build_pruner
 from finepruner_lmms.pruners.cdpruner import conditional_kernel, greedy_map
 from finepruner_lmms.pruners.registry import needs_budget
 from finepruner_lmms.testing.samples import Sizes, decoder_context, vision_outputs
@@ -111,6 +112,20 @@ def fastest(runs: Sequence[Run], repeats: int) -> list[float]:
     return [min(seconds) for seconds in times]
 
 
+@functools.cache
+def encoded(batch: int, by_embedding: bool, model: Model) -> fp.VisionOutputs:
+    """Random images, with a question of CLIP's vectors or of the language model's."""
+    question = model.sizes.projected if by_embedding else model.sizes.joint
+    vision = vision_outputs(batch, model.visual, sizes=model.sizes, question=question)
+    return vision.replace(sample_keys=torch.arange(batch))  # as `encode_images` gives them
+
+
+@functools.cache
+def state(batch: int, visual: int, model: Model) -> DecoderContext:
+    """A random decoder state."""
+    return decoder_context(batch, visual, sizes=model.sizes, words=model.words)
+
+
 def indices(mask: Tensor) -> list[list[int]]:
     """The kept tokens of each row."""
     return [row.nonzero().squeeze(1).tolist() for row in mask]
@@ -163,14 +178,11 @@ def cases(name: str, batch: int, budget: int, model: Model = LLAVA) -> list[tupl
     before, inside = pruner.parts(model.visual)
     halves: dict[str, Run] = {}
     if before is not None:
-        by_embedding = before.reads_question in ("embedding", "keywords")
-        question = model.sizes.projected if by_embedding else model.sizes.joint
-        vision = vision_outputs(batch, model.visual, sizes=model.sizes, question=question)
-        vision = vision.replace(sample_keys=torch.arange(batch))  # as `encode_images` gives them
+        vision = encoded(batch, before.reads_question in ("embedding", "keywords"), model)
         halves["before"] = partial(before.reduce, vision)
     if inside is not None:
         left = model.visual if before is None else before.retained(model.visual)
-        context = decoder_context(batch, left, sizes=model.sizes, words=model.words)
+        context = state(batch, left, model)
         halves["inside, first drop"] = partial(inside.select, context, inside.stages(model.layers, left)[0].retained)
     loops = {"vispruner": vispruner_loop, "divprune": divprune_loop}
     if loop := loops.get(name):
@@ -182,7 +194,11 @@ def cases(name: str, batch: int, budget: int, model: Model = LLAVA) -> list[tupl
     picks = [sorted(row) for row in greedy_map(kernel, budget).tolist()]
     assert picks == greedy_map_loop(kernel, budget), "cdpruner: the loop chooses otherwise"
     return [
-        ("cdpruner: greedy MAP", partial(greedy_map, kernel, budget), partial(greedy_map_loop, kernel, budget)),
+        (
+            "cdpruner: greedy MAP",
+            partial(greedy_map, kernel, budget),
+            partial(greedy_map_loop, kernel, budget),
+        ),
         ("cdpruner: with its kernel", halves["before"], None),
     ]
 

@@ -138,7 +138,7 @@ def test_the_ten_names_are_those_of_the_contract():
     assert " ".join(BENCHMARKS) == names
 
 
-N = 200_000
+N = 100_000
 PARTS = {
     "gqa": lambda i, hit: {"exact_match": float(hit)},
     "pope": lambda i, hit: {
@@ -157,7 +157,7 @@ PARTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
-def test_200_000_questions_are_scored_in_seconds_and_little_memory(name):
+def test_100_000_questions_are_scored_in_seconds_and_little_memory(name):
     hits = np.random.default_rng(0).random(N) < 0.7
     samples = [{"doc_id": i, **PARTS[name](i, bool(hit))} for i, hit in enumerate(hits)]
     images = [str(i) for i in range(N)]  # the most that there can be
@@ -165,8 +165,8 @@ def test_200_000_questions_are_scored_in_seconds_and_little_memory(name):
     assert BENCHMARKS[name].percent(samples) > 0
     middle = time.process_time()
     assert BENCHMARKS[name].standard_error(samples, images) > 0
-    assert middle - started < 10 and time.process_time() - middle < 10  # seconds of this process
-    assert peak_memory() - memory < 1e9
+    assert middle - started < 5 and time.process_time() - middle < 5  # seconds of this process
+    assert peak_memory() - memory < 5e8
 
 
 def peak_memory() -> float:

@@ -177,17 +177,16 @@ def test_a_method_from_outside_passes_the_matrix_of_checks(plugged_in, tmp_path)
 
 @pytest.mark.slow
 def test_a_method_from_outside_runs_in_lmms_eval_and_in_a_matrix(plugged_in, tmp_path):
-    folder = run([sys.executable, str(ROOT / "run_matrix.py"), "tasks", "--data", "demo"], plugged_in, tmp_path).strip()
-    arguments = ["--model", "llava_finepruner", "--model_args", "pretrained=demo,method=peak,budget=128"]
-    arguments += ["--tasks", "fp_pope", "--include_path", folder, "--batch_size", "2", "--limit", "2"]
-    assert "fp_pope" in run([sys.executable, "-m", "lmms_eval", *arguments], plugged_in, tmp_path)
+    """In a matrix that starts lmms-eval's own command line for each cell."""
     file = tmp_path / "peak.yaml"
     file.write_text(
         "name: peak\nmodel: {pretrained: demo}\ndata: demo\ntasks: [pope]\nlimit: 2\n"
-        "methods: [{method: peak, budget: [192, 128]}]\n"
+        "methods: [{method: peak, budget: 128}]\nlaunch: {mode: isolated, processes: 1}\n"
     )
     said = run([sys.executable, str(ROOT / "run_matrix.py"), "run", str(file), "--output", "out"], plugged_in, tmp_path)
-    assert "peak" in said and "[2/2] done" in said
+    assert "peak" in said and "[1/1] done" in said
+    (typed,) = tmp_path.glob("out/cells/*/attempt-1/command.txt")
+    assert "-m lmms_eval --model llava_finepruner --model_args pretrained=demo,method=peak" in typed.read_text()
     assert json.loads((tmp_path / "out" / "run.json").read_text())["written"] == file.read_text()  # for its report
 
 

@@ -48,7 +48,7 @@ def test_it_answers_by_what_it_sees():
     def percent(**method) -> float:
         lm.configure(**method)
         task = "fp_vqav2"
-        options = {"limit": 48, "log_samples": True, "bootstrap_iters": 0, "datetime_str": "t"}
+        options = {"limit": 24, "log_samples": True, "bootstrap_iters": 0, "datetime_str": "t"}
         out = simple_evaluate(model=lm, tasks=[task], task_manager=manager, **options)
         return BENCHMARKS["vqav2"].percent(out["samples"][task])
 

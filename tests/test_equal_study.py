@@ -77,8 +77,11 @@ def test_what_is_measured_is_not_measured_again(measured, monkeypatch):
     other = Study.model_validate(SMALL | {"random": 3})
     with pytest.raises(ValueError, match="is of another study"):
         Results(other, out, "test")
-    more = Study.model_validate(SMALL | {"scenes": {"tuning": 1, "test": 1}})
-    assert Results(more, out, "test").scenes.tolist() == Results(study, out, "test").scenes.tolist()[:1]
+    larger = Study.model_validate(SMALL | {"scenes": {"tuning": 1, "test": 3}})
+    with pytest.raises(ValueError, match="is not there; head_study"):
+        Results(larger, out, "test")
+    fewer = Study.model_validate(SMALL | {"scenes": {"tuning": 1, "test": 1}})
+    assert Results(fewer, out, "test").scenes.tolist() == Results(study, out, "test").scenes.tolist()[:1]
 
 
 def test_every_table_has_its_place_in_the_pages(measured, tmp_path, monkeypatch):
@@ -119,6 +122,10 @@ def test_wrong_studies_are_refused(tmp_path):
             read_study(file)
     with pytest.raises(FieldError, match="no layer follows it"):
         behind("scope", 31, 64, 32)
+    assert equal.share("2/8") == (1, 8)
+    for text in ("0/2", "3/2", "2", "a/b"):
+        with pytest.raises(FieldError, match="which of how many"):
+            equal.share(text)
 
 
 def test_the_studies_of_the_repository_are_read():

@@ -141,10 +141,13 @@ def test_plan_status_and_table(finished, tmp_path):
     assert [row["method"] for row in rows] == ["vanilla", "uniform"]
 
 
-def test_a_terminal_sees_bars(finished):
-    """One cell is computed again with a real terminal as output."""
+def test_a_result_that_was_spoiled_is_computed_again_and_a_terminal_sees_bars(finished):
     config, output, _ = finished
-    next(output.glob("cells/gqa-vanilla-*/result.json")).unlink()
+    file = next(output.glob("cells/mme-uniform-64-*/result.json"))
+    good = json.loads(file.read_text())
+    file.write_text(json.dumps(good | {"metrics": {"mme_perception_score,none": "N/A"}}))
+    status = finepruner("status", output).stdout
+    assert "1 failed" in status and "'N/A', not a number" in status
     ours, theirs = pty.openpty()
     command = [*COMMAND, "run", str(config), "--output", str(output)]
     run = subprocess.Popen(
@@ -157,7 +160,10 @@ def test_a_terminal_sees_bars(finished):
     assert run.wait(60) == 0
     text = seen.decode()
     assert "\x1b[" in text and "━" in text  # bars, drawn over and over
-    assert "4/4" in text and "gqa · vanilla" in text and "relative" in text
+    assert "4/4" in text and "mme · uniform 64" in text and "relative" in text
+    again = json.loads(file.read_text())
+    assert again["metrics"] == good["metrics"] and again["samples_sha256"] == good["samples_sha256"]
+    assert (file.parent / "result.json.damaged").exists() and (file.parent / "attempt-2").is_dir()
 
 
 def _read(terminal: int) -> bytes:
@@ -165,19 +171,6 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # the other side is closed
         return b""
-
-
-def test_a_result_that_was_spoiled_is_computed_again(finished):
-    config, output, _ = finished
-    file = next(output.glob("cells/mme-uniform-64-*/result.json"))
-    good = json.loads(file.read_text())
-    file.write_text(json.dumps(good | {"metrics": {"mme_perception_score,none": "N/A"}}))
-    status = finepruner("status", output).stdout
-    assert "1 failed" in status and "'N/A', not a number" in status
-    assert "[4/4] done" in finepruner("run", config, "--output", output).stdout
-    again = json.loads(file.read_text())
-    assert again["metrics"] == good["metrics"] and again["samples_sha256"] == good["samples_sha256"]
-    assert (file.parent / "result.json.damaged").exists() and (file.parent / "attempt-2").is_dir()
 
 
 def test_two_processes_answer_as_one(finished, tmp_path):
@@ -226,7 +219,7 @@ def test_other_modes_give_the_same_answers_scores_and_costs(finished, tmp_path, 
 
 def test_a_worker_that_is_killed_costs_only_what_it_had_not_answered(tmp_path):
     output = tmp_path / "out"
-    config = matrix(tmp_path, tasks="gqa", limit=128, budgets=64)
+    config = matrix(tmp_path, tasks="gqa", limit=64, budgets=64)
     run = subprocess.Popen(
         [*COMMAND, "run", str(config), "--output", str(output)], stdout=subprocess.PIPE, text=True, env=environment()
     )
@@ -237,12 +230,12 @@ def test_a_worker_that_is_killed_costs_only_what_it_had_not_answered(tmp_path):
     assert "ended in the middle of the cell" in out and "starting again" in out
     assert (status["folder"] / "attempt-2").is_dir() and not (status["folder"] / "cache").exists()
     result = results(output)[status["folder"].name]
-    assert result["answered"] == result["expected"] == result["cost"]["questions"] == 128
-    assert result["speed"]["questions"] == 128 and result["speed"]["attempts"] == 2
-    assert result["traces"]["questions"] == len(traces(output)[status["folder"].name]) == 128
+    assert result["answered"] == result["expected"] == result["cost"]["questions"] == 64
+    assert result["speed"]["questions"] == 64 and result["speed"]["attempts"] == 2
+    assert result["traces"]["questions"] == len(traces(output)[status["folder"].name]) == 64
     second = [json.loads(line) for line in (output / "launches" / "2" / "events.jsonl").read_text().splitlines()]
     asked = next(line["total"] for line in second if line["event"] == "progress")
-    assert 0 < asked < 128  # the rest came from the first attempt
+    assert 0 < asked < 64  # the rest came from the first attempt
 
 
 def test_stopping_a_run_leaves_no_process_and_loses_nothing(tmp_path):
@@ -293,8 +286,8 @@ def test_a_failing_cell_stops_nothing_and_its_repair_is_noticed(tmp_path):
     assert all(row["gqa"] == "" and float(row["mme"]) > 0 and row["average"] == "" for row in rows)
 
     images.write_bytes(whole)
-    assert "2 done before, 2 to do" in finepruner("run", config, "--output", output).stdout
-    assert len(results(output)) == 4
+    plan = finepruner("plan", config, "--output", output, "--format", "jsonl").stdout.splitlines()
+    assert sorted(json.loads(line)["state"] for line in plan) == ["done", "done", "missing", "missing"]
 
 
 def test_requests_that_are_wrong_run_nothing(tmp_path):

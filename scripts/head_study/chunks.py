@@ -46,7 +46,9 @@ class Part:
 
 
 def read_part(file: Path, identity: str) -> Part:
-    """A file of `save`. `ValueError` if it is of a study that measured something else."""
+    """A file of `save`. `ValueError` if it is not there, or of a study that measured something else."""
+    if not file.exists():
+        raise ValueError(f"{file}: is not there; head_study.equal makes it")
     found = dict(np.load(file))
     if str(found.pop("identity")) != identity:
         raise ValueError(f"{file}: is of another study; give this one another folder")
@@ -72,7 +74,8 @@ class Answers:
         """One choice: `right` `[Q]`, and the kept evidence tokens of each question `[Q]`, in number."""
         self.names.append(name)
         self.right.append(right.cpu())
-        self.evidence.append(torch.where(self.size > 0, evidence / self.size.clamp_min(1), torch.nan).float().cpu())
+        share = evidence.to(self.size.device) / self.size.clamp_min(1)
+        self.evidence.append(torch.where(self.size > 0, share, torch.nan).float().cpu())
         self.average.append(average)
 
     def part(self) -> Part:

@@ -17,7 +17,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from head_study.worlds import VISUAL
 
-_AT_ONCE = 24  # prompts in a forward: more of them no longer fit a CPU's cache
+_AT_ONCE = {"cpu": 24}  # prompts in a forward: more of them no longer fit a CPU's cache
+_ON_A_GPU = 512
 
 
 class Layers:
@@ -160,9 +161,8 @@ class Prefill:
             rows = kept[:, group.numbers].flatten(0, 1)  # [choices * Q, R], the questions of a choice in turn
             row = torch.arange(len(group.numbers), device=rows.device).repeat(len(kept))
             distinct, place = torch.cat([row[:, None], rows], dim=1).unique(dim=0, return_inverse=True)
-            found = torch.cat(
-                [self._answer(group, part[:, 0], part[:, 1:], layer) for part in distinct.split(_AT_ONCE)]
-            )
+            parts = distinct.split(_AT_ONCE.get(self.layers.device.type, _ON_A_GPU))
+            found = torch.cat([self._answer(group, part[:, 0], part[:, 1:], layer) for part in parts])
             right[:, group.numbers] = found[place].unflatten(0, (len(kept), -1)).cpu()
         return right
 

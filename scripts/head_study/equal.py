@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import finepruner_lmms as fp
+from finepruner_lmms.errors import FieldError
 from head_study.chunks import measure
 from head_study.profiling import profile
 from head_study.study import SPLITS, Study, read_study
@@ -30,6 +31,14 @@ def profile_file(out: Path, model: str, criterion: str) -> Path:
     return out / model / f"profile-{criterion}.json"
 
 
+def share(text: str) -> tuple[int, int]:
+    """`1/4` as which of how many, counted from 0. `FieldError` for what is none."""
+    own, _, of = text.partition("/")
+    if not (own.isdecimal() and of.isdecimal() and 1 <= int(own) <= int(of)):
+        raise FieldError("--share", f"got {text!r}; expected which of how many, such as 1/4", value=text)
+    return int(own) - 1, int(of)
+
+
 def main() -> None:
     """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,9 +50,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     study = read_study(arguments.study)
-    own, of = map(int, arguments.share.split("/"))
+    own, of = share(arguments.share)
     for name, pretrained in study.models.items():
-        run(study, name, pretrained, arguments.out, own - 1, of, arguments.device)
+        run(study, name, pretrained, arguments.out, own, of, arguments.device)
 
 
 def run(study: Study, name: str, pretrained: str, out: Path, own: int, of: int, device: str) -> None:
