@@ -110,7 +110,7 @@ class VisualHeadsInside(Listening, OneDrop):
         found = OneDrop.stages(self, num_layers, num_visual_tokens)
         if self.profile is not None:
             for stage in found:
-                self.head_profile.check_layers("profile", num_layers, stage.layer - 1)
+                self.head_profile.check_layers("profile", num_layers, (stage.layer - 1,))
         return found
 
     def select(self, context: DecoderContext, retained: int) -> Selection:
