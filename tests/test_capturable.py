@@ -13,13 +13,20 @@ from conftest import VISUAL, tiny_llava
 import finepruner_lmms as fp
 from finepruner_lmms.heads import HEAD_STRATEGIES, consensus
 from finepruner_lmms.heads.queries import known_queries
-from finepruner_lmms.pruners import DecoderPruner, Selection, Stage
+from finepruner_lmms.pruners import CORRECTORS, DecoderPruner, Selection, Stage, method_class
 from finepruner_lmms.testing import HostSync, capture, choose_without_host_copy, no_host_sync, prefill_without_host_copy
 from finepruner_lmms.testing.guards import _OneDevice
 from finepruner_lmms.testing.ways import Way, every_way
 
 WAYS = every_way()
-INSIDE = [way for way in WAYS if fp.build_pruner(way.name.split("+")[-1]).side == "decoder"]
+
+
+def methods(way):
+    """The names of its methods, without correctors."""
+    return [name for name in way.name.split("+") if name not in CORRECTORS]
+
+
+INSIDE = [way for way in WAYS if method_class(methods(way)[-1]).side == "decoder" or way.name.endswith("+random_tail")]
 
 
 def built(way):
@@ -33,7 +40,7 @@ def test_a_choice_neither_waits_nor_copies(way):
 
 
 # a chain's inner method sees the same whatever stands before it
-ONCE = [way for way in INSIDE if way.name.startswith("visionzip") or "+" not in way.name]
+ONCE = [way for way in INSIDE if way.name.startswith("visionzip") or len(methods(way)) == 1]
 
 
 @pytest.mark.parametrize("way", ONCE, ids=lambda way: way.label)
@@ -79,9 +86,9 @@ def test_every_way_can_be_captured(way):
     assert capture.capture_choice(built(way), 2, **SIZES)
 
 
-def test_every_method_strategy_query_and_preset_is_among_the_ways():
+def test_every_method_corrector_strategy_query_and_preset_is_among_the_ways():
     said = {value for way in WAYS for value in (*way.name.split("+"), *map(str, way.parameters.values()))}
-    assert said >= {*fp.METHODS, *HEAD_STRATEGIES, *consensus.PRESETS, *known_queries()} - {"vanilla"}
+    assert said >= {*fp.METHODS, *CORRECTORS, *HEAD_STRATEGIES, *consensus.PRESETS, *known_queries()} - {"vanilla"}
     assert len({way.label for way in WAYS}) == len(WAYS)
 
 

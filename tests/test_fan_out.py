@@ -22,8 +22,10 @@ LAYERS = 6
 
 
 def everything(layers: int = LAYERS, shares: tuple[str, ...] = ("50%", "75%")) -> list:
-    """Every method at so many budgets, as far as this model reaches them, and vanilla."""
+    """Every method at so many budgets, as far as this model reaches them, some with correctors, and vanilla."""
     found = [reachable(name, share, layers, VISUAL) for name in METHODS for share in shares]
+    found += [fp.build_pruner(name, budget=8) for name in ("fastv+coordinates", "fastv+restore", "uniform+merge")]
+    found.append(fp.build_pruner("uniform+fastv+merge+random_tail", budget=8, first=12, tail=0.5))
     return [pruner for pruner in found if pruner is not None] + [fp.build_pruner("vanilla")]
 
 

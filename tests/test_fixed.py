@@ -36,6 +36,8 @@ MIXES: dict[str, list[tuple[bool, int, int]]] = {  # per row: whether it shows a
 METHODS: list[tuple[str, dict[str, Any]]] = [
     *((name, ON_SMALL_MODELS.get(name, {})) for name in known_methods()),
     ("divprune+fastv", {"first": 12}),
+    ("fastv+coordinates", {}),
+    ("uniform+restore+fastv+merge+random_tail", {"first": 12, "tail": 0.5}),
     ("fastv", {"positions": "renumbered"}),
     ("sparsevlm", {"positions": "renumbered"}),
     ("finepruner", {"head_strategy": "consensus"}),

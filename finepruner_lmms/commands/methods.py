@@ -5,16 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from finepruner_lmms.output import plain
 
 if TYPE_CHECKING:
-    from finepruner_lmms.pruners import Pruner
+    from finepruner_lmms.pruners import Corrector, Pruner
+
+    Kind: TypeAlias = type[Pruner] | type[Corrector]
 
 _PLACES = {
+    "": "behind any method",
     "none": "drops nothing",
     "vision": "before the language model",
     "decoder": "inside the language model",
@@ -26,22 +29,28 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, with all there is to say.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """List the methods with their parameters, papers and code; those of plug-ins too."""
-    from finepruner_lmms.pruners.registry import known_methods, method_class
+    """List the methods and correctors with their parameters, papers and code; those of plug-ins too."""
+    from finepruner_lmms.pruners.registry import corrector_class, known_correctors, known_methods, method_class
 
-    found = [method_class(one) for one in (known_methods() if name is None else [name])]
+    correctors = [corrector_class(one) for one in known_correctors()]
+    found: list[Kind] = [method_class(one) for one in known_methods()] + correctors
+    if name is not None:
+        found = [cls for cls in correctors if cls.name == name] or [method_class(name)]
     if as_json:
-        sys.stdout.write(json.dumps([_facts(cls) for cls in found], indent=1, default=str) + "\n")
+        # of all, the methods alone: programs build each by its name, which a corrector is not
+        told = [cls for cls in found if name is not None or cls not in correctors]
+        sys.stdout.write(json.dumps([_facts(cls) for cls in told], indent=1, default=str) + "\n")
     elif name is None:
         width = max(len(cls.name) for cls in found)
         lines = [line for cls in found for line in _short(cls, width)]
-        more = "two joined by '+' prune before the language model and inside it: divprune+fastv, first=288"
+        more = "two joined by '+' prune before the language model and inside it: divprune+fastv, first=288; "
+        more += "a corrector stands behind what it corrects: divprune+merge"
         sys.stdout.write("\n".join(map(plain, [*lines, "", more, "finepruner methods NAME says more of one"])) + "\n")
     else:
         sys.stdout.write("\n".join(map(plain, _long(found[0]))) + "\n")
 
 
-def _facts(cls: type[Pruner]) -> dict[str, Any]:
+def _facts(cls: Kind) -> dict[str, Any]:
     """A method as data. Paper and code are its own, not those of a method that it derives from."""
     from finepruner_lmms.pruners.registry import aliases_of
 
@@ -49,7 +58,7 @@ def _facts(cls: type[Pruner]) -> dict[str, Any]:
     return {
         "name": cls.name,
         "aliases": aliases_of(cls.name),
-        "side": cls.side,
+        "side": getattr(cls, "side", ""),
         "summary": _docstring(cls)[0],
         "parameters": _parameters(cls),
         "paper": own.get("paper", ""),
@@ -58,35 +67,35 @@ def _facts(cls: type[Pruner]) -> dict[str, Any]:
     }
 
 
-def _parameters(cls: type[Pruner]) -> dict[str, Any]:
+def _parameters(cls: Kind) -> dict[str, Any]:
     """Each parameter beyond the budget with its default."""
     return cls().parameters()
 
 
-def _docstring(cls: type[Pruner]) -> list[str]:
+def _docstring(cls: Kind) -> list[str]:
     """Its lines; a class without one of its own says nothing."""
     text = inspect.cleandoc(cls.__doc__ or "")
     return [""] if text.startswith(f"{cls.__name__}(") else text.splitlines() or [""]
 
 
-def _short(cls: type[Pruner], width: int) -> list[str]:
+def _short(cls: Kind, width: int) -> list[str]:
     facts = _facts(cls)
     given = " ".join(name if value is None else f"{name}={value}" for name, value in facts["parameters"].items())
     rest = [given, " · ".join(filter(None, [facts["paper"], facts["code"]]))]
-    return [f"{cls.name:{width}}  {_PLACES[cls.side]}: {facts['summary']}"] + [
+    return [f"{cls.name:{width}}  {_PLACES[facts['side']]}: {facts['summary']}"] + [
         f"{'':{width}}  {line}" for line in rest if line
     ]
 
 
-def _long(cls: type[Pruner]) -> list[str]:
+def _long(cls: Kind) -> list[str]:
     from finepruner_lmms.pruners.registry import needs_budget
 
     facts = _facts(cls)
     aliases = f" (also {', '.join(facts['aliases'])})" if facts["aliases"] else ""
-    lines = [f"{cls.name}{aliases}: {_PLACES[cls.side]}; {cls.__module__}", "", *_docstring(cls), ""]
+    lines = [f"{cls.name}{aliases}: {_PLACES[facts['side']]}; {cls.__module__}", "", *_docstring(cls), ""]
     needed = (
         ["  budget: required; visual tokens per layer on average, such as 128 or '22%'"]
-        if needs_budget(cls.name)
+        if facts["side"] and needs_budget(cls.name)
         else []
     )
     lines += ["parameters", *needed]

@@ -1,4 +1,4 @@
-"""Every way in which the methods of this package can choose: methods, their variants, heads, queries and chains."""
+"""Every way in which the methods of this package can choose: with variants, heads, queries, correctors, in chains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finepruner_lmms.pruners import build_pruner, method_class
 from finepruner_lmms.pruners.cdpruner import RELEVANCES
 from finepruner_lmms.pruners.finepruner import GUIDED
 from finepruner_lmms.pruners.mmtok import WORDS
-from finepruner_lmms.pruners.registry import known_methods, takes_budget
+from finepruner_lmms.pruners.registry import known_correctors, known_methods, parameter_names, takes_budget
 
 
 class Way(NamedTuple):
@@ -23,7 +23,7 @@ class Way(NamedTuple):
 
     def build(self, budget: int | str, first: int | str | None = None) -> Any:
         """The pruner at a budget; a chain leaves `first` tokens before the model."""
-        chained = {"first": first} if "+" in self.name else {}
+        chained = {"first": first} if "first" in parameter_names(self.name) else {}
         given = {"budget": budget} if takes_budget(self.name) else {}
         return build_pruner(self.name, **given, **chained, **self.parameters)
 
@@ -67,4 +67,9 @@ def every_way() -> list[Way]:
     for before in filter(takes_budget, sides["vision"]):
         for inside in sides["decoder"]:
             add(f"{before}+{inside}")
+    for corrector in known_correctors():
+        if corrector != "coordinates":  # these are positions, which are numbered anew before the model
+            add(f"fastervlm+{corrector}")
+        add(f"fastv+{corrector}")
+    add("fastervlm+merge", merge_into="kept")
     return found
