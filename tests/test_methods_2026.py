@@ -238,6 +238,20 @@ def test_blind_answers_as_the_text_alone(execution):
             torch.testing.assert_close(ours[row], theirs[0], **rounding())
 
 
+@pytest.mark.parametrize("execution", ["eager", "graphs"])
+def test_the_tower_runs_only_where_somebody_looks_at_the_image(execution, monkeypatch):
+    model, inputs, ran = tiny_llava(), prompts((5, 7), 11, (2, 4)), []
+    encode = model.model.vision_tower.forward
+    monkeypatch.setattr(model.model.vision_tower, "forward", lambda *a, **k: ran.append(1) or encode(*a, **k))
+    blind, other = fp.build_pruner("blind"), fp.build_pruner("uniform", budget=5)
+    fp.generate(model, blind, inputs, execution=execution, **OPTIONS)
+    answer_together(model, [blind, blind], inputs, max_new_tokens=3, do_sample=False)
+    assert not ran
+    fp.generate(model, other, inputs, execution=execution, **OPTIONS)
+    answer_together(model, [blind, other], inputs, max_new_tokens=3, do_sample=False)
+    assert len(ran) == 2
+
+
 @pytest.mark.parametrize("which", [which for which in FAMILIES if "-" not in which])
 def test_blind_shows_no_family_a_visual_token(which):
     trace = fp.generate(

@@ -103,10 +103,15 @@ def tower_wish(pruner: Pruner) -> TowerWish:
 
 
 def joined_wish(pruners: Iterable[Pruner]) -> TowerWish:
-    """What the tower is asked for several methods at once: of early layers the first; who reads another asks anew."""
+    """What the tower is asked for several methods at once: of early layers the first; who reads another asks anew.
+
+    It need not run where none of them looks at the image.
+    """
     wishes = [tower_wish(pruner) for pruner in pruners]
     early = next((wish.early for wish in wishes if wish.early is not None), None)
-    return TowerWish(any(wish.received for wish in wishes), early)
+    return TowerWish(
+        any(wish.received for wish in wishes), early, unread=bool(wishes) and all(wish.unread for wish in wishes)
+    )
 
 
 def with_questions(

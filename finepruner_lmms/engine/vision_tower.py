@@ -32,12 +32,14 @@ def encode_images(
 ) -> VisionOutputs:
     """Run the vision tower and the projector on `pixel_values` `[B, 3, S, S]`, one image per row.
 
-    What `wish` asks for is there, too. All of the result is on the device of the
-    projected tokens. Raises `FieldError` for a `vision_feature_layer` that the tower does not have, or that joins
-    several.
+    What `wish` asks for is there, too; where it says that nobody reads them, the tokens are zeros and the tower does
+    not run. All of the result is on the device of the projected tokens. Raises `FieldError` for a
+    `vision_feature_layer` that the tower does not have, or that joins several.
     """
     check_model(model)
     tower = model.model.vision_tower
+    if wish.unread:
+        return _unread(model, pixel_values)
     pixels = pixel_values.to(device_of(tower, pixel_values.device), model.dtype)
     if not wish:
         return encode_chunk(model, pixels)
@@ -57,6 +59,19 @@ def encode_images(
             found["early_cls_attention"] = cls_attention(*heads)
     return vision.replace(
         early=wish.early, **{name: values.to(vision.projected.device) for name, values in found.items()}
+    )
+
+
+def _unread(model: LlavaForConditionalGeneration, pixels: Tensor) -> VisionOutputs:
+    """Images of which nobody reads anything: zeros, which take no memory; NaN where the pixels are not finite."""
+    config, vision, projector = model.config, model.config.vision_config, model.model.multi_modal_projector
+    count = (vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full")
+    zero = (pixels.float().flatten(1).sum(1) * 0).to(device_of(projector, model.device), model.dtype)[:, None, None]
+    return VisionOutputs(
+        zero.expand(-1, count, vision.hidden_size),
+        zero.expand(-1, count, config.text_config.hidden_size),
+        sample_keys=fingerprint(pixels).to(zero.device),
+        projector=Projector(projector),
     )
 
 

@@ -96,7 +96,7 @@ class ImageEncoder:
     def encode_apart(self, pictures: Sequence[Picture], wish: TowerWish) -> VisionOutputs:
         """The same with what `wish` asks of the tower, which is not kept: few methods read it."""
         self.asked += len(pictures)
-        self.encoded += len(pictures)
+        self.encoded += 0 if wish.unread else len(pictures)
         pixels = [self._pixels(p.content) if isinstance(p.content, Image.Image) else p.content for p in pictures]
         return encode_images(self._model, torch.stack(pixels), wish)
 

@@ -57,6 +57,7 @@ from finepruner_lmms.lmms.response_cache import identify
 from finepruner_lmms.lmms.rounds import Round, play_rounds
 from finepruner_lmms.lmms.together import Companion, Company, Seat
 from finepruner_lmms.pruners import Pruner
+from finepruner_lmms.pruners.vision_outputs import NOTHING_MORE
 
 
 class PrunedModel(lmms):
@@ -371,6 +372,8 @@ class PrunedModel(lmms):
         pictures = [picture for item in batch for picture in item.pictures]
         if pictures and self.images is not None:
             wish = tower_wish(self.pruner)
+            if wish.unread and not seat.alone:
+                wish = NOTHING_MORE  # companions are answered from the same images
             inputs["vision"] = self.images.encode_apart(pictures, wish) if wish else self.images.encode(pictures)
         started = time.perf_counter()
         alone = partial(self._generate, batch, inputs)

@@ -109,6 +109,11 @@ class Seat:
     def __init__(self, journal: Journal | None, company: Company) -> None:
         self.journal, self._company = journal, company
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other cell takes part."""
+        return not self._company.members
+
     def generate(
         self,
         model: Any,

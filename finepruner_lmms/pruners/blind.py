@@ -10,7 +10,7 @@ from finepruner_lmms.lazy import torch
 from finepruner_lmms.pruners.base import Stage, VisionPruner
 from finepruner_lmms.pruners.budget import BudgetValue
 from finepruner_lmms.pruners.registry import register
-from finepruner_lmms.pruners.vision_outputs import VisionOutputs
+from finepruner_lmms.pruners.vision_outputs import TowerWish, VisionOutputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,11 @@ class Blind(VisionPruner):
             return 0
         problem = f"got {self.budget!r}, but blind shows the model no visual token, whatever the budget"
         raise FieldError("budget", problem, value=self.budget, fix="leave it out")
+
+    @property
+    def wish(self) -> TowerWish:
+        """The tower need not run."""
+        return TowerWish(unread=True)
 
     def retained(self, num_visual_tokens: int) -> int:
         """None."""

@@ -48,14 +48,15 @@ class TowerWish:
     """What a method wants the vision tower to say beyond what costs next to nothing: whole attention maps of layers.
 
     `received`: of the layer whose output is projected. `early`: of an earlier one, a layer counted from 1, or a share
-    of the tower's depth.
+    of the tower's depth. `unread`: nobody looks at the image, so that the tower need not run and zeros will do.
     """
 
     received: bool = False
     early: int | Fraction | None = None
+    unread: bool = False
 
     def __bool__(self) -> bool:
-        return self.received or self.early is not None
+        return self.received or self.early is not None or self.unread
 
 
 NOTHING_MORE = TowerWish()
