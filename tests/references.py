@@ -406,10 +406,12 @@ def own_choice(pruner, seen, count):
 
 def anchors(tokens: ndarray, candidates: list[int], count: int) -> list[int]:
     """The dense ones that are unlike every denser one."""
-    density = {i: sum(cosine(tokens[i], tokens[j]) for j in candidates) for i in candidates}
+    unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    density = {i: sum(cosines[i, j] for j in candidates) for i in candidates}
     worth = {}
     for i in candidates:
-        denser = [cosine(tokens[i], tokens[j]) for j in candidates if density[j] > density[i]]
+        denser = [cosines[i, j] for j in candidates if density[j] > density[i]]
         worth[i] = density[i] * (1 - (max(denser) if denser else 0))
     return sorted(sorted(candidates, key=lambda i: (-worth[i], i))[:count])
 
