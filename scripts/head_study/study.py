@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -25,6 +26,7 @@ ALL = "all"
 SHARE = Fraction(1, 3)
 """How many of the tokens that enter the model stay behind the scoring layer, where a first stage chose them."""
 SPLITS = ("tuning", "test")
+NO_PROFILES: Mapping[str, Path] = MappingProxyType({})
 
 
 class _Section(BaseModel):
@@ -88,17 +90,30 @@ class Study(_Section):
                 pruner = fp.build_pruner("fastv", budget=budget, layer=p + 1)
                 yield Drop(ALL, p, budget, VISUAL, pruner.schedule(layers, VISUAL)[-1])
 
-    def pruners(self) -> list[tuple[str, int, Pruner]]:
-        """The registered methods: what each is called, its budget, and itself; lists multiply."""
+    def pruners(self, profiles: Mapping[str, Path] = NO_PROFILES) -> list[tuple[str, int, Pruner]]:
+        """The registered methods: what each is called, its budget, and itself; lists multiply.
+
+        A value `$evidence` is the file of a model's own profile by that criterion. Methods that name one whose file is
+        not known yet are left out.
+        """
         found = []
         for entry in self.methods:
             given = {"budget": list(self.budgets)} | ({"method": entry} if isinstance(entry, str) else entry)
             name, budgets = given.pop("method"), given.pop("budget")
             axes = [[(key, one) for one in _listed(value)] for key, value in given.items()]
             for values in itertools.product(*axes):
-                label = " ".join([name, *(f"{key}={value}" for key, value in values)])
-                found += [(label, b, fp.build_pruner(name, budget=b, **dict(values))) for b in _listed(budgets)]
+                named = {one[1:] for _, one in values if isinstance(one, str) and one.startswith("$")}
+                if unknown := named - set(self.profiles):
+                    raise FieldError("methods", f"${unknown.pop()} is none of profiles", value=entry)
+                if named <= set(profiles):
+                    own = {key: _own(one, profiles) for key, one in values}
+                    label = " ".join([name, *(f"{key}={value}" for key, value in values)])
+                    found += [(label, b, fp.build_pruner(name, budget=b, **own)) for b in _listed(budgets)]
         return found
+
+
+def _own(value: Any, profiles: Mapping[str, Path]) -> Any:
+    return str(profiles[value[1:]]) if isinstance(value, str) and value.startswith("$") else value
 
 
 def _listed(value: Any) -> list[Any]:
