@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import references
 import torch
 
 import finepruner_lmms as fp
@@ -78,6 +79,9 @@ def test_the_first_choice_is_coverage_or_the_method_that_is_named(before):
     else:  # nothing but the features counts, and what all of them share does not
         moved = vision.replace(features=vision.features.double() + 3, cls_attention=None)
         assert torch.equal(first.select_visual(vision), first.select_visual(moved))
+        close = references.centred(references.array(vision.features))
+        picks = references.covering(lambda picked: references.gains(close, picked), 26)
+        assert first.select_visual(vision)[0].nonzero().squeeze(1).tolist() == picks
 
 
 def test_of_two_that_add_equally_much_the_lower_index_is_taken():
@@ -265,7 +269,7 @@ def test_it_runs_as_a_whole_without_a_wait(switches):
     "parameters, message",
     [
         ({"before": "divprune"}, "before: got 'divprune'"),
-        ({"importance": "received"}, "importance: got 'received'; only before='scope' reads it"),
+        ({"importance": "received", "before": "coverage"}, "importance: got 'received'; only before='scope' reads it"),
         ({"before": "none", "entering": 90}, "entering: got 90; with before='none' every token enters"),
         ({"head_strategy": "mass"}, "head_strategy: got 'mass'; without heads, all are listened to"),
         ({"shuffle": 1}, "shuffle: got 1; only the weights of a profile are shuffled"),

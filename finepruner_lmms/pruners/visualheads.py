@@ -23,7 +23,7 @@ from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-BEFORE = ("coverage", "scope", "mmtok", "none")
+BEFORE = ("scope", "coverage", "mmtok", "none")
 _ENTERING = Fraction(13, 8)  # of the budget: with a drop before 3/8 of the depth, 5/8 of it are left behind, exactly
 
 
@@ -32,10 +32,10 @@ _ENTERING = Fraction(13, 8)  # of the budget: with a drop before 3/8 of the dept
 class VisualHeads(Listening, TwoStage):
     """Keeps tokens that cover what some heads of a middle layer attend to, of those that cover the image before.
 
-    `before` names what goes first: greedy coverage of the image's features (`coverage`), `scope`, whose `importance`
-    it takes, `mmtok`, or `none`. `entering` of its tokens (None: 13/8 of the budget) enter the model. Before decoder
-    layer `layer` (None: 3/8 of the depth, or 2 where nothing goes before) they are cut to what the budget leaves; at
-    3/8 that is 5/8 of it, and the average over the layers is the budget exactly.
+    `before` names what goes first: `scope`, whose `importance` it takes, greedy coverage of the image's features alone
+    (`coverage`), `mmtok`, or `none`. `entering` of its tokens (None: 13/8 of the budget) enter the model. Before
+    decoder layer `layer` (None: 3/8 of the depth, or 2 where nothing goes before) they are cut to what the budget
+    leaves; at 3/8 that is 5/8 of it, and the average over the layers is the budget exactly.
 
     There the last prompt token's attention is listened to: of all heads of the layer before alike, or of `score_layers`
     (such as `10+11`), or of the heads that `profile` names in any layer before (see `FinePruner`), by its weights,
@@ -51,7 +51,7 @@ class VisualHeads(Listening, TwoStage):
     """
 
     entering: BudgetValue = None
-    before: str = "coverage"
+    before: str = "scope"
     importance: str = "cls"
     layer: int | None = None
 
