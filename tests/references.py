@@ -320,20 +320,22 @@ def tops(pruner, seen, count):
     return sorted(picked)
 
 
-def visualheads(_pruner, seen, count):
-    """Before: cover of the features. Inside: cover of hidden states, weighted by the mean of the heads' shares."""
-    before = hasattr(seen, "projected")
-    tokens = array(seen.features if before else seen.hidden)
-    matters = np.ones(len(tokens))
-    if not before:
-        attention = array(seen.attention)
-        matters = (attention / attention.sum(1, keepdims=True)).mean(0)
-        matters = matters / matters.max()
+def visualheads(pruner, seen, count):
+    """Before: as `scope`. Inside: cover of hidden states, weighted by the mean of the heads' shares."""
+    if hasattr(seen, "projected"):
+        return scope(pruner, seen, count)
+    shares = array(seen.attention)
+    matters = (shares / shares.sum(1, keepdims=True)).mean(0)
+    matters = matters / matters.max()
+    similarity = matters[:, None] * centred(array(seen.hidden)) * matters
+    # where nothing is gained any more, the more relevant first
+    return covering(lambda picked: np.array(gains(similarity, picked)) + 1e-6 * matters, count)
+
+
+def centred(tokens: ndarray) -> ndarray:
+    """Cosines of tokens less their mean, to six digits."""
     apart = tokens - tokens.mean(0)
-    close = np.array([[round(cosine(a, b) * 2**20) / 2**20 for b in apart] for a in apart])
-    similarity = matters[:, None] * close
-    tie = 0 if before else 1e-6 * matters
-    return covering(lambda picked: np.array(gains(similarity * matters, picked)) + tie, count)
+    return np.array([[round(cosine(a, b) * 2**20) / 2**20 for b in apart] for a in apart])
 
 
 # -- decoder side -----------------------------------------------------------------------------------------------------
@@ -404,10 +406,12 @@ def own_choice(pruner, seen, count):
 
 def anchors(tokens: ndarray, candidates: list[int], count: int) -> list[int]:
     """The dense ones that are unlike every denser one."""
-    density = {i: sum(cosine(tokens[i], tokens[j]) for j in candidates) for i in candidates}
+    unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    density = {i: sum(cosines[i, j] for j in candidates) for i in candidates}
     worth = {}
     for i in candidates:
-        denser = [cosine(tokens[i], tokens[j]) for j in candidates if density[j] > density[i]]
+        denser = [cosines[i, j] for j in candidates if density[j] > density[i]]
         worth[i] = density[i] * (1 - (max(denser) if denser else 0))
     return sorted(sorted(candidates, key=lambda i: (-worth[i], i))[:count])
 

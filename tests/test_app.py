@@ -48,6 +48,7 @@ def test_every_registered_method_and_strategy_can_be_chosen(desk):
     assert {*offer.vision, *offer.decoder} == dropping and set(FIRST) <= dropping
     assert {*HEAD_STRATEGIES, "recommended", "consensus"} == set(offer.strategies)
     assert (offer.most, offer.heads, offer.usual_heads) == (576, 8, 4)
+    assert labels(Choice([], "64", "recommended", 4, offer.written))[1] == "finepruner 64 heads=4 head_strategy=sum"
 
 
 def test_a_budget_is_a_share_where_pictures_have_more_or_fewer_tokens():
@@ -166,7 +167,8 @@ def test_the_page_is_clicked_through_in_a_browser_without_a_network(tmp_path):
 
         shown = asked(window)  # what is there when the page opens
         assert "Right answer: 2" in shown and "finepruner 64 head_strategy=recommended" in shown
-        assert page.locator("#shown figure").count() == 5 and re.search(r"\d (ms|s)\b", shown)
+        assert "finepruner 64 heads=4 head_strategy=sum" in shown  # the code base's, under its name
+        assert page.locator("#shown figure").count() == 6 and re.search(r"\d (ms|s)\b", shown)
 
         page.locator("#vision").get_by_label("random").uncheck()
         page.locator("#vision").get_by_label("vispruner").uncheck()
@@ -182,7 +184,7 @@ def test_the_page_is_clicked_through_in_a_browser_without_a_network(tmp_path):
         page.wait_for_function("document.querySelector('#question textarea').value.startsWith('How many')")
         shown = asked(window)
         assert "finepruner 128 heads=2 head_strategy=sparsity" in shown and "Right answer: 3" in shown
-        assert page.locator("#shown figure").count() == 1 + 1 + 1 + 4  # pdrop has four stages
+        assert page.locator("#shown figure").count() == 1 + 1 + 1 + 4 + 1  # pdrop has four stages
 
         page.locator("#question textarea").fill("<img src=x onerror=alert(1)> ${alert(2)} {{7*7}}")
         assert "<img src=x onerror=alert(1)> ${alert(2)} {{7*7}}" in asked(window)

@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import references
@@ -17,6 +18,7 @@ from finepruner_lmms.ops.anchors import anchor_mask, group_means
 from finepruner_lmms.pruners import CORRECTORS, Corrector, registry
 from finepruner_lmms.testing import CHECKS, decoder_context, vision_outputs
 
+ROOT = Path(__file__).parents[1]
 COMPOSED = [
     "fastervlm+restore",
     "fastv+restore",
@@ -35,6 +37,14 @@ def test_a_corrected_method(name, check):
 
 def test_every_corrector_is_checked():
     assert sorted({name.split("+")[1] for name in COMPOSED}) == CORRECTORS
+
+
+@pytest.mark.parametrize("name", CORRECTORS)
+def test_a_corrector_is_described(name):
+    page = (ROOT / "docs" / "methods_correctors.md").read_text()
+    assert f"\n## `{name}`\n" in page and registry.corrector_class(name).paper in page
+    assert f"[`{name}`](methods_correctors.md#{name})" in (ROOT / "docs" / "methods.md").read_text()
+    assert f"| `…+{name}` |" in (ROOT / "README.md").read_text()
 
 
 # -- one budget -------------------------------------------------------------------------------------------------------

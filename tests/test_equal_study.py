@@ -38,6 +38,7 @@ SMALL = {
     "methods": [
         {"method": "scope+finepruner", "first": 110, "layer": 12, "head_strategy": "recommended"},
         {"method": "fastv", "layer": 1},
+        {"method": "fastv+finepruner", "layer": 1, "head_strategy": "profile", "profile": "$evidence"},
     ],
 }
 
@@ -94,7 +95,8 @@ def test_every_table_has_its_place_in_the_pages(measured, tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["report", str(file), "--out", str(out), "--doc", *map(str, docs)])
     report.main()
     text = "".join(doc.read_text() for doc in docs)
-    assert f"| `{CHAIN}` |" in text and "| one | evidence |" in text and "| 64 | 11 | 110, 36 |" in text
+    assert f"| `{CHAIN}` |" in text and "profile=$evidence` |" in text
+    assert "| one | evidence |" in text and "| 64 | 11 | 110, 36 |" in text
     assert {picture.name for picture in (tmp_path / "head_study").iterdir()} == {
         "equal_layers.png",
         "equal_budgets.png",
@@ -116,6 +118,8 @@ def test_wrong_studies_are_refused(tmp_path):
         ({"first": "fastv"}, "does not choose before the model"),
         ({"methods": ["fastv", "tobs"]}, "tobs"),
         ({"seeds": 3}, "seeds"),
+        ({"profiles": ["gradient"]}, "profiles"),
+        ({"methods": [{"method": "fastv", "rows": "$mass"}]}, "is none of profiles"),
     ):
         file.write_text(json.dumps(SMALL | wrong))
         with pytest.raises((FieldError, ValueError), match=match):
@@ -132,6 +136,8 @@ def test_the_studies_of_the_repository_are_read():
     for name in ("hard", "small"):
         study = read_study(ROOT / "scripts" / "head_study" / f"{name}.yaml")
         assert study.drops(32)
+        for _, _, pruner in study.pruners():
+            assert pruner.schedule(32, 576)
     assert read_study(ROOT / "scripts" / "head_study" / "hard.yaml").scenes.test >= 300
 
 

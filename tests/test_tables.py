@@ -26,6 +26,7 @@ from finepruner_lmms.matrix.report.costs import render_costs
 from finepruner_lmms.matrix.report.exact import dataframe
 from finepruner_lmms.matrix.report.frame import Frame, Stacked, Strong
 from finepruner_lmms.matrix.report.leaderboard import leaderboard
+from finepruner_lmms.matrix.report.names import row_names
 from finepruner_lmms.matrix.report.numbers import Digits, decimals, interval, number
 from finepruner_lmms.matrix.report.tables import FORMATS, render
 from finepruner_lmms.matrix.store import Store
@@ -62,6 +63,11 @@ def test_every_format_is_as_its_golden_file(board, form, costs):
     for row, other in zip(found, known, strict=True):
         for name, value in row.items():
             assert value == other[name] or math.isclose(float(value), float(other[name]), rel_tol=1e-9), name
+
+
+def test_a_parameter_that_is_left_to_the_method_is_no_word(board):
+    line = replace(board.lines[-1], parameters={"relevance": None})
+    assert row_names(board, line)["relevance"] == row_names(board, line, exact=True)["relevance"] == ""
 
 
 def test_rows_stand_under_their_budget_and_the_best_of_it_are_marked(board):

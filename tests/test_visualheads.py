@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import references
 import torch
 
 import finepruner_lmms as fp
 from finepruner_lmms.heads import relevance
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners import DecoderContext
-from finepruner_lmms.pruners.listening import VisualHeadsInside, likeness
+from finepruner_lmms.pruners.listening import VisualHeadsInside
 from finepruner_lmms.testing import (
     SOURCES,
     choose_without_host_copy,
@@ -37,7 +38,8 @@ LOUD: dict[str, Any] = {
 
 def changed(context: DecoderContext, **sources: Any) -> DecoderContext:
     """The same context, but for `sources`."""
-    same = {name: getattr(context, name) for name in (*SOURCES, "attention", "present", "required")} | sources
+    names = (*SOURCES, "attention", "present", "required")
+    same = {name: getattr(context, name) for name in names} | sources
     return DecoderContext(context.layer, same.pop("attention"), same.pop("present"), **same)
 
 
@@ -77,13 +79,16 @@ def test_the_first_choice_is_coverage_or_the_method_that_is_named(before):
     else:  # nothing but the features counts, and what all of them share does not
         moved = vision.replace(features=vision.features.double() + 3, cls_attention=None)
         assert torch.equal(first.select_visual(vision), first.select_visual(moved))
+        close = references.centred(references.array(vision.features))
+        picks = references.covering(lambda picked: references.gains(close, picked), 26)
+        assert first.select_visual(vision)[0].nonzero().squeeze(1).tolist() == picks
 
 
 def test_of_two_that_add_equally_much_the_lower_index_is_taken():
     tokens = torch.randn(1, 40, 30, generator=torch.Generator().manual_seed(0))
-    close = likeness(tokens, torch.ones(1, 40, dtype=torch.bool), "centred")
+    close = relevance.likeness(tokens, torch.ones(1, 40, dtype=torch.bool), "centred")
     assert torch.equal(close, close.mT) and torch.equal(close * 2**20, (close * 2**20).round())
-    plain = likeness(tokens, torch.ones(1, 40, dtype=torch.bool), "plain")
+    plain = relevance.likeness(tokens, torch.ones(1, 40, dtype=torch.bool), "plain")
     torch.testing.assert_close(plain, torch.cosine_similarity(tokens[:, :, None], tokens[:, None], dim=-1))
 
 
@@ -173,8 +178,25 @@ def test_a_profile_weighs_the_heads_of_its_layer(tmp_path):
     assert picked.heads is not None and set(picked.heads.flatten().tolist()) <= {2, 5}
     moved = VisualHeadsInside(profile=str(file), shuffle=1).head_profile
     assert moved.named_layers == (1, 4) and moved.weights != both and len(moved.of_layer(1)) == 2
-    with pytest.raises(ValueError, match="names no head of layer 2"):
-        fp.build_pruner("visualheads", budget=8, layer=3, profile=str(file)).schedule(6, 16)
+    with pytest.raises(ValueError, match="names no head of layer 0"):
+        fp.build_pruner("visualheads", budget=8, entering=12, layer=1, profile=str(file)).schedule(6, 16)
+
+
+def test_heads_of_several_layers_are_listened_to_as_those_of_one():
+    context, earlier = decoder_context(), decoder_context(seed=4).attention  # before layer 2
+    rows = torch.cat([earlier, context.attention], dim=1)
+    there = changed(context, attention_in=lambda layer: {0: earlier, 1: context.attention}[layer])
+    chosen = VisualHeadsInside(score_layers="1+0", choice="best").select(there, 7)
+    assert torch.equal(chosen.keep, top_mask(relevance.over_image(rows).mean(1), 7))
+    four = VisualHeadsInside(score_layers="0+1", choice="best", heads=4, head_strategy="mass").select(there, 7)
+    assert four.heads is not None and torch.equal(four.heads, rows.sum(-1).topk(4).indices)
+    first = VisualHeadsInside(score_layers=0, choice="best").select(there, 7)
+    assert torch.equal(first.keep, top_mask(relevance.over_image(earlier).mean(1), 7))
+    pruner = fp.build_pruner("visualheads", budget=8, score_layers="0+1")
+    heads = fp.generate(tiny_llava(), pruner, prompts((5, 7), (2, 4)), max_new_tokens=1).trace.heads
+    assert heads is not None and heads[0].tolist() == list(range(16))
+    with pytest.raises(ValueError, match="score_layers: got '4'; before a drop at layer 2 there are 0 to 1"):
+        fp.build_pruner("visualheads", budget=8, score_layers=4).schedule(6, 16)
 
 
 def test_values_count_where_the_output_is_asked_for():
@@ -247,13 +269,14 @@ def test_it_runs_as_a_whole_without_a_wait(switches):
     "parameters, message",
     [
         ({"before": "divprune"}, "before: got 'divprune'"),
-        ({"importance": "received"}, "importance: got 'received'; only before='scope' reads it"),
+        ({"importance": "received", "before": "coverage"}, "importance: got 'received'; only before='scope' reads it"),
         ({"before": "none", "entering": 90}, "entering: got 90; with before='none' every token enters"),
         ({"head_strategy": "mass"}, "head_strategy: got 'mass'; without heads, all are listened to"),
         ({"shuffle": 1}, "shuffle: got 1; only the weights of a profile are shuffled"),
         ({"choice": "best", "targets": 0.5}, "targets: got 0.5; only choice='cover' reads it"),
         ({"candidates": -1}, "candidates: got -1"),
         ({"heads": 0}, "heads: got 0"),
+        ({"score_layers": "1+2", "measure": "output"}, "score_layers: got '1.2'; what contrast and measure='output'"),
         ({"contrast": "some"}, "contrast: got 'some'"),
         ({"layer": 0}, "layer: got 0"),
     ],

@@ -60,6 +60,11 @@ class Offer:
         """As `finepruner` has it for a layer of so many."""
         return min(_HEADS, max(1, self.heads // 2))
 
+    @property
+    def written(self) -> str:
+        """Beside the recommended heads, those that the code base chooses which `finepruner` is after."""
+        return f"finepruner:heads={self.usual_heads}:head_strategy=sum"
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -72,7 +77,7 @@ class Choice:
     written: str = ""
 
     def pruners(self) -> list[tuple[str, Pruner]]:
-        """`vanilla` first, then every method once, named as in tables. `FieldError` of what is wrong."""
+        """`vanilla` first, then every method once, named as in tables or as written. `FieldError` of what is wrong."""
         found = {"vanilla": build_pruner("vanilla")}
         for name in self.methods:
             try:
@@ -81,8 +86,9 @@ class Choice:
                 raise error.under(name) from error
             found.setdefault(label_of(pruner), pruner)
         for text in split_methods(self.written):
-            _, pruner = read_method(text, self.budget, "more methods")
-            found.setdefault(label_of(pruner), pruner)
+            label, pruner = read_method(text, self.budget, "more methods")
+            if label_of(pruner) not in map(label_of, found.values()):
+                found[label] = pruner
         return list(found.items())
 
     def _parameters(self, name: str) -> dict[str, Any]:

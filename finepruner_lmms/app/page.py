@@ -60,7 +60,8 @@ def build(desk: Desk) -> gr.Blocks:
                     interactive=False,
                 )  # fmt: skip
                 written = gr.Textbox(
-                    label="More methods", placeholder="fastv:64:layer=3, divprune+fastv:64:first=288", max_lines=2,
+                    offer.written, label="More methods", max_lines=2,
+                    placeholder="fastv:64:layer=3, divprune+fastv:64:first=288",
                     info="As on the command line: method:budget:parameter=value.", elem_id="written",
                 )  # fmt: skip
             with gr.Column(scale=5, min_width=320):

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.lazy import torch
+from finepruner_lmms.ops.facility import cosines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,3 +94,16 @@ def fused(rows: Tensor, weights: Tensor, aggregate: str) -> Tensor:
     rank = torch.zeros_like(order).scatter_(-1, order, torch.arange(tokens, device=rows.device).expand_as(order))
     turn = rank * heads + torch.arange(heads, device=rows.device)[:, None]
     return 1 / (1 + turn.amin(1).double())
+
+
+def likeness(tokens: Tensor, present: Tensor, similarity: str) -> Tensor:
+    """Cosines `[B, N, N]` of `tokens` `[B, N, D]`; `centred`: less the mean of those `present` `[B, N]`.
+
+    Rounded to multiples of 2^-20: then sums of their differences are exact, and of two tokens that are each other's
+    nearest, which add equally much to an unweighted cover, the lower index wins.
+    """
+    if similarity == "centred":
+        there = present[..., None].double()
+        tokens = tokens.double()
+        tokens = tokens - (tokens * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp_min(1)
+    return (cosines(tokens) * 2**20).round() / 2**20

@@ -18,11 +18,10 @@ def anchor_mask(tokens: Tensor, candidates: Tensor, count: int) -> Tensor:
     in cosine, to the most similar of those that are denser. The densest of all is worth its density.
     """
     unit = unit_vectors(tokens)
-    cosine = (unit @ unit.mT).double()
-    among = candidates[:, None, :]
-    density = cosine.masked_fill(~among, 0).sum(-1)
+    cosine, among = unit @ unit.mT, candidates[:, None, :]
+    density = (cosine * among).sum(-1, dtype=torch.float64)
     denser = (density[:, None, :] > density[:, :, None]) & among
-    nearest = cosine.masked_fill(~denser, float("-inf")).amax(-1)
+    nearest = cosine.masked_fill(~denser, float("-inf")).amax(-1).double()
     unlike = 1 - torch.where(denser.any(-1), nearest, torch.zeros_like(nearest))
     return top_mask(density * unlike, count, candidates)
 

@@ -113,7 +113,7 @@ class FinePrunerParameters(AttentionGuided):
     @cached_property
     def named_layers(self) -> tuple[int, ...]:
         """The layers of `score_layers`, ascending."""
-        return _numbers("score_layers", self.score_layers, "layers")
+        return joined_numbers("score_layers", self.score_layers, "layers")
 
     @cached_property
     def head_profile(self) -> HeadProfile:
@@ -124,7 +124,7 @@ class FinePrunerParameters(AttentionGuided):
     @cached_property
     def named_heads(self) -> tuple[int, ...]:
         """The heads of `fixed_heads`, ascending."""
-        return _numbers("fixed_heads", self.fixed_heads, "heads")
+        return joined_numbers("fixed_heads", self.fixed_heads, "heads")
 
     def _check_consensus(self) -> None:
         if self.preset is not None:
@@ -154,7 +154,7 @@ class FinePrunerParameters(AttentionGuided):
         return GUIDED[self.guide](**common)
 
 
-def _numbers(field: str, given: Any, what: str) -> tuple[int, ...]:
+def joined_numbers(field: str, given: Any, what: str) -> tuple[int, ...]:
     """Different numbers joined by `+`, ascending."""
     texts = str(given).split("+")
     if not all(text.strip().isdecimal() for text in texts) or len(set(map(int, texts))) < len(texts):

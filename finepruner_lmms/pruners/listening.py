@@ -13,11 +13,12 @@ from finepruner_lmms.heads.profile import HeadProfile, weighted_heads
 from finepruner_lmms.heads.profiles import find_profile, written_profile
 from finepruner_lmms.heads.registry import best_heads
 from finepruner_lmms.lazy import torch
-from finepruner_lmms.ops.facility import cosines, cover
+from finepruner_lmms.ops.facility import cover
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS
 from finepruner_lmms.pruners.base import Pruner, Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows
+from finepruner_lmms.pruners.finepruner_parameters import joined_numbers
 from finepruner_lmms.pruners.one_drop import OneDrop
 from finepruner_lmms.pruners.tops import preserving
 
@@ -39,6 +40,7 @@ class Listening(Pruner):
     head_strategy: str | None = None
     profile: str | None = None
     shuffle: int | None = None
+    score_layers: int | str | None = None
     rows: str = "renormalised"
     aggregate: str = "mean"
     contrast: str = "none"
@@ -76,6 +78,39 @@ class Listening(Pruner):
         elif self.shuffle is not None:
             raise self._unread("shuffle", "only the weights of a profile are shuffled")
 
+        if self.score_layers is not None:
+            if self._only_before:
+                why = "what contrast and measure='output' read is there of the layer before the drop alone"
+                raise self._unread("score_layers", why)
+            self._write("score_layers", "+".join(map(str, self.named_layers)))
+
+    @property
+    def by(self) -> str | None:
+        """How the heads of a sample are ranked; None: not at all, or by the weights of the profile."""
+        if self.heads is None:
+            return None
+        return self.head_strategy or (None if self.profile is not None else "contrast")
+
+    @property
+    def reads_prior(self) -> bool:
+        """Whether the row of the first word after the image is read."""
+        return self.contrast != "none" or self.by == "contrast"
+
+    @property
+    def _only_before(self) -> bool:
+        return self.reads_prior or self.measure == "output"
+
+    @cached_property
+    def named_layers(self) -> tuple[int, ...]:
+        """The layers of `score_layers`, ascending."""
+        return joined_numbers("score_layers", self.score_layers, "layers")
+
+    def candidate_layers(self, drop: int) -> tuple[int, ...]:
+        """The layers that are listened to at a drop before layer `drop`, if the profile names heads of them."""
+        if self.score_layers is not None:
+            return self.named_layers
+        return tuple(range(drop)) if self.profile is not None and not self._only_before else (drop - 1,)
+
     def _unread(self, name: str, why: str) -> FieldError:
         """The error of a parameter that was given although the others leave nothing for it to say."""
         value = getattr(self, name)
@@ -88,9 +123,11 @@ class Listening(Pruner):
         return found if self.shuffle is None else found.shuffled(self.shuffle)
 
     def check_heads(self, num_heads: int) -> None:
-        """`heads` are at most those of a layer; a profile is of layers with as many."""
-        if self.heads is not None and self.heads > num_heads:
-            problem = f"got {self.heads}; the layers of this model have {num_heads} query heads"
+        """`heads` are at most those of the layers that are listened to; a profile is of layers with as many."""
+        layers = 1 if self.score_layers is None else len(self.named_layers)
+        if self.profile is None and self.heads is not None and self.heads > num_heads * layers:
+            whose = "the layers of this model have" if layers == 1 else f"{layers} layers of this model have"
+            problem = f"got {self.heads}; {whose} {num_heads * layers} query heads"
             raise FieldError("heads", problem, value=self.heads)
         if self.profile is not None:
             self.head_profile.check_heads("profile", num_heads)
@@ -108,10 +145,18 @@ class VisualHeadsInside(Listening, OneDrop):
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """One drop, of what entered, to what is left of the budget."""
         found = OneDrop.stages(self, num_layers, num_visual_tokens)
-        if self.profile is not None:
-            for stage in found:
-                self.head_profile.check_layers("profile", num_layers, stage.layer - 1)
+        for stage in found:
+            if self.score_layers is not None and self.named_layers[-1] >= stage.layer:
+                there = f"before a drop at layer {stage.layer} there are 0 to {stage.layer - 1}"
+                raise FieldError("score_layers", f"got {self.score_layers!r}; {there}", value=self.score_layers)
+            if self.profile is not None:
+                self.head_profile.check_layers("profile", num_layers, self.candidate_layers(stage.layer))
         return found
+
+    def reads_layers(self, layer: int) -> tuple[int, ...]:
+        """`score_layers`; without, the layer before the drop, or with a profile all that it names before it."""
+        found = self.candidate_layers(layer)
+        return found if self.profile is None else tuple(one for one in found if one in self.head_profile.named_layers)
 
     def select(self, context: DecoderContext, retained: int) -> Selection:
         """Listen, then choose by what was heard."""
@@ -120,7 +165,8 @@ class VisualHeadsInside(Listening, OneDrop):
             sinks = relevance.sink_tokens(context.hidden, context.present)
             rows = rows.masked_fill(sinks[:, None], 0)
             prior = None if prior is None else prior.masked_fill(sinks[:, None], 0)
-        chosen, weights, merits = self._heads(context.layer - 1, rows, prior)
+        layers = self.reads_layers(context.layer)
+        chosen, weights, merits = self._heads(layers, rows, prior)
         heard = relevance.contrasted(_of(chosen, rows), None if prior is None else _of(chosen, prior), self.contrast)
         heard = relevance.over_image(heard) if self.rows == "renormalised" else heard
         matters = relevance.fused(heard, weights, self.aggregate)
@@ -130,19 +176,25 @@ class VisualHeadsInside(Listening, OneDrop):
             kept = top_mask(seen, min(relevance.MOST_SINKS, retained), sinks)
             order = torch.where(kept, order.amax(1, keepdim=True) + 1, order)
         keep = top_mask(order, retained, context.present, context.required)
-        guides = guiding_rows(context.attention, chosen)
+        guides = guiding_rows(rows.float(), chosen)
+        if len(layers) > 1:  # heads of several layers are numbered through the model, as FinePruner's
+            own = rows.shape[1] // len(layers)
+            parts = [torch.arange(layer * own, (layer + 1) * own, device=rows.device) for layer in layers]
+            place = torch.cat(parts).expand(len(rows), -1)
+            every = merits.new_zeros(len(rows), context.layer * own)
+            chosen, merits = place.gather(1, chosen), every.scatter(1, place, merits)
         return Selection(keep, matters, heads=chosen, head_scores=merits, guides=guides)
 
     def _rows(self, context: DecoderContext) -> Tensor:
-        """What each head says of each token, `[B, H, V]` float64."""
+        """What each head says of each token, one layer after the other: `[B, H, V]` float64."""
         if self.measure == "attention":
-            return context.attention.double()
+            layers = self.reads_layers(context.layer)
+            return torch.cat([context.attention_in(layer) for layer in layers], dim=1).double()
         return relevance.lost_without(context.attention, context.values, context.text_output[:, :, -1])
 
     def _prior(self, context: DecoderContext) -> Tensor | None:
         """The same of the first word after the image, 0 in rows without one; None where it is not read, or no text."""
-        read = self.contrast != "none" or (self.heads is not None and self._by == "contrast")
-        present = context.text_present if read else None
+        present = context.text_present if self.reads_prior else None
         if present is None or not present.shape[1]:
             return None
         first = (present & (present.long().cumsum(1) == 1)).to(context.attention.dtype)
@@ -152,23 +204,18 @@ class VisualHeadsInside(Listening, OneDrop):
         output = torch.einsum("bhtd,bt->bhd", context.text_output.double(), first.double())
         return relevance.lost_without(prior, context.values, output)
 
-    @property
-    def _by(self) -> str | None:
-        """How the heads of a sample are ranked; None: by the weights of the profile."""
-        return self.head_strategy or (None if self.profile is not None else "contrast")
-
-    def _heads(self, layer: int, rows: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The n heads that are listened to and the weight of each, `[B, n]`, and the merits of all, `[B, H]`."""
+    def _heads(self, layers: tuple[int, ...], rows: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The n heads of `layers` that are listened to and the weight of each, `[B, n]`, and the merits of all."""
         if self.profile is None:
             pool = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
             weights = torch.ones_like(rows[..., 0]) / rows.shape[1]
         else:
-            most = self.heads if self._by is None else None
-            pool, weights = weighted_heads(self.head_profile.of_layer(layer, most), rows)
-        merits = torch.zeros_like(rows[..., 0]).scatter(1, pool, weights)
-        if self.heads is None or self._by is None:
-            return pool, weights, merits
-        merits = relevance.merit(rows, prior, self._by)
+            named = self.head_profile.of_layers(layers, self.heads if self.by is None else None)
+            own = rows.shape[1] // len(layers)
+            pool, weights = weighted_heads([(layers.index(at) * own + head, w) for at, head, w in named], rows)
+        if self.by is None or self.heads is None:
+            return pool, weights, torch.zeros_like(rows[..., 0]).scatter(1, pool, weights)
+        merits = relevance.merit(rows, prior, self.by)
         best = best_heads(merits.gather(1, pool), min(self.heads, pool.shape[1]))
         return pool.gather(1, best), weights.gather(1, best), merits
 
@@ -178,7 +225,7 @@ class VisualHeadsInside(Listening, OneDrop):
             return matters
         present, count = context.present, max(retained, 1)
         matters = (matters / matters.amax(1, keepdim=True).clamp_min(1e-30)).masked_fill(~present, 0)
-        alike = likeness(context.hidden, present, self.similarity)
+        alike = relevance.likeness(context.hidden, present, self.similarity)
         if self.choice == "sum":
             first = matters.masked_fill(~present, -1).argmax(1, keepdim=True)
             score = preserving(matters, _DIVERSITY, _COVERAGE)
@@ -193,19 +240,6 @@ class VisualHeadsInside(Listening, OneDrop):
             picks = cover(alike * worth[..., None], count, targets=targets, present=present, score=score)
         turn = torch.arange(count, 0, -1, dtype=matters.dtype, device=picks.device).expand_as(picks)
         return torch.zeros_like(matters).scatter_reduce_(1, picks, turn, "amax")
-
-
-def likeness(tokens: Tensor, present: Tensor, similarity: str) -> Tensor:
-    """Cosines `[B, N, N]` of `tokens` `[B, N, D]`; `centred`: less the mean of those `present` `[B, N]`.
-
-    Rounded to multiples of 2^-20: then sums of their differences are exact, and of two tokens that are each other's
-    nearest, which add equally much to an unweighted cover, the lower index wins.
-    """
-    if similarity == "centred":
-        there = present[..., None].double()
-        tokens = tokens.double()
-        tokens = tokens - (tokens * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp_min(1)
-    return (cosines(tokens) * 2**20).round() / 2**20
 
 
 def _of(heads: Tensor, rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import register_corrector
 
 _FINE = 8  # a method's own budget is solved to so many parts of a token
+_TELLING = 64  # so many numbers of a word's embedding tell it from the others
 
 
 @register_corrector("random_tail")
@@ -76,8 +77,8 @@ class RandomTail(Corrector):
 
     def select(self, context: DecoderContext, retained: int) -> Selection:
         """`retained` at random of the tokens that are left."""
-        words = context.text_present[..., None].expand_as(context.text_embeds)
-        key = fingerprint(context.text_embeds, words)
+        words = context.text_embeds[..., :_TELLING]
+        key = fingerprint(words, context.text_present[..., None].expand_as(words))
         # by their order, not by their columns, so that it does not matter how those who went are kept account of
         order = mix64(context.present.long().cumsum(1))
         numbers = mix64(mix64(key + self.tail_seed * 0x632BE59BD9B4E019 % 2**63)[:, None] + order)

@@ -7,13 +7,14 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from finepruner_lmms.errors import FieldError, check_choice, check_integer
+from finepruner_lmms.heads.relevance import likeness
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.facility import cover
 from finepruner_lmms.ops.selection import index_to_mask
 from finepruner_lmms.pruners.base import DecoderPruner, TwoStage, VisionPruner
 from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, round_half_up, show_tokens
 from finepruner_lmms.pruners.importance import IMPORTANCES
-from finepruner_lmms.pruners.listening import Listening, VisualHeadsInside, likeness
+from finepruner_lmms.pruners.listening import Listening, VisualHeadsInside
 from finepruner_lmms.pruners.mmtok import MMTok
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.scope import Scope
@@ -22,7 +23,7 @@ from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-BEFORE = ("coverage", "scope", "mmtok", "none")
+BEFORE = ("scope", "coverage", "mmtok", "none")
 _ENTERING = Fraction(13, 8)  # of the budget: with a drop before 3/8 of the depth, 5/8 of it are left behind, exactly
 
 
@@ -31,13 +32,14 @@ _ENTERING = Fraction(13, 8)  # of the budget: with a drop before 3/8 of the dept
 class VisualHeads(Listening, TwoStage):
     """Keeps tokens that cover what some heads of a middle layer attend to, of those that cover the image before.
 
-    `before` names what goes first: greedy coverage of the image's features (`coverage`), `scope`, whose `importance`
-    it takes, `mmtok`, or `none`. `entering` of its tokens (None: 13/8 of the budget) enter the model. Before decoder
-    layer `layer` (None: 3/8 of the depth, or 2 where nothing goes before) they are cut to what the budget leaves; at
-    3/8 that is 5/8 of it, and the average over the layers is the budget exactly.
+    `before` names what goes first: `scope`, whose `importance` it takes, greedy coverage of the image's features alone
+    (`coverage`), `mmtok`, or `none`. `entering` of its tokens (None: 13/8 of the budget) enter the model. Before
+    decoder layer `layer` (None: 3/8 of the depth, or 2 where nothing goes before) they are cut to what the budget
+    leaves; at 3/8 that is 5/8 of it, and the average over the layers is the budget exactly.
 
-    There the last prompt token's attention in the layer before is listened to: of all heads alike, or of those of
-    `profile` (see `FinePruner`), by its weights, which `shuffle` moves to other heads as a control. `heads` limits them
+    There the last prompt token's attention is listened to: of all heads of the layer before alike, or of `score_layers`
+    (such as `10+11`), or of the heads that `profile` names in any layer before (see `FinePruner`), by its weights,
+    which `shuffle` moves to other heads as a control. `heads` limits them
     to the best of each sample by `head_strategy` (`heads.relevance.merit`). `rows="renormalised"` gives each head an
     equal voice, `contrast` takes from its row what the first word after the image attends to without having read the
     question, `measure="output"` weighs tokens by how far the head's output would move without them, and `sinks` are
@@ -49,7 +51,7 @@ class VisualHeads(Listening, TwoStage):
     """
 
     entering: BudgetValue = None
-    before: str = "coverage"
+    before: str = "scope"
     importance: str = "cls"
     layer: int | None = None
 

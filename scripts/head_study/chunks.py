@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finepruner_lmms.engine.fan_out import answer_together
 from finepruner_lmms.heads.profile import HeadProfile
+from finepruner_lmms.heads.profiles import find_profile
 from finepruner_lmms.pruners import Pruner, VisionPruner, build_pruner
 from head_study.deck import Deck
 from head_study.decoder import best
@@ -87,10 +88,9 @@ class Answers:
 
 
 @torch.no_grad()
-def measure(
-    model: Any, processor: Any, study: Study, split: str, scenes: range, profiles: Mapping[str, HeadProfile]
-) -> Part:
-    """Every choice of a study on some scenes of a split."""
+def measure(model: Any, processor: Any, study: Study, split: str, scenes: range, profiles: Mapping[str, Path]) -> Part:
+    """Every choice of a study on some scenes of a split; `profiles` are the files of the model's own."""
+    weights = {name: find_profile("profile", str(file)) for name, file in profiles.items()}
     layers = len(model.model.language_model.layers)
     drops = study.drops(layers)
     stops = {drop.p + 1 for drop in drops if drop.start == ALL}
@@ -98,8 +98,8 @@ def measure(
     answers = Answers(deck)
     answers.add(choice_name(VANILLA, 0, 0, VANILLA), deck.vanilla, answers.size, deck.full.visual)
     for drop in drops:
-        _judge(deck, drop, study, profiles, answers)
-    for start in range(0, len(rows := study.pruners()), _METHODS):
+        _judge(deck, drop, study, weights, answers)
+    for start in range(0, len(rows := study.pruners(profiles)), _METHODS):
         _ask(deck, rows[start : start + _METHODS], answers)
     return answers.part()
 

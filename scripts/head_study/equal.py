@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,11 +61,11 @@ def run(study: Study, name: str, pretrained: str, out: Path, own: int, of: int, 
     """Every `of`-th part from `own` on, of one model."""
     (out / name).mkdir(parents=True, exist_ok=True)
     model, processor = fp.load_model(pretrained, dtype="float32", device=device)
-    for _, _, pruner in study.pruners():  # what cannot reach its budget says so before hours of work
-        pruner.schedule(len(model.model.language_model.layers), VISUAL)
-    profiles = {
-        one: profile(model, processor, study, one, pretrained, profile_file(out, name, one)) for one in study.profiles
-    }
+    _check(study, model, {})  # what cannot reach its budget says so before hours of work
+    profiles = {one: profile_file(out, name, one) for one in study.profiles}
+    for criterion, file in profiles.items():
+        profile(model, processor, study, criterion, pretrained, file)
+    _check(study, model, profiles)
     work = [(split, scenes) for split in SPLITS for scenes in study.parts(split)]
     for split, scenes in work[own::of]:
         file = part_file(out, name, split, scenes)
@@ -73,6 +75,11 @@ def run(study: Study, name: str, pretrained: str, out: Path, own: int, of: int, 
             part.save(file, study.identity)
             choices, questions = part.right.shape
             print(f"{file}: {choices} choices, {questions} questions, {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def _check(study: Study, model: Any, profiles: Mapping[str, Path]) -> None:
+    for _, _, pruner in study.pruners(profiles):
+        pruner.schedule(len(model.model.language_model.layers), VISUAL)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def _chance(results: Results, start: str, p: int, budget: int) -> list[str]:
 
 
 def _band(results: Results, names: Sequence[str]) -> str:
+    if not names:
+        return ""
     values, kept = [results.percent(name) for name in names], [results.evidence(name) for name in names]
     return f"{np.mean(values):.1f} [{min(values):.1f}, {max(values):.1f}] ({np.mean(kept):.0f} %)"
 
@@ -79,7 +81,11 @@ def budgets(both: Both) -> Lines:
     named = {"normalised rows, maximum": NORMALISED, "oracle: the tokens asked about": ORACLE}
     for title, guide in named.items():
         yield row(title, *(_score(test, choice_name(b.start, b.p, b.budget, guide)) for b in bases))
-    for label in dict.fromkeys(one.guide for one in test.choices if one.start == METHOD):
+    labels = list(dict.fromkeys(one.guide for one in test.choices if one.start == METHOD))
+    if draws := [label for label in labels if label.partition(" ")[0] == "random"]:
+        cells = ([choice_name(METHOD, 0, budget, label) for label in draws] for budget in found)
+        yield row("random before the model", *(_band(test, [n for n in names if n in test.names]) for names in cells))
+    for label in (one for one in labels if one not in draws):
         names = [choice_name(METHOD, 0, budget, label) for budget in found]
         yield row(f"`{label}`", *(_score(test, name) if name in test.names else "" for name in names))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -15,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 import finepruner_lmms as fp
 from finepruner_lmms.budget import round_half_up
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.errors import FieldError, check_choice
+from finepruner_lmms.heads.criteria import CRITERIA
 from finepruner_lmms.pruners import Pruner, VisionPruner
 from finepruner_lmms.sources import short_hash
 from head_study.worlds import VISUAL
@@ -25,6 +27,7 @@ ALL = "all"
 SHARE = Fraction(1, 3)
 """How many of the tokens that enter the model stay behind the scoring layer, where a first stage chose them."""
 SPLITS = ("tuning", "test")
+NO_PROFILES: Mapping[str, Path] = MappingProxyType({})
 
 
 class _Section(BaseModel):
@@ -88,17 +91,30 @@ class Study(_Section):
                 pruner = fp.build_pruner("fastv", budget=budget, layer=p + 1)
                 yield Drop(ALL, p, budget, VISUAL, pruner.schedule(layers, VISUAL)[-1])
 
-    def pruners(self) -> list[tuple[str, int, Pruner]]:
-        """The registered methods: what each is called, its budget, and itself; lists multiply."""
+    def pruners(self, profiles: Mapping[str, Path] = NO_PROFILES) -> list[tuple[str, int, Pruner]]:
+        """The registered methods: what each is called, its budget, and itself; lists multiply.
+
+        A value `$evidence` is the file of a model's own profile by that criterion. Methods that name one whose file is
+        not known yet are left out.
+        """
         found = []
         for entry in self.methods:
             given = {"budget": list(self.budgets)} | ({"method": entry} if isinstance(entry, str) else entry)
             name, budgets = given.pop("method"), given.pop("budget")
             axes = [[(key, one) for one in _listed(value)] for key, value in given.items()]
             for values in itertools.product(*axes):
-                label = " ".join([name, *(f"{key}={value}" for key, value in values)])
-                found += [(label, b, fp.build_pruner(name, budget=b, **dict(values))) for b in _listed(budgets)]
+                named = {one[1:] for _, one in values if isinstance(one, str) and one.startswith("$")}
+                if unknown := named - set(self.profiles):
+                    raise FieldError("methods", f"${unknown.pop()} is none of profiles", value=entry)
+                if named <= set(profiles):
+                    own = {key: _own(one, profiles) for key, one in values}
+                    label = " ".join([name, *(f"{key}={value}" for key, value in values)])
+                    found += [(label, b, fp.build_pruner(name, budget=b, **own)) for b in _listed(budgets)]
         return found
+
+
+def _own(value: Any, profiles: Mapping[str, Path]) -> Any:
+    return str(profiles[value[1:]]) if isinstance(value, str) and value.startswith("$") else value
 
 
 def _listed(value: Any) -> list[Any]:
@@ -135,5 +151,9 @@ def read_study(file: Path) -> Study:
     first = fp.build_pruner(study.first, budget=study.budgets[0])
     if not isinstance(first, VisionPruner) or first.reads_question:
         raise FieldError("first", f"{study.first!r} does not choose before the model by the picture alone")
+    for criterion in study.profiles:
+        check_choice(
+            "profiles", criterion, [one for one in CRITERIA if one != "gradient"]
+        )  # which needs more than rows
     study.pruners()
     return study

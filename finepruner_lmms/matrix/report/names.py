@@ -60,7 +60,8 @@ def row_names(board: Leaderboard, line: Line, exact: bool = False) -> dict[str, 
     if exact:
         row["budget"] = line.budget
     if exact or len(board.parameters) <= _FEW:
-        row |= {name: line.parameters.get(name, "") for name in board.parameters}
+        read = {name: line.parameters.get(name) for name in board.parameters}
+        row |= {name: "" if value is None else value for name, value in read.items()}  # None: the method's own
     elif any(line.given for line in board.lines):
         row["parameters"] = ", ".join(f"{name}={value}" for name, value in line.given.items())
     if line.seeds and "seed" not in board.parameters:

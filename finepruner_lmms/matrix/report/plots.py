@@ -183,7 +183,8 @@ def label_ends(drawn: Figure, axes: Axes, ends: Sequence[End]) -> None:
         axes.annotate(
             text, xy=point, xycoords="data", xytext=(1.04, height), textcoords="axes fraction", fontsize=size,
             color=color, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "linestyle": ":", "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "linestyle": ":", "alpha": 0.6,
+                        "relpos": (0, 0.5)},  # to a name's left end, not through the names beside it
         )  # fmt: skip
 
 
