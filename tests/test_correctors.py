@@ -55,7 +55,9 @@ def test_a_tail_behind_any_method_leaves_the_budget_as_it_is(name):
     # sparsevlm solves a schedule of its own at every step, which takes longer
     slow = name == "sparsevlm"
     shapes = [(32, 576)] if slow else [*itertools.product((6, 32, 40), (576, 2880))]
-    for (layers, visual), tail, budget in itertools.product(shapes, (0, 0.1, 0.5), ("50%", "25%", "12.5%")[slow:2]):
+    for (layers, visual), tail, budget in itertools.product(
+        shapes, (0.1, 0, 0.5)[: 1 if slow else 3], ("50%", "25%")[slow:]
+    ):
         pruner = fp.build_pruner(f"{name}+random_tail", budget=budget, tail=tail)
         try:
             schedule = pruner.schedule(layers, visual)

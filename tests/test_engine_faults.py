@@ -74,14 +74,15 @@ def test_a_compiled_model_is_refused(compile_it):
 @pytest.mark.slow
 def test_code_compiled_outside_of_the_model_is_pruned():
     """What was traced before knows no hooks; under attach it runs them."""
-    model, inputs = copy.deepcopy(tiny_llava()), prompts((5, 7))
+    model, inputs = copy.deepcopy(tiny_llava(layers=4)), prompts((5, 7))
+    pruner = fp.build_pruner("fastv", budget=10)  # leaves 4 of 16 from layer 2 on
     compiled = torch.compile(model.forward, backend="eager")
     with torch.no_grad():
         plain = compiled(**inputs, use_cache=True).logits[:, -1]
-        with fp.attach(model, FASTV) as trace:
+        with fp.attach(model, pruner) as trace:
             pruned = compiled(**inputs, use_cache=True).logits[:, -1]
         after = compiled(**inputs, use_cache=True).logits[:, -1]
-    expected = fp.generate(model, FASTV, inputs, **OPTIONS)
+    expected = fp.generate(model, pruner, inputs, **OPTIONS)
     torch.testing.assert_close(pruned, expected.logits[0], rtol=1e-4, atol=1e-4)
     assert torch.equal(plain, after) and trace.kept[2][0].tolist() == expected.trace.kept[2][0].tolist()
 

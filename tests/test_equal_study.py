@@ -118,6 +118,7 @@ def test_wrong_studies_are_refused(tmp_path):
         ({"first": "fastv"}, "does not choose before the model"),
         ({"methods": ["fastv", "tobs"]}, "tobs"),
         ({"seeds": 3}, "seeds"),
+        ({"profiles": ["gradient"]}, "profiles"),
         ({"methods": [{"method": "fastv", "rows": "$mass"}]}, "is none of profiles"),
     ):
         file.write_text(json.dumps(SMALL | wrong))
@@ -135,6 +136,8 @@ def test_the_studies_of_the_repository_are_read():
     for name in ("hard", "small"):
         study = read_study(ROOT / "scripts" / "head_study" / f"{name}.yaml")
         assert study.drops(32)
+        for _, _, pruner in study.pruners():
+            assert pruner.schedule(32, 576)
     assert read_study(ROOT / "scripts" / "head_study" / "hard.yaml").scenes.test >= 300
 
 

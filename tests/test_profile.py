@@ -11,10 +11,10 @@ from conftest import IMAGE, VISUAL, prompts, tiny_llava
 from typer.testing import CliRunner
 
 import finepruner_lmms as fp
-from finepruner_lmms.bench.answer_gradient import log_probability, token_weights
 from finepruner_lmms.bench.head_rows import Looking
 from finepruner_lmms.bench.profiling_questions import WORLDS, evidence_of, tuning_questions
 from finepruner_lmms.commands.app import app
+from finepruner_lmms.engine.token_gradient import log_probability, token_weights
 from finepruner_lmms.heads.controls import CONTROLS, control, found_share, held_out
 from finepruner_lmms.heads.criteria import CRITERIA, Profiled, mean_weights, named_weights, reliability, scores_of
 

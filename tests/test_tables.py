@@ -154,6 +154,21 @@ def test_few_images_and_few_differences_are_said(board):
     assert "answers differ" not in render(quiet, "text") and "differences" not in render(quiet, "text")
 
 
+def test_an_arrow_beside_an_interval_that_holds_0_is_explained(board):
+    said = "An arrow beside an interval that holds 0"
+    assert said not in render(board, "text")  # no arrow of this board stands beside one
+    place, column, delta = next(
+        (place, column, delta)
+        for place, line in enumerate(board.lines)
+        for column, delta in line.deltas.items()
+        if delta.mark
+    )
+    wide = replace(delta, difference=replace(delta.difference, low=-30.0, high=30.0))
+    line = replace(board.lines[place], deltas={**board.lines[place].deltas, column: wide})
+    lines = (*board.lines[:place], line, *board.lines[place + 1 :])
+    assert said in render(replace(board, lines=lines), "text")
+
+
 def test_numbers_have_two_digits_of_their_error():
     assert [decimals([error]) for error in (12.0, 1.2, 0.34, 0.034, None, 0.0)] == [1, 1, 2, 3, 1, 1]
     assert decimals([None, 1.2, 0.34]) == 2  # the same in all rows of a column

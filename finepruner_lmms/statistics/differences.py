@@ -47,6 +47,11 @@ class Difference:
         """How many questions are answered better by one of the two."""
         return self.won + self.lost
 
+    @property
+    def holds_zero(self) -> bool:
+        """Whether there is a 95 % interval, and 0 lies in it."""
+        return self.low is not None and self.high is not None and self.low <= 0 <= self.high
+
     def scaled(self, factor: float) -> Difference:
         """The same in another unit: MME's points, for example."""
         low, high = (None if end is None else factor * end for end in (self.low, self.high))

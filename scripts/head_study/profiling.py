@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from finepruner_lmms.files import write_json
-from finepruner_lmms.heads.criteria import Profiled, reliability, scores_of, weights_of
+from finepruner_lmms.heads.criteria import Profiled, mean_weights, named_weights, reliability, scores_of
 from finepruner_lmms.heads.profile import HeadProfile, profile_json
 from head_study.deck import Deck
 from head_study.decoder import Prefill
@@ -22,7 +22,9 @@ def profile(model: Any, processor: Any, study: Study, criterion: str, pretrained
         scores = torch.cat(parts)
         task = f"{criterion} on {len(scores)} questions about tuning scenes of the {study.world} world"
         layers, heads = scores.shape[1] + 1, scores.shape[2]
-        found = HeadProfile(criterion, pretrained, task, "head_study.run", layers, heads, weights_of(scores))
+        found = HeadProfile(
+            criterion, pretrained, task, "head_study.run", layers, heads, named_weights(mean_weights(scores))
+        )
         write_json(file, profile_json(found) | {"reliability": round(reliability(scores), 4)})
 
 

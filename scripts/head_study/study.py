@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 import finepruner_lmms as fp
 from finepruner_lmms.budget import round_half_up
-from finepruner_lmms.errors import FieldError
+from finepruner_lmms.errors import FieldError, check_choice
+from finepruner_lmms.heads.criteria import CRITERIA
 from finepruner_lmms.pruners import Pruner, VisionPruner
 from finepruner_lmms.sources import short_hash
 from head_study.worlds import VISUAL
@@ -150,5 +151,9 @@ def read_study(file: Path) -> Study:
     first = fp.build_pruner(study.first, budget=study.budgets[0])
     if not isinstance(first, VisionPruner) or first.reads_question:
         raise FieldError("first", f"{study.first!r} does not choose before the model by the picture alone")
+    for criterion in study.profiles:
+        check_choice(
+            "profiles", criterion, [one for one in CRITERIA if one != "gradient"]
+        )  # which needs more than rows
     study.pruners()
     return study

@@ -74,6 +74,11 @@ def _differences(board: Leaderboard) -> Iterator[str]:
     yield f"Δ: {against}, question by question; interval over images."
     if any(delta.mark for delta in deltas):
         yield f"{BETTER} better, {WORSE} worse at 5 %, by Holm over all rows of the column."
+    if any(delta.mark and delta.difference.holds_zero for delta in deltas):
+        yield (
+            "An arrow beside an interval that holds 0: the test exchanges the answers of each image, the interval also "
+            "allows for differences that so few images did not show."
+        )
     if any(map(few, deltas)):
         yield f"{FEW}: fewer than {FEW_DISCORDANT} answers differ, so that the difference says little."
 
