@@ -20,7 +20,7 @@ from finepruner_lmms.matrix.study import open_study
 from finepruner_lmms.pruners.registry import method_class
 
 BASELINES = ("blind", "downsample", "pool", "random", "uniform", "vanilla")  # nobody published them as methods
-NO_ADDRESS = ("coreprune",)  # of its paper none was found
+NO_ADDRESS = ("coreprune", "visualheads")  # of the first no paper was found, the second is ours
 STUDY = """\
 name: small
 model: {pretrained: demo}
