@@ -127,7 +127,7 @@ def _tied(top: Line, line: Line, column: str) -> bool:
     found = _paired(top, line, column)
     if found is None or found.low is None or found.high is None:
         return _value(top, column) == _value(line, column)
-    return found.low <= 0 <= found.high
+    return found.holds_zero
 
 
 def _paired(one: Line, other: Line, column: str) -> Difference | None:
