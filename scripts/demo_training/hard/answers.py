@@ -102,7 +102,7 @@ class Answerer:
             progress,
             random.Random(plan.name),
             lambda chosen, rng: self._loss(plan, train, chosen, rng),
-            lambda: self.evaluate(tuning, plan),
+            lambda: self.evaluate(tuning, plan, 0 if plan.chance else max(plan.kept, default=0)),
         )
 
     def _loss(self, plan: AnswerPlan, train: Seen, chosen: Tensor, rng: random.Random) -> Tensor:

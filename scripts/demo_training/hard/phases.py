@@ -17,6 +17,7 @@ from demo_training.hard.seen import Seen, read, see, write
 from demo_training.hard.views import Views, views
 from demo_training.language import grow
 from demo_training.sizes import SHALLOW, TowerSize, build, tower_of
+from finepruner_lmms.demo.hard.choices import KINDS
 from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.vocabulary import SPECIAL
 
@@ -32,8 +33,8 @@ ANSWERS = (
         "answers6", grid=6, steps=600, batch=48, questions=5, rate=3e-3, pictures=6000, instructed=0, weights=FIRST
     ),
     AnswerPlan(
-        "answers24", grid=24, steps=1200, batch=24, questions=8, rate=2e-3, pictures=2500, system=0.1,
-        kept=(96, 128, 160),
+        "answers24", grid=24, steps=700, batch=24, questions=8, rate=2e-3, pictures=2500, system=0.1,
+        kept=(96, 128, 160), weights=dict.fromkeys(KINDS, 1.0) | {"read": 3, "written": 2, "exist": 2, "count": 2},
     ),
 )  # fmt: skip
 DEEPER = AnswerPlan(
