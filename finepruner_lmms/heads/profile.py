@@ -75,14 +75,14 @@ class HeadProfile:
             problem = f"{self.name!r} is of layers with {self.heads} query heads; those of this model have {num_heads}"
             raise FieldError(field, problem, value=self.name, fix="make a profile of this model")
 
-    def layers_before(self, drop: int) -> tuple[int, ...]:
-        """The named layers whose attention is there at a drop before layer `drop`, ascending."""
-        return tuple(layer for layer in self.named_layers if layer < drop)
+    def in_rows(self, layers: Sequence[int], most: int | None = None) -> list[tuple[int, float]]:
+        """Where the heads of `layers` stand in the rows of these layers, one layer after the other, with their weights.
 
-    def of_layers(self, layers: Sequence[int], most: int | None = None) -> list[tuple[int, int, float]]:
-        """The heads of these layers as (layer, head, weight), the `most` heaviest, the earlier one first on a tie."""
-        own = [(layer, head, float(weight)) for layer, head, weight in self.weights if layer in layers]
-        return sorted(own, key=lambda one: (-one[2], one[:2]))[:most]
+        The `most` heaviest, the earlier one first on a tie.
+        """
+        named = [(at, head, float(weight)) for at, head, weight in self.weights if at in layers]
+        rows = [(layers.index(at) * self.heads + head, weight) for at, head, weight in named]
+        return sorted(rows, key=lambda one: (-one[1], one[0]))[:most]
 
     def check_layers(self, field: str, num_layers: int, read: Sequence[int]) -> None:
         """Raise `FieldError` unless the model is as deep, and heads of one of the layers `read` are named."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.facility import cosines
+from finepruner_lmms.ops.token_scores import head_rows, token_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +44,7 @@ def lost_without(attention: Tensor, values: Tensor, output: Tensor) -> Tensor:
 
 def over_image(rows: Tensor) -> Tensor:
     """`rows` `[B, H, V]`, each divided by its sum over the image; a row of zeros stays one. Float64."""
-    rows = rows.double()
-    return rows / rows.sum(-1, keepdim=True).clamp_min(1e-30)
+    return head_rows(rows.double(), "renormalised")
 
 
 def merit(rows: Tensor, prior: Tensor | None, by: str) -> Tensor:
@@ -89,11 +89,7 @@ def fused(rows: Tensor, weights: Tensor, aggregate: str) -> Tensor:
         return (rows * weights[..., None]).sum(1)
     if aggregate == "max":
         return (rows * weights[..., None]).amax(1)
-    heads, tokens = rows.shape[1:]
-    order = rows.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.zeros_like(order).scatter_(-1, order, torch.arange(tokens, device=rows.device).expand_as(order))
-    turn = rank * heads + torch.arange(heads, device=rows.device)[:, None]
-    return 1 / (1 + turn.amin(1).double())
+    return 1 / (1 - token_scores(rows.double(), aggregate="quota"))  # which are turns, negative
 
 
 def likeness(tokens: Tensor, present: Tensor, similarity: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -206,3 +206,14 @@ def guiding_rows(attention: Tensor, heads: Tensor) -> Tensor:
     """The rows of `attention` `[B, H, V]` of the first `MOST_GUIDES` of `heads` `[B, H']`: `Selection.guides`."""
     index = heads[:, :MOST_GUIDES, None].clamp(min=0)
     return attention.gather(1, index.expand(-1, -1, attention.shape[2]))
+
+
+def through_the_model(heads: Tensor, scores: Tensor, layers: Sequence[int], drop: int) -> tuple[Tensor, Tensor]:
+    """Heads `[B, n]` of the joined rows of `layers`, and the `scores` `[B, H * layers]` of all, as `Selection` says.
+
+    Numbered layer by layer from the model's first, layer · H + head, up to a drop before layer `drop`.
+    """
+    own = scores.shape[1] // len(layers)
+    numbers = [torch.arange(layer * own, (layer + 1) * own, device=scores.device) for layer in layers]
+    place = torch.cat(numbers).expand(len(scores), -1)
+    return place.gather(1, heads), scores.new_zeros(len(scores), drop * own).scatter(1, place, scores)

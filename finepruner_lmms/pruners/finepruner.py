@@ -13,7 +13,7 @@ from finepruner_lmms.heads.queries import Words, query_weights
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.token_scores import head_rows, token_scores
 from finepruner_lmms.pruners.base import Stage
-from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows, through_the_model
 from finepruner_lmms.pruners.finepruner_parameters import (
     CONSENSUS,
     FIXED,
@@ -131,11 +131,7 @@ class FinePruner(FinePrunerParameters):
         """The choice with its heads; those of several layers are numbered through the model."""
         guides, layers = guiding_rows(attention, chosen), self.reads_layers(context.layer)
         if len(layers) > 1:
-            own = attention.shape[1] // len(layers)
-            numbers = [torch.arange(layer * own, (layer + 1) * own, device=attention.device) for layer in layers]
-            place = torch.cat(numbers).expand(len(attention), -1)
-            every = scores.new_zeros(len(attention), context.layer * own)
-            chosen, scores = place.gather(1, chosen), every.scatter(1, place, scores)
+            chosen, scores = through_the_model(chosen, scores, layers, context.layer)
         return replace(selection, heads=chosen, head_scores=scores, guides=guides)
 
     def _rank(self, attention: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,10 +154,7 @@ class FinePruner(FinePrunerParameters):
 
     def _by_profile(self, attention: Tensor, context: DecoderContext, retained: int) -> Selection:
         layers = self.reads_layers(context.layer)
-        own = attention.shape[1] // len(layers)
-        best = self.head_profile.of_layers(layers, self.heads)
-        named = [(layers.index(layer) * own + head, weight) for layer, head, weight in best]
-        chosen, weights = weighted_heads(named, attention)
+        chosen, weights = weighted_heads(self.head_profile.in_rows(layers, self.heads), attention)
         rows = head_rows(attention, self.rows).gather(1, chosen[..., None].expand(-1, -1, attention.shape[2]))
         tokens = (rows * weights[..., None]).amax(1) if self.aggregate == "max" else consensus.fuse(rows, weights)
         selection = self.guided.choose(tokens, context, retained)

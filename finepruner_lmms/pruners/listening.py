@@ -17,7 +17,7 @@ from finepruner_lmms.ops.facility import cover
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS
 from finepruner_lmms.pruners.base import Pruner, Stage
-from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows
+from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows, through_the_model
 from finepruner_lmms.pruners.finepruner_parameters import joined_numbers
 from finepruner_lmms.pruners.one_drop import OneDrop
 from finepruner_lmms.pruners.tops import preserving
@@ -177,12 +177,8 @@ class VisualHeadsInside(Listening, OneDrop):
             order = torch.where(kept, order.amax(1, keepdim=True) + 1, order)
         keep = top_mask(order, retained, context.present, context.required)
         guides = guiding_rows(rows.float(), chosen)
-        if len(layers) > 1:  # heads of several layers are numbered through the model, as FinePruner's
-            own = rows.shape[1] // len(layers)
-            parts = [torch.arange(layer * own, (layer + 1) * own, device=rows.device) for layer in layers]
-            place = torch.cat(parts).expand(len(rows), -1)
-            every = merits.new_zeros(len(rows), context.layer * own)
-            chosen, merits = place.gather(1, chosen), every.scatter(1, place, merits)
+        if len(layers) > 1:
+            chosen, merits = through_the_model(chosen, merits, layers, context.layer)
         return Selection(keep, matters, heads=chosen, head_scores=merits, guides=guides)
 
     def _rows(self, context: DecoderContext) -> Tensor:
@@ -210,9 +206,8 @@ class VisualHeadsInside(Listening, OneDrop):
             pool = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
             weights = torch.ones_like(rows[..., 0]) / rows.shape[1]
         else:
-            named = self.head_profile.of_layers(layers, self.heads if self.by is None else None)
-            own = rows.shape[1] // len(layers)
-            pool, weights = weighted_heads([(layers.index(at) * own + head, w) for at, head, w in named], rows)
+            named = self.head_profile.in_rows(layers, self.heads if self.by is None else None)
+            pool, weights = weighted_heads(named, rows)
         if self.by is None or self.heads is None:
             return pool, weights, torch.zeros_like(rows[..., 0]).scatter(1, pool, weights)
         merits = relevance.merit(rows, prior, self.by)
