@@ -81,6 +81,11 @@ class Pruner(ABC):
         """Set a parameter to an equal value while the pruner is made; afterwards it is frozen."""
         object.__setattr__(self, name, value)
 
+    def _unread(self, name: str, why: str) -> FieldError:
+        """The error of a parameter that was given although the others leave nothing for it to say."""
+        value = getattr(self, name)
+        return FieldError(name, f"got {value!r}; {why}, so leave it out", value=value)
+
     @abstractmethod
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """Where tokens are dropped in a model of this depth; empty where none are. See `schedule` for errors."""

@@ -8,14 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from finepruner_lmms import heads as head_selection
-from finepruner_lmms.errors import FieldError, check_choice, check_integer
+from finepruner_lmms.errors import check_choice, check_integer
 from finepruner_lmms.heads import consensus
-from finepruner_lmms.heads.profile import HeadProfile
-from finepruner_lmms.heads.profiles import find_profile, written_profile
+from finepruner_lmms.heads.profiles import written_profile
 from finepruner_lmms.heads.queries import QUERIES
 from finepruner_lmms.heads.registry import RESERVED, STRATEGIES
 from finepruner_lmms.pruners.attention_guided import AttentionGuided
 from finepruner_lmms.pruners.fastv import FastV
+from finepruner_lmms.pruners.names_heads import NamesHeads, joined_numbers
 from finepruner_lmms.pruners.pdrop import PDrop
 from finepruner_lmms.pruners.sparsevlm import SparseVLM
 
@@ -26,7 +26,7 @@ PER_HEAD = {"rows": "renormalised", "aggregate": "max"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinePrunerParameters(AttentionGuided):
+class FinePrunerParameters(NamesHeads, AttentionGuided):
     """What `FinePruner` describes."""
 
     guide: str = "fastv"
@@ -64,11 +64,6 @@ class FinePrunerParameters(AttentionGuided):
             raise self._unread("query", "guide='sparsevlm' asks by its raters")
         check_choice("normalise", self.normalise, head_selection.NORMALISATIONS)
         self.guided  # noqa: B018 - its parameters are checked here, too
-
-    def _unread(self, name: str, why: str) -> FieldError:
-        """The error of a parameter that was given although the others leave nothing for it to say."""
-        value = getattr(self, name)
-        return FieldError(name, f"got {value!r}; {why}, so leave it out", value=value)
 
     def _check_fixed(self) -> None:
         if self.head_strategy != FIXED:
@@ -111,17 +106,6 @@ class FinePrunerParameters(AttentionGuided):
         self._write("score_layers", "+".join(map(str, self.named_layers)))
 
     @cached_property
-    def named_layers(self) -> tuple[int, ...]:
-        """The layers of `score_layers`, ascending."""
-        return joined_numbers("score_layers", self.score_layers, "layers")
-
-    @cached_property
-    def head_profile(self) -> HeadProfile:
-        """The profile, its weights on other heads where `shuffle` says so."""
-        found = find_profile("profile", self.profile)
-        return found if self.shuffle is None else found.shuffled(self.shuffle)
-
-    @cached_property
     def named_heads(self) -> tuple[int, ...]:
         """The heads of `fixed_heads`, ascending."""
         return joined_numbers("fixed_heads", self.fixed_heads, "heads")
@@ -152,12 +136,3 @@ class FinePrunerParameters(AttentionGuided):
         if self.guide == "fastv":
             common["layer"] = self.layer
         return GUIDED[self.guide](**common)
-
-
-def joined_numbers(field: str, given: Any, what: str) -> tuple[int, ...]:
-    """Different numbers joined by `+`, ascending."""
-    texts = str(given).split("+")
-    if not all(text.strip().isdecimal() for text in texts) or len(set(map(int, texts))) < len(texts):
-        problem = f"got {given!r}; expected different {what}, counted from 0, such as 3 or '3+5'"
-        raise FieldError(field, problem, value=given)
-    return tuple(sorted(map(int, texts)))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.errors import FieldError, check_choice, check_integer, check_number
 from finepruner_lmms.heads import relevance
-from finepruner_lmms.heads.profile import HeadProfile, weighted_heads
-from finepruner_lmms.heads.profiles import find_profile, written_profile
+from finepruner_lmms.heads.profile import weighted_heads
+from finepruner_lmms.heads.profiles import written_profile
 from finepruner_lmms.heads.registry import best_heads
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.facility import cover
@@ -18,7 +17,7 @@ from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS
 from finepruner_lmms.pruners.base import Pruner, Stage
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows, through_the_model
-from finepruner_lmms.pruners.finepruner_parameters import joined_numbers
+from finepruner_lmms.pruners.names_heads import NamesHeads
 from finepruner_lmms.pruners.one_drop import OneDrop
 from finepruner_lmms.pruners.tops import preserving
 
@@ -33,7 +32,7 @@ _DIVERSITY, _COVERAGE = 0.5, 1.0  # of choice="sum": TOPS inside the model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listening(Pruner):
+class Listening(NamesHeads, Pruner):
     """How `VisualHeads` listens to heads and chooses by them; see there."""
 
     heads: int | None = None
@@ -100,27 +99,11 @@ class Listening(Pruner):
     def _only_before(self) -> bool:
         return self.reads_prior or self.measure == "output"
 
-    @cached_property
-    def named_layers(self) -> tuple[int, ...]:
-        """The layers of `score_layers`, ascending."""
-        return joined_numbers("score_layers", self.score_layers, "layers")
-
     def candidate_layers(self, drop: int) -> tuple[int, ...]:
         """The layers that are listened to at a drop before layer `drop`, if the profile names heads of them."""
         if self.score_layers is not None:
             return self.named_layers
         return tuple(range(drop)) if self.profile is not None and not self._only_before else (drop - 1,)
-
-    def _unread(self, name: str, why: str) -> FieldError:
-        """The error of a parameter that was given although the others leave nothing for it to say."""
-        value = getattr(self, name)
-        return FieldError(name, f"got {value!r}; {why}, so leave it out", value=value)
-
-    @cached_property
-    def head_profile(self) -> HeadProfile:
-        """The profile, its weights on other heads where `shuffle` says so."""
-        found = find_profile("profile", self.profile)
-        return found if self.shuffle is None else found.shuffled(self.shuffle)
 
     def check_heads(self, num_heads: int) -> None:
         """`heads` are at most those of the layers that are listened to; a profile is of layers with as many."""
