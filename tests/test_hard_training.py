@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import sys
 from dataclasses import replace
@@ -15,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from demo_training.hard import phases
 from demo_training.hard.answers import Answerer, AnswerPlan
-from demo_training.hard.captions import ATTRIBUTES, near_miss, phrases
-from demo_training.hard.contrast import Captioned, ContrastPlan, fits, report, train_contrast
+from demo_training.hard.captions import ATTRIBUTES, EVERY, batch_of, near_miss, phrases
+from demo_training.hard.contrast import Captioned, ContrastPlan, fits, look, report, train_contrast
 from demo_training.hard.muon import orthogonal
 from demo_training.hard.packing import Packer
 from demo_training.hard.resume import Progress
@@ -75,12 +76,12 @@ def test_no_loss_reads_where_things_are(phase, monkeypatch, tmp_path):
         model, captioned = untrained(), Captioned(TINY.width)
         progress = Progress(tmp_path / f"{name}.pt", lambda _: None)
         if phase == "contrast":
-            plan = ContrastPlan(6, 3, 4, 1e-3, 8, kept=20, whole=0.4)
+            plan = ContrastPlan(6, 3, 4, 1e-3, 8)
             train_contrast(tower_of(model), captioned, plan, train, train, progress)
         else:
             answerer, plan = Answerer(model, TOKENIZER), AnswerPlan("x", 6, 2, 4, 4, 1e-3, 8, kept=(20,))
             tower_of(model).requires_grad_(False)
-            known = see(tower_of(model), train, shift=True)
+            known = see(tower_of(model), captioned, train, shift=True)
             answerer.align(plan, known, Progress(tmp_path / f"{name} words.pt", lambda _: None))
             answerer.ready()
             answerer.train(plan, known, known, progress)
@@ -117,7 +118,7 @@ def test_a_question_sees_the_picture_and_itself_and_its_answer_is_what_is_said_n
 
 
 def test_a_stopped_phase_goes_on_exactly_where_it_was(tmp_path):
-    seen, said = see(tower_of(untrained()), views("train", 0, 6, 6)), []
+    seen, said = see(tower_of(untrained()), Captioned(TINY.width), views("train", 0, 6, 6)), []
     plan = AnswerPlan("x", 6, 4, 3, 2, 1e-3, 6, kept=(9,))
 
     def trained(file: Path, steps: int, stop: int | None = None) -> list[torch.Tensor]:
@@ -146,17 +147,27 @@ def _before(step: int, stop: int) -> bool:
     return True
 
 
-def test_patches_with_the_sharpest_edges_are_those_that_show_something():
-    seen, shown = views("tuning", 0, 12, 24), 0
-    for scene, order in zip(seen.scenes, seen.steepest.tolist(), strict=True):
-        first = set(order[:192])
-        shown += sum(bool(first & set(thing.tokens())) for thing in scene.things)
-    assert shown == sum(len(scene.things) for scene in seen.scenes)
-    assert sorted(seen.steepest[0].tolist()) == list(range(576))
+def test_the_most_telling_patches_come_first_in_the_order_of_the_phrase_that_they_fit_best():
+    torch.manual_seed(0)
+    tower, captioned, pictures = tower_of(untrained()), Captioned(TINY.width), views("train", 0, 3, 6)
+    patches, _ = look(tower, pictures, torch.arange(3))
+    told = captioned.phrases(batch_of([EVERY]))[0]
+    best = [
+        [max(torch.cosine_similarity(captioned.patch(one), told, dim=-1).tolist()) for one in row] for row in patches
+    ]
+    order = see(tower, captioned, pictures).telling
+    for row, places in zip(best, order.tolist(), strict=True):
+        assert sorted(places) == list(range(36))
+        fit = [row[place] for place in places]
+        assert all(one >= two - 1e-4 for one, two in itertools.pairwise(fit)) and fit[0] > fit[-1] + 1e-3
+    assert {phrase for i in range(30) for phrase in phrases(make_scene("train", i))} <= set(EVERY)
 
 
 def test_what_a_tower_saw_is_read_again_as_it_was_kept(tmp_path):
-    train, tuning = (see(tower_of(untrained()), views(split, 0, 3, 6), shift=True) for split in ("train", "tuning"))
+    train, tuning = (
+        see(tower_of(untrained()), Captioned(TINY.width), views(split, 0, 3, 6), shift=True)
+        for split in ("train", "tuning")
+    )
     write(tmp_path / "seen.pt", train, tuning)
     for one, again in zip((train, tuning), read(tmp_path / "seen.pt", 6), strict=True):
         assert isinstance(again, Seen) and again.scenes == one.scenes

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from finepruner_lmms.demo.hard.things import COLORS, SIZES, Scrap, Thing
 from finepruner_lmms.demo.outlines import SHAPES, noise, shape_mask
@@ -85,31 +85,36 @@ def _digits(split: str) -> dict[int, tuple[np.ndarray, ...]]:
 
 @functools.cache
 def _sharp(split: str) -> tuple[np.ndarray, ...]:
-    """Crops of the photographs as they are: `[336, 336, 3]` uint8."""
-    rng = random.Random(f"hard crops {split}")
-    photographs = [Image.open(path).convert("RGB") for path in photograph_paths(split)]
-    crops = []
-    for number in range(_CROPS):
-        photograph = photographs[number % len(photographs)]
-        side = rng.randint(120, min(400, *photograph.size))
-        x, y = rng.randint(0, photograph.width - side), rng.randint(0, photograph.height - side)
-        crop = photograph.crop((x, y, x + side, y + side))
-        crops.append(np.asarray(crop.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)))
-    return tuple(crops)
+    """Small pieces of the photographs, enlarged: `[336, 336, 3]` uint8."""
+    return _crops(split, "crops", 120, 400)
 
 
 @functools.cache
 def _backgrounds(split: str) -> tuple[np.ndarray, ...]:
-    """The crops, a little softened and paler, never as dark as a black thing nor as bright as a white one."""
-    rng, softened = random.Random(f"hard backgrounds {split}"), []
-    for crop in _sharp(split):
-        soft = Image.fromarray(crop).filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 2)))
-        pixels = np.asarray(soft, dtype=np.float32)
+    """Large pieces of the photographs as sharp as they are, a little paler; never as dark as a black thing nor as
+    bright as a white one."""
+    rng, paler = random.Random(f"hard backgrounds {split}"), []
+    for crop in _crops(split, "wide crops", 300, 2000):
+        pixels = crop.astype(np.float32)
         pixels = 0.7 * pixels + 0.3 * pixels.mean(-1, keepdims=True)
-        veil = rng.uniform(0.2, 0.45)
+        veil = rng.uniform(0.1, 0.3)
         pixels = pixels * (1 - veil) + rng.uniform(70, 170) * veil
-        softened.append(np.clip(pixels, *_GROUND).astype(np.uint8))
-    return tuple(softened)
+        paler.append(np.clip(pixels, *_GROUND).astype(np.uint8))
+    return tuple(paler)
+
+
+def _crops(split: str, purpose: str, least: int, most: int) -> tuple[np.ndarray, ...]:
+    """Squares of the photographs of `least` to `most` pixels a side, as far as they are that large, at one size."""
+    rng = random.Random(f"hard {purpose} {split}")
+    photographs = [Image.open(path).convert("RGB") for path in photograph_paths(split)]
+    crops = []
+    for number in range(_CROPS):
+        photograph = photographs[number % len(photographs)]
+        side = rng.randint(least, min(most, *photograph.size))
+        x, y = rng.randint(0, photograph.width - side), rng.randint(0, photograph.height - side)
+        crop = photograph.crop((x, y, x + side, y + side))
+        crops.append(np.asarray(crop.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)))
+    return tuple(crops)
 
 
 @functools.cache

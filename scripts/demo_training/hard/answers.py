@@ -34,8 +34,8 @@ _HELD_OUT, _HEAT = 16, 20.0
 class AnswerPlan:
     """`steps` of `batch` pictures of `grid`×`grid` patches, each with `questions`; `aligned` weighs the contrast.
 
-    `kept`: numbers of visual tokens to train with, one drawn for each step: those with the sharpest edges, as cheap
-    steps have them, or with `chance` any, as pruning leaves them; none: always all.
+    `kept`: numbers of visual tokens to train with, one drawn for each step: the most telling ones, as cheap steps have
+    them, or with `chance` any, as pruning leaves them; none: always all.
     """
 
     name: str
@@ -153,7 +153,7 @@ class Answerer:
     def evaluate(self, tuning: Seen, plan: AnswerPlan, kept: int = 0) -> str:
         """The share of answers that are wholly right, by kind; as benchmarks ask them where `plan` trains that.
 
-        With `kept`, from so many visual tokens only, those with the sharpest edges.
+        With `kept`, from so many visual tokens only, the most telling.
         """
         rng, hits = random.Random(5), defaultdict(list)
         for start in range(0, len(tuning.scenes), _HELD_OUT):

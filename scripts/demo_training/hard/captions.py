@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ WORDS = ("", *SIZES, *COLORS, *SHAPES, "plate", *DIGITS)
 ATTRIBUTES = ("size", "color", "shape", "digit")
 _PLACE = {word: place for place, word in enumerate(WORDS)}
 Phrase = tuple[str, ...]
+EVERY: tuple[Phrase, ...] = (
+    *product(SIZES, COLORS, SHAPES), *((color, "plate") for color in COLORS), *((digit,) for digit in DIGITS)
+)  # fmt: skip
+"""All phrases that a caption can have."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo_training.hard.captions import ATTRIBUTES, WORDS, Captions, batch_of, near_miss, phrases
+from demo_training.hard.captions import ATTRIBUTES, EVERY, WORDS, Captions, batch_of, near_miss, phrases
 from demo_training.hard.descent import adamw, descend
 from demo_training.hard.resume import Progress
 from demo_training.hard.views import Views
@@ -27,18 +27,13 @@ _HELD_OUT = 64  # pictures of a report's batch
 
 @dataclass(frozen=True)
 class ContrastPlan:
-    """Pictures of `grid`×`grid` patches: `steps` of `batch` of them, at a `rate` that falls to a twentieth.
-
-    `kept`: so many patches with the sharpest edges are looked at, and all of them in a share `whole` of steps; 0: all.
-    """
+    """Pictures of `grid`×`grid` patches: `steps` of `batch` of them, at a `rate` that falls to a twentieth."""
 
     grid: int
     steps: int
     batch: int
     rate: float
     pictures: int
-    kept: int = 0
-    whole: float = 0.0
 
 
 class Captioned(nn.Module):
@@ -56,6 +51,11 @@ class Captioned(nn.Module):
         """`[B, P, W]`, of length 1; zeros where there is none."""
         told = self.phrase(self.words(captions.words).sum(2))
         return F.normalize(told, dim=-1) * captions.present[..., None]
+
+    def telling(self, patches: Tensor) -> Tensor:
+        """`[B, N]`: how well each of the patches `[B, N, C]` fits the phrase that it fits best, of all there are."""
+        every = Captions(batch_of([EVERY]).words.to(patches.device))
+        return (F.normalize(self.patch(patches), dim=-1) @ self.phrases(every)[0].T).amax(-1)
 
     def compare(self, patches: Tensor, whole: Tensor, captions: Captions) -> tuple[Tensor, Tensor]:
         """How well B pictures fit M captions, `[B, M]` each: by patches `[B, N, C]`, and by the CLS token `[B, C]`."""
@@ -97,8 +97,7 @@ def _loss(
     scenes = [train.scenes[i] for i in chosen.tolist()]
     wrong = [near_miss(scene, rng.choice(ATTRIBUTES), rng) or phrases(scenes[i - 1]) for i, scene in enumerate(scenes)]
     captions = batch_of([phrases(scene) for scene in scenes] + wrong)
-    kept = 0 if rng.random() < plan.whole else plan.kept
-    patches, whole = look(tower, train, chosen, shift=True, kept=kept)
+    patches, whole = look(tower, train, chosen, shift=True)
     count, total = len(scenes), torch.zeros((), device=whole.device)
     truth = torch.arange(count, device=whole.device)
     moved = Captions(captions.words.to(whole.device))
@@ -107,17 +106,10 @@ def _loss(
     return total
 
 
-def look(tower: nn.Module, seen: Views, chosen: Tensor, shift: bool = False, kept: int = 0) -> tuple[Tensor, Tensor]:
-    """Patches `[B, N, C]` as LLaVA reads them (one layer before the last), and the CLS token after the last.
-
-    With `kept`, only so many patches with the sharpest edges are there.
-    """
+def look(tower: nn.Module, seen: Views, chosen: Tensor, shift: bool = False) -> tuple[Tensor, Tensor]:
+    """Patches `[B, N, C]` as LLaVA reads them (one layer before the last), and the CLS token after the last."""
     device = next(tower.parameters()).device
-    pixels, places = seen.pixels[chosen], seen.places(len(chosen), shift)
-    if kept:
-        some = seen.steepest[chosen, :kept].long().sort(1).values
-        pixels, places = pixels.gather(1, some[..., None].expand(-1, -1, pixels.shape[-1])), places.gather(1, some)
-    pixels, places = pixels.to(device), places.to(device)
+    pixels, places = seen.pixels[chosen].to(device), seen.places(len(chosen), shift).to(device)
     features, last = run_tower(tower, normalise(pixels, jitter=shift), places)
     return features[:, 1:], tower.post_layernorm(last[:, 0])
 

@@ -24,13 +24,17 @@ from finepruner_lmms.demo.vocabulary import SPECIAL
 TOWERS = {"small": TowerSize(128, 4, 4), "large": TowerSize(256, 6, 4)}
 CONTRAST = (
     ContrastPlan(grid=6, steps=2500, batch=64, rate=1.5e-3, pictures=8000),
-    ContrastPlan(grid=24, steps=300, batch=24, rate=4e-4, pictures=3000, kept=192, whole=0.1),
+    ContrastPlan(grid=24, steps=300, batch=16, rate=4e-4, pictures=3000),
 )
 WORDS = AnswerPlan("words", grid=6, steps=300, batch=64, questions=0, rate=3e-3, pictures=6000)
 FIRST = {"exist": 1, "color": 2, "shape": 2, "read": 3, "verify": 1, "pick": 1, "written": 1, "beside": 1, "count": 1}
 ANSWERS = (
     AnswerPlan(
         "answers6", grid=6, steps=600, batch=48, questions=5, rate=3e-3, pictures=6000, instructed=0, weights=FIRST
+    ),
+    AnswerPlan(
+        "answers12", grid=12, steps=600, batch=32, questions=7, rate=3e-3, pictures=4000, system=0.1,
+        weights=dict.fromkeys(KINDS, 1.0) | {"read": 3, "written": 2, "exist": 2, "count": 2},
     ),
     AnswerPlan(
         "answers24", grid=24, steps=700, batch=24, questions=8, rate=2e-3, pictures=2500, system=0.1,
@@ -68,15 +72,15 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
         train_contrast(tower, captioned, plan, *_pictures(plan, progress), progress)
     tower.requires_grad_(False)
     progress, answerer = Progress(work / f"{WORDS.name}.pt", log), Answerer(model, tokenizer)
-    answerer.align(WORDS, _seen(tower, WORDS, progress, work)[0], progress)
+    answerer.align(WORDS, _seen(tower, captioned, WORDS, progress, work)[0], progress)
     answerer.ready()
     for answers in ANSWERS:
         progress = Progress(work / f"{answers.name}.pt", log)
-        answerer.train(answers, *_seen(tower, answers, progress, work), progress)
+        answerer.train(answers, *_seen(tower, captioned, answers, progress, work), progress)
     deep = grow(model.to("cpu"), seed, size).to(device)
     progress, answerer = Progress(work / f"{DEEPER.name}.pt", log), Answerer(deep, tokenizer)
     new = not progress.done(DEEPER.steps)
-    train, tuning = _seen(tower_of(deep), DEEPER, progress, work)
+    train, tuning = _seen(tower_of(deep), captioned, DEEPER, progress, work)
     answerer.train(DEEPER, train, tuning, progress)
     for kept in (0, 192, 64) if new else ():
         log(f"{kept or 'all'} visual tokens: {answerer.evaluate(tuning, DEEPER, kept)}")
@@ -95,13 +99,15 @@ def _pictures(plan: ContrastPlan | AnswerPlan, progress: Progress) -> tuple[View
     return train, tuning
 
 
-def _seen(tower: torch.nn.Module, plan: AnswerPlan, progress: Progress, work: Path) -> tuple[Seen, Seen]:
+def _seen(
+    tower: torch.nn.Module, captioned: Captioned, plan: AnswerPlan, progress: Progress, work: Path
+) -> tuple[Seen, Seen]:
     """What the finished tower makes of the same pictures; kept in a file beside the phases."""
     file = work / f"seen{plan.grid}_{plan.pictures}.pt"
     if not progress.done(plan.steps) and file.exists():
         progress.say(f"features of {plan.pictures} pictures from {file.name}")
         return read(file, plan.grid)
-    train, tuning = (see(tower, pictures, shift=True) for pictures in _pictures(plan, progress))
+    train, tuning = (see(tower, captioned, pictures, shift=True) for pictures in _pictures(plan, progress))
     if not progress.done(plan.steps):
         write(file, train, tuning)
     return train, tuning

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from demo_training.hard.contrast import Captioned
 from demo_training.hard.views import Views, laid_out
 from demo_training.tower import normalise, run_tower
 from finepruner_lmms.demo.hard.scenes import Scene
@@ -19,41 +20,43 @@ _AT_ONCE = 16
 class Seen:
     """Scenes, features `[n, N, C]` float16 of all their patches, and where these are in the 24×24 plane `[n, N]`.
 
-    `steepest` `[n, N]` orders patches by their edges, as `Views` does.
+    `telling` `[n, N]` orders patches by how well they fit some phrase, as contrast has taught the tower, the best
+    first. Those are the patches that cheap steps see: no label says which show something.
     """
 
     scenes: list[Scene]
     features: Tensor
     places: Tensor
-    steepest: Tensor
+    telling: Tensor
 
     def some(self, chosen: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-        """Features `[B, K, C]` and places `[B, K]` of the `kept` patches with the sharpest edges; 0: of all."""
+        """Features `[B, K, C]` and places `[B, K]` of the `kept` most telling patches; 0: of all."""
         features, places = self.features[chosen], self.places[chosen]
         if 0 < kept < places.shape[1]:
-            first = self.steepest[chosen, :kept].long().sort(1).values
+            first = self.telling[chosen, :kept].long().sort(1).values
             features = features.gather(1, first[..., None].expand(-1, -1, features.shape[-1]))
             places = places.gather(1, first)
         return features.float(), places
 
 
 @torch.no_grad()
-def see(tower: nn.Module, pictures: Views, shift: bool = False) -> Seen:
+def see(tower: nn.Module, captioned: Captioned, pictures: Views, shift: bool = False) -> Seen:
     """Features as LLaVA reads them; with `shift`, each picture lies somewhere else in the plane."""
     device = next(tower.parameters()).device
     places = pictures.places(len(pictures.scenes), shift)
-    parts = [
-        run_tower(tower, normalise(pixels.to(device)), there.to(device))[0][:, 1:].half().cpu()
-        for pixels, there in zip(pictures.pixels.split(_AT_ONCE), places.split(_AT_ONCE), strict=True)
-    ]
-    return Seen(pictures.scenes, torch.cat(parts), places, pictures.steepest)
+    parts, telling = [], []
+    for pixels, there in zip(pictures.pixels.split(_AT_ONCE), places.split(_AT_ONCE), strict=True):
+        features = run_tower(tower, normalise(pixels.to(device)), there.to(device))[0][:, 1:]
+        parts.append(features.half().cpu())
+        telling.append(captioned.telling(features).argsort(dim=1, descending=True, stable=True).short().cpu())
+    return Seen(pictures.scenes, torch.cat(parts), places, torch.cat(telling))
 
 
 def write(file: Path, train: Seen, tuning: Seen) -> None:
     """Keep both; scenes are laid out anew by `read`."""
     kept = {}
     for split, seen in (("train", train), ("tuning", tuning)):
-        kept[split] = {"features": seen.features, "places": seen.places.short(), "steepest": seen.steepest}
+        kept[split] = {"features": seen.features, "places": seen.places.short(), "telling": seen.telling}
     beside = file.with_suffix(".new")
     torch.save(kept, beside)
     beside.replace(file)
@@ -64,6 +67,6 @@ def read(file: Path, grid: int) -> tuple[Seen, Seen]:
     kept, found = torch.load(file, weights_only=True), []
     for split, of in kept.items():
         scenes = laid_out(split, 0, len(of["features"]), grid)
-        found.append(Seen(scenes, of["features"], of["places"].long(), of["steepest"]))
+        found.append(Seen(scenes, of["features"], of["places"].long(), of["telling"]))
     train, tuning = found
     return train, tuning

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,9 +10,6 @@ from torch import Tensor
 
 from finepruner_lmms.demo.hard.scenes import Scene, make_scene, make_view
 from finepruner_lmms.demo.scenes import GRID, PATCH
-
-_EDGES = 40  # steepest steps between neighbouring pixels of a patch that are averaged
-_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -23,16 +19,6 @@ class Views:
     grid: int
     scenes: list[Scene]
     pixels: Tensor
-
-    @cached_property
-    def steepest(self) -> Tensor:
-        """`[n, grid²]`: each picture's patches, those with the sharpest edges first.
-
-        Backgrounds are softened, so the first third of them shows every thing, and scraps besides. It is read from
-        pixels alone, and makes a step three times as cheap.
-        """
-        parts = [_steepness(some).argsort(dim=1, descending=True, stable=True) for some in self.pixels.split(_AT_ONCE)]
-        return torch.cat(parts).short()
 
     def places(self, count: int, shift: bool) -> Tensor:
         """`[count, grid²]`: where in the 24×24 plane each patch is; with `shift`, somewhere else for each picture."""
@@ -57,11 +43,3 @@ def views(split: str, start: int, count: int, grid: int) -> Views:
         tiles = scene.pixels().reshape(grid, PATCH, grid, PATCH, 3)
         pixels[place] = torch.from_numpy(np.ascontiguousarray(tiles.transpose(0, 2, 4, 1, 3))).reshape(grid * grid, -1)
     return Views(grid, scenes, pixels)
-
-
-def _steepness(pixels: Tensor) -> Tensor:
-    """`[n, grid²]`: the mean of the sharpest edges of each patch of `[n, grid², 588]`."""
-    tiles = pixels.unflatten(-1, (3, PATCH, PATCH)).float()
-    across = (tiles[..., 1:] - tiles[..., :-1]).abs().amax(2)
-    down = (tiles[..., 1:, :] - tiles[..., :-1, :]).abs().amax(2)
-    return torch.cat([across.flatten(2), down.flatten(2)], -1).topk(_EDGES, -1).values.mean(-1)
