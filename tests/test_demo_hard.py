@@ -18,6 +18,7 @@ from finepruner_lmms.demo.hard.things import COLORS, SIDES, SIZES
 from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.outlines import SHAPES
 from finepruner_lmms.demo.root import MINIATURES, content_identity
+from finepruner_lmms.demo.scenes import SPLITS
 
 SCENES = [make_scene("tuning", index) for index in range(40)]
 
@@ -89,17 +90,16 @@ def test_a_black_or_white_thing_is_not_lost_in_the_photograph():
             assert thing.color not in ("black", "white") or np.abs(ground - COLORS[thing.color]).min() > 25
 
 
-@pytest.mark.parametrize("split", ["train", "tuning", "test"])
-def test_sharp_edges_do_not_tell_the_things_from_the_photograph(split):
-    """Backgrounds were softened once, and a rule without a model that kept the sharpest patches was hard to beat."""
+def test_sharp_edges_do_not_tell_the_things_from_the_photograph():
+    """Backgrounds were softened once, and the 96 patches with the sharpest edges held 0.9 of the things."""
     found = []
-    for scene in (make_scene(split, index) for index in range(20)):
-        grey = scene.pixels().astype(float).mean(-1)
-        steps = np.abs(np.diff(grey, axis=0, prepend=grey[:1])) + np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
-        patches = steps.reshape(24, 14, 24, 14).transpose(0, 2, 1, 3).reshape(576, -1)
-        edges = np.sort(patches, axis=1)[:, -40:].mean(1)
-        found.append(scene.object_tokens()[np.argsort(-edges, kind="stable")[:96]].sum() / scene.object_tokens().sum())
-    assert 0.3 < np.mean(found) < 0.9
+    for scene in (make_scene(split, index) for split in SPLITS for index in range(20)):
+        tiles = scene.pixels().astype(float).reshape(24, 14, 24, 14, 3).transpose(0, 2, 1, 3, 4).reshape(576, 14, 14, 3)
+        steps = [np.abs(np.diff(tiles, axis=axis)).max(-1).reshape(576, -1) for axis in (1, 2)]
+        edges = np.sort(np.concatenate(steps, axis=1), axis=1)[:, -40:].mean(1)
+        first = np.argsort(-edges, kind="stable")[:96]
+        found.append(scene.object_tokens()[first].sum() / scene.object_tokens().sum())
+    assert 0.4 < np.mean(found) < 0.8
 
 
 def told(scene: Scene, text: str) -> str:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from head_study import equal, report
 from head_study.chunks import Part, choice_name, read_part
 from head_study.guides import FASTV, ORACLE, Seen, guides
+from head_study.published_order import agreement, ours, published
 from head_study.results import Choice, Results
 from head_study.study import ALL, Study, behind, read_study
 from head_study.worlds import questions
@@ -101,6 +102,27 @@ def test_every_table_has_its_place_in_the_pages(measured, tmp_path, monkeypatch)
         "equal_layers.png",
         "equal_budgets.png",
     }
+
+
+def test_methods_are_in_the_published_order_or_not(measured):
+    there = published(64)
+    assert there["fastv"] == 71.9 and there["divprune"] == pytest.approx((94.8 + 93.8 + 94.8) / 3)
+    assert "eadp" not in there  # printed as a mean score, which says nothing of what is left
+    assert agreement({"fastv": 1.0, "sparsevlm": 2.0, "tops": 3.0, "unheard of": 9.0}, there) == (
+        1.0,
+        ["tops", "sparsevlm", "fastv"],
+    )
+    assert agreement({"fastv": 3.0, "sparsevlm": 2.0, "tops": 1.0}, there)[0] == -1.0
+    assert np.isnan(agreement({"fastv": 3.0, "tops": 1.0}, there)[0])
+    study, out = measured
+    found = Results(study, out, "test")
+    here = ours(found, 64)
+    assert set(here) == {"scope+finepruner", "fastv", "fastv+finepruner"}
+    assert here["fastv"] == 100 * found.percent(choice_name("method", 0, 64, "fastv layer=1")) / found.percent(
+        choice_name("vanilla", 0, 0, "vanilla")
+    )
+    kinds = [found.percent(f"{ALL}/0/64/{ORACLE}", kind) for kind in found.kinds]
+    assert np.mean(kinds) == found.percent(f"{ALL}/0/64/{ORACLE}")
 
 
 @pytest.mark.parametrize("budget", [192, 128, 64, 32])

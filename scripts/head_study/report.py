@@ -23,6 +23,7 @@ from head_study import equal_plots
 from head_study.chunks import METHOD, VANILLA, choice_name
 from head_study.equal import profile_file
 from head_study.guides import FASTV, ORACLE
+from head_study.published_order import agreement, ours, published
 from head_study.results import Choice, Results, baseline
 from head_study.study import ALL, Drop, Study, read_study
 from head_study.write import fill, header, row
@@ -213,9 +214,41 @@ def profiles(both: Both) -> Lines:
             yield row(model, criterion, f"{found['reliability']:.2f}", ", ".join(f"{a}-{b}" for a, b, _ in best))
 
 
+def kinds(both: Both) -> Lines:
+    """What each kind of question costs at a budget: everything kept, FastV, the best methods, and the bound."""
+    test = both.test
+    budget = min(both.study.budgets, key=lambda one: abs(one - 64))
+    base = Choice.of(baseline(budget, test))
+    those = [one.name for one in test.choices if one.start == METHOD and one.budget == budget]
+    best = sorted(those, key=lambda name: -test.percent(name))[:2]
+    columns = {
+        "everything kept": choice_name(VANILLA, 0, 0, VANILLA),
+        "FastV": base.name,
+        **{f"`{Choice.of(name).guide}`": name for name in best},
+        "oracle tokens": choice_name(base.start, base.p, budget, ORACLE),
+    }
+    yield from header("kind", "questions", *columns)
+    for kind in sorted(set(test.kinds.tolist())):
+        count = int((test.kinds == kind).sum())
+        yield row(kind, count, *(f"{test.percent(name, kind):.0f}" for name in columns.values()))
+
+
+def order(both: Both) -> Lines:
+    """What each method leaves of the unpruned model's answers, beside what was published for LLaVA-1.5-7B."""
+    yield from header("budget", "methods", "rank correlation", "method: here, published")
+    for budget in both.study.budgets:
+        here, there = ours(both.test, budget), published(budget)
+        found, methods_ = agreement(here, there)
+        if methods_:
+            said = "; ".join(f"`{one}` {here[one]:.1f}, {there[one]:.1f}" for one in methods_)
+            yield row(budget, len(methods_), "" if np.isnan(found) else f"{found:.2f}", said)
+
+
 TABLES: dict[str, Callable[[Both], Lines]] = {
     "equal-budgets": budgets,
     "equal-methods": methods,
+    "equal-kinds": kinds,
+    "equal-order": order,
     "equal-layers": layers,
     "equal-best": strategies,
     "equal-strategies": families,

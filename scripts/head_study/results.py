@@ -74,13 +74,14 @@ class Results:
         self._evidence = {m: np.concatenate([p.evidence for p in own], axis=1) for m, own in parts.items()}
         self.choices = [Choice.of(name) for name in self.names]
 
-    def percents(self, name: Name) -> list[float]:
-        """The share of right answers of each model."""
-        return [100 * float(self._right[model][place].mean()) for model, place in self._rows(name)]
+    def percents(self, name: Name, kind: str | None = None) -> list[float]:
+        """The share of right answers of each model, to all questions or those of a kind."""
+        asked = np.ones(len(self.kinds), bool) if kind is None else self.kinds == kind
+        return [100 * float(self._right[model][place][asked].mean()) for model, place in self._rows(name)]
 
-    def percent(self, name: Name) -> float:
+    def percent(self, name: Name, kind: str | None = None) -> float:
         """Their mean."""
-        return float(np.mean(self.percents(name)))
+        return float(np.mean(self.percents(name, kind)))
 
     def evidence(self, name: Name) -> float:
         """The share of the tokens that the answers hang on that was kept, in percent, mean of questions and models."""
