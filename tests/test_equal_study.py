@@ -63,8 +63,8 @@ def test_guides_are_what_the_engine_answers(measured):
                 f"scope/11/64/{report.NORMALISED}": choice_name("method", 0, 64, CHAIN),
                 f"{ALL}/0/64/{FASTV}": choice_name("method", 0, 64, "fastv layer=1"),
             }
-            for ours, engines in pairs.items():
-                one, other = place[ours], place[engines]
+            for guide, engines in pairs.items():
+                one, other = place[guide], place[engines]
                 assert part.right[one].tolist() == part.right[other].tolist()
                 assert part.evidence[one].tolist() == part.evidence[other].tolist()
                 assert part.average[one] == part.average[other]
