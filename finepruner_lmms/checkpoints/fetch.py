@@ -9,14 +9,16 @@ from finepruner_lmms.checkpoints.libraries import hub_errors, huggingface_hub
 from finepruner_lmms.errors import FieldError, first_line
 
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
+EMBEDDED = {"demo": DEMO, "demo-hard": DEMO.parent / "hard" / "checkpoint"}
+"""The models in the package: of the easy and of the demanding world."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _SMALL = ["*.json", "*.jinja", "tokenizer.model"]
 
 
 def resolve(pretrained: str) -> str:
-    """The hub id or folder meant by `pretrained`; `demo` is the folder of the embedded model, `~` the home folder."""
-    if pretrained == "demo":
-        return str(DEMO)
+    """The hub id or folder meant by `pretrained`; `demo` and `demo-hard` are in the package, `~` is the home folder."""
+    if pretrained in EMBEDDED:
+        return str(EMBEDDED[pretrained])
     return str(Path(pretrained).expanduser()) if pretrained.startswith("~") else pretrained
 
 
@@ -37,7 +39,7 @@ def check_name(pretrained: str) -> None:
             "pretrained",
             f"there is no folder {pretrained!r}, and it is no hub id",
             value=pretrained,
-            fix="give a folder that is there, a hub id (owner/name), or 'demo'",
+            fix="give a folder that is there, a hub id (owner/name), 'demo' or 'demo-hard'",
         )
 
 

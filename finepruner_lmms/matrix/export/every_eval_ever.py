@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finepruner_lmms.checkpoints.fetch import EMBEDDED
 from finepruner_lmms.data.facts import FACTS
 from finepruner_lmms.demo.root import MINIATURES
 from finepruner_lmms.files import write_json, write_json_lines
@@ -63,7 +64,7 @@ def model_id(one: Finished) -> str:
     name = one.cell.model.pretrained
     if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
         return name
-    owner = "finepruner-lmms" if name == "demo" else "local"
+    owner = "finepruner-lmms" if name in EMBEDDED else "local"
     return f"{owner}/{_portable(Path(name).name or _UNKNOWN)}"
 
 
