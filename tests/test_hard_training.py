@@ -117,6 +117,26 @@ def test_a_question_sees_the_picture_and_itself_and_its_answer_is_what_is_said_n
     assert near.positions[0].tolist() == list(range(near.ids.shape[1]))
 
 
+@pytest.mark.parametrize("kind", ["written", "number"])
+def test_where_a_claim_stands_the_truth_is_asked_for(kind):
+    """A wrong number differs in one digit, or by one: what is to be said there is what the picture shows."""
+    changed = 0
+    for scene in (make_scene("train", index) for index in range(6)):
+        packed = Packer(TOKENIZER).pack([scene], torch.arange(9)[None], {kind: 1.0}, 3, 0.5, random.Random(1))
+        for _, row, first, last in packed.spans:
+            outside = packed.targets[row].clone()
+            start = max([span[3] for span in packed.spans if span[3] < first], default=packed.prefix + 9) + 1
+            inside = [at for at in range(start, first) if outside[at] >= 0]
+            claim = "".join(TOKENIZER.decode(packed.ids[row, [at + 1 for at in inside]]).split())
+            true = "".join(TOKENIZER.decode(packed.targets[row, inside]).split())
+            said = TOKENIZER.decode(packed.targets[row, first:last]).strip()
+            assert claim.isdecimal() and (said == "yes") == (claim == true)
+            if kind == "written":
+                assert true in {plate.name for plate in scene.plates}
+            changed += claim != true
+    assert changed
+
+
 def test_a_stopped_phase_goes_on_exactly_where_it_was(tmp_path):
     seen, said = see(tower_of(untrained()), Captioned(TINY.width), views("train", 0, 6, 6)), []
     plan = AnswerPlan("x", 6, 4, 3, 2, 1e-3, 6, kept=(9,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +12,22 @@ from torch import Tensor
 from finepruner_lmms.checkpoints.prompts import vicuna_v1
 from finepruner_lmms.demo.hard.choices import ask
 from finepruner_lmms.demo.hard.scenes import Scene
-from finepruner_lmms.demo.question import Question
+from finepruner_lmms.demo.question import Placed, Question
 from finepruner_lmms.demo.scenes import GRID
 
+_TRUTHS: dict[str, Callable[[Sequence[Placed]], str]] = {
+    "written": lambda subject: subject[0].name,
+    "number": lambda subject: str(len(subject)),
+}
+"""Kinds that end in a claim, and what is true of what they are about."""
 _TRIES = 12  # for each question that a scene is to be asked
 
 
 @dataclass
 class Packed:
     """Token ids, positions and what to say next (-100: nothing) `[B, L]`; `mask` `[B, 1, L, L]`: who sees whom.
+
+    Inside questions, what a claim should say is asked for, too.
 
     The visual tokens stand at `prefix` … `prefix + visual`. `spans` names each question's answer: its kind, row, first
     and last place that is to say something.
@@ -64,7 +71,7 @@ class Packer:
         prefix = self._prefixes[system]
         start = len(prefix) + places.shape[1]
         text = start if compact else len(prefix) + GRID * GRID
-        length = start + max(sum(len(asked) + len(said) for _, asked, said in row) for row in rows)
+        length = start + max(sum(len(asked) + len(said) for _, asked, said, _ in row) for row in rows)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
         targets, owner = torch.full_like(ids, -100), torch.full_like(ids, -1)
         positions = torch.arange(length).repeat(len(rows), 1)
@@ -75,12 +82,14 @@ class Packer:
         spans = []
         for row, segments in enumerate(rows):
             at = start
-            for place, (kind, asked, said) in enumerate(segments, 1):
+            for place, (kind, asked, said, claimed) in enumerate(segments, 1):
                 end, last = at + len(asked) + len(said), at + len(asked) - 1
                 ids[row, at:end] = torch.tensor(asked + said)
                 owner[row, at:end] = place
                 positions[row, at:end] = torch.arange(text, text + end - at)
                 targets[row, last : end - 1] = torch.tensor(said)
+                for after, token in claimed.items():
+                    targets[row, at + after - 1] = token
                 spans.append((kind, row, last, end - 2))
                 at = end
         seen = (owner[:, None] == owner[..., None]) | (owner[:, None] == 0)
@@ -88,12 +97,25 @@ class Packer:
         mask = (seen & causal) | torch.eye(length, dtype=torch.bool)
         return Packed(ids, positions, targets, mask[:, None], len(prefix), spans)
 
-    def _segment(self, question: Question, instructed: bool) -> tuple[str, list[int], list[int]]:
-        """Kind, tokens up to the answer, tokens of the answer and its end."""
+    def _segment(self, question: Question, instructed: bool) -> tuple[str, list[int], list[int], dict[int, int]]:
+        """Kind, tokens up to the answer, tokens of the answer and its end, and what a claim in `asked` should say."""
         text = self.before + question.prompt(instruct=instructed or question.kind == "absent") + self.after
         asked = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         said = self.tokenizer(question.expected, add_special_tokens=False)["input_ids"]
-        return question.kind, asked, [*said, self.tokenizer.eos_token_id]
+        return question.kind, asked, [*said, self.tokenizer.eos_token_id], self._claimed(question, asked)
+
+    def _claimed(self, question: Question, asked: list[int]) -> dict[int, int]:
+        """The places in `asked` of what a yes-or-no question claims of a thing, and the token that would be true there.
+
+        To say no to a number, a model must read the right one: so that is also asked where the wrong one stands.
+        """
+        if question.kind not in _TRUTHS:
+            return {}
+        claim = question.text.rstrip("?").rpartition(" ")[2]
+        said, true = (self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                      for text in (claim, _TRUTHS[question.kind](question.subject)))  # fmt: skip
+        start = max(at for at in range(len(asked)) if asked[at : at + len(said)] == said)
+        return dict(enumerate(true, start)) if len(true) == len(said) else {}
 
 
 def _some(scene: Scene, weights: Mapping[str, float], number: int, rng: random.Random) -> list[Question]:
