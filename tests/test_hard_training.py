@@ -77,14 +77,14 @@ def test_no_loss_reads_where_things_are(phase, monkeypatch, tmp_path):
         progress = Progress(tmp_path / f"{name}.pt", lambda _: None)
         if phase == "contrast":
             plan = ContrastPlan(6, 3, 4, 1e-3, 8)
-            train_contrast(tower_of(model), captioned, plan, train, train, progress)
+            train_contrast(tower_of(model), captioned, plan, train, train, progress, random.Random(0))
         else:
             answerer, plan = Answerer(model, TOKENIZER), AnswerPlan("x", 6, 2, 4, 4, 1e-3, 8, kept=(20,))
             tower_of(model).requires_grad_(False)
             known = see(tower_of(model), captioned, train, shift=True)
-            answerer.align(plan, known, Progress(tmp_path / f"{name} words.pt", lambda _: None))
+            answerer.align(plan, known, Progress(tmp_path / f"{name} words.pt", lambda _: None), random.Random(0))
             answerer.ready()
-            answerer.train(plan, known, known, progress)
+            answerer.train(plan, known, known, progress, random.Random(0))
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     with_places = trained("with", seen)
@@ -150,7 +150,7 @@ def test_a_stopped_phase_goes_on_exactly_where_it_was(tmp_path):
             whole = progress.steps
             progress.steps = lambda *args: (step for step in whole(*args) if _before(step, stop))
         with contextlib.suppress(KeyboardInterrupt):
-            answerer.train(replace(plan, steps=steps), seen, seen, progress)
+            answerer.train(replace(plan, steps=steps), seen, seen, progress, random.Random(0))
         return [parameter.detach() for parameter in answerer.trained.parameters()]
 
     whole = trained(tmp_path / "whole.pt", 4)
@@ -203,6 +203,22 @@ def test_an_orthogonal_step_has_the_directions_of_its_matrix_and_singular_values
     inside = left.mT @ orthogonal(given) @ right.mT
     values = inside.diagonal(dim1=1, dim2=2)
     assert (inside - torch.diag_embed(values)).abs().max() < 1e-3 and values.min() > 0.5 and values.max() < 1.4
+
+
+def test_models_of_two_seeds_share_no_picture_and_no_chance(monkeypatch, tmp_path):
+    drawn = {}
+    for seed in (0, 1):
+        asked = []
+        monkeypatch.setattr(
+            phases, "views", lambda split, start, count, grid, asked=asked: asked.append((split, start))
+        )
+        progress, rng = phases._phase("words", tmp_path, seed, lambda _: None)
+        phases._pictures(phases.WORDS, seed * phases._APART, progress)
+        drawn[seed] = dict(asked)["train"], rng.random()
+    assert drawn[0][0] == 0 and drawn[1][0] == phases._APART and drawn[0][1] != drawn[1][1]
+    assert (
+        max(plan.pictures for plan in (*phases.CONTRAST, phases.WORDS, *phases.ANSWERS, phases.DEEPER)) <= phases._APART
+    )
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class Answerer:
         known = [tokenizer.convert_tokens_to_ids(word) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
 
-    def align(self, plan: AnswerPlan, train: Seen, progress: Progress) -> None:
+    def align(self, plan: AnswerPlan, train: Seen, progress: Progress, rng: random.Random) -> None:
         """The contrast alone: projector and words, before any answer. It costs a twentieth of a step with answers."""
         aligned = [self.projector, self.decoder.embed_tokens]
         descend(
@@ -73,7 +73,7 @@ class Answerer:
             plan,
             len(train.scenes),
             progress,
-            random.Random(plan.name),
+            rng,
             lambda chosen, rng: self._spelled(*self._see(plan, train, chosen, rng)[::2], rng),
             lambda: "",
         )
@@ -89,7 +89,7 @@ class Answerer:
                 layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
             self.model.lm_head.weight.copy_(F.normalize(self.decoder.embed_tokens.weight, dim=-1))
 
-    def train(self, plan: AnswerPlan, train: Seen, tuning: Seen, progress: Progress) -> None:
+    def train(self, plan: AnswerPlan, train: Seen, tuning: Seen, progress: Progress, rng: random.Random) -> None:
         """All steps of a phase; goes on from where `progress` has it."""
         inside = [p for p in self.decoder.layers.parameters() if p.dim() == 2]
         known = set(map(id, inside))
@@ -100,7 +100,7 @@ class Answerer:
             plan,
             len(train.scenes),
             progress,
-            random.Random(plan.name),
+            rng,
             lambda chosen, rng: self._loss(plan, train, chosen, rng),
             lambda: self.evaluate(tuning, plan, 0 if plan.chance else max(plan.kept, default=0)),
         )

@@ -76,16 +76,22 @@ def fits(seen: Tensor, told: Tensor, present: Tensor) -> Tensor:
 
 
 def train_contrast(
-    tower: nn.Module, captioned: Captioned, plan: ContrastPlan, train: Views, tuning: Views, progress: Progress
+    tower: nn.Module,
+    captioned: Captioned,
+    plan: ContrastPlan,
+    train: Views,
+    tuning: Views,
+    progress: Progress,
+    rng: random.Random,
 ) -> None:
-    """Train both in place; goes on from where `progress` has it."""
+    """Train both in place, with the chance of `rng`; goes on from where `progress` has it."""
     descend(
         [tower, captioned],
         adamw([tower, captioned], plan.rate),
         plan,
         len(train.scenes),
         progress,
-        random.Random(plan.grid),
+        rng,
         lambda chosen, rng: _loss(tower, captioned, plan, train, chosen, rng),
         lambda: report(tower, captioned, tuning),
     )

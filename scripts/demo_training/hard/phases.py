@@ -5,6 +5,7 @@ Each is kept every two minutes, and a run that was stopped goes on from there.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,32 +57,36 @@ DEEPER = AnswerPlan(
     chance=True,
 )
 _TUNING = 128
+_APART = 20_000  # pictures between those of two seeds
 
 
 def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: Callable[[str], None]) -> None:
-    """All phases that are not done yet; the checkpoint goes to `out`, what is kept of phases to `work`."""
+    """All phases that are not done yet; the checkpoint goes to `out`, what is kept of phases to `work`.
+
+    Models of different seeds share no picture, no question and no weight.
+    """
     torch.manual_seed(seed)
     work.mkdir(parents=True, exist_ok=True)
-    processor, size = build_processor(), TOWERS[tower_size]
+    processor, size, start = build_processor(), TOWERS[tower_size], seed * _APART
     tokenizer = processor.tokenizer
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     model = build(len(tokenizer), ids, SHALLOW, seed, size).to(device)
     tower, captioned = tower_of(model), Captioned(size.width).to(device)
     for plan in CONTRAST:
-        progress = Progress(work / f"contrast{plan.grid}.pt", log)
-        train_contrast(tower, captioned, plan, *_pictures(plan, progress), progress)
+        progress, rng = _phase(f"contrast{plan.grid}", work, seed, log)
+        train_contrast(tower, captioned, plan, *_pictures(plan, start, progress), progress, rng)
     tower.requires_grad_(False)
-    progress, answerer = Progress(work / f"{WORDS.name}.pt", log), Answerer(model, tokenizer)
-    answerer.align(WORDS, _seen(tower, captioned, WORDS, progress, work)[0], progress)
+    answerer, (progress, rng) = Answerer(model, tokenizer), _phase(WORDS.name, work, seed, log)
+    answerer.align(WORDS, _seen(tower, captioned, WORDS, start, progress)[0], progress, rng)
     answerer.ready()
     for answers in ANSWERS:
-        progress = Progress(work / f"{answers.name}.pt", log)
-        answerer.train(answers, *_seen(tower, captioned, answers, progress, work), progress)
+        progress, rng = _phase(answers.name, work, seed, log)
+        answerer.train(answers, *_seen(tower, captioned, answers, start, progress), progress, rng)
     deep = grow(model.to("cpu"), seed, size).to(device)
-    progress, answerer = Progress(work / f"{DEEPER.name}.pt", log), Answerer(deep, tokenizer)
+    answerer, (progress, rng) = Answerer(deep, tokenizer), _phase(DEEPER.name, work, seed, log)
     new = not progress.done(DEEPER.steps)
-    train, tuning = _seen(tower_of(deep), captioned, DEEPER, progress, work)
-    answerer.train(DEEPER, train, tuning, progress)
+    train, tuning = _seen(tower_of(deep), captioned, DEEPER, start, progress)
+    answerer.train(DEEPER, train, tuning, progress, rng)
     for kept in (0, 192, 64) if new else ():
         log(f"{kept or 'all'} visual tokens: {answerer.evaluate(tuning, DEEPER, kept)}")
     deep = deep.to("cpu", torch.bfloat16).eval()
@@ -90,24 +95,28 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
     processor.save_pretrained(out)
 
 
-def _pictures(plan: ContrastPlan | AnswerPlan, progress: Progress) -> tuple[Views, Views]:
+def _phase(name: str, work: Path, seed: int, log: Callable[[str], None]) -> tuple[Progress, random.Random]:
+    return Progress(work / f"{name}.pt", log), random.Random(f"{name} {seed}")
+
+
+def _pictures(plan: ContrastPlan | AnswerPlan, start: int, progress: Progress) -> tuple[Views, Views]:
     """Those to train on and those to look at, drawn anew; next to none where a phase is done."""
     done = progress.done(plan.steps)
     count, held_out = (1, 1) if done else (plan.pictures, _TUNING)
-    train, tuning = views("train", 0, count, plan.grid), views("tuning", 0, held_out, plan.grid)
+    train, tuning = views("train", start, count, plan.grid), views("tuning", 0, held_out, plan.grid)
     progress.say(f"{count} pictures drawn")
     return train, tuning
 
 
 def _seen(
-    tower: torch.nn.Module, captioned: Captioned, plan: AnswerPlan, progress: Progress, work: Path
+    tower: torch.nn.Module, captioned: Captioned, plan: AnswerPlan, start: int, progress: Progress
 ) -> tuple[Seen, Seen]:
     """What the finished tower makes of the same pictures; kept in a file beside the phases."""
-    file = work / f"seen{plan.grid}_{plan.pictures}.pt"
+    file = progress.file.with_name(f"seen{plan.grid}_{plan.pictures}.pt")
     if not progress.done(plan.steps) and file.exists():
         progress.say(f"features of {plan.pictures} pictures from {file.name}")
-        return read(file, plan.grid)
-    train, tuning = (see(tower, captioned, pictures, shift=True) for pictures in _pictures(plan, progress))
+        return read(file, plan.grid, start)
+    train, tuning = (see(tower, captioned, pictures, shift=True) for pictures in _pictures(plan, start, progress))
     if not progress.done(plan.steps):
         write(file, train, tuning)
     return train, tuning

@@ -62,11 +62,11 @@ def write(file: Path, train: Seen, tuning: Seen) -> None:
     beside.replace(file)
 
 
-def read(file: Path, grid: int) -> tuple[Seen, Seen]:
-    """What `write` kept of the pictures 0, 1, … of either split."""
+def read(file: Path, grid: int, start: int = 0) -> tuple[Seen, Seen]:
+    """What `write` kept of the pictures `start`, `start + 1`, … of the training split and 0, 1, … of the tuning one."""
     kept, found = torch.load(file, weights_only=True), []
     for split, of in kept.items():
-        scenes = laid_out(split, 0, len(of["features"]), grid)
+        scenes = laid_out(split, start if split == "train" else 0, len(of["features"]), grid)
         found.append(Seen(scenes, of["features"], of["places"].long(), of["telling"]))
     train, tuning = found
     return train, tuning
