@@ -117,6 +117,29 @@ def test_a_question_sees_the_picture_and_itself_and_its_answer_is_what_is_said_n
     assert near.positions[0].tolist() == list(range(near.ids.shape[1]))
 
 
+def test_attention_in_two_parts_is_that_of_the_layers():
+    answerer = Answerer(untrained(), TOKENIZER)
+    scenes = [make_scene("train", index) for index in range(2)]
+    places = torch.arange(3, 30, 3).expand(2, -1)
+    packed = answerer.packer.pack(scenes, places, {"read": 1.0, "more": 1.0}, 3, 0.5, random.Random(0))
+    visual = torch.randn(2, 9, 96)
+    embedded, end = answerer.decoder.embed_tokens(packed.ids), packed.prefix + 9
+    hidden = torch.cat([embedded[:, : packed.prefix], visual, embedded[:, end:]], 1)
+    rotary = answerer.decoder.rotary_emb(hidden, packed.positions)
+    for layer in answerer.decoder.layers:
+        hidden = layer(hidden, attention_mask=packed.mask, position_embeddings=rotary)
+    there = answerer._forward(packed, visual)
+    torch.testing.assert_close(there, answerer.decoder.norm(hidden), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_known_is_asked_less():
+    answerer, plan = Answerer(untrained(), TOKENIZER), AnswerPlan("x", 6, 2, 4, 4, 1e-3, 8)
+    seen = see(tower_of(answerer.model), Captioned(TINY.width), views("tuning", 0, 16, 6))
+    said = answerer.evaluate(seen, plan).split("| ")[1].split()
+    shares = dict(zip(said[::2], map(float, said[1::2]), strict=True))
+    assert all(abs(answerer.weights[kind] - (1.15 - share)) < 0.006 for kind, share in shares.items())
+
+
 @pytest.mark.parametrize("kind", ["written", "number"])
 def test_where_a_claim_stands_the_truth_is_asked_for(kind):
     """A wrong number differs in one digit, or by one: what is to be said there is what the picture shows."""

@@ -34,11 +34,11 @@ ANSWERS = (
         "answers6", grid=6, steps=600, batch=48, questions=5, rate=3e-3, pictures=6000, instructed=0, weights=FIRST
     ),
     AnswerPlan(
-        "answers12", grid=12, steps=600, batch=32, questions=7, rate=3e-3, pictures=4000, system=0.1,
+        "answers12", grid=12, steps=700, batch=16, questions=7, rate=3e-3, pictures=4000, system=0.1,
         weights=dict.fromkeys(KINDS, 1.0) | {"read": 3, "written": 3, "exist": 2, "count": 2},
     ),
     AnswerPlan(
-        "answers24", grid=24, steps=700, batch=24, questions=8, rate=2e-3, pictures=2500, system=0.1,
+        "answers24", grid=24, steps=1400, batch=12, questions=8, rate=2e-3, pictures=2500, system=0.1,
         kept=(96, 128, 160), weights=dict.fromkeys(KINDS, 1.0) | {"read": 3, "written": 3, "exist": 2, "count": 2},
     ),
 )  # fmt: skip
