@@ -132,14 +132,6 @@ def test_attention_in_two_parts_is_that_of_the_layers():
     torch.testing.assert_close(there, answerer.decoder.norm(hidden), atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_known_is_asked_less():
-    answerer, plan = Answerer(untrained(), TOKENIZER), AnswerPlan("x", 6, 2, 4, 4, 1e-3, 8)
-    seen = see(tower_of(answerer.model), Captioned(TINY.width), views("tuning", 0, 16, 6))
-    said = answerer.evaluate(seen, plan).split("| ")[1].split()
-    shares = dict(zip(said[::2], map(float, said[1::2]), strict=True))
-    assert all(abs(answerer.weights[kind] - (1.15 - share)) < 0.006 for kind, share in shares.items())
-
-
 @pytest.mark.parametrize("kind", ["written", "number"])
 def test_where_a_claim_stands_the_truth_is_asked_for(kind):
     """A wrong number differs in one digit, or by one: what is to be said there is what the picture shows."""

@@ -29,7 +29,6 @@ from demo_training.sizes import tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 
 _HELD_OUT, _HEAT = 16, 20.0
-_KNOWN = 0.15  # how often a kind is asked that is always answered rightly, against one that never is
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,6 @@ class Answerer:
         self.trained = nn.ModuleList([self.decoder, self.projector, model.lm_head])
         known = [tokenizer.convert_tokens_to_ids(word) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
-        self.weights: dict[str, float] = {}  # of kinds of questions, since the last report: what is known is asked less
 
     def align(self, plan: AnswerPlan, train: Seen, progress: Progress, rng: random.Random) -> None:
         """The contrast alone: projector and words, before any answer. It costs a twentieth of a step with answers."""
@@ -115,7 +113,7 @@ class Answerer:
         packed = self.packer.pack(
             scenes,
             places,
-            self.weights or plan.weights,
+            plan.weights,
             plan.questions,
             plan.instructed,
             rng,
@@ -165,14 +163,14 @@ class Answerer:
 
         With `kept`, from so many visual tokens only, the most telling.
         """
-        rng, hits, weights = random.Random(5), defaultdict(list), plan.weights
+        rng, hits = random.Random(5), defaultdict(list)
         for start in range(0, len(tuning.scenes), _HELD_OUT):
             chosen = torch.arange(start, min(start + _HELD_OUT, len(tuning.scenes)))
             features, places = tuning.some(chosen, kept)
             packed = self.packer.pack(
                 [tuning.scenes[i] for i in chosen.tolist()],
                 places,
-                weights,
+                plan.weights,
                 12,
                 float(plan.instructed > 0),
                 rng,
@@ -184,7 +182,6 @@ class Answerer:
                 hits[kind].append(bool(right[row, first : last + 1].all()))
         shares = {kind: sum(said) / len(said) for kind, said in sorted(hits.items())}
         mean = sum(shares.values()) / len(shares)
-        self.weights = {kind: weight * (_KNOWN + 1 - shares.get(kind, 0)) for kind, weight in weights.items()}
         return f"mean {mean:.3f} | " + " ".join(f"{kind} {share:.2f}" for kind, share in shares.items())
 
 

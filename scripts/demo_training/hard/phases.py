@@ -29,6 +29,10 @@ CONTRAST = (
 )
 WORDS = AnswerPlan("words", grid=6, steps=300, batch=64, questions=0, rate=3e-3, pictures=6000)
 FIRST = {"exist": 1, "color": 2, "shape": 2, "read": 3, "verify": 1, "pick": 1, "written": 1, "beside": 1, "count": 1}
+LOOKUPS = {
+    "exist": 2, "color": 2, "shape": 2, "read": 2, "verify": 1.5, "pick": 1, "count": 2, "number": 1, "beside": 2,
+    "rank": 1,
+}  # fmt: skip
 ANSWERS = (
     AnswerPlan(
         "answers6", grid=6, steps=600, batch=48, questions=5, rate=3e-3, pictures=6000, instructed=0, weights=FIRST
@@ -38,8 +42,12 @@ ANSWERS = (
         weights=dict.fromkeys(KINDS, 1.0) | {"read": 3, "written": 3, "exist": 2, "count": 2},
     ),
     AnswerPlan(
-        "answers24", grid=24, steps=1400, batch=12, questions=8, rate=2e-3, pictures=2500, system=0.1,
-        kept=(96, 128, 160), weights=dict.fromkeys(KINDS, 1.0) | {"read": 3, "written": 3, "exist": 2, "count": 2},
+        "lookups24", grid=24, steps=900, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1, instructed=0.2,
+        kept=(64, 96, 128), weights=LOOKUPS,
+    ),
+    AnswerPlan(
+        "answers24", grid=24, steps=1000, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1,
+        kept=(64, 96, 128), weights=dict.fromkeys(KINDS, 1.0) | {"read": 2, "exist": 2, "count": 2},
     ),
 )  # fmt: skip
 DEEPER = AnswerPlan(
