@@ -63,6 +63,18 @@ def test_a_caption_is_as_true_as_the_best_patch_of_each_phrase_says():
             assert fits(seen, told, present)[b, m] == pytest.approx(sum(best) / len(best), abs=1e-5)
 
 
+def test_a_phrase_is_true_of_a_picture_where_its_best_patch_passes_the_bar():
+    torch.manual_seed(0)
+    captioned, patches = Captioned(TINY.width), torch.randn(2, 5, TINY.width)
+    told, bar = captioned.phrases(batch_of([EVERY]))[0], float(captioned.bar)
+    logits = captioned.truths(patches)
+    assert logits.shape == (2, len(EVERY))
+    for row in range(2):
+        for place in (0, 7, len(EVERY) - 1):
+            best = max(float(torch.cosine_similarity(captioned.patch(one), told[place], dim=0)) for one in patches[row])
+            assert float(logits[row, place]) == pytest.approx((best - bar) * float(captioned.heat[2].exp()), abs=1e-4)
+
+
 @pytest.mark.parametrize("phase", ["contrast", "answers"])
 def test_no_loss_reads_where_things_are(phase, monkeypatch, tmp_path):
     """The same training on pictures whose scenes have forgotten every place, to the last bit."""

@@ -1,8 +1,10 @@
 """Phase 1: the tower learns by contrast which caption belongs to which picture.
 
 Twice: by its CLS token, as CLIP does, and by late interaction, as FILIP does: a phrase is as true as its best patch
-says. Among the wrong captions of a picture is one in which a single attribute was changed. No loss knows where a thing
-is; the report says how often a phrase's best patch shows what it names, and that is measured, not trained.
+says. Among the wrong captions of a picture is one in which a single attribute was changed. And of every phrase that
+there is, its best patch says whether it is true of the picture: that is what teaches to tell near misses among many
+things. No loss knows where a thing is; the report says how often a phrase's best patch shows what it names, and that is
+measured, not trained.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from demo_training.hard.views import Views
 from demo_training.tower import normalise, run_tower
 
 _WIDTH = 96  # of the space in which pictures and phrases are compared
+_TRUTHS = 20.0  # weight of a mean over all phrases, of which most are easily seen to be wrong
 _HELD_OUT = 64  # pictures of a report's batch
 
 
@@ -45,7 +48,10 @@ class Captioned(nn.Module):
         self.phrase = nn.Sequential(nn.Linear(_WIDTH, 2 * _WIDTH), nn.GELU(), nn.Linear(2 * _WIDTH, _WIDTH))
         self.patch, self.whole = nn.Linear(tower_width, _WIDTH), nn.Linear(tower_width, _WIDTH)
         self.caption = nn.Linear(_WIDTH, _WIDTH)
-        self.heat = nn.Parameter(torch.tensor([math.log(20.0), math.log(10.0)]))  # of patches, of CLS
+        self.heat = nn.Parameter(
+            torch.tensor([math.log(20.0), math.log(10.0), math.log(10.0)])
+        )  # of patches, CLS, truths
+        self.bar = nn.Parameter(torch.tensor(0.5))  # how well a patch has to fit a phrase that is true
 
     def phrases(self, captions: Captions) -> Tensor:
         """`[B, P, W]`, of length 1; zeros where there is none."""
@@ -56,6 +62,12 @@ class Captioned(nn.Module):
         """`[B, N]`: how well each of the patches `[B, N, C]` fits the phrase that it fits best, of all there are."""
         every = Captions(batch_of([EVERY]).words.to(patches.device))
         return (F.normalize(self.patch(patches), dim=-1) @ self.phrases(every)[0].T).amax(-1)
+
+    def truths(self, patches: Tensor) -> Tensor:
+        """`[B, P]`: of every phrase, by its best patch among `[B, N, C]`, whether it is true of a picture; logits."""
+        every = Captions(batch_of([EVERY]).words.to(patches.device))
+        best = (F.normalize(self.patch(patches), dim=-1) @ self.phrases(every)[0].T).amax(1)
+        return (best - self.bar) * self.heat[2].exp().clamp(max=100)
 
     def compare(self, patches: Tensor, whole: Tensor, captions: Captions) -> tuple[Tensor, Tensor]:
         """How well B pictures fit M captions, `[B, M]` each: by patches `[B, N, C]`, and by the CLS token `[B, C]`."""
@@ -109,7 +121,8 @@ def _loss(
     moved = Captions(captions.words.to(whole.device))
     for scores in captioned.compare(patches, whole, moved):
         total = total + F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth)
-    return total
+    true = torch.tensor([[phrase in told for phrase in EVERY] for told in map(set, map(phrases, scenes))])
+    return total + _TRUTHS * F.binary_cross_entropy_with_logits(captioned.truths(patches), true.to(patches))
 
 
 def look(tower: nn.Module, seen: Views, chosen: Tensor, shift: bool = False) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from finepruner_lmms.demo.vocabulary import SPECIAL
 TOWERS = {"small": TowerSize(128, 4, 4), "large": TowerSize(256, 6, 4)}
 CONTRAST = (
     ContrastPlan(grid=6, steps=2500, batch=64, rate=1.5e-3, pictures=8000),
-    ContrastPlan(grid=24, steps=300, batch=16, rate=4e-4, pictures=3000),
+    ContrastPlan(grid=24, steps=1500, batch=8, rate=1e-3, pictures=3000),
 )
 WORDS = AnswerPlan("words", grid=6, steps=300, batch=64, questions=0, rate=3e-3, pictures=6000)
 FIRST = {"exist": 1, "color": 2, "shape": 2, "read": 3, "verify": 1, "pick": 1, "written": 1, "beside": 1, "count": 1}
@@ -42,11 +42,11 @@ ANSWERS = (
         weights=dict.fromkeys(KINDS, 1.0) | {"read": 3, "written": 3, "exist": 2, "count": 2},
     ),
     AnswerPlan(
-        "lookups24", grid=24, steps=900, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1, instructed=0.2,
+        "lookups24", grid=24, steps=600, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1, instructed=0.2,
         kept=(64, 96, 128), weights=LOOKUPS,
     ),
     AnswerPlan(
-        "answers24", grid=24, steps=1000, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1,
+        "answers24", grid=24, steps=900, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1,
         kept=(64, 96, 128), weights=dict.fromkeys(KINDS, 1.0) | {"read": 2, "exist": 2, "count": 2},
     ),
 )  # fmt: skip
