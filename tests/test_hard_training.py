@@ -66,13 +66,18 @@ def test_a_caption_is_as_true_as_the_best_patch_of_each_phrase_says():
 def test_a_phrase_is_true_of_a_picture_where_its_best_patch_passes_the_bar():
     torch.manual_seed(0)
     captioned, patches = Captioned(TINY.width), torch.randn(2, 5, TINY.width)
-    told, bar = captioned.phrases(batch_of([EVERY]))[0], float(captioned.bar)
+    told, bar = captioned.phrases(batch_of([EVERY]))[0], float(captioned.bar.detach())
     logits = captioned.truths(patches)
     assert logits.shape == (2, len(EVERY))
     for row in range(2):
         for place in (0, 7, len(EVERY) - 1):
-            best = max(float(torch.cosine_similarity(captioned.patch(one), told[place], dim=0)) for one in patches[row])
-            assert float(logits[row, place]) == pytest.approx((best - bar) * float(captioned.heat[2].exp()), abs=1e-4)
+            best = max(
+                float(torch.cosine_similarity(captioned.patch(one), told[place], dim=0).detach())
+                for one in patches[row]
+            )
+            assert float(logits[row, place].detach()) == pytest.approx(
+                (best - bar) * float(captioned.heat[2].detach().exp()), abs=1e-4
+            )
 
 
 @pytest.mark.parametrize("phase", ["contrast", "answers"])
