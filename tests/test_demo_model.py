@@ -1,4 +1,4 @@
-"""The embedded model: its geometry, its size, and that it answers by what it sees."""
+"""The models in the package: their geometry, their size, and that they answer by what they see."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from lmms_eval.tasks import TaskManager
 
 import finepruner_lmms as fp
 from finepruner_lmms.benchmarks import BENCHMARKS
-from finepruner_lmms.checkpoints.fetch import DEMO
+from finepruner_lmms.checkpoints.fetch import EMBEDDED
 from finepruner_lmms.data.task_folders import folder
 from finepruner_lmms.lmms.model import LlavaFinePruner
 
 
-def test_the_geometry_is_llavas():
-    model, processor = fp.load_model("demo")
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_geometry_is_llavas(name):
+    model, processor = fp.load_model(name)
     config = model.config
     assert type(model).__module__.startswith("transformers.")
     assert config.image_seq_length == 576 and config.vision_feature_layer == -2
@@ -28,21 +29,21 @@ def test_the_geometry_is_llavas():
         assert fp.build_pruner("fastv", budget=budget).schedule(32, 576) == [576] * 2 + [retained] * 30
 
 
-def test_the_weights_are_small_and_need_no_unpickling():
-    assert sum(file.stat().st_size for file in DEMO.iterdir()) <= 8_000_000
-    assert [file.suffix for file in DEMO.iterdir() if file.suffix in (".bin", ".pt", ".safetensors")] == [
-        ".safetensors"
-    ]
-    guide = Path(__file__).parents[1] / "docs" / "demo_model.md"
-    assert "3,696,096" in guide.read_text()
-    assert fp.load_model("demo")[0].num_parameters() == 3_696_096
+@pytest.mark.parametrize(("name", "page"), [("demo", "demo_model.md"), ("demo-hard", "hard_world.md")])
+def test_the_weights_are_small_and_need_no_unpickling(name, page):
+    files = list(EMBEDDED[name].iterdir())
+    assert sum(file.stat().st_size for file in files) <= 8_000_000
+    assert [file.suffix for file in files if file.suffix in (".bin", ".pt", ".safetensors")] == [".safetensors"]
+    guide = Path(__file__).parents[1] / "docs" / page
+    assert f"{fp.load_model(name)[0].num_parameters():,}" in guide.read_text()
 
 
 @pytest.mark.slow
-def test_it_answers_by_what_it_sees():
-    lm = LlavaFinePruner(pretrained="demo", batch_size=8)
+@pytest.mark.parametrize(("name", "least"), [("demo", 90), ("demo-hard", 65)])
+def test_it_answers_by_what_it_sees(name, least):
+    lm = LlavaFinePruner(pretrained=name, batch_size=8)
     manager = TaskManager(
-        include_path=str(folder("demo-tuning")), include_defaults=False, model_name="llava_finepruner"
+        include_path=str(folder(f"{name}-tuning")), include_defaults=False, model_name="llava_finepruner"
     )
 
     def percent(**method) -> float:
@@ -53,6 +54,6 @@ def test_it_answers_by_what_it_sees():
         return BENCHMARKS["vqav2"].percent(out["samples"][task])
 
     vanilla = percent(method="vanilla")
-    assert vanilla >= 90
+    assert vanilla >= least
     assert percent(method="random", budget=64) <= vanilla - 10
     assert percent(method="uniform", budget=1) <= 60
