@@ -12,7 +12,7 @@ from torch import Tensor
 from finepruner_lmms.checkpoints.prompts import vicuna_v1
 from finepruner_lmms.demo.hard.choices import ask
 from finepruner_lmms.demo.hard.scenes import Scene
-from finepruner_lmms.demo.question import Placed, Question
+from finepruner_lmms.demo.question import LETTERS, Placed, Question
 from finepruner_lmms.demo.scenes import GRID
 
 _TRUTHS: dict[str, Callable[[Sequence[Placed]], str]] = {
@@ -98,11 +98,30 @@ class Packer:
         return Packed(ids, positions, targets, mask[:, None], len(prefix), spans)
 
     def _segment(self, question: Question, instructed: bool) -> tuple[str, list[int], list[int], dict[int, int]]:
-        """Kind, tokens up to the answer, tokens of the answer and its end, and what a claim in `asked` should say."""
+        """Kind, tokens up to the answer, those of the answer and its end, and what else is said inside `asked`."""
         text = self.before + question.prompt(instruct=instructed or question.kind == "absent") + self.after
         asked = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         said = self.tokenizer(question.expected, add_special_tokens=False)["input_ids"]
-        return question.kind, asked, [*said, self.tokenizer.eos_token_id], self._claimed(question, asked)
+        return question.kind, asked, [*said, self.tokenizer.eos_token_id], self._inside(question, asked)
+
+    def _inside(self, question: Question, asked: list[int]) -> dict[int, int]:
+        """What is to be said inside a question, by the place in `asked` that it would stand at."""
+        return self._options(question, asked) if question.options else self._claimed(question, asked)
+
+    def _options(self, question: Question, asked: list[int]) -> dict[int, int]:
+        """The answer in a word where the options begin, and behind each option whether it is the right one.
+
+        A letter alone teaches little: that it stands for a word, and the word for what was asked, is learned in parts.
+        """
+        yes, no, line = (self.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no", "\n"))
+        places = []
+        for letter, option in zip(LETTERS, question.options, strict=True):
+            mark = [line, *self.tokenizer(f"{letter}. {option}", add_special_tokens=False)["input_ids"]]
+            start = next(at for at in range(len(asked)) if asked[at : at + len(mark)] == mark)
+            places.append((start, start + len(mark)))
+        told = self.tokenizer(question.answer, add_special_tokens=False)["input_ids"][0]
+        right = question.options.index(question.answer)
+        return {places[0][0]: told} | {end: yes if at == right else no for at, (_, end) in enumerate(places)}
 
     def _claimed(self, question: Question, asked: list[int]) -> dict[int, int]:
         """The places in `asked` of what a yes-or-no question claims of a thing, and the token that would be true there.

@@ -46,22 +46,23 @@ ANSWERS = (
         kept=(64, 96, 128), weights=LOOKUPS,
     ),
     AnswerPlan(
-        "answers24", grid=24, steps=900, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1,
-        kept=(64, 96, 128), weights=dict.fromkeys(KINDS, 1.0) | {"read": 2, "exist": 2, "count": 2},
+        "answers24", grid=24, steps=1000, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1,
+        kept=(64, 96, 128),
+        weights=dict.fromkeys(KINDS, 1.0) | dict.fromkeys(("read", "count", "beside", "side", "choice", "told"), 2.0),
     ),
 )  # fmt: skip
 DEEPER = AnswerPlan(
     "deep",
     grid=24,
-    steps=200,
-    batch=12,
-    questions=10,
-    rate=1e-3,
+    steps=80,
+    batch=8,
+    questions=8,
+    rate=8e-4,
     pictures=2500,
     aligned=0.05,
-    instructed=0.85,
-    system=0.8,
-    kept=(576, 192, 128, 64, 32),
+    instructed=0.6,
+    system=0.5,
+    kept=(576, 576, 192),
     chance=True,
 )
 _TUNING = 128
