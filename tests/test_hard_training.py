@@ -169,6 +169,26 @@ def test_where_a_claim_stands_the_truth_is_asked_for(kind):
     assert changed
 
 
+@pytest.mark.parametrize("kind", ["choice", "choice_zh", "told", "legend"])
+def test_behind_each_option_stands_whether_it_is_the_right_one(kind):
+    asked = 0
+    for scene in (make_scene("train", index) for index in range(8)):
+        packer = Packer(TOKENIZER)
+        packed = packer.pack([scene], torch.arange(9)[None], {kind: 1.0}, 1, 0.5, random.Random(1))
+        for _, row, first, last in packed.spans:
+            inside = [at for at in range(packed.prefix + 9, first) if packed.targets[row, at] >= 0]
+            told, *behind = (TOKENIZER.decode([packed.targets[row, at]]).strip() for at in inside)
+            assert TOKENIZER.decode(packed.ids[row, [inside[0]]]).strip() in ("?", "？")
+            assert sorted(behind) == ["no", "no", "no", "yes"]
+            letter = TOKENIZER.decode(packed.targets[row, first:last]).strip()
+            assert "ABCD"[behind.index("yes")] == letter
+            options = TOKENIZER.decode(packed.ids[row, inside[0] : first])
+            right = options.split(f" {letter} .")[1].split("\n")[0].replace(" ", "")
+            assert right.startswith(told)
+            asked += 1
+    assert asked >= 6
+
+
 def test_a_stopped_phase_goes_on_exactly_where_it_was(tmp_path):
     seen, said = see(tower_of(untrained()), Captioned(TINY.width), views("train", 0, 6, 6)), []
     plan = AnswerPlan("x", 6, 4, 3, 2, 1e-3, 6, kept=(9,))
