@@ -140,6 +140,7 @@ def test_wrong_studies_are_refused(tmp_path):
         ({"first": "fastv"}, "does not choose before the model"),
         ({"methods": ["fastv", "tobs"]}, "tobs"),
         ({"seeds": 3}, "seeds"),
+        ({"kinds": ["color", "colour"]}, "kinds: got 'colour'"),
         ({"profiles": ["gradient"]}, "profiles"),
         ({"methods": [{"method": "fastv", "rows": "$mass"}]}, "is none of profiles"),
     ):
@@ -155,7 +156,7 @@ def test_wrong_studies_are_refused(tmp_path):
 
 
 def test_the_studies_of_the_repository_are_read():
-    for name in ("hard", "small"):
+    for name in ("hard", "methods", "small"):
         study = read_study(ROOT / "scripts" / "head_study" / f"{name}.yaml")
         assert study.drops(32)
         for _, _, pruner in study.pruners():
@@ -178,6 +179,12 @@ def tokenless():
     """The embedded model's processor and configuration."""
     model, processor = fp.load_model("demo")
     return processor, model.config
+
+
+def test_only_the_kinds_that_a_study_names_are_asked(tokenless):
+    asked = [questions(*tokenless, "hard", "tuning", range(2), 3, kinds=kinds) for kinds in ((), ("read", "exist"))]
+    every, some = ({one.kind for one in found} for found in asked)
+    assert some == {"read", "exist"} and len(every) > 3
 
 
 def test_controls_and_oracles_are_no_candidates():

@@ -94,7 +94,8 @@ def measure(model: Any, processor: Any, study: Study, split: str, scenes: range,
     layers = len(model.model.language_model.layers)
     drops = study.drops(layers)
     stops = {drop.p + 1 for drop in drops if drop.start == ALL}
-    deck = Deck.part(model, processor, study.world, split, scenes, study.per_scene, stops, first_stage(study).wish)
+    wish = first_stage(study).wish
+    deck = Deck.part(model, processor, study.world, split, scenes, study.per_scene, stops, wish, study.kinds)
     answers = Answers(deck)
     answers.add(choice_name(VANILLA, 0, 0, VANILLA), deck.vanilla, answers.size, deck.full.visual)
     for drop in drops:

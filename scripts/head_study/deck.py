@@ -47,10 +47,11 @@ class Deck:
         per_scene: int,
         stops: Collection[int] = (),
         wish: TowerWish = NOTHING_MORE,
+        kinds: tuple[str, ...] = (),
     ) -> Deck:
         """Some scenes of a world, asked about each by itself; tokens go before a layer of `stops`."""
         deck = cls.__new__(cls)
-        asked = list(questions(processor, model.config, world, split, scenes, per_scene))
+        asked = list(questions(processor, model.config, world, split, scenes, per_scene, kinds=kinds))
         deck._fill(model, processor, world, split, asked, {*stops, len(model.model.language_model.layers)}, wish)
         return deck
 

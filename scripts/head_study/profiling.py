@@ -31,7 +31,7 @@ def profile(model: Any, processor: Any, study: Study, criterion: str, pretrained
 @torch.no_grad()
 def _scores(model: Any, processor: Any, study: Study, criterion: str, scenes: range) -> torch.Tensor:
     """What each question says of each head of every layer but the last, `[Q, L - 1, H]`."""
-    deck = Deck.part(model, processor, study.world, "tuning", scenes, study.per_scene)
+    deck = Deck.part(model, processor, study.world, "tuning", scenes, study.per_scene, kinds=study.kinds)
     last = len(deck.layers) - 1
     nothing = [deck.asked[0].nothing] * len(deck.images)
     unasked = Prefill(deck.layers, nothing, [[0]] * len(nothing), deck.vision.projected, {last}).attention

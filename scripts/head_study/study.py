@@ -20,7 +20,7 @@ from finepruner_lmms.errors import FieldError, check_choice
 from finepruner_lmms.heads.criteria import CRITERIA
 from finepruner_lmms.pruners import Pruner, VisionPruner
 from finepruner_lmms.sources import short_hash
-from head_study.worlds import VISUAL
+from head_study.worlds import VISUAL, WORLDS
 
 ALL = "all"
 """Where every visual token enters the language model, as for FastV."""
@@ -52,13 +52,15 @@ class Study(_Section):
     """The file. `budgets` are averages over the layers; a scoring layer p guides the drop before layer p + 1.
 
     `layers` are the scoring layers behind the first stage, the method `first`; where all tokens enter, those of them
-    are measured that can reach the budget. `methods` are entries as in a matrix file; without a budget, at all of them.
+    are measured that can reach the budget. `kinds` of questions: all that need the picture, where none are named.
+    `methods` are entries as in a matrix file; without a budget, at all of them.
     """
 
     world: Literal["easy", "hard"]
     models: dict[str, str]
     scenes: Scenes
     per_scene: PositiveInt = 3
+    kinds: tuple[str, ...] = ()
     chunk: PositiveInt = 20
     budgets: tuple[PositiveInt, ...]
     first: str = "scope"
@@ -151,6 +153,8 @@ def read_study(file: Path) -> Study:
     first = fp.build_pruner(study.first, budget=study.budgets[0])
     if not isinstance(first, VisionPruner) or first.reads_question:
         raise FieldError("first", f"{study.first!r} does not choose before the model by the picture alone")
+    for kind in study.kinds:
+        check_choice("kinds", kind, WORLDS[study.world].kinds)
     for criterion in study.profiles:
         check_choice(
             "profiles", criterion, [one for one in CRITERIA if one != "gradient"]

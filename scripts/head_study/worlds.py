@@ -30,11 +30,13 @@ class World:
     ask: Callable[..., Question | None]
     kinds: tuple[str, ...]
 
-    def questions(self, split: str, number: int, count: int, rng: random.Random) -> list[Question]:
-        """Up to `count` questions of different kinds about a scene."""
+    def questions(
+        self, split: str, number: int, count: int, rng: random.Random, kinds: tuple[str, ...] = ()
+    ) -> list[Question]:
+        """Up to `count` questions of different kinds about a scene; of `kinds`, if there are any."""
         scene = self.make_scene(split, number)
         found: list[Question] = []
-        for kind in rng.sample(self.kinds, len(self.kinds)):
+        for kind in rng.sample(kinds or self.kinds, len(kinds or self.kinds)):
             question = self.ask(scene, kind, rng)
             if question is not None and len(found) < count:
                 found.append(question)
@@ -73,6 +75,7 @@ def questions(
     scenes: range,
     per_scene: int,
     rng: random.Random | None = None,
+    kinds: tuple[str, ...] = (),
 ) -> Iterator[Asked]:
     """`per_scene` questions of different kinds about each of some scenes, counted from the first that is free.
 
@@ -81,7 +84,7 @@ def questions(
     which = WORLDS[world]
     for number in range(FIRST_SCENE + scenes.start, FIRST_SCENE + scenes.stop):
         own = random.Random(f"study {split} {number}") if rng is None else rng
-        for question in which.questions(split, number, per_scene, own):
+        for question in which.questions(split, number, per_scene, own, kinds):
             yield _asked(processor, config, which.make_scene(split, number), number, question)
 
 
