@@ -4,7 +4,7 @@ Five phases, each saved under `--work` when it is done, the long ones also every
 on from there (`--fresh` starts over). Times on two CPU cores are in docs/demo_model.md.
 
 `--world hard` trains a model of the demanding world instead, by other phases, of which none knows where things are
-(demo_training/hard/phases.py). No model of it is finished yet: docs/appendix/log_hard_world.md says how far it is.
+(demo_training/hard/phases.py). docs/hard_world.md says what the model in the package can do.
 """
 
 from __future__ import annotations
