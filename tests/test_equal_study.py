@@ -86,6 +86,13 @@ def test_what_is_measured_is_not_measured_again(measured, monkeypatch):
     assert Results(fewer, out, "test").scenes.tolist() == Results(study, out, "test").scenes.tolist()[:1]
 
 
+def test_what_the_model_cannot_serve_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(equal, "measure", lambda *_: pytest.fail("measured"))
+    study = Study.model_validate(SMALL | {"profiles": [], "methods": ["scope", "cdpruner"]})
+    with pytest.raises(FieldError, match="needs the text tower"):
+        equal.run(study, "one", "demo", tmp_path, 0, 1, "cpu")
+
+
 def test_every_table_has_its_place_in_the_pages(measured, tmp_path, monkeypatch):
     study, out = measured
     docs = [tmp_path / "head_study.md", tmp_path / "head_study_equal.md"]

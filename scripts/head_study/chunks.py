@@ -105,6 +105,15 @@ def measure(model: Any, processor: Any, study: Study, split: str, scenes: range,
     return answers.part()
 
 
+@torch.no_grad()
+def rehearse(model: Any, processor: Any, study: Study, profiles: Mapping[str, Path]) -> None:
+    """One question to every method: what this model cannot serve raises its error now, and not after hours."""
+    kinds, layers = study.kinds, len(model.model.language_model.layers)
+    deck = Deck.part(model, processor, study.world, "tuning", range(1), 1, {layers}, first_stage(study).wish, kinds)
+    for start in range(0, len(rows := study.pruners(profiles)), _METHODS):
+        _ask(deck, rows[start : start + _METHODS], Answers(deck))
+
+
 def first_stage(study: Study) -> VisionPruner:
     """The method before the model, without a budget."""
     found = build_pruner(study.first)

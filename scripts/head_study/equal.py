@@ -17,7 +17,7 @@ import torch
 
 import finepruner_lmms as fp
 from finepruner_lmms.errors import FieldError
-from head_study.chunks import measure
+from head_study.chunks import measure, rehearse
 from head_study.profiling import profile
 from head_study.study import SPLITS, Study, read_study
 from head_study.worlds import VISUAL
@@ -66,6 +66,7 @@ def run(study: Study, name: str, pretrained: str, out: Path, own: int, of: int, 
     for criterion, file in profiles.items():
         profile(model, processor, study, criterion, pretrained, file)
     _check(study, model, profiles)
+    rehearse(model, processor, study, profiles)
     work = [(split, scenes) for split in SPLITS for scenes in study.parts(split)]
     for split, scenes in work[own::of]:
         file = part_file(out, name, split, scenes)
