@@ -60,14 +60,16 @@ class Captioned(nn.Module):
 
     def telling(self, patches: Tensor) -> Tensor:
         """`[B, N]`: how well each of the patches `[B, N, C]` fits the phrase that it fits best, of all there are."""
-        every = Captions(batch_of([EVERY]).words.to(patches.device))
-        return (F.normalize(self.patch(patches), dim=-1) @ self.phrases(every)[0].T).amax(-1)
+        return self._fit(patches).amax(-1)
 
     def truths(self, patches: Tensor) -> Tensor:
         """`[B, P]`: of every phrase, by its best patch among `[B, N, C]`, whether it is true of a picture; logits."""
+        return (self._fit(patches).amax(1) - self.bar) * self.heat[2].exp().clamp(max=100)
+
+    def _fit(self, patches: Tensor) -> Tensor:
+        """`[B, N, P]`: the cosine of each patch with every phrase that there is."""
         every = Captions(batch_of([EVERY]).words.to(patches.device))
-        best = (F.normalize(self.patch(patches), dim=-1) @ self.phrases(every)[0].T).amax(1)
-        return (best - self.bar) * self.heat[2].exp().clamp(max=100)
+        return F.normalize(self.patch(patches), dim=-1) @ self.phrases(every)[0].T
 
     def compare(self, patches: Tensor, whole: Tensor, captions: Captions) -> tuple[Tensor, Tensor]:
         """How well B pictures fit M captions, `[B, M]` each: by patches `[B, N, C]`, and by the CLS token `[B, C]`."""
