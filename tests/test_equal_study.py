@@ -39,6 +39,8 @@ SMALL = {
     "methods": [
         {"method": "scope+finepruner", "first": 110, "layer": 12, "head_strategy": "recommended"},
         {"method": "fastv", "layer": 1},
+        "hiprune",  # wants an earlier layer of the tower, and the next one the later layer's whole attention
+        "prunesid",
         {"method": "fastv+finepruner", "layer": 1, "head_strategy": "profile", "profile": "$evidence"},
     ],
 }
@@ -124,7 +126,7 @@ def test_methods_are_in_the_published_order_or_not(measured):
     study, out = measured
     found = Results(study, out, "test")
     here = ours(found, 64)
-    assert set(here) == {"scope+finepruner", "fastv", "fastv+finepruner"}
+    assert set(here) == {"scope+finepruner", "fastv", "hiprune", "prunesid", "fastv+finepruner"}
     assert here["fastv"] == 100 * found.percent(choice_name("method", 0, 64, "fastv layer=1")) / found.percent(
         choice_name("vanilla", 0, 0, "vanilla")
     )

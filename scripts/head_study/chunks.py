@@ -160,7 +160,8 @@ def _ask(deck: Deck, rows: Sequence[tuple[str, int, Pruner]], answers: Answers) 
         ids = torch.tensor([[padding] * (width - len(one.ids)) + one.ids for one in asked])
         mask = torch.tensor([[0] * (width - len(one.ids)) + [1] * len(one.ids) for one in asked])
         inputs = {"input_ids": ids.to(deck.model.device), "attention_mask": mask.to(deck.model.device)}
-        inputs["vision"] = deck.vision.of_rows(deck.place[some].tolist())
+        # not what the deck has encoded: methods want to know different things of the tower
+        inputs["pixel_values"] = deck.pixels[deck.place[some]].to(deck.model.device)
         pruners, said = [pruner for *_, pruner in rows], [one.question for one in asked]
         limits = {"max_new_tokens": longest, "do_sample": False}
         found = answer_together(deck.model, pruners, inputs, questions=said, **limits)

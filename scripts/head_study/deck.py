@@ -81,8 +81,8 @@ class Deck:
 
     def _encode(self, world: str, split: str, wish: TowerWish) -> VisionOutputs:
         pictures = [WORLDS[world].make_scene(split, int(number)).image() for number in self.images]
-        pixels = torch.stack([preprocess(self.processor.image_processor, one, "pad") for one in pictures])
-        parts = [fp.encode_images(self.model, some, wish) for some in pixels.split(16)]
+        self.pixels = torch.stack([preprocess(self.processor.image_processor, one, "pad") for one in pictures])
+        parts = [fp.encode_images(self.model, some, wish) for some in self.pixels.split(16)]
         return parts[0] if len(parts) == 1 else VisionOutputs.join(parts)
 
     def prefill(self, prompts: Sequence[list[int]], visual: Tensor, stops: Collection[int]) -> Prefill:
