@@ -23,6 +23,7 @@ from demo_training.hard.packing import Packer
 from demo_training.hard.resume import Progress
 from demo_training.hard.seen import Seen, read, see, write
 from demo_training.hard.views import Views, views
+from demo_training.language import grow
 from demo_training.sizes import SHALLOW, TowerSize, build, tower_of
 
 from finepruner_lmms.demo.hard.scenes import make_scene
@@ -271,6 +272,18 @@ def test_models_of_two_seeds_share_no_picture_and_no_chance(monkeypatch, tmp_pat
     assert (
         max(plan.pictures for plan in (*phases.CONTRAST, phases.WORDS, *phases.ANSWERS, phases.DEEPER)) <= phases._APART
     )
+
+
+def test_layers_that_add_nothing_look_where_the_layer_before_them_looks():
+    shallow = untrained()
+    deep = phases.echo(grow(shallow, 1, TINY))
+    layers, trained = deep.model.language_model.layers, [0, 1, 2, 7, 12, 17, 22, 27]
+    for place, layer in enumerate(layers):
+        source = shallow.model.language_model.layers[sum(place >= one for one in trained) - 1]
+        assert torch.equal(layer.self_attn.q_proj.weight, source.self_attn.q_proj.weight)
+        assert bool(layer.self_attn.o_proj.weight.any()) == bool(layer.mlp.down_proj.weight.any()) == (place in trained)
+    ids = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    torch.testing.assert_close(deep(**ids).logits, shallow(**ids).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from demo_training.hard.answers import Answerer, AnswerPlan
 from demo_training.hard.contrast import Captioned, ContrastPlan, train_contrast
@@ -91,7 +92,7 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
     for answers in ANSWERS:
         progress, rng = _phase(answers.name, work, seed, log)
         answerer.train(answers, *_seen(tower, captioned, answers, start, progress), progress, rng)
-    deep = grow(model.to("cpu"), seed, size).to(device)
+    deep = echo(grow(model.to("cpu"), seed, size)).to(device)
     answerer, (progress, rng) = Answerer(deep, tokenizer), _phase(DEEPER.name, work, seed, log)
     new = not progress.done(DEEPER.steps)
     train, tuning = _seen(tower_of(deep), captioned, DEEPER, start, progress)
@@ -102,6 +103,23 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
     deep.generation_config.max_new_tokens = 8
     deep.save_pretrained(out)
     processor.save_pretrained(out)
+
+
+def echo(deep: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """Layers that add nothing yet become copies of the trained one before them, whose output still counts for nothing.
+
+    So their heads look somewhere, which methods listen to, before they are trained. As in "LLaMA Pro: progressive LLaMA
+    with block expansion" (https://arxiv.org/abs/2401.02415). Changed in place.
+    """
+    trained = None
+    for layer in deep.model.language_model.layers:
+        if layer.self_attn.o_proj.weight.any():
+            trained = layer
+        elif trained is not None:
+            layer.load_state_dict(trained.state_dict())
+            torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+            torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    return deep
 
 
 def _phase(name: str, work: Path, seed: int, log: Callable[[str], None]) -> tuple[Progress, random.Random]:
