@@ -66,7 +66,7 @@ class Packer:
         Positions are those of a whole picture of which other tokens were dropped; with `compact`, tokens close ranks.
         A share `instructed` is asked as benchmarks do; all behind the system's sentence where `system` says so.
         """
-        rows = [[self._segment(one, rng.random() < instructed) for one in _some(scene, weights, number, rng)]
+        rows = [[self._segment(one, rng.random() < instructed, rng) for one in _some(scene, weights, number, rng)]
                 for scene in scenes]  # fmt: skip
         prefix = self._prefixes[system]
         start = len(prefix) + places.shape[1]
@@ -97,9 +97,12 @@ class Packer:
         mask = (seen & causal) | torch.eye(length, dtype=torch.bool)
         return Packed(ids, positions, targets, mask[:, None], len(prefix), spans)
 
-    def _segment(self, question: Question, instructed: bool) -> tuple[str, list[int], list[int], dict[int, int]]:
+    def _segment(
+        self, question: Question, instructed: bool, rng: random.Random
+    ) -> tuple[str, list[int], list[int], dict[int, int]]:
         """Kind, tokens up to the answer, those of the answer and its end, and what else is said inside `asked`."""
-        text = self.before + question.prompt(instruct=instructed or question.kind == "absent") + self.after
+        ocr = instructed and question.kind == "read" and rng.random() < 0.5  # TextVQA's prompt has an empty line of it
+        text = self.before + question.prompt(instructed or question.kind == "absent", ocr) + self.after
         asked = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         said = self.tokenizer(question.expected, add_special_tokens=False)["input_ids"]
         return question.kind, asked, [*said, self.tokenizer.eos_token_id], self._inside(question, asked)
