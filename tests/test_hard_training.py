@@ -191,7 +191,7 @@ def test_behind_each_option_stands_whether_it_is_the_right_one(kind):
 
 
 def test_prompts_of_training_are_those_of_the_benchmarks():
-    """TextVQA's has an empty line of machine-read words: a model that never saw it was at 0.4 with it, at 0.8 without."""
+    """TextVQA's has an empty line of machine-read words: a model that never saw it has 0.4 with it, 0.8 without."""
 
     def asked(instructed: float) -> list[str]:
         packer, rng = Packer(TOKENIZER), random.Random(2)
