@@ -15,7 +15,7 @@ from finepruner_lmms.errors import FieldError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from head_study import equal, report
+from head_study import equal, methods, report
 from head_study.chunks import Part, choice_name, read_part
 from head_study.guides import FASTV, ORACLE, Seen, guides
 from head_study.published_order import agreement, ours, published
@@ -132,6 +132,20 @@ def test_methods_are_in_the_published_order_or_not(measured):
     )
     kinds = [found.percent(f"{ALL}/0/64/{ORACLE}", kind) for kind in found.kinds]
     assert np.mean(kinds) == found.percent(f"{ALL}/0/64/{ORACLE}")
+
+
+def test_the_page_of_methods_says_what_was_measured(measured, tmp_path, monkeypatch):
+    study, out = measured
+    page, file = tmp_path / "hard_methods.md", tmp_path / "study.yaml"
+    page.write_text((ROOT / "docs" / "hard_methods.md").read_text())
+    file.write_text(study.model_dump_json())
+    monkeypatch.setattr(sys, "argv", ["methods", str(file), "--out", str(out), "--doc", str(page)])
+    methods.main()
+    found = Results(study, out, "test")
+    right, kept = (of(choice_name("method", 0, 64, CHAIN)) for of in (found.percent, found.evidence))
+    whole = found.percent(choice_name("vanilla", 0, 0, "vanilla"))
+    assert f"| `{CHAIN}` | {right:.1f}, {100 * right / whole:.0f} % ({kept:.0f} %) |" in page.read_text()
+    assert (tmp_path / "hard_methods.png").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize("budget", [192, 128, 64, 32])

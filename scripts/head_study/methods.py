@@ -1,0 +1,121 @@
+"""Methods alone, beside everything kept: `python -m head_study.methods STUDY.yaml --out FOLDER --doc PAGE.md`.
+
+Fills the tables `methods` and `versus` of a page that marks their places, and draws the picture that has its name. Run
+from `scripts/` after `head_study.equal`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+
+from finepruner_lmms.statistics.families import holm
+from head_study.chunks import METHOD, VANILLA, choice_name
+from head_study.guides import FASTV, ORACLE
+from head_study.results import Results, baseline
+from head_study.study import ALL, Study, read_study
+from head_study.write import fill, header, row
+
+mpl.use("Agg")
+EVERYTHING = choice_name(VANILLA, 0, 0, VANILLA)
+_SHOWN = ("fastv", "fastv layer=1", "pdrop", "sparsevlm", "priortr", "scope", "tops")
+_NORMAL = 1.96
+
+
+def named(results: Results, budget: int) -> dict[str, list[str]]:
+    """The choices of each row of the table at a budget; a row of several seeds has several."""
+    base, early = baseline(budget, results), choice_name(ALL, 0, budget, FASTV)
+    found = {"fastv": [base], "oracle: the tokens asked about": [base.replace(FASTV, ORACLE)]}
+    if early != base:
+        found["fastv layer=1"] = [early]
+    for one in results.choices:
+        if one.start == METHOD and one.budget == budget:
+            label = "random" if one.guide.startswith("random ") else one.guide
+            found.setdefault(label, []).append(one.name)
+    return found
+
+
+def mean(results: Results, names: Sequence[str]) -> tuple[float, float]:
+    """Right answers and evidence kept, in percent."""
+    right = float(np.mean([results.percent(name) for name in names]))
+    return right, float(np.mean([results.evidence(name) for name in names]))
+
+
+def table(results: Results, budgets: Sequence[int]) -> Iterator[str]:
+    """Right answers, what that is of everything kept, and the evidence kept; the best at the first budget first."""
+    whole = results.percent(EVERYTHING)
+    yield from header("method", *(f"{budget} tokens" for budget in budgets))
+    yield row("everything kept", *[f"{whole:.1f}"] * len(budgets))
+    rows = {budget: named(results, budget) for budget in budgets}
+    labels = sorted(rows[budgets[0]], key=lambda label: -mean(results, rows[budgets[0]][label])[0])
+    for label in labels:
+        cells = []
+        for budget in budgets:
+            right, kept = mean(results, rows[budget][label]) if label in rows[budget] else (np.nan, np.nan)
+            cells.append("" if np.isnan(right) else f"{right:.1f}, {100 * right / whole:.0f} % ({kept:.0f} %)")
+        yield row(f"`{label}`" if ":" not in label else label, *cells)
+
+
+def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
+    """`visualheads` minus other methods, in points, ± one standard error, with p after Holm over the table."""
+    found = []
+    for budget in budgets:
+        rows = named(results, budget)
+        for label in (one for one in rows if one.startswith("visualheads")):
+            for other in (one for one in _SHOWN if one in rows):
+                found.append((budget, label, other, results.minus(rows[label][0], rows[other][0])))
+    adjusted = iter(holm([one.p for *_, one in found if one.p is not None]))
+    cells = {}
+    for budget, label, other, one in found:
+        p = "" if one.p is None else f", p {next(adjusted):.2g}"
+        cells[budget, label, other] = f"{one.value:+.1f} ± {one.error or 0:.1f}{p}"
+    yield from header("budget", "", *(f"minus `{other}`" for other in _SHOWN))
+    for budget, label in dict.fromkeys((budget, label) for budget, label, *_ in found):
+        yield row(budget, f"`{label}`", *(cells.get((budget, label, other), "") for other in _SHOWN))
+
+
+def draw(results: Results, budgets: Sequence[int], file: Path) -> None:
+    """Right answers of every method at each budget, with the 95 % interval of the difference to everything kept."""
+    whole = results.percent(EVERYTHING)
+    rows = {budget: named(results, budget) for budget in budgets}
+    labels = sorted(rows[budgets[0]], key=lambda label: mean(results, rows[budgets[0]][label])[0])
+    figure, axes = plt.subplots(figsize=(8, 0.27 * len(labels) + 1.2), constrained_layout=True)
+    for budget, color, shift in zip(budgets, ("#0b6e99", "#d9730d"), (0.14, -0.14), strict=False):
+        for place, label in enumerate(labels):
+            if names := rows[budget].get(label):
+                value = 100 * mean(results, names)[0] / whole
+                error = results.minus(names[0], EVERYTHING, test=False).error or 0
+                wide = 100 * _NORMAL * error / whole
+                axes.errorbar(value, place + shift, xerr=wide, fmt="o", color=color, ms=4, lw=1.2,
+                              label=f"{budget} tokens" if label == labels[-1] else None)  # fmt: skip
+    axes.axvline(100, color="#999", lw=0.8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set_xlabel("right answers, in percent of those with all 576 tokens")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="upper left")
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Fill the page and draw its picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--doc", type=Path, required=True)
+    arguments = parser.parse_args()
+    study: Study = read_study(arguments.study)
+    results = Results(study, arguments.out, "test")
+    tables = {"methods": list(table(results, study.budgets)), "versus": list(versus(results, study.budgets))}
+    text = fill([arguments.doc.read_text(encoding="utf-8")], tables)[0]
+    arguments.doc.write_text(text, encoding="utf-8")
+    draw(results, study.budgets, arguments.doc.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
