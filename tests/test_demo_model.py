@@ -39,12 +39,10 @@ def test_the_weights_are_small_and_need_no_unpickling(name, page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("demo", 90), ("demo-hard", 65)])
-def test_it_answers_by_what_it_sees(name, least):
+@pytest.mark.parametrize(("name", "data", "least"), [("demo", "demo-tuning", 90), ("demo-hard", "demo-hard", 50)])
+def test_it_answers_by_what_it_sees(name, data, least):
     lm = LlavaFinePruner(pretrained=name, batch_size=8)
-    manager = TaskManager(
-        include_path=str(folder(f"{name}-tuning")), include_defaults=False, model_name="llava_finepruner"
-    )
+    manager = TaskManager(include_path=str(folder(data)), include_defaults=False, model_name="llava_finepruner")
 
     def percent(**method) -> float:
         lm.configure(**method)
