@@ -153,6 +153,7 @@ def test_plots_are_drawn_and_their_data_told(started, report):
         assert drop.locator("svg[role=img]").get_attribute("aria-label").startswith("What each budget loses")
         assert {"fastv", "random", "vanilla", "visionzip"} <= set(drop.locator("svg text").all_text_contents())
         drop.locator("summary").click()
+        drop.locator("tbody tr").first.wait_for()  # a row that is not seen yet has no text
         lines = drop.locator("tbody tr").all_inner_texts()
         random = [line for line in lines if line.startswith("random")]
         assert len(lines) == 15 and len(random) == 2
@@ -167,6 +168,7 @@ def test_plots_are_drawn_and_their_data_told(started, report):
         speed = page.locator("#plots figure").nth(1)
         assert "Measured on a made-up GPU" in speed.locator("figcaption").inner_text()
         speed.locator("summary").click()
+        speed.locator("tbody tr").first.wait_for()
         front = [line.split("\t")[0] for line in speed.locator("tbody tr").all_inner_texts() if line.endswith("yes")]
         assert "vanilla" in front and not any(name.startswith("random") for name in front)
 
