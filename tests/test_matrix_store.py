@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from finepruner_lmms.claims import holder_of
 from finepruner_lmms.cli import app
 from finepruner_lmms.judge.settings import JudgeServer
-from finepruner_lmms.matrix.attempts import begin_attempt, end_attempt, write_error
+from finepruner_lmms.matrix.attempts import begin_attempt, end_attempt, take, write_error
 from finepruner_lmms.matrix.plan import Cell
-from finepruner_lmms.matrix.results import check_result, write_result
+from finepruner_lmms.matrix.results import check_result, read_cell, write_result
 from finepruner_lmms.matrix.store import Store, StoreError
 
 CELL = cell("abc", "pope")
@@ -93,6 +93,26 @@ def test_a_new_attempt_keeps_the_evidence_of_the_old_one(store):
     assert store.state(CELL).name == "running"
     write_result(folder, RESULT, SAMPLES)
     assert store.state(CELL).name == "done"
+
+
+def test_a_cell_that_ends_while_it_is_looked_at_is_not_called_interrupted(store, monkeypatch):
+    folder = store.cell_dir(CELL)
+    begin_attempt(folder, "1")
+
+    def look_and_finish(folder, cell):
+        found = read_cell(folder, cell)
+        write_result(folder, RESULT, SAMPLES)
+        return found
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("finepruner_lmms.matrix.store.read_cell", look_and_finish)
+        assert store.state(CELL).name == "running"
+    assert store.state(CELL).name == "done"
+
+
+def test_a_cell_that_is_taken_is_running_before_its_worker_has_written_a_word(store):
+    assert take(store.cell_dir(CELL), 0) is not None
+    assert store.state(CELL).name == "running" and store.state(CELL).reason.startswith("attempt 1: process ")
 
 
 def test_results_of_other_settings_are_counted_not_shown(store):

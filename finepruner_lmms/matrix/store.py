@@ -34,7 +34,7 @@ from finepruner_lmms.claims import Locked, is_locked, lock
 from finepruner_lmms.errors import Failure
 from finepruner_lmms.files import set_aside, write_json
 from finepruner_lmms.lmms.identity_record import Identity
-from finepruner_lmms.matrix.attempts import holder
+from finepruner_lmms.matrix.attempts import holder, last_attempt
 from finepruner_lmms.matrix.evidence import checksum
 from finepruner_lmms.matrix.imports import Imports, read_imports, with_imports, without_imports
 from finepruner_lmms.matrix.plan import Cell, Study
@@ -233,18 +233,21 @@ def _state(folder: Path, cell: Cell) -> State:
         if there is None:
             return State("missing")
         return State("failed", f"{there.name} is no folder", damaged=True)
+    # who works on it comes first: a worker writes what came of a cell, and then lets go of it
+    owner, status, error, flaw = holder(folder), None, None, ""
+    try:
+        status, error = load(Status, folder / "status.json"), load(CellError, folder / "error.json")
+    except Damage as damage:
+        flaw = str(damage)
     found = read_cell(folder, cell)
     if found.result is not None:
         return State("done", result=found.result)
     if found.answers is not None:
         return State("waiting", found.reason, damaged=found.damaged)
-    try:
-        status, error = load(Status, folder / "status.json"), load(CellError, folder / "error.json")
-    except Damage as damage:
-        status, error = None, None
-        found = found if found.damaged else replace(found, reason=str(damage))
-    if status is not None and status.state == "running" and (owner := holder(folder)) is not None:
-        return State("running", f"attempt {status.attempt}: {owner}")
+    if flaw and not found.damaged:
+        found = replace(found, reason=flaw)
+    if owner is not None and not flaw:
+        return State("running", f"attempt {last_attempt(folder)}: {owner}")
     if error is not None:
         return State("failed", f"{error.error}: {error.message}")
     if found.reason:
