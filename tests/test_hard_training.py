@@ -16,21 +16,26 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from demo_training.hard import phases
 from demo_training.hard.answers import Answerer, AnswerPlan
-from demo_training.hard.captions import ATTRIBUTES, EVERY, batch_of, near_miss, phrases
+from demo_training.hard.captions import ATTRIBUTES, CHOICES, EVERY, NUMBERS, batch_of, chosen, near_miss, phrases
 from demo_training.hard.contrast import Captioned, ContrastPlan, fits, look, report, train_contrast
 from demo_training.hard.muon import orthogonal
+from demo_training.hard.neighbours import LAYERS, look_around
 from demo_training.hard.packing import Packer
 from demo_training.hard.resume import Progress
 from demo_training.hard.seen import Seen, read, see, write
+from demo_training.hard.steps import DIRECT
 from demo_training.hard.views import Views, views
 from demo_training.language import grow
 from demo_training.sizes import SHALLOW, TowerSize, build, tower_of
 
+from finepruner_lmms.demo.hard.choices import KINDS
+from finepruner_lmms.demo.hard.questions import PLURAL
 from finepruner_lmms.demo.hard.scenes import make_scene
+from finepruner_lmms.demo.hard.things import SIDES
 from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.vocabulary import SPECIAL
 
-TINY = TowerSize(32, 2, 2)
+TINY = TowerSize(32, 3, 4)
 TOKENIZER = build_processor().tokenizer
 
 
@@ -43,6 +48,7 @@ def test_a_caption_says_nothing_of_where_things_are():
     scene = make_scene("train", 3)
     moved = replace(scene, things=tuple(replace(thing, x=23 - thing.x, y=23 - thing.y) for thing in scene.things))
     assert phrases(moved) == phrases(scene) and len(phrases(scene)) > 15
+    assert chosen(moved) == chosen(scene)
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
@@ -52,6 +58,34 @@ def test_a_near_miss_differs_in_what_one_thing_is(attribute):
         wrong = near_miss(scene, attribute, random.Random(index))
         if wrong is not None:
             assert len(set(wrong) - set(phrases(scene))) == 1 and len(set(phrases(scene)) - set(wrong)) <= 1
+
+
+def test_captions_say_what_a_plate_has_beside_it_and_how_many_there_are_of_a_kind():
+    for index in range(20):
+        scene = make_scene("train", index)
+        true = {
+            row[right] for family, all_rows in chosen(scene).items()
+            for row, right in zip(CHOICES[family], all_rows, strict=True) if right >= 0
+        }  # fmt: skip
+        for pair in scene.pairs:
+            told = (pair.thing.color, pair.thing.name, pair.side)
+            assert {(pair.plate.color, "plate", f"by {what}") for what in told} <= true
+        for thing in scene.shapes:
+            alike = [t for t in scene.shapes if (t.size, t.name) == (thing.size, thing.name)]
+            assert (NUMBERS[min(len(alike), 6) - 1], thing.size, thing.name) in true
+        kinds = {key for t in scene.shapes for key in ((t.color,), (t.name,), (t.size, t.name))}
+        assert len(true) == len(kinds) + 3 * len(scene.pairs)
+
+
+def test_of_sentences_that_exclude_each_other_the_one_that_fits_some_patch_best_is_chosen():
+    torch.manual_seed(0)
+    captioned, patches = Captioned(TINY.width), torch.randn(2, 5, TINY.width)
+    for family, logits in captioned.choose(patches).items():
+        rows = CHOICES[family]
+        assert logits.shape == (2, len(rows), len(rows[0]))
+        told = captioned.phrases(batch_of([rows[3]]))[0]
+        fits_ = torch.cosine_similarity(captioned.patch(patches[1])[:, None], told, dim=-1).amax(0)
+        torch.testing.assert_close(logits[1, 3], fits_ * captioned.heat[3].exp(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_caption_is_as_true_as_the_best_patch_of_each_phrase_says():
@@ -79,6 +113,52 @@ def test_a_phrase_is_true_of_a_picture_where_its_best_patch_passes_the_bar():
             assert float(logits[row, place].detach()) == pytest.approx(
                 (best - bar) * float(captioned.heat[2].detach().exp()), abs=1e-4
             )
+
+
+def test_heads_of_the_first_layers_look_beside_and_training_leaves_that_alone(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    ids = {token: TOKENIZER.convert_tokens_to_ids(token) for token in SPECIAL}
+    tower = tower_of(build(len(TOKENIZER), ids, SHALLOW, 0, TowerSize(64, 3, 4)))
+    pictures = views("train", 0, 4, 24)
+    look_around(tower)
+    looking = [(attention.q_proj, attention.k_proj)
+               for attention in (layer.self_attn for layer in tower.encoder.layers[:LAYERS])]  # fmt: skip
+    places, inner = torch.arange(576), [24 * row + column for row in range(1, 23) for column in range(1, 23)]
+
+    def weights() -> list[torch.Tensor]:
+        seen, hooks = [], []
+        for layer in tower.encoder.layers[:LAYERS]:
+            hooks.append(layer.layer_norm1.register_forward_hook(lambda *given: seen.append(given[-1])))
+        with torch.no_grad():
+            look(tower, pictures, torch.arange(4))
+        for hook in hooks:
+            hook.remove()
+        found = []
+        for normed, pair in zip(seen, looking, strict=True):
+            query, key = (one(normed).unflatten(-1, (4, -1)).transpose(1, 2) for one in pair)
+            found.append((query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)[..., 1:, 1:])
+        return found
+
+    for rows in weights():
+        for head, (right, down) in enumerate(SIDES.values()):
+            beside = rows[:, head, places[inner], places[inner] + 24 * down + right]
+            assert beside.mean() > 0.9, head
+    maps = [one for pair in looking for one in pair]
+    before = [one.weight.clone() for one in maps], tower.embeddings.position_embedding.weight.clone()
+    monkeypatch.setattr("demo_training.hard.contrast.report", lambda *_: "")
+    plan, progress = ContrastPlan(24, 3, 4, 1e-2, 4), Progress(tmp_path / "x.pt", lambda _: None)
+    train_contrast(tower, Captioned(64), plan, pictures, pictures, progress, random.Random(0))
+    assert all(torch.equal(old, one.weight) for old, one in zip(before[0], maps, strict=True))
+    after = tower.embeddings.position_embedding.weight
+    torch.testing.assert_close(after[:, -16:], before[1][:, -16:], atol=1e-2, rtol=1e-2)  # but for decay
+    assert (after - before[1])[:, :-16].abs().mean() > 1e-3
+    assert tower.embeddings.patch_embedding.weight[-16:].abs().max() == 0
+
+
+def test_a_tower_that_cannot_look_to_every_side_is_an_error():
+    ids = {token: TOKENIZER.convert_tokens_to_ids(token) for token in SPECIAL}
+    with pytest.raises(ValueError, match="heads: got 2; expected one for each of left, right, above, below"):
+        look_around(tower_of(build(len(TOKENIZER), ids, SHALLOW, 0, TowerSize(32, 3, 2))))
 
 
 @pytest.mark.parametrize("phase", ["contrast", "answers"])
@@ -114,7 +194,7 @@ def test_a_report_of_a_tower_that_learned_nothing_says_so():
     torch.manual_seed(0)
     said = report(tower_of(untrained()), Captioned(TINY.width), views("tuning", 0, 40, 6))
     shares = dict(zip(said.split()[::2], said.split()[1::2], strict=True))
-    assert set(shares) == {*ATTRIBUTES, "found"} and float(shares["found"]) < 0.5
+    assert set(shares) == {*ATTRIBUTES, *CHOICES, "found"} and float(shares["found"]) < 0.5
 
 
 def test_a_question_sees_the_picture_and_itself_and_its_answer_is_what_is_said_next():
@@ -147,47 +227,85 @@ def test_attention_in_two_parts_is_that_of_the_layers():
     for layer in answerer.decoder.layers:
         hidden = layer(hidden, attention_mask=packed.mask, position_embeddings=rotary)
     there = answerer._forward(packed, visual)
-    torch.testing.assert_close(there, answerer.decoder.norm(hidden), atol=1e-4, rtol=1e-4)
+    assert len(there) == 3
+    torch.testing.assert_close(there[-1], answerer.decoder.norm(hidden), atol=1e-4, rtol=1e-4)
+
+
+def asked_alone(kind: str, indices: range):
+    """A question of that kind about each scene: the scene, packed, and the span of the answer."""
+    for scene in (make_scene("train", index) for index in indices):
+        packed = Packer(TOKENIZER).pack([scene], torch.arange(9)[None], {kind: 1.0}, 1, 0.5, random.Random(scene.index))
+        for _, _, first, last in packed.spans:
+            yield scene, packed, first, last
+
+
+def words(packed, at: list[int], of: str = "ids") -> str:
+    return "".join(TOKENIZER.decode(getattr(packed, of)[0, at]).split())
 
 
 @pytest.mark.parametrize("kind", ["written", "number"])
-def test_where_a_claim_stands_the_truth_is_asked_for(kind):
-    """A wrong number differs in one digit, or by one: what is to be said there is what the picture shows."""
+def test_where_a_claim_stands_the_truth_is_a_fact(kind):
+    """A wrong number differs in one digit, or by one: the fact there is what the picture shows."""
     changed = 0
-    for scene in (make_scene("train", index) for index in range(6)):
-        packed = Packer(TOKENIZER).pack([scene], torch.arange(9)[None], {kind: 1.0}, 3, 0.5, random.Random(1))
-        for _, row, first, last in packed.spans:
-            outside = packed.targets[row].clone()
-            start = max([span[3] for span in packed.spans if span[3] < first], default=packed.prefix + 9) + 1
-            inside = [at for at in range(start, first) if outside[at] >= 0]
-            claim = "".join(TOKENIZER.decode(packed.ids[row, [at + 1 for at in inside]]).split())
-            true = "".join(TOKENIZER.decode(packed.targets[row, inside]).split())
-            said = TOKENIZER.decode(packed.targets[row, first:last]).strip()
-            assert claim.isdecimal() and (said == "yes") == (claim == true)
-            if kind == "written":
-                assert true in {plate.name for plate in scene.plates}
-            changed += claim != true
+    for scene, packed, first, last in asked_alone(kind, range(12)):
+        inside = [at for at in range(first) if packed.facts[0, at] >= 0]
+        claim, true = words(packed, [at + 1 for at in inside]), words(packed, inside, "facts")
+        said = words(packed, list(range(first, last)), "targets")
+        assert claim.isdecimal() and (said == "yes") == (claim == true)
+        if kind == "written":
+            assert true in {plate.name for plate in scene.plates}
+        changed += claim != true
     assert changed
 
 
+def test_facts_of_comparisons_and_places_are_what_the_scene_has():
+    for scene, packed, first, _ in asked_alone("more", range(8)):
+        inside = [at for at in range(first) if packed.facts[0, at] >= 0]
+        counts = [int(words(packed, [at], "facts")) for at in inside]
+        groups = [words(packed, [at - 1, at]) for at in inside]
+        for group, count in zip(groups, counts, strict=True):
+            of = [t for t in scene.shapes if f"{t.color}objects" == group or group.endswith(PLURAL[t.name])]
+            assert count == min(len(of), 9)
+        assert len(inside) == 2 and counts[0] != counts[1]
+    for scene, packed, first, last in asked_alone("place", range(8)):
+        (at,) = [at for at in range(first) if packed.facts[0, at] >= 0]
+        color = TOKENIZER.decode(packed.ids[0, : at + 1]).split()[-2]
+        side = next(pair.side for pair in scene.pairs if pair.plate.color == color)
+        assert words(packed, [at], "facts") == side
+        asked = TOKENIZER.decode(packed.ids[0, at:first]).split()
+        assert (words(packed, list(range(first, last)), "targets") == "yes") == (side in asked)
+
+
 @pytest.mark.parametrize("kind", ["choice", "choice_zh", "told", "legend"])
-def test_behind_each_option_stands_whether_it_is_the_right_one(kind):
+def test_behind_the_right_option_stands_its_letter_and_no_behind_the_others(kind):
     asked = 0
-    for scene in (make_scene("train", index) for index in range(8)):
-        packer = Packer(TOKENIZER)
-        packed = packer.pack([scene], torch.arange(9)[None], {kind: 1.0}, 1, 0.5, random.Random(1))
-        for _, row, first, last in packed.spans:
-            inside = [at for at in range(packed.prefix + 9, first) if packed.targets[row, at] >= 0]
-            told, *behind = (TOKENIZER.decode([packed.targets[row, at]]).strip() for at in inside)
-            assert TOKENIZER.decode(packed.ids[row, [inside[0]]]).strip() in ("?", "？")
-            assert sorted(behind) == ["no", "no", "no", "yes"]
-            letter = TOKENIZER.decode(packed.targets[row, first:last]).strip()
-            assert "ABCD"[behind.index("yes")] == letter
-            options = TOKENIZER.decode(packed.ids[row, inside[0] : first])
-            right = options.split(f" {letter} .")[1].split("\n")[0].replace(" ", "")
-            assert right.startswith(told)
-            asked += 1
+    for scene, packed, first, last in asked_alone(kind, range(8)):
+        ends = [at for at in range(first) if packed.verdicts[0, at] >= 0]
+        verdicts, letter = [words(packed, [at], "verdicts") for at in ends], words(packed, [first], "targets")
+        assert len(ends) == 4 and sorted(verdicts) == sorted(["no", "no", "no", letter])
+        assert "ABCD"[verdicts.index(letter)] == letter and last == first + 1
+        start = next(at for at in range(first) if packed.facts[0, at] >= 0 and words(packed, [at]) in ("?", "？"))
+        told = words(packed, [start], "facts")
+        options = TOKENIZER.decode(packed.ids[0, start:first])
+        right = options.split(f" {letter} .")[1].split("\n")[0].replace(" ", "")
+        assert right.startswith(told)
+        if right.isdecimal() and kind != "legend":
+            for end, verdict in zip(ends, verdicts, strict=True):
+                digits = range(end - len(right), end)
+                assert words(packed, list(digits), "facts") == right
+                assert (words(packed, [at + 1 for at in digits]) == right) == (verdict == letter)
+        if kind == "legend":
+            (color,) = [words(packed, [at], "facts") for at in range(start) if packed.facts[0, at] >= 0]
+            assert right == next(plate.name for plate in scene.plates if plate.color == color)
+        asked += 1
     assert asked >= 6
+
+
+def test_answers_that_are_facts_are_asked_of_the_middle_layer_and_no_others_are():
+    for kind in KINDS:
+        for _, packed, first, last in asked_alone(kind, range(3)):
+            same = torch.equal(packed.facts[0, first : last + 1], packed.targets[0, first : last + 1])
+            assert same == (kind in DIRECT)
 
 
 def test_prompts_of_training_are_those_of_the_benchmarks():

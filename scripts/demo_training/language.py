@@ -61,7 +61,7 @@ def grow(model: LlavaForConditionalGeneration, seed: int, tower: TowerSize = TOW
     config, shallow = model.config, model.model.language_model
     ids = {"<s>": config.text_config.bos_token_id, "</s>": config.text_config.eos_token_id}
     ids |= {"<pad>": config.text_config.pad_token_id, "<image>": config.image_token_id}
-    deep = build(config.text_config.vocab_size, ids, DEEP, seed + 1, tower)
+    deep = build(config.text_config.vocab_size, ids, DEEP, seed + 1, tower, config.text_config.hidden_size)
     state = {k: v for k, v in model.state_dict().items() if "language_model.layers." not in k}
     deep.load_state_dict(state, strict=False)
     every = (DEEP - KEPT_EARLY) // (SHALLOW - KEPT_EARLY)
@@ -75,7 +75,7 @@ def grow(model: LlavaForConditionalGeneration, seed: int, tower: TowerSize = TOW
     return deep
 
 
-def _before(original: int, depth: int) -> int:
+def layer_of(original: int, depth: int) -> int:
     """The layer that was `original` before the decoder grew."""
     if depth == SHALLOW or original < KEPT_EARLY:
         return original
@@ -241,8 +241,8 @@ class Trainer:
             later = mask
         mid = late = hidden
         for index, layer in enumerate(decoder.layers):
-            mid = hidden if index == _before(5, depth) else mid
-            late = hidden if index == _before(6, depth) else late
+            mid = hidden if index == layer_of(5, depth) else mid
+            late = hidden if index == layer_of(6, depth) else late
             hidden = layer(
                 hidden,
                 attention_mask=mask if index < KEPT_EARLY else later,

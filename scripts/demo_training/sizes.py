@@ -10,7 +10,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from finepruner_lmms.demo.scenes import GRID, IMAGE_SIZE, PATCH
 
-WIDTH, FEED_FORWARD, HEADS = 96, 192, 8
+WIDTH = 96
+HEADS = 8
 SHALLOW, DEEP = 8, 32
 KEPT_EARLY = 2  # layers 0 and 1 stay where they are when the decoder grows: the first drop comes after them
 VISUAL = GRID * GRID
@@ -29,9 +30,9 @@ TOWER = TowerSize(128, 4, 4)
 
 
 def build(
-    vocabulary: int, ids: dict[str, int], layers: int, seed: int, tower: TowerSize = TOWER
+    vocabulary: int, ids: dict[str, int], layers: int, seed: int, tower: TowerSize = TOWER, width: int = WIDTH
 ) -> LlavaForConditionalGeneration:
-    """An untrained model of `layers` decoder layers. Weights start at about 1/sqrt(width), which trains faster here."""
+    """An untrained model of `layers` decoder layers of that width; the feed-forward is twice as wide. Weights start at about 1/sqrt(width), which trains faster here."""
     vision = CLIPVisionConfig(
         hidden_size=tower.width,
         intermediate_size=2 * tower.width,
@@ -42,8 +43,8 @@ def build(
     )
     text = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=FEED_FORWARD,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,

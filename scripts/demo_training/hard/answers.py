@@ -25,10 +25,14 @@ from demo_training.hard.muon import MuonAndAdamW
 from demo_training.hard.packing import Packed, Packer
 from demo_training.hard.resume import Progress
 from demo_training.hard.seen import Seen
+from demo_training.language import layer_of
 from demo_training.sizes import tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 
 _HELD_OUT, _HEAT = 16, 20.0
+_STEPS = (5, 7)
+"""Of the eight trained layers, the one before which facts are known, and verdicts."""
+_WEIGHTS = (0.5, 0.5, 1.0)  # of facts, verdicts and answers
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Answerer:
         self.model, self.packer = model, Packer(tokenizer)
         self.tower, self.decoder = tower_of(model), model.model.language_model
         self.projector = model.model.multi_modal_projector
+        self.steps = [layer_of(place, len(self.decoder.layers)) for place in _STEPS]
         self.trained = nn.ModuleList([self.decoder, self.projector, model.lm_head])
         known = [tokenizer.convert_tokens_to_ids(word) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
@@ -120,10 +125,13 @@ class Answerer:
             rng.random() < plan.system,
             compact,
         )
-        targets = packed.targets.to(visual.device)
-        asked = targets >= 0
-        said = self.model.lm_head(self._forward(packed, visual)[asked])
-        return F.cross_entropy(said, targets[asked]) + plan.aligned * spelled
+        total = plan.aligned * spelled
+        for weight, targets, hidden in zip(_WEIGHTS, _asked_of(packed), self._forward(packed, visual), strict=True):
+            asked = targets >= 0
+            if asked.any():
+                said = self.model.lm_head(hidden[asked.to(hidden.device)])
+                total = total + weight * F.cross_entropy(said, targets[asked].to(said.device))
+        return total
 
     def _see(self, plan: AnswerPlan, train: Seen, chosen: Tensor, rng: random.Random) -> tuple[Tensor, Tensor, list]:
         """Projected visual tokens, their places, and the scenes."""
@@ -146,16 +154,19 @@ class Answerer:
         count, truth = len(scenes), torch.arange(len(scenes), device=visual.device)
         return F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth)
 
-    def _forward(self, packed: Packed, visual: Tensor) -> Tensor:
-        """What the decoder ends with at every place, `[B, L, D]`."""
+    def _forward(self, packed: Packed, visual: Tensor) -> list[Tensor]:
+        """What the decoder has at every place, `[B, L, D]`: for facts, for verdicts, and in the end."""
         device = visual.device
         embedded, end = self.decoder.embed_tokens(packed.ids.to(device)), packed.prefix + visual.shape[1]
         hidden = torch.cat([embedded[:, : packed.prefix], visual, embedded[:, end:]], 1)
         mask, rotary = packed.mask[:, :, end:].to(device), self.decoder.rotary_emb(hidden, packed.positions.to(device))
-        for layer in self.decoder.layers:
+        found = []
+        for number, layer in enumerate(self.decoder.layers):
+            if number in self.steps:
+                found.append(self.decoder.norm(hidden))
             hidden = hidden + layer.self_attn.o_proj(_attended(layer, hidden, rotary, end, mask))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        return self.decoder.norm(hidden)
+        return [*found, self.decoder.norm(hidden)]
 
     @torch.no_grad()
     def evaluate(self, tuning: Seen, plan: AnswerPlan, kept: int = 0) -> str:
@@ -163,7 +174,7 @@ class Answerer:
 
         With `kept`, from so many visual tokens only, the most telling.
         """
-        rng, hits = random.Random(5), defaultdict(list)
+        rng, hits, steps = random.Random(5), defaultdict(list), defaultdict(list)
         for start in range(0, len(tuning.scenes), _HELD_OUT):
             chosen = torch.arange(start, min(start + _HELD_OUT, len(tuning.scenes)))
             features, places = tuning.some(chosen, kept)
@@ -176,13 +187,21 @@ class Answerer:
                 rng,
                 plan.system > 0,
             )
-            hidden = self._forward(packed, self.projector(features.to(self.model.device)))
-            right = self.model.lm_head(hidden).argmax(-1).cpu() == packed.targets
+            ends = self._forward(packed, self.projector(features.to(self.model.device)))
+            said = [self.model.lm_head(hidden).argmax(-1).cpu() for hidden in ends]
+            for name, targets, words in zip(("facts", "verdicts"), _asked_of(packed), said, strict=False):
+                steps[name] += (words == targets)[targets >= 0].tolist()
+            right = said[-1] == packed.targets
             for kind, row, first, last in packed.spans:
                 hits[kind].append(bool(right[row, first : last + 1].all()))
         shares = {kind: sum(said) / len(said) for kind, said in sorted(hits.items())}
         mean = sum(shares.values()) / len(shares)
-        return f"mean {mean:.3f} | " + " ".join(f"{kind} {share:.2f}" for kind, share in shares.items())
+        told = " ".join(f"{name} {sum(right) / max(1, len(right)):.2f}" for name, right in steps.items())
+        return f"mean {mean:.3f} | " + " ".join(f"{kind} {share:.2f}" for kind, share in shares.items()) + f" | {told}"
+
+
+def _asked_of(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    return packed.facts, packed.verdicts, packed.targets
 
 
 def _attended(layer: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor], end: int, mask: Tensor) -> Tensor:

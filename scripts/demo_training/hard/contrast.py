@@ -11,14 +11,28 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from demo_training.hard.captions import ATTRIBUTES, EVERY, WORDS, Captions, batch_of, near_miss, phrases
-from demo_training.hard.descent import adamw, descend
+from demo_training.hard.captions import (
+    ATTRIBUTES,
+    CHOICES,
+    EVERY,
+    WORDS,
+    Captions,
+    Phrase,
+    batch_of,
+    chosen,
+    near_miss,
+    phrases,
+)
+from demo_training.hard.descent import descend
+from demo_training.hard.muon import MuonAndAdamW
 from demo_training.hard.resume import Progress
 from demo_training.hard.views import Views
 from demo_training.tower import normalise, run_tower
@@ -49,8 +63,8 @@ class Captioned(nn.Module):
         self.patch, self.whole = nn.Linear(tower_width, _WIDTH), nn.Linear(tower_width, _WIDTH)
         self.caption = nn.Linear(_WIDTH, _WIDTH)
         self.heat = nn.Parameter(
-            torch.tensor([math.log(20.0), math.log(10.0), math.log(10.0)])
-        )  # of patches, CLS, truths
+            torch.tensor([math.log(20.0), math.log(10.0), math.log(10.0), math.log(10.0)])
+        )  # of patches, CLS, truths, choices
         self.bar = nn.Parameter(torch.tensor(0.5))  # how well a patch has to fit a phrase that is true
 
     def phrases(self, captions: Captions) -> Tensor:
@@ -60,16 +74,26 @@ class Captioned(nn.Module):
 
     def telling(self, patches: Tensor) -> Tensor:
         """`[B, N]`: how well each of the patches `[B, N, C]` fits the phrase that it fits best, of all there are."""
-        return self._fit(patches).amax(-1)
+        return self._fit(patches, EVERY).amax(-1)
 
     def truths(self, patches: Tensor) -> Tensor:
         """`[B, P]`: of every phrase, by its best patch among `[B, N, C]`, whether it is true of a picture; logits."""
-        return (self._fit(patches).amax(1) - self.bar) * self.heat[2].exp().clamp(max=100)
+        return (self._fit(patches, EVERY).amax(1) - self.bar) * self.heat[2].exp().clamp(max=100)
 
-    def _fit(self, patches: Tensor) -> Tensor:
-        """`[B, N, P]`: the cosine of each patch with every phrase that there is."""
-        every = Captions(batch_of([EVERY]).words.to(patches.device))
-        return F.normalize(self.patch(patches), dim=-1) @ self.phrases(every)[0].T
+    def choose(self, patches: Tensor) -> dict[str, Tensor]:
+        """For each family of `CHOICES` `[B, rows, sentences]`: how well each sentence fits its best patch; logits."""
+        flat = [phrase for rows in CHOICES.values() for row in rows for phrase in row]
+        best, found, start = self._fit(patches, flat).amax(1) * self.heat[3].exp().clamp(max=100), {}, 0
+        for family, rows in CHOICES.items():
+            count = len(rows) * len(rows[0])
+            found[family] = best[:, start : start + count].unflatten(1, (len(rows), -1))
+            start += count
+        return found
+
+    def _fit(self, patches: Tensor, told: Sequence[Phrase]) -> Tensor:
+        """`[B, N, P]`: the cosine of each patch with each of P phrases."""
+        said = Captions(batch_of([told]).words.to(patches.device))
+        return F.normalize(self.patch(patches), dim=-1) @ self.phrases(said)[0].T
 
     def compare(self, patches: Tensor, whole: Tensor, captions: Captions) -> tuple[Tensor, Tensor]:
         """How well B pictures fit M captions, `[B, M]` each: by patches `[B, N, C]`, and by the CLS token `[B, C]`."""
@@ -99,32 +123,41 @@ def train_contrast(
     rng: random.Random,
 ) -> None:
     """Train both in place, with the chance of `rng`; goes on from where `progress` has it."""
+    inside = [p for p in tower.encoder.parameters() if p.dim() == 2]
+    known = set(map(id, inside))
+    others = [p for module in (tower, captioned) for p in module.parameters() if id(p) not in known]
     descend(
         [tower, captioned],
-        adamw([tower, captioned], plan.rate),
+        MuonAndAdamW(inside, others, plan.rate),
         plan,
         len(train.scenes),
         progress,
         rng,
-        lambda chosen, rng: _loss(tower, captioned, plan, train, chosen, rng),
+        lambda some, rng: _loss(tower, captioned, plan, train, some, rng),
         lambda: report(tower, captioned, tuning),
     )
 
 
 def _loss(
-    tower: nn.Module, captioned: Captioned, plan: ContrastPlan, train: Views, chosen: Tensor, rng: random.Random
+    tower: nn.Module, captioned: Captioned, plan: ContrastPlan, train: Views, some: Tensor, rng: random.Random
 ) -> Tensor:
-    scenes = [train.scenes[i] for i in chosen.tolist()]
+    scenes = [train.scenes[i] for i in some.tolist()]
     wrong = [near_miss(scene, rng.choice(ATTRIBUTES), rng) or phrases(scenes[i - 1]) for i, scene in enumerate(scenes)]
     captions = batch_of([phrases(scene) for scene in scenes] + wrong)
-    patches, whole = look(tower, train, chosen, shift=True)
+    patches, whole = look(tower, train, some, shift=True)
     count, total = len(scenes), torch.zeros((), device=whole.device)
     truth = torch.arange(count, device=whole.device)
     moved = Captions(captions.words.to(whole.device))
     for scores in captioned.compare(patches, whole, moved):
         total = total + F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth)
     true = torch.tensor([[phrase in told for phrase in EVERY] for told in map(set, map(phrases, scenes))])
-    return total + _TRUTHS * F.binary_cross_entropy_with_logits(captioned.truths(patches), true.to(patches))
+    total = total + _TRUTHS * F.binary_cross_entropy_with_logits(captioned.truths(patches), true.to(patches))
+    right = [chosen(scene) for scene in scenes]
+    for family, logits in captioned.choose(patches).items():
+        targets = torch.tensor([one[family] for one in right], device=whole.device)
+        if (targets >= 0).any():
+            total = total + F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    return total
 
 
 def look(tower: nn.Module, seen: Views, chosen: Tensor, shift: bool = False) -> tuple[Tensor, Tensor]:
@@ -139,16 +172,20 @@ def look(tower: nn.Module, seen: Views, chosen: Tensor, shift: bool = False) -> 
 def report(tower: nn.Module, captioned: Captioned, tuning: Views) -> str:
     """Of captions with one attribute changed, how often the true one fits better (chance 0.50); and best patches.
 
-    By patches / by CLS for each attribute; "found": the share of phrases whose best patch shows the thing (plates for
+    By patches / by CLS for each attribute; of each family of `CHOICES` the share rightly chosen; "found": the share of phrases whose best patch shows the thing (plates for
     digits). Every picture of `tuning` has a caption of each attribute that it allows.
     """
     rng = random.Random(0)
     hits: dict[str, list[tuple[bool, bool]]] = {attribute: [] for attribute in ATTRIBUTES}
     found: list[bool] = []
+    told_right: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, len(tuning.scenes), _HELD_OUT):
-        chosen = torch.arange(start, min(start + _HELD_OUT, len(tuning.scenes)))
-        patches, whole = look(tower, tuning, chosen)
-        for row, scene in enumerate(tuning.scenes[i] for i in chosen.tolist()):
+        numbers = torch.arange(start, min(start + _HELD_OUT, len(tuning.scenes)))
+        patches, whole = look(tower, tuning, numbers)
+        told_best = {family: logits.argmax(-1).tolist() for family, logits in captioned.choose(patches).items()}
+        for row, scene in enumerate(tuning.scenes[i] for i in numbers.tolist()):
+            for family, right in chosen(scene).items():
+                told_right[family] += [a == b for a, b in zip(told_best[family][row], right, strict=True) if b >= 0]
             one, cls, true = patches[row : row + 1], whole[row : row + 1], phrases(scene)
             for attribute in ATTRIBUTES:
                 if wrong := near_miss(scene, attribute, rng):
@@ -162,6 +199,7 @@ def report(tower: nn.Module, captioned: Captioned, tuning: Views) -> str:
                 here = [t for t in scene.things if t.x <= x < t.x + t.width and t.y <= y < t.y + t.height]
                 found.append(any(_is(thing, phrase) for thing in here))
     shares = [_share(attribute, said) for attribute, said in hits.items() if said]
+    shares += [f"{family} {sum(said) / len(said):.2f}" for family, said in told_right.items() if said]
     return " ".join([*shares, f"found {sum(found) / len(found):.2f}"])
 
 

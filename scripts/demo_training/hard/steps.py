@@ -1,0 +1,112 @@
+"""What a question takes, one step after another, and where in its text each step can be taken.
+
+A letter or a "yes" alone teaches little: that a letter stands for a word, and the word for what was asked, is learned in
+parts. So a model also says, along the text, the facts that an answer hangs on, and what follows from them for an option.
+Facts are asked of a layer in the middle, verdicts of one before the last (`demo_training.hard.answers`), so that there
+are layers left to work with them. All of it is text: nothing says where in the picture a thing is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from finepruner_lmms.demo.hard.clear import fitting
+from finepruner_lmms.demo.hard.questions import PLURAL
+from finepruner_lmms.demo.hard.scenes import Scene
+from finepruner_lmms.demo.hard.things import COLORS, Thing
+from finepruner_lmms.demo.question import LETTERS, Question
+
+DIRECT = ("exist", "color", "shape", "read", "verify", "pick", "beside", "side", "rank", "absent", "count")
+"""Kinds whose answer is the fact."""
+_SINGULAR = {plural: name for name, plural in PLURAL.items()}
+_MOST = 9  # the largest number that is one token
+
+
+@dataclass
+class Steps:
+    """Token ids by place in a question's text: `facts[i]` is what is true where the text has its token `i`."""
+
+    facts: dict[int, int] = field(default_factory=dict)
+    verdicts: dict[int, int] = field(default_factory=dict)
+
+
+def steps_of(scene: Scene, question: Question, asked: list[int], tokenizer) -> Steps:
+    """The steps inside `asked`, the tokens of what is put to the model about `scene`."""
+    return _Text(scene, question, asked, tokenizer).steps()
+
+
+class _Text:
+    """A question and its tokens."""
+
+    def __init__(self, scene: Scene, question: Question, asked: list[int], tokenizer) -> None:
+        self.scene, self.question, self.asked, self.tokenizer = scene, question, asked, tokenizer
+
+    def steps(self) -> Steps:
+        """Those of its kind."""
+        make = getattr(self, f"_{self.question.kind}", None)
+        found = self._options() if self.question.options else Steps()
+        if make is not None:
+            found.facts |= make()
+        return found
+
+    def _options(self) -> Steps:
+        """The answer in a word where the options begin; behind each option its letter if it is right, or "no".
+
+        Inside a number of as many digits, what the right one has there.
+        """
+        steps, right = Steps(), self._tokens(self.question.answer)
+        for at, (letter, option) in enumerate(zip(LETTERS, self.question.options, strict=True)):
+            start, end = self._find(f"\n{letter}. {option}")
+            if not at:
+                steps.facts[start] = right[0]
+            if self.question.answer.isdecimal() and len(option) == len(self.question.answer):
+                steps.facts |= dict(enumerate(right, end - len(right)))
+            steps.verdicts[end] = self._tokens(letter if option == self.question.answer else "no")[0]
+        return steps
+
+    def _legend(self) -> dict[int, int]:
+        """Behind the vehicle's name, the colour of its plate."""
+        _, end = self._find(self.question.text.rstrip("?").rpartition(" ")[2], last=self._find(self.question.text)[1])
+        return {end: self._tokens(self._plate().color)[0]}
+
+    def _written(self) -> dict[int, int]:
+        """Where the claimed number stands, the digits of the true one."""
+        return self._instead(self._plate().name)
+
+    def _number(self) -> dict[int, int]:
+        """Where the claimed number stands, the true one."""
+        return self._instead(str(len(self.question.subject)))
+
+    def _place(self) -> dict[int, int]:
+        """Behind the plate, the side that the object is on."""
+        plate, _ = self.question.subject
+        side = next(pair.side for pair in self.scene.pairs if pair.plate == plate)
+        return {self._find(" plate")[1]: self._tokens(side)[0]}
+
+    def _more(self) -> dict[int, int]:
+        """Behind each of the two, how many there are of it."""
+        first, _, second = self.question.text.removeprefix("Are there more ").partition(" than ")
+        found = {}
+        for name in (first, second.removesuffix(" in the image?")):
+            color = name.removesuffix(" objects")
+            things = fitting(self.scene, color=color) if color in COLORS else fitting(self.scene, name=_SINGULAR[name])
+            found[self._find(f" {name}")[1]] = self._tokens(str(min(len(things), _MOST)))[0]
+        return found
+
+    def _instead(self, true: str) -> dict[int, int]:
+        start, end = self._find(self.question.text.rstrip("?").rpartition(" ")[2])
+        said = self._tokens(true)
+        return dict(enumerate(said, start)) if len(said) == end - start else {}
+
+    def _plate(self) -> Thing:
+        return next(plate for plate in self.scene.plates if plate in self.question.subject)
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _find(self, text: str, last: int | None = None) -> tuple[int, int]:
+        """Where `text` stands in the question: its last place that ends at `last` or before."""
+        said = self._tokens(text)
+        end = len(self.asked) if last is None else last
+        start = max(at for at in range(end - len(said) + 1) if self.asked[at : at + len(said)] == said)
+        return start, start + len(said)
