@@ -57,29 +57,28 @@ class Probes(nn.Module):
 
 
 def grow(model: LlavaForConditionalGeneration, seed: int, tower: TowerSize = TOWER) -> LlavaForConditionalGeneration:
-    """The same function with 32 layers: behind each layer from the third on come four that add nothing yet."""
+    """The same function with 32 layers: behind each layer from the third on come some that add nothing yet."""
     config, shallow = model.config, model.model.language_model
     ids = {"<s>": config.text_config.bos_token_id, "</s>": config.text_config.eos_token_id}
     ids |= {"<pad>": config.text_config.pad_token_id, "<image>": config.image_token_id}
     deep = build(config.text_config.vocab_size, ids, DEEP, seed + 1, tower, config.text_config.hidden_size)
     state = {k: v for k, v in model.state_dict().items() if "language_model.layers." not in k}
     deep.load_state_dict(state, strict=False)
-    every = (DEEP - KEPT_EARLY) // (SHALLOW - KEPT_EARLY)
     with torch.no_grad():
         for layer in deep.model.language_model.layers[KEPT_EARLY:]:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
         for index, layer in enumerate(shallow.layers):
-            target = index if index < KEPT_EARLY else KEPT_EARLY + (index - KEPT_EARLY) * every
+            target = layer_of(index, DEEP, len(shallow.layers))
             deep.model.language_model.layers[target].load_state_dict(layer.state_dict())
     return deep
 
 
-def layer_of(original: int, depth: int) -> int:
-    """The layer that was `original` before the decoder grew."""
-    if depth == SHALLOW or original < KEPT_EARLY:
+def layer_of(original: int, depth: int, shallow: int = SHALLOW) -> int:
+    """The layer that was `original` before a decoder of `shallow` layers grew."""
+    if original < KEPT_EARLY:
         return original
-    return KEPT_EARLY + (original - KEPT_EARLY) * ((depth - KEPT_EARLY) // (SHALLOW - KEPT_EARLY))
+    return KEPT_EARLY + (original - KEPT_EARLY) * ((depth - KEPT_EARLY) // (shallow - KEPT_EARLY))
 
 
 class Trainer:

@@ -32,7 +32,10 @@ TOWER = TowerSize(128, 4, 4)
 def build(
     vocabulary: int, ids: dict[str, int], layers: int, seed: int, tower: TowerSize = TOWER, width: int = WIDTH
 ) -> LlavaForConditionalGeneration:
-    """An untrained model of `layers` decoder layers of that width; the feed-forward is twice as wide. Weights start at about 1/sqrt(width), which trains faster here."""
+    """An untrained model of `layers` decoder layers of that width, whose feed-forward is twice as wide.
+
+    Weights start at about 1/sqrt(width), which trains faster here.
+    """
     vision = CLIPVisionConfig(
         hidden_size=tower.width,
         intermediate_size=2 * tower.width,

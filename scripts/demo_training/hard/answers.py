@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from demo_training.hard.captions import ATTRIBUTES, WORDS, batch_of, near_miss, phrases
+from demo_training.hard.captions import ATTRIBUTES, CHOICES, WORDS, batch_of, chosen, near_miss, phrases
 from demo_training.hard.contrast import fits
 from demo_training.hard.descent import adamw, descend
 from demo_training.hard.muon import MuonAndAdamW
@@ -30,9 +30,11 @@ from demo_training.sizes import tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 
 _HELD_OUT, _HEAT = 16, 20.0
-_STEPS = (5, 7)
-"""Of the eight trained layers, the one before which facts are known, and verdicts."""
-_WEIGHTS = (0.5, 0.5, 1.0)  # of facts, verdicts and answers
+LAYERS = 12
+"""Of a decoder before it grows."""
+_STEPS = (8, 11)
+"""Of these the one before which facts are known, and verdicts."""
+_WEIGHTS = (0.5, 2.0, 1.0)  # of facts, verdicts and answers
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,12 @@ class Answerer:
         self.model, self.packer = model, Packer(tokenizer)
         self.tower, self.decoder = tower_of(model), model.model.language_model
         self.projector = model.model.multi_modal_projector
-        self.steps = [layer_of(place, len(self.decoder.layers)) for place in _STEPS]
+        self.steps = [layer_of(place, len(self.decoder.layers), LAYERS) for place in _STEPS]
         self.trained = nn.ModuleList([self.decoder, self.projector, model.lm_head])
-        known = [tokenizer.convert_tokens_to_ids(word) for word in WORDS[1:]]
+        known = [tokenizer.convert_tokens_to_ids(word.removeprefix("by ")) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
+        width = self.decoder.embed_tokens.weight.shape[1]
+        self.beside = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0))).Q
 
     def align(self, plan: AnswerPlan, train: Seen, progress: Progress, rng: random.Random) -> None:
         """The contrast alone: projector and words, before any answer. It costs a twentieth of a step with answers."""
@@ -80,7 +84,7 @@ class Answerer:
             len(train.scenes),
             progress,
             rng,
-            lambda chosen, rng: self._spelled(*self._see(plan, train, chosen, rng)[::2], rng),
+            lambda some, rng: self._spelled(*self._see(plan, train, some, rng)[::2], rng),
             lambda: "",
         )
 
@@ -107,12 +111,12 @@ class Answerer:
             len(train.scenes),
             progress,
             rng,
-            lambda chosen, rng: self._loss(plan, train, chosen, rng),
+            lambda some, rng: self._loss(plan, train, some, rng),
             lambda: self.evaluate(tuning, plan, 0 if plan.chance else max(plan.kept, default=0)),
         )
 
-    def _loss(self, plan: AnswerPlan, train: Seen, chosen: Tensor, rng: random.Random) -> Tensor:
-        visual, places, scenes = self._see(plan, train, chosen, rng)
+    def _loss(self, plan: AnswerPlan, train: Seen, some: Tensor, rng: random.Random) -> Tensor:
+        visual, places, scenes = self._see(plan, train, some, rng)
         spelled = self._spelled(visual, scenes, rng) if plan.aligned else 0.0
         compact = plan.chance and rng.random() < 0.5
         packed = self.packer.pack(
@@ -133,16 +137,16 @@ class Answerer:
                 total = total + weight * F.cross_entropy(said, targets[asked].to(said.device))
         return total
 
-    def _see(self, plan: AnswerPlan, train: Seen, chosen: Tensor, rng: random.Random) -> tuple[Tensor, Tensor, list]:
+    def _see(self, plan: AnswerPlan, train: Seen, some: Tensor, rng: random.Random) -> tuple[Tensor, Tensor, list]:
         """Projected visual tokens, their places, and the scenes."""
         kept = rng.choice(plan.kept) if plan.kept else 0
-        features, places = train.some(chosen, 0 if plan.chance else kept)
+        features, places = train.some(some, 0 if plan.chance else kept)
         if plan.chance and 0 < kept < places.shape[1]:
-            some = torch.rand(places.shape).topk(kept, 1).indices.sort(1).values
-            features = features.gather(1, some[..., None].expand(-1, -1, features.shape[-1]))
-            places = places.gather(1, some)
+            left = torch.rand(places.shape).topk(kept, 1).indices.sort(1).values
+            features = features.gather(1, left[..., None].expand(-1, -1, features.shape[-1]))
+            places = places.gather(1, left)
         visual = self.projector(features.to(self.model.device))
-        return visual, places, [train.scenes[i] for i in chosen.tolist()]
+        return visual, places, [train.scenes[i] for i in some.tolist()]
 
     def _spelled(self, visual: Tensor, scenes: list, rng: random.Random) -> Tensor:
         wrong = [near_miss(one, rng.choice(ATTRIBUTES), rng) or phrases(scenes[i - 1]) for i, one in enumerate(scenes)]
@@ -152,7 +156,22 @@ class Answerer:
         present = numbers[..., 0] > 0
         scores = fits(F.normalize(visual, dim=-1), F.normalize(words, dim=-1) * present[..., None], present) * _HEAT
         count, truth = len(scenes), torch.arange(len(scenes), device=visual.device)
-        return F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth)
+        return (
+            F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth) + self._beside(visual, scenes)
+        )
+
+    def _beside(self, visual: Tensor, scenes: list) -> Tensor:
+        """What captions say of a plate's neighbour, whose words of the decoder's are turned by a fixed map."""
+        total, right = visual.new_zeros(()), [chosen(scene) for scene in scenes]
+        for family, rows in CHOICES.items():
+            targets = torch.tensor([one[family] for one in right], device=visual.device)
+            numbers = batch_of(rows).words.to(visual.device)
+            color, plate, other = self.decoder.embed_tokens(self.words.to(visual.device)[numbers]).unbind(2)
+            told = F.normalize(color + plate + other @ self.beside.to(visual.device), dim=-1)
+            best = torch.einsum("bnd,rsd->bnrs", F.normalize(visual, dim=-1), told).amax(1) * _HEAT
+            if (targets >= 0).any():
+                total = total + F.cross_entropy(best.flatten(0, 1), targets.flatten())
+        return total
 
     def _forward(self, packed: Packed, visual: Tensor) -> list[Tensor]:
         """What the decoder has at every place, `[B, L, D]`: for facts, for verdicts, and in the end."""
@@ -176,10 +195,10 @@ class Answerer:
         """
         rng, hits, steps = random.Random(5), defaultdict(list), defaultdict(list)
         for start in range(0, len(tuning.scenes), _HELD_OUT):
-            chosen = torch.arange(start, min(start + _HELD_OUT, len(tuning.scenes)))
-            features, places = tuning.some(chosen, kept)
+            some = torch.arange(start, min(start + _HELD_OUT, len(tuning.scenes)))
+            features, places = tuning.some(some, kept)
             packed = self.packer.pack(
-                [tuning.scenes[i] for i in chosen.tolist()],
+                [tuning.scenes[i] for i in some.tolist()],
                 places,
                 plan.weights,
                 12,

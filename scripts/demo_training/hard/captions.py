@@ -1,7 +1,7 @@
 """What a caption says of a picture: phrases in no order, none of which says where in the picture a thing is.
 
-"a small red star", "a green plate", and a word for each digit that is written somewhere; what a plate has beside it, and
-how many there are of a kind. As with captions from the web, nobody tells the tower which patches a phrase is about.
+"a small red star", "a green plate", a word for each digit that is written somewhere, and what a plate has beside it. As
+with captions from the web, nobody tells the tower which patches a phrase is about.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from finepruner_lmms.demo.hard.clear import fitting, number_of
+from finepruner_lmms.demo.hard.clear import number_of
 from finepruner_lmms.demo.hard.scenes import Scene
 from finepruner_lmms.demo.hard.things import COLORS, SIDES, SIZES, Thing
 from finepruner_lmms.demo.outlines import SHAPES
 
 DIGITS = tuple("0123456789")
-NUMBERS = ("one", "two", "three", "four", "five", "many")
 _BY = {word: f"by {word}" for word in (*COLORS, *SHAPES, *SIDES)}
-WORDS = ("", *SIZES, *COLORS, *SHAPES, "plate", *DIGITS, *NUMBERS, *_BY.values())
+WORDS = ("", *SIZES, *COLORS, *SHAPES, "plate", *DIGITS, *_BY.values())
 ATTRIBUTES = ("size", "color", "shape", "digit")
 _PLACE = {word: place for place, word in enumerate(WORDS)}
 Phrase = tuple[str, ...]
@@ -30,20 +29,11 @@ EVERY: tuple[Phrase, ...] = (
     *product(SIZES, COLORS, SHAPES), *((color, "plate") for color in COLORS), *((digit,) for digit in DIGITS)
 )  # fmt: skip
 """All phrases that a list of what is in a picture can have."""
-_SUBJECTS: tuple[dict[str, str], ...] = (
-    *({"color": color} for color in COLORS),
-    *({"name": name} for name in SHAPES),
-    *({"size": size, "name": name} for size in SIZES for name in SHAPES),
-)
 CHOICES: dict[str, tuple[tuple[Phrase, ...], ...]] = {
-    **{
-        family: tuple(tuple((color, "plate", _BY[word]) for word in words) for color in COLORS)
-        for family, words in (("by-color", tuple(COLORS)), ("by-shape", SHAPES), ("by-side", tuple(SIDES)))
-    },
-    "number": tuple(tuple((number, *subject.values()) for number in NUMBERS) for subject in _SUBJECTS),
+    family: tuple(tuple((color, "plate", _BY[word]) for word in words) for color in COLORS)
+    for family, words in (("by-color", tuple(COLORS)), ("by-shape", SHAPES), ("by-side", tuple(SIDES)))
 }
-"""Sentences of captions of which at most one in a row is true: what is beside a plate, and how many there are of a
-kind ("two small stars")."""
+"""Sentences of captions of which at most one in a row is true: what is beside a plate, and on which side of it."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +65,6 @@ def chosen(scene: Scene) -> dict[str, list[int]]:
             right["by-color"][row] = list(COLORS).index(pair.thing.color)
             right["by-shape"][row] = SHAPES.index(pair.thing.name)
             right["by-side"][row] = list(SIDES).index(pair.side)
-    for row, subject in enumerate(_SUBJECTS):
-        if things := fitting(scene, **subject):
-            right["number"][row] = min(len(things), len(NUMBERS)) - 1
     return right
 
 

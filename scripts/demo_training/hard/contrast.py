@@ -172,8 +172,9 @@ def look(tower: nn.Module, seen: Views, chosen: Tensor, shift: bool = False) -> 
 def report(tower: nn.Module, captioned: Captioned, tuning: Views) -> str:
     """Of captions with one attribute changed, how often the true one fits better (chance 0.50); and best patches.
 
-    By patches / by CLS for each attribute; of each family of `CHOICES` the share rightly chosen; "found": the share of phrases whose best patch shows the thing (plates for
-    digits). Every picture of `tuning` has a caption of each attribute that it allows.
+    By patches / by CLS for each attribute; of each family of `CHOICES` the share rightly chosen; "found": the share of
+    phrases whose best patch shows the thing (plates for digits). Every picture of `tuning` has a caption of each
+    attribute that it allows.
     """
     rng = random.Random(0)
     hits: dict[str, list[tuple[bool, bool]]] = {attribute: [] for attribute in ATTRIBUTES}

@@ -1,9 +1,10 @@
 """A start for a vision tower: heads of its first layers look at the patches beside their own.
 
 What stands beside what is learned slowly where a patch may look anywhere, and where content drowns what is known of
-places: a tower from random weights learned nothing of it in 400 steps on whole pictures. So a part of the hidden dimensions
-holds places alone, and queries and keys of the first layers read that part, one head for each side. As in "Mimetic
-initialization of self-attention layers" (https://arxiv.org/abs/2305.09828), but of places alone: it knows of no thing.
+places: a tower from random weights learned nothing of it in 400 steps on whole pictures. So a part of the hidden
+dimensions holds places alone, and queries and keys of the first layers read that part, one head for each side. As in
+"Mimetic initialization of self-attention layers" (https://arxiv.org/abs/2305.09828), but of places alone: it knows of
+no thing.
 """
 
 from __future__ import annotations

@@ -64,8 +64,10 @@ class Packer:
         Positions are those of a whole picture of which other tokens were dropped; with `compact`, tokens close ranks.
         A share `instructed` is asked as benchmarks do; all behind the system's sentence where `system` says so.
         """
-        rows = [[self._segment(scene, one, rng.random() < instructed, rng) for one in _some(scene, weights, number, rng)]
-                for scene in scenes]  # fmt: skip
+        rows = [
+            [self._segment(scene, one, rng.random() < instructed, rng) for one in _some(scene, weights, number, rng)]
+            for scene in scenes
+        ]
         prefix = self._prefixes[system]
         start = len(prefix) + places.shape[1]
         text = start if compact else len(prefix) + GRID * GRID

@@ -12,20 +12,20 @@ from pathlib import Path
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from demo_training.hard.answers import Answerer, AnswerPlan
+from demo_training.hard.answers import LAYERS, Answerer, AnswerPlan
 from demo_training.hard.contrast import Captioned, ContrastPlan, train_contrast
 from demo_training.hard.neighbours import look_around
 from demo_training.hard.resume import Progress
 from demo_training.hard.seen import Seen, read, see, write
 from demo_training.hard.views import Views, views
 from demo_training.language import grow
-from demo_training.sizes import SHALLOW, TowerSize, build, tower_of
+from demo_training.sizes import TowerSize, build, tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.vocabulary import SPECIAL
 
 TOWERS = {"small": TowerSize(128, 6, 4), "large": TowerSize(256, 6, 4)}
-WIDTH = 128  # of the decoder
+WIDTH = 96  # of the decoder
 CONTRAST = (
     ContrastPlan(grid=6, steps=500, batch=64, rate=3e-3, pictures=8000),
     ContrastPlan(grid=12, steps=900, batch=24, rate=3e-3, pictures=6000),
@@ -36,20 +36,27 @@ FIRST = {
     "exist": 1, "color": 2, "shape": 2, "read": 3, "verify": 1, "pick": 1, "written": 2, "beside": 2, "side": 1,
     "place": 1, "count": 1, "told": 2,
 }  # fmt: skip
+LOOKUPS = {
+    "exist": 2, "color": 2, "shape": 2, "read": 2, "verify": 1.5, "pick": 1, "count": 2, "number": 1, "beside": 2,
+    "rank": 1, "told": 1,
+}  # fmt: skip
 EVERYTHING = dict.fromkeys(KINDS, 1.0) | {
-    "read": 2.0, "written": 2.0, "count": 2.0, "number": 1.5, "more": 1.5, "choice": 3.0, "choice_zh": 3.0, "told": 1.5,
-    "legend": 2.0,
+    "read": 2.5, "written": 2.0, "beside": 2.5, "side": 2.0, "count": 1.5, "choice": 8.0, "choice_zh": 4.0,
+    "legend": 2.0, "verify": 0.5, "pick": 0.5,
 }  # fmt: skip
 ANSWERS = (
     AnswerPlan(
-        "answers6", grid=6, steps=400, batch=48, questions=5, rate=3e-3, pictures=6000, instructed=0, weights=FIRST
+        "answers6", grid=6, steps=600, batch=48, questions=5, rate=3e-3, pictures=6000, instructed=0, weights=FIRST
     ),
     AnswerPlan(
-        "answers12", grid=12, steps=700, batch=20, questions=7, rate=3e-3, pictures=4000, system=0.1,
-        kept=(48, 64, 0), weights=EVERYTHING,
+        "answers12", grid=12, steps=700, batch=16, questions=7, rate=3e-3, pictures=4000, system=0.1, weights=LOOKUPS
     ),
     AnswerPlan(
-        "answers24", grid=24, steps=1400, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.2,
+        "lookups24", grid=24, steps=600, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1, instructed=0.2,
+        kept=(64, 96, 128), weights=LOOKUPS,
+    ),
+    AnswerPlan(
+        "answers24", grid=24, steps=1000, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.2,
         kept=(64, 96, 128), weights=EVERYTHING,
     ),
 )  # fmt: skip
@@ -81,7 +88,7 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
     processor, size, start = build_processor(), TOWERS[tower_size], seed * _APART
     tokenizer = processor.tokenizer
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    model = build(len(tokenizer), ids, SHALLOW, seed, size, WIDTH).to(device)
+    model = build(len(tokenizer), ids, LAYERS, seed, size, WIDTH).to(device)
     tower, captioned = tower_of(model), Captioned(size.width).to(device)
     look_around(tower)
     for plan in CONTRAST:

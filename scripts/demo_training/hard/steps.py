@@ -1,9 +1,9 @@
 """What a question takes, one step after another, and where in its text each step can be taken.
 
-A letter or a "yes" alone teaches little: that a letter stands for a word, and the word for what was asked, is learned in
-parts. So a model also says, along the text, the facts that an answer hangs on, and what follows from them for an option.
-Facts are asked of a layer in the middle, verdicts of one before the last (`demo_training.hard.answers`), so that there
-are layers left to work with them. All of it is text: nothing says where in the picture a thing is.
+A letter or a "yes" alone teaches little: that a letter stands for a word, and the word for what was asked, is learned
+in parts. So a model also says, along the text, the facts that an answer hangs on, and what follows from them for an
+option. Facts are asked of a layer in the middle, verdicts of one before the last (`demo_training.hard.answers`), so
+that there are layers left to work with them. All of it is text: nothing says where in the picture a thing is.
 """
 
 from __future__ import annotations
