@@ -29,10 +29,12 @@ def test_the_geometry_is_llavas(name):
         assert fp.build_pruner("fastv", budget=budget).schedule(32, 576) == [576] * 2 + [retained] * 30
 
 
-@pytest.mark.parametrize(("name", "page"), [("demo", "demo_model.md"), ("demo-hard", "hard_world.md")])
-def test_the_weights_are_small_and_need_no_unpickling(name, page):
+@pytest.mark.parametrize(
+    ("name", "page", "most"), [("demo", "demo_model.md", 8_000_000), ("demo-hard", "hard_world.md", 16_000_000)]
+)
+def test_the_weights_are_small_and_need_no_unpickling(name, page, most):
     files = list(EMBEDDED[name].iterdir())
-    assert sum(file.stat().st_size for file in files) <= 8_000_000
+    assert sum(file.stat().st_size for file in files) <= most
     assert [file.suffix for file in files if file.suffix in (".bin", ".pt", ".safetensors")] == [".safetensors"]
     guide = Path(__file__).parents[1] / "docs" / page
     assert f"{fp.load_model(name)[0].num_parameters():,}" in guide.read_text()
