@@ -304,6 +304,27 @@ def test_answers_that_are_facts_are_asked_of_the_middle_layer_and_no_others_are(
             assert same == (kind in DIRECT)
 
 
+def test_a_plates_neighbour_is_tied_to_words_that_a_fixed_map_has_turned():
+    torch.manual_seed(0)
+    answerer, scenes = Answerer(untrained(), TOKENIZER), [make_scene("train", index) for index in range(2)]
+    visual, words_of = torch.randn(2, 7, 96), answerer.decoder.embed_tokens.weight
+    torch.testing.assert_close(answerer.beside @ answerer.beside.T, torch.eye(96), atol=1e-5, rtol=0)
+    expected = 0.0
+    for family in CHOICES:
+        losses = []
+        for row, scene in enumerate(scenes):
+            for sentences, right in zip(CHOICES[family], chosen(scene)[family], strict=True):
+                if right >= 0:
+                    ids = [
+                        TOKENIZER.convert_tokens_to_ids([*said[:2], said[2].removeprefix("by ")]) for said in sentences
+                    ]
+                    told = torch.stack([words_of[a] + words_of[b] + words_of[c] @ answerer.beside for a, b, c in ids])
+                    best = torch.cosine_similarity(visual[row][:, None], told, dim=-1).amax(0) * 20
+                    losses.append(torch.nn.functional.cross_entropy(best, torch.tensor(right)))
+        expected += torch.stack(losses).mean()
+    torch.testing.assert_close(answerer._beside(visual, scenes), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_prompts_of_training_are_those_of_the_benchmarks():
     """TextVQA's has an empty line of machine-read words: a model that never saw it has 0.4 with it, 0.8 without."""
 

@@ -101,12 +101,9 @@ class Answerer:
 
     def train(self, plan: AnswerPlan, train: Seen, tuning: Seen, progress: Progress, rng: random.Random) -> None:
         """All steps of a phase; goes on from where `progress` has it."""
-        inside = [p for p in self.decoder.layers.parameters() if p.dim() == 2]
-        known = set(map(id, inside))
-        others = [p for p in self.trained.parameters() if id(p) not in known]
         descend(
             [self.trained],
-            MuonAndAdamW(inside, others, plan.rate),
+            MuonAndAdamW.of(self.decoder.layers, [self.trained], plan.rate),
             plan,
             len(train.scenes),
             progress,

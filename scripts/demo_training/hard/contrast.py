@@ -123,12 +123,9 @@ def train_contrast(
     rng: random.Random,
 ) -> None:
     """Train both in place, with the chance of `rng`; goes on from where `progress` has it."""
-    inside = [p for p in tower.encoder.parameters() if p.dim() == 2]
-    known = set(map(id, inside))
-    others = [p for module in (tower, captioned) for p in module.parameters() if id(p) not in known]
     descend(
         [tower, captioned],
-        MuonAndAdamW(inside, others, plan.rate),
+        MuonAndAdamW.of(tower.encoder, [tower, captioned], plan.rate),
         plan,
         len(train.scenes),
         progress,

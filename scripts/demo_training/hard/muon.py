@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal before a step, as Keller Jordan describes it; AdamW for the rest.
 
-https://kellerjordan.github.io/posts/muon/. It is for the matrices inside a decoder; embeddings, head, norms and biases
-are AdamW's. Matrices of one shape are made orthogonal together, in float32: a CPU has no use for bfloat16 here.
+https://kellerjordan.github.io/posts/muon/. It is for the matrices inside layers; embeddings, head, norms and biases are
+AdamW's. Matrices of one shape are made orthogonal together, in float32: a CPU has no use for bfloat16 here.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def __init__(self, matrices: Iterable[nn.Parameter], others: Iterable[nn.Parameter], rate: float) -> None:
         groups = [{"params": list(matrices), "muon": True}, {"params": list(others), "muon": False}]
         super().__init__(groups, {"lr": rate, "betas": (0.9, 0.98)})
+
+    @classmethod
+    def of(cls, layers: nn.Module, trained: Iterable[nn.Module], rate: float) -> MuonAndAdamW:
+        """Muon for the matrices inside `layers`, AdamW for everything else in `trained`."""
+        matrices = [parameter for parameter in layers.parameters() if parameter.dim() == 2]
+        known = set(map(id, matrices))
+        others = [one for module in trained for one in module.parameters() if id(one) not in known]
+        return cls(matrices, others, rate)
 
     @torch.no_grad()
     def step(self, closure=None) -> None:  # type: ignore[override]

@@ -43,10 +43,13 @@ class _Text:
 
     def steps(self) -> Steps:
         """Those of its kind."""
-        make = getattr(self, f"_{self.question.kind}", None)
+        inside = {
+            "legend": self._legend, "written": self._written, "number": self._number, "place": self._place,
+            "more": self._more,
+        }  # fmt: skip
         found = self._options() if self.question.options else Steps()
-        if make is not None:
-            found.facts |= make()
+        if self.question.kind in inside:
+            found.facts |= inside[self.question.kind]()
         return found
 
     def _options(self) -> Steps:
