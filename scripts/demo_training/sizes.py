@@ -10,8 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from finepruner_lmms.demo.scenes import GRID, IMAGE_SIZE, PATCH
 
-WIDTH = 96
-HEADS = 8
+WIDTH, FEED_FORWARD, HEADS = 96, 192, 8
 SHALLOW, DEEP = 8, 32
 KEPT_EARLY = 2  # layers 0 and 1 stay where they are when the decoder grows: the first drop comes after them
 VISUAL = GRID * GRID
@@ -30,12 +29,9 @@ TOWER = TowerSize(128, 4, 4)
 
 
 def build(
-    vocabulary: int, ids: dict[str, int], layers: int, seed: int, tower: TowerSize = TOWER, width: int = WIDTH
+    vocabulary: int, ids: dict[str, int], layers: int, seed: int, tower: TowerSize = TOWER
 ) -> LlavaForConditionalGeneration:
-    """An untrained model of `layers` decoder layers of that width, whose feed-forward is twice as wide.
-
-    Weights start at about 1/sqrt(width), which trains faster here.
-    """
+    """An untrained model of `layers` decoder layers. Weights start at about 1/sqrt(width), which trains faster here."""
     vision = CLIPVisionConfig(
         hidden_size=tower.width,
         intermediate_size=2 * tower.width,
@@ -46,8 +42,8 @@ def build(
     )
     text = LlamaConfig(
         vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=2 * width,
+        hidden_size=WIDTH,
+        intermediate_size=FEED_FORWARD,
         num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,

@@ -25,7 +25,6 @@ from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.vocabulary import SPECIAL
 
 TOWERS = {"small": TowerSize(128, 6, 4), "large": TowerSize(256, 6, 4)}
-WIDTH = 96  # of the decoder
 CONTRAST = (
     ContrastPlan(grid=6, steps=500, batch=64, rate=3e-3, pictures=8000),
     ContrastPlan(grid=12, steps=900, batch=24, rate=3e-3, pictures=6000),
@@ -88,7 +87,7 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
     processor, size, start = build_processor(), TOWERS[tower_size], seed * _APART
     tokenizer = processor.tokenizer
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    model = build(len(tokenizer), ids, LAYERS, seed, size, WIDTH).to(device)
+    model = build(len(tokenizer), ids, LAYERS, seed, size).to(device)
     tower, captioned = tower_of(model), Captioned(size.width).to(device)
     look_around(tower)
     for plan in CONTRAST:
