@@ -55,6 +55,7 @@ class AnswerPlan:
     aligned: float = 0.2
     instructed: float = 0.3
     system: float = 0.0  # share of batches behind the system's sentence
+    compact: float = 0.0  # share of batches whose visual tokens close ranks, as methods before the model leave them
     kept: tuple[int, ...] = ()
     chance: bool = False
     weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
@@ -115,7 +116,7 @@ class Answerer:
     def _loss(self, plan: AnswerPlan, train: Seen, some: Tensor, rng: random.Random) -> Tensor:
         visual, places, scenes = self._see(plan, train, some, rng)
         spelled = self._spelled(visual, scenes, rng) if plan.aligned else 0.0
-        compact = plan.chance and rng.random() < 0.5
+        compact = rng.random() < plan.compact
         packed = self.packer.pack(
             scenes,
             places,

@@ -56,7 +56,7 @@ ANSWERS = (
     ),
     AnswerPlan(
         "answers24", grid=24, steps=1000, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.2,
-        kept=(64, 96, 128), weights=EVERYTHING,
+        kept=(64, 96, 128), compact=0.5, weights=EVERYTHING,
     ),
 )  # fmt: skip
 DEEPER = AnswerPlan(
@@ -72,6 +72,7 @@ DEEPER = AnswerPlan(
     system=0.5,
     kept=(576, 576, 192),
     chance=True,
+    compact=0.5,
 )
 _TUNING = 128
 _APART = 20_000  # pictures between those of two seeds
