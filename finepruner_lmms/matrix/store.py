@@ -233,20 +233,19 @@ def _state(folder: Path, cell: Cell) -> State:
         if there is None:
             return State("missing")
         return State("failed", f"{there.name} is no folder", damaged=True)
-    # who works on it comes first: a worker writes what came of a cell, and then lets go of it
-    owner, status, error, flaw = holder(folder), None, None, ""
-    try:
-        status, error = load(Status, folder / "status.json"), load(CellError, folder / "error.json")
-    except Damage as damage:
-        flaw = str(damage)
-    found = read_cell(folder, cell)
+    found, owner = read_cell(folder, cell), None
+    if found.result is None and found.answers is None and (owner := holder(folder)) is None:
+        found = read_cell(folder, cell)  # a worker writes what came of a cell, then lets go: it may just have done so
     if found.result is not None:
         return State("done", result=found.result)
     if found.answers is not None:
         return State("waiting", found.reason, damaged=found.damaged)
-    if flaw and not found.damaged:
-        found = replace(found, reason=flaw)
-    if owner is not None and not flaw:
+    try:
+        status, error = load(Status, folder / "status.json"), load(CellError, folder / "error.json")
+    except Damage as damage:
+        owner, status, error = None, None, None
+        found = found if found.damaged else replace(found, reason=str(damage))
+    if owner is not None:
         return State("running", f"attempt {last_attempt(folder)}: {owner}")
     if error is not None:
         return State("failed", f"{error.error}: {error.message}")
