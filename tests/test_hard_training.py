@@ -30,7 +30,7 @@ from demo_training.sizes import TowerSize, build, tower_of
 
 from finepruner_lmms.demo.hard.choices import KINDS
 from finepruner_lmms.demo.hard.questions import PLURAL
-from finepruner_lmms.demo.hard.scenes import make_scene
+from finepruner_lmms.demo.hard.scenes import make_scene, make_view
 from finepruner_lmms.demo.hard.things import SIDES
 from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.vocabulary import SPECIAL
@@ -71,6 +71,11 @@ def test_captions_say_what_a_plate_has_beside_it_and_on_which_side():
             told = (pair.thing.color, pair.thing.name, pair.side)
             assert {(pair.plate.color, "plate", f"by {what}") for what in told} <= true
         assert len(true) == 3 * len(scene.pairs)
+
+
+def test_views_with_room_for_two_plates_have_two_so_that_beside_which_matters():
+    plates = [len(make_view("train", index, 12).plates) for index in range(40)]
+    assert min(plates) >= 1 and sum(count >= 2 for count in plates) >= 36
 
 
 def test_of_sentences_that_exclude_each_other_the_one_that_fits_some_patch_best_is_chosen():

@@ -73,7 +73,8 @@ def make_view(split: str, index: int, grid: int) -> Scene:
     if not 6 <= grid <= GRID:
         raise ValueError(f"grid: got {grid}; expected 6 to {GRID}")
     rng, share = _chance(f"view {grid}", split, index), (grid / GRID) ** 2
-    # of the few things of a small picture, a plate is often one: reading is what takes longest to learn
+    # of the few things of a small picture, a plate is often one: reading is what takes longest to learn; where there is
+    # room for two there are two, since beside a single one stands whatever else is small
     least = rng.randrange(2) if grid < GRID // 2 else _PLATES[0]
     plates = min(_PLATES[1], max(least, round(rng.randint(*_PLATES) * share)))
     shapes = max(1, round(rng.randint(*_SHAPES) * share))

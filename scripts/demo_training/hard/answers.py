@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from demo_training.hard.captions import ATTRIBUTES, CHOICES, WORDS, batch_of, chosen, near_miss, phrases
+from demo_training.hard.captions import ATTRIBUTES, CHOICES, WORDS, batch_of, chosen, near_miss, phrases, spoken
 from demo_training.hard.contrast import fits
 from demo_training.hard.descent import adamw, descend
 from demo_training.hard.muon import MuonAndAdamW
@@ -70,7 +70,7 @@ class Answerer:
         self.projector = model.model.multi_modal_projector
         self.steps = [layer_of(place, len(self.decoder.layers), LAYERS) for place in _STEPS]
         self.trained = nn.ModuleList([self.decoder, self.projector, model.lm_head])
-        known = [tokenizer.convert_tokens_to_ids(word.removeprefix("by ")) for word in WORDS[1:]]
+        known = [tokenizer.convert_tokens_to_ids(spoken(word)) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
         width = self.decoder.embed_tokens.weight.shape[1]
         self.beside = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0))).Q

@@ -48,6 +48,11 @@ class Captions:
         return self.words[..., 0] > 0
 
 
+def spoken(word: str) -> str:
+    """A word of `WORDS` as questions say it: "red" for "by red"."""
+    return word.removeprefix("by ")
+
+
 def phrases(scene: Scene) -> list[Phrase]:
     """Those that are true of a scene, each once."""
     found: dict[Phrase, None] = {}
