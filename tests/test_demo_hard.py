@@ -132,7 +132,7 @@ def told(scene: Scene, text: str) -> str:
 
         return "yes" if number_like(first) > number_like(second) else "no"
     if text.startswith("Is the number of"):
-        return "yes" if len(fitting(scene, color=color)) == int(words[-1]) else "no"
+        return "yes" if len(fitting(scene, color=color, size=size)) == int(words[-1]) else "no"
     if "largest" in words or "smallest" in words:
         order = sorted(fitting(scene, name=name), key=lambda t: SIZES[t.size], reverse="smallest" not in words)
         return order["second" in words].color

@@ -118,9 +118,8 @@ def _written(scene: Scene, rng: random.Random, want: str | None) -> Question | N
 
 @kind("count")
 def _count(scene: Scene, rng: random.Random, _want: str | None) -> Question | None:
-    """By one attribute or two; as many of each number as the scene allows."""
-    words = {f"{color} objects": fitting(scene, color=color) for color in COLORS}
-    words |= {PLURAL[name]: fitting(scene, name=name) for name in SHAPES}
+    """By two attributes; as many of each number as the scene allows."""
+    words = {f"{size} {color} objects": fitting(scene, color=color, size=size) for size in SIZES for color in COLORS}
     words |= {f"{size} {PLURAL[name]}": fitting(scene, name=name, size=size) for size in SIZES for name in SHAPES}
     wanted = rng.choice(sorted({len(things) for things in words.values() if len(things) <= MOST}))
     text = rng.choice([word for word, things in words.items() if len(things) == wanted])
@@ -131,12 +130,13 @@ def _count(scene: Scene, rng: random.Random, _want: str | None) -> Question | No
 def _number(scene: Scene, rng: random.Random, want: str | None) -> Question | None:
     """Is it that many? A wrong number is one off."""
     yes = _yes(rng, want)
-    pool = [(color, things) for color in COLORS if 1 <= len(things := fitting(scene, color=color)) <= MOST - 1]
+    pairs = [(size, color, fitting(scene, color=color, size=size)) for size in SIZES for color in COLORS]
+    pool = [one for one in pairs if 1 <= len(one[2]) <= MOST - 1]
     if not pool:
         return None
-    color, things = rng.choice(pool)
+    size, color, things = rng.choice(pool)
     asked = len(things) if yes else len(things) + (rng.choice((-1, 1)) if len(things) > 1 else 1)
-    text = f"Is the number of {color} objects in the image {asked}?"
+    text = f"Is the number of {size} {color} objects in the image {asked}?"
     return Question("number", text, _said(yes), subject=things)
 
 
