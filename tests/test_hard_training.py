@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import random
 import sys
 from dataclasses import replace
@@ -14,9 +15,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from demo_training.hard import neighbours, phases
+from demo_training.hard import beginnings, neighbours, phases
 from demo_training.hard.answers import LAYERS, Answerer, AnswerPlan
-from demo_training.hard.captions import ATTRIBUTES, CHOICES, EVERY, batch_of, chosen, near_miss, phrases
+from demo_training.hard.beginnings import characters
+from demo_training.hard.captions import (
+    ATTRIBUTES,
+    CHOICES,
+    DIGITS,
+    EVERY,
+    ORDINALS,
+    batch_of,
+    chosen,
+    near_miss,
+    phrases,
+)
 from demo_training.hard.contrast import Captioned, ContrastPlan, fits, look, report, train_contrast
 from demo_training.hard.muon import orthogonal
 from demo_training.hard.neighbours import look_around
@@ -31,7 +43,7 @@ from demo_training.sizes import TowerSize, build, tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 from finepruner_lmms.demo.hard.questions import PLURAL
 from finepruner_lmms.demo.hard.scenes import make_scene, make_view
-from finepruner_lmms.demo.hard.things import SIDES
+from finepruner_lmms.demo.hard.things import COLORS, SIDES, SIZES
 from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.vocabulary import SPECIAL
 
@@ -60,7 +72,7 @@ def test_a_near_miss_differs_in_what_one_thing_is(attribute):
             assert len(set(wrong) - set(phrases(scene))) == 1 and len(set(phrases(scene)) - set(wrong)) <= 1
 
 
-def test_captions_say_what_a_plate_has_beside_it_and_on_which_side():
+def test_captions_say_what_a_plate_has_beside_it_and_which_number_it_says():
     for index in range(20):
         scene = make_scene("train", index)
         true = {
@@ -68,9 +80,10 @@ def test_captions_say_what_a_plate_has_beside_it_and_on_which_side():
             for row, right in zip(CHOICES[family], all_rows, strict=True) if right >= 0
         }  # fmt: skip
         for pair in scene.pairs:
-            told = (pair.thing.color, pair.thing.name, pair.side)
-            assert {(pair.plate.color, "plate", f"by {what}") for what in told} <= true
-        assert len(true) == 3 * len(scene.pairs)
+            told = [f"by {what}" for what in (pair.thing.color, pair.thing.name, pair.side)]
+            told += [f"{ordinal} {digit}" for ordinal, digit in zip(ORDINALS, pair.plate.name, strict=False)]
+            assert {(pair.plate.color, "plate", what) for what in told} <= true
+        assert len(true) == 5 * len(scene.pairs)
 
 
 def test_views_with_room_for_two_plates_have_two_so_that_beside_which_matters():
@@ -195,7 +208,8 @@ def test_a_report_of_a_tower_that_learned_nothing_says_so():
     torch.manual_seed(0)
     said = report(tower_of(untrained()), Captioned(TINY.width), views("tuning", 0, 40, 6))
     shares = dict(zip(said.split()[::2], said.split()[1::2], strict=True))
-    assert set(shares) == {*ATTRIBUTES, *CHOICES, "found"} and float(shares["found"]) < 0.5
+    asked = {*ATTRIBUTES, *CHOICES, "found"}
+    assert set(shares) == asked and float(shares["found"]) < 0.5
 
 
 def test_a_question_sees_the_picture_and_itself_and_its_answer_is_what_is_said_next():
@@ -208,28 +222,130 @@ def test_a_question_sees_the_picture_and_itself_and_its_answer_is_what_is_said_n
         assert said.endswith("</s>") and (said[0].isdecimal() if kind == "read" else said.startswith(("yes", "no")))
         assert packed.targets[row, first:last].tolist() == packed.ids[row, first + 1 : last + 1].tolist()
     first_row = [span for span in packed.spans if span[1] == 0]
-    one, two = first_row[0][2], first_row[1][2]
-    assert packed.mask[0, 0, two, packed.prefix : packed.prefix + 9].all() and not packed.mask[0, 0, two, one]
+    parts = [part for part in packed.segments if part[0] == 0]
+    assert parts[0][1] == packed.prefix + 9 and all(one[2] == two[1] for one, two in itertools.pairwise(parts))
+    assert all(one[1] < span[2] and span[3] + 2 == one[2] for one, span in zip(parts, first_row, strict=True))
     shown = packed.positions[0, packed.prefix : packed.prefix + 10]
     assert shown.tolist() == [packed.prefix + place for place in (*places[0].tolist(), 576)]
     near = Packer(TOKENIZER).pack(scenes, places, {"read": 1.0}, 1, 0.0, random.Random(0), compact=True)
     assert near.positions[0].tolist() == list(range(near.ids.shape[1]))
 
 
-def test_attention_in_two_parts_is_that_of_the_layers():
+def test_questions_behind_one_picture_are_answered_as_each_alone_by_the_layers():
     answerer = Answerer(untrained(), TOKENIZER)
-    scenes = [make_scene("train", index) for index in range(2)]
-    places = torch.arange(3, 30, 3).expand(2, -1)
-    packed = answerer.packer.pack(scenes, places, {"read": 1.0, "more": 1.0}, 3, 0.5, random.Random(0))
-    visual = torch.randn(2, 9, 96)
-    embedded, end = answerer.decoder.embed_tokens(packed.ids), packed.prefix + 9
-    hidden = torch.cat([embedded[:, : packed.prefix], visual, embedded[:, end:]], 1)
-    rotary = answerer.decoder.rotary_emb(hidden, packed.positions)
-    for layer in answerer.decoder.layers:
-        hidden = layer(hidden, attention_mask=packed.mask, position_embeddings=rotary)
+    scenes = [make_scene("train", index) for index in range(3)]
+    places = torch.arange(3, 30, 3).expand(3, -1)
+    weights = {"read": 1.0, "more": 1.0, "choice": 1.0}
+    packed = answerer.packer.pack(scenes, places, weights, 3, 0.5, random.Random(0))
+    visual = torch.randn(3, 9, 96)
     there = answerer._forward(packed, visual)
-    assert len(there) == 3
-    torch.testing.assert_close(there[-1], answerer.decoder.norm(hidden), atol=1e-4, rtol=1e-4)
+    assert len(there) == 3 and len(packed.segments) == 9
+    before = packed.prefix + 9
+    for row, start, end in packed.segments:
+        embedded = answerer.decoder.embed_tokens(packed.ids[row])
+        alone = torch.cat([embedded[: packed.prefix], visual[row], embedded[start:end]])[None]
+        positions = torch.cat([packed.positions[row, :before], packed.positions[row, start:end]])[None]
+        whole = answerer.decoder(inputs_embeds=alone, position_ids=positions).last_hidden_state
+        torch.testing.assert_close(there[-1][row, start:end], whole[0, before:], atol=1e-4, rtol=1e-4)
+
+
+def begun():
+    """A decoder before its first answer, behind visual tokens that are the words of what they show."""
+    torch.manual_seed(0)
+    answerer = Answerer(untrained(), TOKENIZER)
+    answerer.ready()
+    known = answerer.decoder.embed_tokens.weight.detach()
+    return answerer, torch.nn.functional.normalize(known - known.mean(0), dim=-1)
+
+
+def looked(answerer: Answerer, visual: torch.Tensor, text: str, places: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    """Attention `[layer, head, L]` of the last word of `text` behind those visual tokens, and the words of the text."""
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    hidden = torch.cat([visual, answerer.decoder.embed_tokens(torch.tensor(ids))])[None]
+    positions = torch.cat([places, torch.arange(576, 576 + len(ids))])[None]
+    answerer.decoder.set_attn_implementation("eager")
+    out = answerer.decoder(inputs_embeds=hidden, position_ids=positions, output_attentions=True)
+    return torch.stack([one[0, :, -1] for one in out.attentions]), [TOKENIZER.decode([one]) for one in ids]
+
+
+def test_a_decoder_begins_by_gathering_phrases():
+    answerer, _ = begun()
+    seen, said = looked(answerer, torch.zeros(0, 96), "What color is the small red star", torch.arange(0))
+    assert said[-3:] == ["small", "red", "star"]
+    assert seen[0, :, -3:-1].sum(-1).min() > 0.8 and (seen[0, :, -3] - seen[0, :, -2]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "layer", "head"),
+    [("What color is the medium circle", ("medium", "red", "circle"), 1, 2),
+     ("What shape is the small blue", ("small", "blue", "star"), 1, 3),
+     ("What number is on the green plate", ("green", "plate"), 1, 0)],
+)  # fmt: skip
+def test_a_decoder_begins_by_looking_for_what_has_the_attributes_that_are_named(text, shown, layer, head):
+    answerer, meant = begun()
+    others = [("large", "red", "circle"), ("medium", "blue", "star"), ("small", "white", "cross"), ("red", "plate"),
+              ("large", "green", "ring")]  # fmt: skip
+    rows = [[TOKENIZER.convert_tokens_to_ids(word) for word in one] for one in (*others, shown)]
+    visual = torch.stack([torch.nn.functional.normalize(meant[row].sum(0), dim=0) * 50 for row in rows])
+    seen, _ = looked(answerer, visual, text, torch.tensor([5, 60, 200, 333, 444, 570]))
+    assert seen[layer, head].argmax() == len(others) and seen[layer, head, len(others)] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("layer", "head", "family", "right", "pool"),
+    [
+        (1, 0, "by-color", "green", tuple(COLORS)),
+        (1, 1, "by-side", "left", tuple(SIDES)),
+        (3, 1, "second", "7", DIGITS),
+    ],
+)
+def test_a_decoder_begins_by_turning_back_what_a_plate_has_beside_it_and_its_digits(layer, head, family, right, pool):
+    answerer, meant = begun()
+    ids = {word: TOKENIZER.convert_tokens_to_ids(word) for word in ("red", "plate", *pool)}
+    attention, some = answerer.decoder.layers[layer].self_attn, slice(head * 12, head * 12 + 12)
+    visual = meant[ids["red"]] + meant[ids["plate"]] + meant[ids[right]] @ answerer.turns[family]
+    said = meant @ (attention.o_proj.weight[:, some] @ (attention.v_proj.weight[some] @ visual))
+    assert max(pool, key=lambda word: said[ids[word]]) == right
+
+
+def test_a_decoder_begins_by_counting_what_has_the_attributes_that_are_named():
+    """A head's weight on words falls as more of what is counted is there."""
+    answerer, meant = begun()
+    rows = [[TOKENIZER.convert_tokens_to_ids(word) for word in one] for one in
+            (("small", "red", "star"), ("large", "blue", "ring"), ("small", "white", "star"))]  # fmt: skip
+    one, other, third = (torch.nn.functional.normalize(meant[row].sum(0), dim=0) * 50 for row in rows)
+    at_words = []
+    for number in range(4):
+        visual = torch.stack([one] * number + [other, third] * 3 + [other] * (4 - number))
+        seen, _ = looked(answerer, visual, "How many small red objects", torch.arange(3, 3 + 20 * len(visual), 20))
+        at_words.append(seen[1, 5, len(visual) :].sum().item())
+
+    assert all(more > less + 0.005 for more, less in itertools.pairwise(at_words))
+
+
+def test_a_thing_begins_by_counting_once_however_many_patches_show_it():
+    """The key of a head that counts falls by the logarithm of the number of patches."""
+    answerer, meant = begun()
+    attention, first = answerer.decoder.layers[3].self_attn, 4 * 12
+    rows = [row for row in range(first, first + 12) if attention.q_proj.weight[row].std() == 0]
+    (fast, each) = rows  # the same for every word: how much it is drawn to words, and what a thing's patches cost it
+    keys = attention.k_proj.weight[each] @ meant[TOKENIZER.convert_tokens_to_ids(list(SIZES))].T
+    small, medium, large = (keys / -beginnings._EACH).tolist()
+    assert fast == first + 1
+    assert (medium - small, large - small) == pytest.approx((math.log(4), math.log(9)), abs=1e-3)
+
+
+def test_chinese_characters_and_plurals_begin_as_the_words_that_they_stand_for():
+    answerer, meant = begun()
+    for one, many in PLURAL.items():
+        assert torch.equal(*(meant[TOKENIZER.convert_tokens_to_ids(word)] for word in (one, many)))
+    found = characters()
+    assert torch.equal(*(meant[TOKENIZER.convert_tokens_to_ids(token)] for token in ("7", "##7")))
+    assert len(set(found.values())) == len(found) and found["red"] == "红" and found["cross"] == "十"
+    for word, character in found.items():
+        one, other = (TOKENIZER.convert_tokens_to_ids(token) for token in (word, character))
+        assert torch.equal(meant[one], meant[other])
+        assert torch.equal(answerer.model.lm_head.weight[one], answerer.model.lm_head.weight[other])
 
 
 def asked_alone(kind: str, indices: range):
@@ -250,9 +366,15 @@ def test_where_a_claim_stands_the_truth_is_a_fact(kind):
     changed = 0
     for scene, packed, first, last in asked_alone(kind, range(12)):
         inside = [at for at in range(first) if packed.facts[0, at] >= 0]
+        if kind == "number":  # also known behind what is counted
+            counted = inside.pop(0)
+            assert words(packed, [counted]) == "objects"
+            assert words(packed, [counted], "facts") == words(packed, inside, "facts")
         claim, true = words(packed, [at + 1 for at in inside]), words(packed, inside, "facts")
         said = words(packed, list(range(first, last)), "targets")
         assert claim.isdecimal() and (said == "yes") == (claim == true)
+        running = [words(packed, [at + 1], "verdicts") for at in inside]
+        assert running == ["yes" if claim[: n + 1] == true[: n + 1] else "no" for n in range(len(true))]
         if kind == "written":
             assert true in {plate.name for plate in scene.plates}
         changed += claim != true
@@ -273,16 +395,36 @@ def test_facts_of_comparisons_and_places_are_what_the_scene_has():
         color = TOKENIZER.decode(packed.ids[0, : at + 1]).split()[-2]
         side = next(pair.side for pair in scene.pairs if pair.plate.color == color)
         assert words(packed, [at], "facts") == side
+        (claim,) = [at for at in range(first) if packed.verdicts[0, at] >= 0]
+        assert words(packed, [claim]) in SIDES and words(packed, [claim], "verdicts") == words(
+            packed, [first], "targets"
+        )
         asked = TOKENIZER.decode(packed.ids[0, at:first]).split()
         assert (words(packed, list(range(first, last)), "targets") == "yes") == (side in asked)
+
+
+def test_behind_what_is_counted_the_number_is_a_fact():
+    for _, packed, first, _ in asked_alone("count", range(6)):
+        (at,) = [at for at in range(first) if packed.facts[0, at] >= 0]
+        assert words(packed, [at]) in ("objects", *PLURAL.values())
+        assert words(packed, [at], "facts") == words(packed, [first], "targets")
+
+
+@pytest.mark.parametrize("kind", ["beside", "side"])
+def test_behind_a_plate_what_is_asked_of_its_neighbour_is_a_fact(kind):
+    for _, packed, first, _ in asked_alone(kind, range(6)):
+        (at,) = [at for at in range(first) if packed.facts[0, at] >= 0]
+        assert words(packed, [at]) == "plate" and words(packed, [at], "facts") == words(packed, [first], "targets")
 
 
 @pytest.mark.parametrize("kind", ["choice", "choice_zh", "told", "legend"])
 def test_behind_the_right_option_stands_its_letter_and_no_behind_the_others(kind):
     asked = 0
     for scene, packed, first, last in asked_alone(kind, range(8)):
-        ends = [at for at in range(first) if packed.verdicts[0, at] >= 0]
-        verdicts, letter = [words(packed, [at], "verdicts") for at in ends], words(packed, [first], "targets")
+        behind = {at: words(packed, [at], "verdicts") for at in range(first) if packed.verdicts[0, at] >= 0}
+        # an option ends where the next one's line begins, or the instruction's or the turn
+        ends = [at for at in behind if not words(packed, [at + 1]).lstrip("#").isdecimal()]
+        verdicts, letter = [behind[at] for at in ends], words(packed, [first], "targets")
         assert len(ends) == 4 and sorted(verdicts) == sorted(["no", "no", "no", letter])
         assert "ABCD"[verdicts.index(letter)] == letter and last == first + 1
         start = next(at for at in range(first) if packed.facts[0, at] >= 0 and words(packed, [at]) in ("?", "？"))
@@ -294,7 +436,10 @@ def test_behind_the_right_option_stands_its_letter_and_no_behind_the_others(kind
             for end, verdict in zip(ends, verdicts, strict=True):
                 digits = range(end - len(right), end)
                 assert words(packed, list(digits), "facts") == right
-                assert (words(packed, [at + 1 for at in digits]) == right) == (verdict == letter)
+                claim = words(packed, [at + 1 for at in digits])
+                assert (claim == right) == (verdict == letter)
+                so_far = [behind[at + 1] for at in digits][:-1]
+                assert so_far == ["yes" if claim[: n + 1] == right[: n + 1] else "no" for n in range(len(right) - 1)]
         if kind == "legend":
             (color,) = [words(packed, [at], "facts") for at in range(start) if packed.facts[0, at] >= 0]
             assert right == next(plate.name for plate in scene.plates if plate.color == color)
@@ -309,21 +454,23 @@ def test_answers_that_are_facts_are_asked_of_the_middle_layer_and_no_others_are(
             assert same == (kind in DIRECT)
 
 
-def test_a_plates_neighbour_is_tied_to_words_that_a_fixed_map_has_turned():
+def test_a_plates_neighbour_and_digits_are_tied_to_words_that_fixed_maps_have_turned():
     torch.manual_seed(0)
     answerer, scenes = Answerer(untrained(), TOKENIZER), [make_scene("train", index) for index in range(2)]
     visual, words_of = torch.randn(2, 7, 96), answerer.decoder.embed_tokens.weight
-    torch.testing.assert_close(answerer.beside @ answerer.beside.T, torch.eye(96), atol=1e-5, rtol=0)
+    words_of = words_of - words_of.mean(0)
+    for turn in answerer.turns.values():
+        torch.testing.assert_close(turn @ turn.T, torch.eye(96), atol=1e-5, rtol=0)
+    assert len({turn.sum().item() for turn in answerer.turns.values()}) == 3  # neighbours, and two digits
     expected = 0.0
     for family in CHOICES:
         losses = []
         for row, scene in enumerate(scenes):
             for sentences, right in zip(CHOICES[family], chosen(scene)[family], strict=True):
                 if right >= 0:
-                    ids = [
-                        TOKENIZER.convert_tokens_to_ids([*said[:2], said[2].removeprefix("by ")]) for said in sentences
-                    ]
-                    told = torch.stack([words_of[a] + words_of[b] + words_of[c] @ answerer.beside for a, b, c in ids])
+                    ids = [TOKENIZER.convert_tokens_to_ids([*said[:2], said[2].split()[-1]]) for said in sentences]
+                    turn = answerer.turns[family]
+                    told = torch.stack([words_of[a] + words_of[b] + words_of[c] @ turn for a, b, c in ids])
                     best = torch.cosine_similarity(visual[row][:, None], told, dim=-1).amax(0) * 20
                     losses.append(torch.nn.functional.cross_entropy(best, torch.tensor(right)))
         expected += torch.stack(losses).mean()
@@ -423,9 +570,7 @@ def test_models_of_two_seeds_share_no_picture_and_no_chance(monkeypatch, tmp_pat
         phases._pictures(phases.WORDS, seed * phases._APART, progress)
         drawn[seed] = dict(asked)["train"], rng.random()
     assert drawn[0][0] == 0 and drawn[1][0] == phases._APART and drawn[0][1] != drawn[1][1]
-    assert (
-        max(plan.pictures for plan in (*phases.CONTRAST, phases.WORDS, *phases.ANSWERS, phases.DEEPER)) <= phases._APART
-    )
+    assert max(plan.pictures for plan in (*phases.CONTRAST, phases.WORDS, *phases.ANSWERS)) <= phases._APART
 
 
 def test_layers_that_add_nothing_look_where_the_layer_before_them_looks():
@@ -450,10 +595,11 @@ def test_every_phase_runs_and_what_comes_out_is_a_checkpoint(monkeypatch, tmp_pa
     monkeypatch.setattr(phases, "WORDS", replace(phases.WORDS, **few, grid=6, kept=()))
     monkeypatch.setattr(phases, "TOWERS", {"small": TINY})
     monkeypatch.setattr(phases, "CONTRAST", [replace(plan, **few) for plan in phases.CONTRAST[:1]])
-    monkeypatch.setattr(phases, "ANSWERS", [replace(phases.ANSWERS[0], **few, questions=2)])
-    monkeypatch.setattr(phases, "DEEPER", replace(phases.DEEPER, **few, questions=2))
+    monkeypatch.setattr(
+        phases, "ANSWERS", [replace(plan, **few, grid=6, questions=2, kept=()) for plan in phases.ANSWERS]
+    )
     monkeypatch.setattr(phases, "_TUNING", 2)
     phases.train(tmp_path, tmp_path / "out", 0, "small", "cpu", said.append)
-    assert [line.split()[0] for line in said if "step 1/1" in line] == ["contrast6", "words", "answers6", "deep"]
+    assert [line.split()[0] for line in said if "step 1/1" in line] == ["contrast6", "words", "answers", "whole"]
     model, _ = fp.load_model(str(tmp_path / "out"))
     assert model.config.text_config.num_hidden_layers == 32 and model.config.image_seq_length == 576

@@ -61,7 +61,8 @@ def grow(model: LlavaForConditionalGeneration, seed: int, tower: TowerSize = TOW
     config, shallow = model.config, model.model.language_model
     ids = {"<s>": config.text_config.bos_token_id, "</s>": config.text_config.eos_token_id}
     ids |= {"<pad>": config.text_config.pad_token_id, "<image>": config.image_token_id}
-    deep = build(config.text_config.vocab_size, ids, DEEP, seed + 1, tower)
+    rope = config.text_config.rope_parameters["rope_theta"]
+    deep = build(config.text_config.vocab_size, ids, DEEP, seed + 1, tower, rope)
     state = {k: v for k, v in model.state_dict().items() if "language_model.layers." not in k}
     deep.load_state_dict(state, strict=False)
     with torch.no_grad():

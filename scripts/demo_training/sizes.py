@@ -29,7 +29,7 @@ TOWER = TowerSize(128, 4, 4)
 
 
 def build(
-    vocabulary: int, ids: dict[str, int], layers: int, seed: int, tower: TowerSize = TOWER
+    vocabulary: int, ids: dict[str, int], layers: int, seed: int, tower: TowerSize = TOWER, rope: float = 1e5
 ) -> LlavaForConditionalGeneration:
     """An untrained model of `layers` decoder layers. Weights start at about 1/sqrt(width), which trains faster here."""
     vision = CLIPVisionConfig(
@@ -48,7 +48,7 @@ def build(
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         max_position_embeddings=1024,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        rope_parameters={"rope_type": "default", "rope_theta": rope},
         bos_token_id=ids["<s>"],
         eos_token_id=ids["</s>"],
         pad_token_id=ids["<pad>"],

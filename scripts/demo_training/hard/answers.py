@@ -16,11 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from demo_training.hard.captions import ATTRIBUTES, CHOICES, WORDS, batch_of, chosen, near_miss, phrases, spoken
+from demo_training.hard.beginnings import begin
+from demo_training.hard.captions import (
+    ATTRIBUTES,
+    CHOICES,
+    ORDINALS,
+    WORDS,
+    batch_of,
+    chosen,
+    near_miss,
+    phrases,
+    spoken,
+)
 from demo_training.hard.contrast import fits
 from demo_training.hard.descent import adamw, descend
+from demo_training.hard.forward import hidden_at
 from demo_training.hard.muon import MuonAndAdamW
 from demo_training.hard.packing import Packed, Packer
 from demo_training.hard.resume import Progress
@@ -73,7 +84,9 @@ class Answerer:
         known = [tokenizer.convert_tokens_to_ids(spoken(word)) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
         width = self.decoder.embed_tokens.weight.shape[1]
-        self.beside = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0))).Q
+        chance = torch.Generator().manual_seed(0)
+        turns = [torch.linalg.qr(torch.randn(width, width, generator=chance)).Q for _ in range(1 + len(ORDINALS))]
+        self.turns = dict.fromkeys(CHOICES, turns[0]) | dict(zip(ORDINALS, turns[1:], strict=True))
 
     def align(self, plan: AnswerPlan, train: Seen, progress: Progress, rng: random.Random) -> None:
         """The contrast alone: projector and words, before any answer. It costs a twentieth of a step with answers."""
@@ -90,15 +103,8 @@ class Answerer:
         )
 
     def ready(self) -> None:
-        """Before the first answer: a token looks for tokens like it, and what the decoder ends with spells a word.
-
-        Queries and keys start out as the same map, as in "Mimetic initialization of self-attention layers"
-        (https://arxiv.org/abs/2305.09828), and the head as the words that `align` has tied to visual tokens.
-        """
-        with torch.no_grad():
-            for layer in self.decoder.layers:
-                layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-            self.model.lm_head.weight.copy_(F.normalize(self.decoder.embed_tokens.weight, dim=-1))
+        """Before the first answer; see `demo_training.hard.beginnings`."""
+        begin(self.decoder, self.projector, self.model.lm_head, self.turns, self.packer.tokenizer)
 
     def train(self, plan: AnswerPlan, train: Seen, tuning: Seen, progress: Progress, rng: random.Random) -> None:
         """All steps of a phase; goes on from where `progress` has it."""
@@ -149,7 +155,7 @@ class Answerer:
     def _spelled(self, visual: Tensor, scenes: list, rng: random.Random) -> Tensor:
         wrong = [near_miss(one, rng.choice(ATTRIBUTES), rng) or phrases(scenes[i - 1]) for i, one in enumerate(scenes)]
         numbers = batch_of([phrases(scene) for scene in scenes] + wrong).words.to(visual.device)
-        words = self.decoder.embed_tokens(self.words.to(visual.device)[numbers])
+        words = self._known()[numbers]
         words = (words * (numbers > 0)[..., None]).sum(2)
         present = numbers[..., 0] > 0
         scores = fits(F.normalize(visual, dim=-1), F.normalize(words, dim=-1) * present[..., None], present) * _HEAT
@@ -158,14 +164,19 @@ class Answerer:
             F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth) + self._beside(visual, scenes)
         )
 
+    def _known(self) -> Tensor:
+        """The decoder's words for those of captions, without what all words share."""
+        words = self.decoder.embed_tokens.weight
+        return words[self.words.to(words.device)] - words.mean(0)
+
     def _beside(self, visual: Tensor, scenes: list) -> Tensor:
-        """What captions say of a plate's neighbour, whose words of the decoder's are turned by a fixed map."""
+        """What captions say of a plate's neighbour and number, in the decoder's words, turned by fixed maps."""
         total, right = visual.new_zeros(()), [chosen(scene) for scene in scenes]
         for family, rows in CHOICES.items():
             targets = torch.tensor([one[family] for one in right], device=visual.device)
             numbers = batch_of(rows).words.to(visual.device)
-            color, plate, other = self.decoder.embed_tokens(self.words.to(visual.device)[numbers]).unbind(2)
-            told = F.normalize(color + plate + other @ self.beside.to(visual.device), dim=-1)
+            color, plate, other = self._known()[numbers].unbind(2)
+            told = F.normalize(color + plate + other @ self.turns[family].to(visual.device), dim=-1)
             best = torch.einsum("bnd,rsd->bnrs", F.normalize(visual, dim=-1), told).amax(1) * _HEAT
             if (targets >= 0).any():
                 total = total + F.cross_entropy(best.flatten(0, 1), targets.flatten())
@@ -173,17 +184,7 @@ class Answerer:
 
     def _forward(self, packed: Packed, visual: Tensor) -> list[Tensor]:
         """What the decoder has at every place, `[B, L, D]`: for facts, for verdicts, and in the end."""
-        device = visual.device
-        embedded, end = self.decoder.embed_tokens(packed.ids.to(device)), packed.prefix + visual.shape[1]
-        hidden = torch.cat([embedded[:, : packed.prefix], visual, embedded[:, end:]], 1)
-        mask, rotary = packed.mask[:, :, end:].to(device), self.decoder.rotary_emb(hidden, packed.positions.to(device))
-        found = []
-        for number, layer in enumerate(self.decoder.layers):
-            if number in self.steps:
-                found.append(self.decoder.norm(hidden))
-            hidden = hidden + layer.self_attn.o_proj(_attended(layer, hidden, rotary, end, mask))
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        return [*found, self.decoder.norm(hidden)]
+        return hidden_at(self.decoder, packed, visual, self.steps)
 
     @torch.no_grad()
     def evaluate(self, tuning: Seen, plan: AnswerPlan, kept: int = 0) -> str:
@@ -219,20 +220,3 @@ class Answerer:
 
 def _asked_of(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
     return packed.facts, packed.verdicts, packed.targets
-
-
-def _attended(layer: nn.Module, hidden: Tensor, rotary: tuple[Tensor, Tensor], end: int, mask: Tensor) -> Tensor:
-    """What a layer's heads read `[B, L, D]`, before the output map: as the layer itself, in less time.
-
-    The first `end` tokens, prefix and picture, see what is before them; questions see what `mask` `[B, 1, L - end, L]`
-    says. One mask for all would have the picture look at every question, to no end.
-    """
-    attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-    query, key, value = (
-        linear(normed).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    query, key = apply_rotary_pos_emb(query, key, *rotary)
-    seen = F.scaled_dot_product_attention(query[:, :, :end], key[:, :, :end], value[:, :, :end], is_causal=True)
-    asked = F.scaled_dot_product_attention(query[:, :, end:], key, value, attn_mask=mask)
-    return torch.cat([seen, asked], 2).transpose(1, 2).flatten(2)

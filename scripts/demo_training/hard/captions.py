@@ -1,7 +1,7 @@
 """What a caption says of a picture: phrases in no order, none of which says where in the picture a thing is.
 
-"a small red star", "a green plate", a word for each digit that is written somewhere, and what a plate has beside it. As
-with captions from the web, nobody tells the tower which patches a phrase is about.
+"a small red star", "a green plate", a word for each digit that is written somewhere, what a plate has beside it, and
+how its number begins. As with captions from the web, nobody tells the tower which patches a phrase is about.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from finepruner_lmms.demo.outlines import SHAPES
 
 DIGITS = tuple("0123456789")
 _BY = {word: f"by {word}" for word in (*COLORS, *SHAPES, *SIDES)}
-WORDS = ("", *SIZES, *COLORS, *SHAPES, "plate", *DIGITS, *_BY.values())
+ORDINALS = ("first", "second")
+_SAYS = {(ordinal, digit): f"{ordinal} {digit}" for ordinal in ORDINALS for digit in DIGITS}
+WORDS = ("", *SIZES, *COLORS, *SHAPES, "plate", *DIGITS, *_BY.values(), *_SAYS.values())
 ATTRIBUTES = ("size", "color", "shape", "digit")
 _PLACE = {word: place for place, word in enumerate(WORDS)}
 Phrase = tuple[str, ...]
@@ -32,8 +34,14 @@ EVERY: tuple[Phrase, ...] = (
 CHOICES: dict[str, tuple[tuple[Phrase, ...], ...]] = {
     family: tuple(tuple((color, "plate", _BY[word]) for word in words) for color in COLORS)
     for family, words in (("by-color", tuple(COLORS)), ("by-shape", SHAPES), ("by-side", tuple(SIDES)))
+} | {
+    ordinal: tuple(tuple((color, "plate", _SAYS[ordinal, digit]) for digit in DIGITS) for color in COLORS)
+    for ordinal in ORDINALS
 }
-"""Sentences of captions of which at most one in a row is true: what is beside a plate, and on which side of it."""
+"""Sentences of captions of which at most one in a row is true.
+
+They say what a plate has beside it, on which side of it, and the first two digits of its number.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,8 @@ class Captions:
 
 
 def spoken(word: str) -> str:
-    """A word of `WORDS` as questions say it: "red" for "by red"."""
-    return word.removeprefix("by ")
+    """A word of `WORDS` as questions say it: "red" for "by red", "4" for "first 4"."""
+    return word.rpartition(" ")[2]
 
 
 def phrases(scene: Scene) -> list[Phrase]:
@@ -70,6 +78,8 @@ def chosen(scene: Scene) -> dict[str, list[int]]:
             right["by-color"][row] = list(COLORS).index(pair.thing.color)
             right["by-shape"][row] = SHAPES.index(pair.thing.name)
             right["by-side"][row] = list(SIDES).index(pair.side)
+            for ordinal, digit in zip(ORDINALS, pair.plate.name, strict=False):
+                right[ordinal][row] = int(digit)
     return right
 
 

@@ -21,9 +21,10 @@ _TRIES = 12  # for each question that a scene is to be asked
 
 @dataclass
 class Packed:
-    """Token ids, positions and what to say next (-100: nothing) `[B, L]`; `mask` `[B, 1, L, L]`: who sees whom.
+    """Token ids, positions and what to say next (-100: nothing) `[B, L]`.
 
-    `facts` and `verdicts` are what to say before the last layer, as in `demo_training.hard.steps`.
+    `segments` are the questions, each with its answer: row, first place, and the one after the last. `facts` and
+    `verdicts` are what to say before the last layer, as in `demo_training.hard.steps`.
 
     The visual tokens stand at `prefix` … `prefix + visual`. `spans` names each question's answer: its kind, row, first
     and last place that is to say something.
@@ -34,7 +35,7 @@ class Packed:
     targets: Tensor
     facts: Tensor
     verdicts: Tensor
-    mask: Tensor
+    segments: list[tuple[int, int, int]]
     prefix: int
     spans: list[tuple[str, int, int, int]]
 
@@ -74,19 +75,17 @@ class Packer:
         length = start + max(sum(len(one.asked) + len(one.said) for one in row) for row in rows)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
         targets, facts, verdicts = (torch.full_like(ids, -100) for _ in range(3))
-        owner = torch.full_like(ids, -1)
         positions = torch.arange(length).repeat(len(rows), 1)
         if not compact:
             positions[:, len(prefix) : start] = len(prefix) + places
         ids[:, : len(prefix)] = torch.tensor(prefix)
-        owner[:, :start] = 0
-        spans = []
+        spans, parts = [], []
         for row, segments in enumerate(rows):
             at = start
-            for place, one in enumerate(segments, 1):
+            for one in segments:
                 end, last = at + len(one.asked) + len(one.said), at + len(one.asked) - 1
                 ids[row, at:end] = torch.tensor(one.asked + one.said)
-                owner[row, at:end] = place
+                parts.append((row, at, end))
                 positions[row, at:end] = torch.arange(text, text + end - at)
                 targets[row, last : end - 1] = torch.tensor(one.said)
                 if one.kind in DIRECT:
@@ -96,10 +95,7 @@ class Packer:
                         into[row, at + after - 1] = token
                 spans.append((one.kind, row, last, end - 2))
                 at = end
-        seen = (owner[:, None] == owner[..., None]) | (owner[:, None] == 0)
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        mask = (seen & causal) | torch.eye(length, dtype=torch.bool)
-        return Packed(ids, positions, targets, facts, verdicts, mask[:, None], len(prefix), spans)
+        return Packed(ids, positions, targets, facts, verdicts, parts, len(prefix), spans)
 
     def _segment(self, scene: Scene, question: Question, instructed: bool, rng: random.Random) -> _Segment:
         ocr = instructed and question.kind == "read" and rng.random() < 0.5  # TextVQA's prompt has an empty line of it

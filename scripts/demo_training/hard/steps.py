@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from finepruner_lmms.demo.hard.clear import fitting
 from finepruner_lmms.demo.hard.questions import PLURAL
 from finepruner_lmms.demo.hard.scenes import Scene
-from finepruner_lmms.demo.hard.things import COLORS, Thing
+from finepruner_lmms.demo.hard.things import COLORS, SIDES, Thing
 from finepruner_lmms.demo.question import LETTERS, Question
 
 DIRECT = ("exist", "color", "shape", "read", "verify", "pick", "beside", "side", "rank", "absent", "count")
@@ -45,17 +45,18 @@ class _Text:
         """Those of its kind."""
         inside = {
             "legend": self._legend, "written": self._written, "number": self._number, "place": self._place,
-            "more": self._more,
+            "more": self._more, "beside": self._beside, "side": self._beside, "count": self._count,
         }  # fmt: skip
         found = self._options() if self.question.options else Steps()
         if self.question.kind in inside:
-            found.facts |= inside[self.question.kind]()
+            more = inside[self.question.kind]()
+            found = Steps(found.facts | more.facts, found.verdicts | more.verdicts)
         return found
 
     def _options(self) -> Steps:
         """The answer in a word where the options begin; behind each option its letter if it is right, or "no".
 
-        Inside a number of as many digits, what the right one has there.
+        Inside a number of as many digits, what the right one has there, and whether it is right so far.
         """
         steps, right = Steps(), self._tokens(self.question.answer)
         for at, (letter, option) in enumerate(zip(LETTERS, self.question.options, strict=True)):
@@ -63,43 +64,65 @@ class _Text:
             if not at:
                 steps.facts[start] = right[0]
             if self.question.answer.isdecimal() and len(option) == len(self.question.answer):
-                steps.facts |= dict(enumerate(right, end - len(right)))
+                claim = self._claim(self.question.answer, end)
+                steps = Steps(steps.facts | claim.facts, steps.verdicts | claim.verdicts)
             steps.verdicts[end] = self._tokens(letter if option == self.question.answer else "no")[0]
         return steps
 
-    def _legend(self) -> dict[int, int]:
+    def _legend(self) -> Steps:
         """Behind the vehicle's name, the colour of its plate."""
         _, end = self._find(self.question.text.rstrip("?").rpartition(" ")[2], last=self._find(self.question.text)[1])
-        return {end: self._tokens(self._plate().color)[0]}
+        return Steps({end: self._tokens(self._plate().color)[0]})
 
-    def _written(self) -> dict[int, int]:
-        """Where the claimed number stands, the digits of the true one."""
-        return self._instead(self._plate().name)
+    def _count(self) -> Steps:
+        """Behind what is counted, how many there are."""
+        return Steps({self._find(" are there?")[0]: self._tokens(self.question.answer)[0]})
 
-    def _number(self) -> dict[int, int]:
-        """Where the claimed number stands, the true one."""
-        return self._instead(str(len(self.question.subject)))
+    def _written(self) -> Steps:
+        return self._claim(self._plate().name, self._claimed())
 
-    def _place(self) -> dict[int, int]:
-        """Behind the plate, the side that the object is on."""
+    def _number(self) -> Steps:
+        """As where numbers are claimed, and behind what is counted."""
+        true = str(len(self.question.subject))
+        found = self._claim(true, self._claimed())
+        found.facts[self._find(" in the image")[0]] = self._tokens(true)[0]
+        return found
+
+    def _beside(self) -> Steps:
+        """Behind the plate, what is asked of its neighbour."""
+        return Steps({self._find(" plate")[1]: self._tokens(self.question.answer)[0]})
+
+    def _place(self) -> Steps:
+        """Behind the plate, the side that the object is on; behind the side that is claimed, whether it is that."""
         plate, _ = self.question.subject
         side = next(pair.side for pair in self.scene.pairs if pair.plate == plate)
-        return {self._find(" plate")[1]: self._tokens(side)[0]}
+        _, at = self._find(" plate")
+        end = max(self._find(name)[1] for name in SIDES if name in self.question.text)
+        return Steps({at: self._tokens(side)[0]}, {end: self._tokens(self.question.answer)[0]})
 
-    def _more(self) -> dict[int, int]:
+    def _more(self) -> Steps:
         """Behind each of the two, how many there are of it."""
         first, _, second = self.question.text.removeprefix("Are there more ").partition(" than ")
-        found = {}
+        found: dict[int, int] = {}
         for name in (first, second.removesuffix(" in the image?")):
             color = name.removesuffix(" objects")
             things = fitting(self.scene, color=color) if color in COLORS else fitting(self.scene, name=_SINGULAR[name])
             found[self._find(f" {name}")[1]] = self._tokens(str(min(len(things), _MOST)))[0]
-        return found
+        return Steps(found)
 
-    def _instead(self, true: str) -> dict[int, int]:
-        start, end = self._find(self.question.text.rstrip("?").rpartition(" ")[2])
-        said = self._tokens(true)
-        return dict(enumerate(said, start)) if len(said) == end - start else {}
+    def _claimed(self) -> int:
+        """Where the number that the question claims ends."""
+        return self._find(self.question.text.rstrip("?").rpartition(" ")[2])[1]
+
+    def _claim(self, true: str, end: int) -> Steps:
+        """In a number of as many digits that ends there: what the true one has, and whether it is that so far."""
+        digits = self._tokens(true)
+        start, steps = end - len(digits), Steps()
+        for count, digit in enumerate(digits, 1):
+            steps.facts[start + count - 1] = digit
+            same = self.asked[start : start + count] == digits[:count]
+            steps.verdicts[start + count] = self._tokens("yes" if same else "no")[0]
+        return steps
 
     def _plate(self) -> Thing:
         return next(plate for plate in self.scene.plates if plate in self.question.subject)
