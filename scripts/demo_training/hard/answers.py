@@ -52,8 +52,7 @@ _WEIGHTS = (0.5, 2.0, 1.0)  # of facts, verdicts and answers
 class AnswerPlan:
     """`steps` of `batch` pictures of `grid`×`grid` patches, each with `questions`; `aligned` weighs the contrast.
 
-    `kept`: numbers of visual tokens to train with, one drawn for each step: the most telling ones, as cheap steps have
-    them, or with `chance` any, as pruning leaves them; none: always all.
+    `kept`: numbers of visual tokens to train with, one drawn for each step, the most telling ones; none: always all.
     """
 
     name: str
@@ -68,7 +67,6 @@ class AnswerPlan:
     system: float = 0.0  # share of batches behind the system's sentence
     compact: float = 0.0  # share of batches whose visual tokens close ranks, as methods before the model leave them
     kept: tuple[int, ...] = ()
-    chance: bool = False
     weights: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
 
 
@@ -84,8 +82,8 @@ class Answerer:
         known = [tokenizer.convert_tokens_to_ids(spoken(word)) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
         width = self.decoder.embed_tokens.weight.shape[1]
-        chance = torch.Generator().manual_seed(0)
-        turns = [torch.linalg.qr(torch.randn(width, width, generator=chance)).Q for _ in range(1 + len(ORDINALS))]
+        fixed = torch.Generator().manual_seed(0)
+        turns = [torch.linalg.qr(torch.randn(width, width, generator=fixed)).Q for _ in range(1 + len(ORDINALS))]
         self.turns = dict.fromkeys(CHOICES, turns[0]) | dict(zip(ORDINALS, turns[1:], strict=True))
 
     def align(self, plan: AnswerPlan, train: Seen, progress: Progress, rng: random.Random) -> None:
@@ -116,7 +114,7 @@ class Answerer:
             progress,
             rng,
             lambda some, rng: self._loss(plan, train, some, rng),
-            lambda: self.evaluate(tuning, plan, 0 if plan.chance else max(plan.kept, default=0)),
+            lambda: self.evaluate(tuning, plan, max(plan.kept, default=0)),
         )
 
     def _loss(self, plan: AnswerPlan, train: Seen, some: Tensor, rng: random.Random) -> Tensor:
@@ -144,11 +142,7 @@ class Answerer:
     def _see(self, plan: AnswerPlan, train: Seen, some: Tensor, rng: random.Random) -> tuple[Tensor, Tensor, list]:
         """Projected visual tokens, their places, and the scenes."""
         kept = rng.choice(plan.kept) if plan.kept else 0
-        features, places = train.some(some, 0 if plan.chance else kept)
-        if plan.chance and 0 < kept < places.shape[1]:
-            left = torch.rand(places.shape).topk(kept, 1).indices.sort(1).values
-            features = features.gather(1, left[..., None].expand(-1, -1, features.shape[-1]))
-            places = places.gather(1, left)
+        features, places = train.some(some, kept)
         visual = self.projector(features.to(self.model.device))
         return visual, places, [train.scenes[i] for i in some.tolist()]
 

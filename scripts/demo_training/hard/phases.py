@@ -22,6 +22,7 @@ from demo_training.language import grow
 from demo_training.sizes import TowerSize, build, tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 from finepruner_lmms.demo.hard.vocabulary import build_processor
+from finepruner_lmms.demo.scenes import GRID
 from finepruner_lmms.demo.vocabulary import SPECIAL
 
 TOWERS = {"small": TowerSize(128, 6, 4), "large": TowerSize(256, 6, 4)}
@@ -32,19 +33,19 @@ CONTRAST = (
 )
 ROPE = 1e10
 """Base of the rotary positions. Heads are 12 wide: with a smaller one a match is lost over a picture's length."""
-WORDS = AnswerPlan("words", grid=24, steps=500, batch=32, questions=0, rate=3e-3, pictures=2500, kept=(96,))
+WORDS = AnswerPlan("words", grid=24, steps=700, batch=32, questions=0, rate=3e-3, pictures=2500, kept=(96,))
 EVERYTHING = dict.fromkeys(KINDS, 1.0) | {
-    "exist": 2, "color": 1.5, "shape": 1.5, "read": 3, "written": 2, "beside": 2, "side": 1.5, "count": 2.5,
-    "rank": 1.5, "more": 1.5, "choice": 4, "choice_zh": 3, "legend": 2, "pick": 0.7, "told": 0.7, "absent": 0.7,
+    "exist": 2, "color": 1.5, "shape": 1.5, "read": 4, "written": 2, "beside": 1.5, "count": 4, "number": 2,
+    "rank": 2, "more": 3, "choice": 3, "choice_zh": 2.5, "legend": 2, "pick": 0.5, "told": 0.7, "absent": 0.7,
 }  # fmt: skip
 ANSWERS = (
     AnswerPlan(
-        "answers", grid=24, steps=1800, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1, kept=(64,),
+        "answers", grid=24, steps=2200, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1, kept=(64,),
         compact=0.5, weights=EVERYTHING,
     ),
     AnswerPlan(
-        "whole", grid=24, steps=300, batch=8, questions=8, rate=1e-3, pictures=2500, aligned=0.05, instructed=0.6,
-        system=0.5, kept=(576, 576, 192, 64), chance=True, compact=0.5, weights=EVERYTHING,
+        "whole", grid=24, steps=400, batch=8, questions=8, rate=1.2e-3, pictures=2500, aligned=0.0, instructed=0.6,
+        system=0.5, kept=(GRID**2, GRID**2, GRID**2, 96), compact=0.5, weights=EVERYTHING,
     ),
 )  # fmt: skip
 _TUNING = 128
@@ -73,11 +74,7 @@ def train(work: Path, out: Path, seed: int, tower_size: str, device: str, log: C
     answerer.ready()
     for answers in ANSWERS:
         progress, rng = _phase(answers.name, work, seed, log)
-        new = not progress.done(answers.steps)
-        train, tuning = _seen(tower, captioned, answers, start, progress)
-        answerer.train(answers, train, tuning, progress, rng)
-        for kept in (0, 192, 64) if new and answers.chance else ():
-            log(f"{kept or 'all'} visual tokens: {answerer.evaluate(tuning, answers, kept)}")
+        answerer.train(answers, *_seen(tower, captioned, answers, start, progress), progress, rng)
     deep = echo(grow(model.to("cpu"), seed, size)).to(torch.bfloat16).eval()
     deep.generation_config.max_new_tokens = 8
     deep.save_pretrained(out)
