@@ -474,7 +474,7 @@ def test_a_plates_neighbour_and_digits_are_tied_to_words_that_fixed_maps_have_tu
                     best = torch.cosine_similarity(visual[row][:, None], told, dim=-1).amax(0) * 20
                     losses.append(torch.nn.functional.cross_entropy(best, torch.tensor(right)))
         expected += torch.stack(losses).mean()
-    torch.testing.assert_close(answerer._beside(visual, scenes), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(answerer._turned(visual, scenes), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_prompts_of_training_are_those_of_the_benchmarks():

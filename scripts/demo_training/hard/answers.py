@@ -155,7 +155,7 @@ class Answerer:
         scores = fits(F.normalize(visual, dim=-1), F.normalize(words, dim=-1) * present[..., None], present) * _HEAT
         count, truth = len(scenes), torch.arange(len(scenes), device=visual.device)
         return (
-            F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth) + self._beside(visual, scenes)
+            F.cross_entropy(scores, truth) + F.cross_entropy(scores[:, :count].T, truth) + self._turned(visual, scenes)
         )
 
     def _known(self) -> Tensor:
@@ -163,7 +163,7 @@ class Answerer:
         words = self.decoder.embed_tokens.weight
         return words[self.words.to(words.device)] - words.mean(0)
 
-    def _beside(self, visual: Tensor, scenes: list) -> Tensor:
+    def _turned(self, visual: Tensor, scenes: list) -> Tensor:
         """What captions say of a plate's neighbour and number, in the decoder's words, turned by fixed maps."""
         total, right = visual.new_zeros(()), [chosen(scene) for scene in scenes]
         for family, rows in CHOICES.items():

@@ -143,7 +143,7 @@ def looked_up(decoder: nn.Module, turns: Mapping[str, Tensor], tokenizer) -> Non
             _match(decoder, number, place, match, _ABROAD, tokenizer)
             basis = _span(decoder, value, attention.head_dim, tokenizer)
             some = slice(place * attention.head_dim, place * attention.head_dim + len(basis))
-            attention.v_proj.weight[some] = basis @ turns[turned] if turned else basis
+            attention.v_proj.weight[some] = basis @ turns[turned].to(basis) if turned else basis
             attention.o_proj.weight[:, some] = basis.T * _COPIED
 
 
