@@ -36,7 +36,6 @@ from demo_training.hard.muon import MuonAndAdamW
 from demo_training.hard.packing import Packed, Packer
 from demo_training.hard.resume import Progress
 from demo_training.hard.seen import Seen
-from demo_training.language import layer_of
 from demo_training.sizes import tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 
@@ -77,7 +76,6 @@ class Answerer:
         self.model, self.packer = model, Packer(tokenizer)
         self.tower, self.decoder = tower_of(model), model.model.language_model
         self.projector = model.model.multi_modal_projector
-        self.steps = [layer_of(place, len(self.decoder.layers), LAYERS) for place in _STEPS]
         self.trained = nn.ModuleList([self.decoder, self.projector, model.lm_head])
         known = [tokenizer.convert_tokens_to_ids(spoken(word)) for word in WORDS[1:]]
         self.words = torch.tensor([tokenizer.pad_token_id, *known])
@@ -165,11 +163,11 @@ class Answerer:
 
     def _turned(self, visual: Tensor, scenes: list) -> Tensor:
         """What captions say of a plate's neighbour and number, in the decoder's words, turned by fixed maps."""
-        total, right = visual.new_zeros(()), [chosen(scene) for scene in scenes]
+        total, right, known = visual.new_zeros(()), [chosen(scene) for scene in scenes], self._known()
         for family, rows in CHOICES.items():
             targets = torch.tensor([one[family] for one in right], device=visual.device)
             numbers = batch_of(rows).words.to(visual.device)
-            color, plate, other = self._known()[numbers].unbind(2)
+            color, plate, other = known[numbers].unbind(2)
             told = F.normalize(color + plate + other @ self.turns[family].to(visual.device), dim=-1)
             best = torch.einsum("bnd,rsd->bnrs", F.normalize(visual, dim=-1), told).amax(1) * _HEAT
             if (targets >= 0).any():
@@ -178,7 +176,7 @@ class Answerer:
 
     def _forward(self, packed: Packed, visual: Tensor) -> list[Tensor]:
         """What the decoder has at every place, `[B, L, D]`: for facts, for verdicts, and in the end."""
-        return hidden_at(self.decoder, packed, visual, self.steps)
+        return hidden_at(self.decoder, packed, visual, _STEPS)
 
     @torch.no_grad()
     def evaluate(self, tuning: Seen, plan: AnswerPlan, kept: int = 0) -> str:

@@ -29,6 +29,9 @@ class Steps:
     facts: dict[int, int] = field(default_factory=dict)
     verdicts: dict[int, int] = field(default_factory=dict)
 
+    def __or__(self, other: Steps) -> Steps:
+        return Steps(self.facts | other.facts, self.verdicts | other.verdicts)
+
 
 def steps_of(scene: Scene, question: Question, asked: list[int], tokenizer) -> Steps:
     """The steps inside `asked`, the tokens of what is put to the model about `scene`."""
@@ -48,10 +51,7 @@ class _Text:
             "more": self._more, "beside": self._beside, "side": self._beside, "count": self._count,
         }  # fmt: skip
         found = self._options() if self.question.options else Steps()
-        if self.question.kind in inside:
-            more = inside[self.question.kind]()
-            found = Steps(found.facts | more.facts, found.verdicts | more.verdicts)
-        return found
+        return found | inside[self.question.kind]() if self.question.kind in inside else found
 
     def _options(self) -> Steps:
         """The answer in a word where the options begin; behind each option its letter if it is right, or "no".
@@ -64,8 +64,7 @@ class _Text:
             if not at:
                 steps.facts[start] = right[0]
             if self.question.answer.isdecimal() and len(option) == len(self.question.answer):
-                claim = self._claim(self.question.answer, end)
-                steps = Steps(steps.facts | claim.facts, steps.verdicts | claim.verdicts)
+                steps |= self._claim(self.question.answer, end)
             steps.verdicts[end] = self._tokens(letter if option == self.question.answer else "no")[0]
         return steps
 
