@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ _RADII = {"small": (4.2, 5.6), "medium": (9.0, 12.0), "large": (15.5, 19.0)}
 _PLAY = {"small": 1.0, "medium": 1.8, "large": 1.8}  # pixels around the middle
 _FRAME = 2
 _PIECES = 6
+_DIGIT = 10  # pixels
+_HANDS = 23  # of a training digit, beside its own
 _GROUND = 60, 205
 
 
@@ -73,14 +76,32 @@ def _draw_plate(tile: np.ndarray, color: np.ndarray, plate: Thing, rng: random.R
 
 @functools.cache
 def _digits(split: str) -> dict[int, tuple[np.ndarray, ...]]:
-    """Alpha masks `[10, 10, 1]` of handwritten digits; few people wrote them, so training ones are also turned."""
-    turns = (-12, 0, 12) if split == "train" else (0,)
-    found = {}
+    """Alpha masks `[10, 10, 1]` of handwritten digits; few people wrote them, so training has each in many forms."""
+    rng, found = random.Random(f"hard digits {split}"), {}
     for digit, samples in digit_samples(split).items():
-        images = [Image.fromarray(sample).resize((10, 10), Image.Resampling.BICUBIC) for sample in samples]
-        turned = [image.rotate(turn, Image.Resampling.BILINEAR) for image in images for turn in turns]
-        found[digit] = tuple(np.asarray(image, dtype=np.float32)[..., None] / 255 for image in turned)
+        masks = []
+        for sample in map(Image.fromarray, samples):
+            masks.append(_alpha(sample.resize((_DIGIT, _DIGIT), Image.Resampling.BICUBIC)))
+            if split == "train":
+                masks += [_alpha(_written_anew(sample, rng)) ** rng.uniform(0.65, 1.5) for _ in range(_HANDS)]
+        found[digit] = tuple(masks)
     return found
+
+
+def _alpha(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.float32)[..., None] / 255
+
+
+def _written_anew(sample: Image.Image, rng: random.Random) -> Image.Image:
+    """A digit as another hand might write it: turned, slanted, wider or narrower, and beside its place."""
+    turn, slant = math.radians(rng.uniform(-15, 15)), rng.uniform(-0.25, 0.25)
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    stretch = np.diag([sample.width / _DIGIT / rng.uniform(0.85, 1.15) for _ in range(2)])
+    to_sample = rotation @ np.array([[1, slant], [0, 1]]) @ stretch
+    middle = np.array([_DIGIT / 2 + rng.uniform(-0.75, 0.75) for _ in range(2)])
+    offset = np.array(sample.size) / 2 - to_sample @ middle
+    matrix = (*to_sample[0], offset[0], *to_sample[1], offset[1])
+    return sample.transform((_DIGIT, _DIGIT), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
 
 
 @functools.cache
