@@ -15,6 +15,8 @@ from finepruner_lmms.testing import rounding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import gpu_check
+from gpu_checks import right
+from gpu_checks.alike import compare_tokens
 
 CPU = torch.device("cpu")
 HERE = [name for name in gpu_check.SECTIONS if name not in ("sweep", "waits", "memory", "capture")]
@@ -61,14 +63,14 @@ def test_a_section_fails_alone(quick, monkeypatch, capsys):
 
 
 def test_a_device_that_computes_something_else_is_noticed(quick, monkeypatch):
-    copied = gpu_check.copied
+    copied = right.copied
 
     def off(model, device, dtype=torch.float32):
         model = copied(model, device, dtype)
         model.lm_head.weight.data.mul_(1.001)
         return model
 
-    monkeypatch.setattr(gpu_check, "copied", off)
+    monkeypatch.setattr(right, "copied", off)
     assert not gpu_check.check(quick, ["cpu_equality"])
     assert quick.lines[0].passed is False and quick.lines[0].found.startswith("0 of ")
 
@@ -95,10 +97,10 @@ def test_tokens_that_part_at_a_tie_are_told_from_wrong_ones():
         return SimpleNamespace(sequences=torch.tensor([[1, 1]]), logits=[logits, logits])
 
     other = torch.tensor([[1, 2]])
-    assert gpu_check.compare_tokens(plain(0.0), torch.tensor([[1, 1]])) == (True, False)
-    assert gpu_check.compare_tokens(plain(1.0 - rounding()["atol"] / 2), other) == (False, True)
-    assert gpu_check.compare_tokens(plain(0.9), other) == (False, False)
-    assert gpu_check.compare_tokens(plain(0.0), torch.tensor([[1]])) == (False, False)
+    assert compare_tokens(plain(0.0), torch.tensor([[1, 1]])) == (True, False)
+    assert compare_tokens(plain(1.0 - rounding()["atol"] / 2), other) == (False, True)
+    assert compare_tokens(plain(0.9), other) == (False, False)
+    assert compare_tokens(plain(0.0), torch.tensor([[1]])) == (False, False)
 
 
 def test_time_that_is_used_up_leaves_out_what_is_left(quick):
