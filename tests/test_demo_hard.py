@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from finepruner_lmms.demo.hard import benchmarks
+from finepruner_lmms.demo.hard import benchmarks, drawing
 from finepruner_lmms.demo.hard.choices import KINDS, ask
 from finepruner_lmms.demo.hard.clear import fitting, number_of
 from finepruner_lmms.demo.hard.questions import NEGATIVES, PLURAL, existence
@@ -18,7 +18,7 @@ from finepruner_lmms.demo.hard.things import COLORS, SIDES, SIZES
 from finepruner_lmms.demo.hard.vocabulary import build_processor
 from finepruner_lmms.demo.outlines import SHAPES
 from finepruner_lmms.demo.root import MINIATURES, content_identity
-from finepruner_lmms.demo.scenes import SPLITS
+from finepruner_lmms.demo.scenes import SPLITS, digit_samples
 
 SCENES = [make_scene("tuning", index) for index in range(40)]
 
@@ -79,6 +79,22 @@ def test_a_thing_looks_as_it_is_called_and_the_rest_is_photograph():
             frame = pixels[top : top + 2, left:right].mean((0, 1))
             assert min(COLORS, key=lambda name: np.abs(frame - COLORS[name]).sum()) == plate.color
             assert pixels[top:bottom, left:right].max() > 200  # light digits
+
+
+def test_training_has_each_handwritten_digit_in_many_forms_and_the_other_splits_have_them_as_they_were_written():
+    for split, forms in {"train": 1 + drawing.FORMS, "tuning": 1, "test": 1}.items():
+        masks, samples = drawing.digit_masks(split), digit_samples(split)
+        assert {digit: len(some) for digit, some in masks.items()} == {
+            digit: forms * len(some) for digit, some in samples.items()
+        }
+        assert all(mask.min() >= 0 and mask.max() <= 1 for some in masks.values() for mask in some)
+    # of one sample: no form like another, and nearer to each other than what others wrote
+    forms = np.stack(drawing.digit_masks("train")[4][: 1 + drawing.FORMS]).reshape(1 + drawing.FORMS, -1)
+    apart = np.linalg.norm(forms[:, None] - forms, axis=-1)
+    others = np.stack(drawing.digit_masks("tuning")[4]).reshape(-1, forms.shape[1])
+    between = np.linalg.norm(others[:, None] - others, axis=-1)
+    assert apart[~np.eye(len(forms), dtype=bool)].min() > 0.1
+    assert np.median(apart) < np.median(between)
 
 
 def test_a_black_or_white_thing_is_not_lost_in_the_photograph():

@@ -20,7 +20,7 @@ _PLAY = {"small": 1.0, "medium": 1.8, "large": 1.8}  # pixels around the middle
 _FRAME = 2
 _PIECES = 6
 _DIGIT = 10  # pixels
-_HANDS = 23  # of a training digit, beside its own
+FORMS = 23  # of a training digit, beside its own
 _GROUND = 60, 205
 
 
@@ -66,7 +66,7 @@ def _draw_plate(tile: np.ndarray, color: np.ndarray, plate: Thing, rng: random.R
     tile[:] = color
     tile[_FRAME:-_FRAME, _FRAME:-_FRAME] = rng.randint(45, 65)
     for place, digit in enumerate(plate.name):
-        samples = _digits(split)[int(digit)]
+        samples = digit_masks(split)[int(digit)]
         alpha = samples[rng.randrange(len(samples))]
         size = len(alpha)
         x, y = place * PATCH + (PATCH - size) // 2, (PATCH - size) // 2
@@ -75,7 +75,7 @@ def _draw_plate(tile: np.ndarray, color: np.ndarray, plate: Thing, rng: random.R
 
 
 @functools.cache
-def _digits(split: str) -> dict[int, tuple[np.ndarray, ...]]:
+def digit_masks(split: str) -> dict[int, tuple[np.ndarray, ...]]:
     """Alpha masks `[10, 10, 1]` of handwritten digits; few people wrote them, so training has each in many forms."""
     rng, found = random.Random(f"hard digits {split}"), {}
     for digit, samples in digit_samples(split).items():
@@ -83,7 +83,7 @@ def _digits(split: str) -> dict[int, tuple[np.ndarray, ...]]:
         for sample in map(Image.fromarray, samples):
             masks.append(_alpha(sample.resize((_DIGIT, _DIGIT), Image.Resampling.BICUBIC)))
             if split == "train":
-                masks += [_alpha(_written_anew(sample, rng)) ** rng.uniform(0.65, 1.5) for _ in range(_HANDS)]
+                masks += [_alpha(_written_anew(sample, rng)) ** rng.uniform(0.65, 1.5) for _ in range(FORMS)]
         found[digit] = tuple(masks)
     return found
 
