@@ -13,10 +13,11 @@ import finepruner_lmms as fp
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from head_study.compare import Models, clustered_error
 from head_study.deck import Deck
-from head_study.run import combined, measure
-from head_study.write import TABLES, fill
+from head_study.first.compare import Models, clustered_error
+from head_study.first.run import combined, measure
+from head_study.first.write import TABLES
+from head_study.pages import fill
 
 from finepruner_lmms.checkpoints.images import preprocess
 from finepruner_lmms.demo.scenes import make_scene

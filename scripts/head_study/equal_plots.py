@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from head_study.chunks import METHOD, VANILLA, choice_name
+from head_study.first.plots import COLORS
 from head_study.guides import FASTV, ORACLE
-from head_study.plots import COLORS
 from head_study.results import Choice, Results, baseline
 from head_study.study import Study
 

@@ -17,9 +17,9 @@ import numpy as np
 from finepruner_lmms.statistics.families import holm
 from head_study.chunks import METHOD, VANILLA, choice_name
 from head_study.guides import FASTV, ORACLE
+from head_study.pages import fill, header, row
 from head_study.results import Results, baseline
 from head_study.study import ALL, Study, read_study
-from head_study.write import fill, header, row
 
 mpl.use("Agg")
 EVERYTHING = choice_name(VANILLA, 0, 0, VANILLA)

@@ -23,7 +23,7 @@ def profile(model: Any, processor: Any, study: Study, criterion: str, pretrained
         task = f"{criterion} on {len(scores)} questions about tuning scenes of the {study.world} world"
         layers, heads = scores.shape[1] + 1, scores.shape[2]
         found = HeadProfile(
-            criterion, pretrained, task, "head_study.run", layers, heads, named_weights(mean_weights(scores))
+            criterion, pretrained, task, "head_study.equal", layers, heads, named_weights(mean_weights(scores))
         )
         write_json(file, profile_json(found) | {"reliability": round(reliability(scores), 4)})
 

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 
-import numpy as np
+from scipy.stats import spearmanr
 
 from head_study.chunks import METHOD, VANILLA, choice_name
-from head_study.plots import spearman
 from head_study.results import Results, baseline
 
 _FILE = "llava-1.5-7b.json"
@@ -45,4 +44,4 @@ def agreement(one: Mapping[str, float], two: Mapping[str, float]) -> tuple[float
     both = sorted(set(one) & set(two), key=lambda method: (-two[method], method))
     if len(both) < 3:
         return float("nan"), both
-    return spearman(np.array([one[name] for name in both]), np.array([two[name] for name in both])), both
+    return float(spearmanr([one[name] for name in both], [two[name] for name in both]).statistic), both

@@ -23,10 +23,10 @@ from head_study import equal_plots
 from head_study.chunks import METHOD, VANILLA, choice_name
 from head_study.equal import profile_file
 from head_study.guides import FASTV, ORACLE
+from head_study.pages import fill, header, row
 from head_study.published_order import agreement, ours, published
 from head_study.results import Choice, Results, baseline
 from head_study.study import ALL, Drop, Study, read_study
-from head_study.write import fill, header, row
 
 Lines = Iterator[str]
 NORMALISED = "all heads: renormalised, max"

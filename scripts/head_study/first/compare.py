@@ -44,7 +44,7 @@ class Study:
         for file in sorted(folder.glob(f"{deck}-*.npz")):
             self.right |= dict(np.load(file))
         if not self.right:
-            raise ValueError(f"folder: {folder} holds no results of the deck {deck!r}; run head_study.run first")
+            raise ValueError(f"folder: {folder} holds no results of the deck {deck!r}; run head_study.first.run first")
         self.scenes, self.kinds = self.right.pop("scenes"), self.right.pop("kinds")
 
     def percent(self, name: str) -> float:

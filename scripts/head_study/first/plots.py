@@ -10,10 +10,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy import stats
 
-from head_study.compare import Models, Study
 from head_study.facts import CHOICES
-from head_study.run import LAYER, RETAINED
+from head_study.first.compare import Models, Study
+from head_study.first.run import LAYER, RETAINED
 
 COLORS = {"fastv": "#D55E00", "equal": "#0072B2", "max": "#56B4E9", "oracle": "#009E73", "random": "0.6"}
 GROUPS = {
@@ -52,18 +53,11 @@ def useful(study: Study, chosen: np.ndarray | None = None) -> np.ndarray:
     return values
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Average ranks, so that their correlation is Spearman's."""
-    flat = values.ravel()
-    _, inverse, count = np.unique(flat, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[inverse]
-
-
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """The rank correlation; 0 where all values of one are the same."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
-    return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
+    return float(stats.spearmanr(first, second).statistic)
 
 
 def _save(figure: plt.Figure, file: Path) -> None:

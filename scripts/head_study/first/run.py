@@ -1,6 +1,6 @@
 """Measure guides of pruning on one model: which rows of which heads at which layer keep what an answer needs.
 
-    python -m head_study.run --pretrained demo --out runs/head_study/seed0
+    python -m head_study.first.run --pretrained demo --out runs/head_study/seed0
 
 run from `scripts/`. A part is a list of choices. Each is judged on every question of a deck, and the answers (right or
 wrong, a question each) are kept, so that any two choices can be compared in pairs. What is finished is not run again.

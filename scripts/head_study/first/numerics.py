@@ -1,6 +1,6 @@
 """How far the precision of the attention decides which heads are chosen.
 
-    python -m head_study.numerics [--pretrained demo] [--scenes 20]
+    python -m head_study.first.numerics [--pretrained demo] [--scenes 20]
 
 run from `scripts/`. Attention is computed in float64 and rounded; the table says how many of the chosen heads are those
 chosen from float64, with strategies as the package computes them, and, for the formulas that take a softmax of the

@@ -1,6 +1,6 @@
 """Write the tables and pictures of the first study from what `run` measured on several models.
 
-    python -m head_study.write runs/head_study/seed0 … --doc ../docs/appendix/head_study_tables.md
+    python -m head_study.first.write runs/head_study/seed0 … --doc ../docs/appendix/head_study_tables.md
 
 run from `scripts/`. A table goes between `<!-- table NAME -->` and `<!-- end -->` in one of the documents, pictures
 into `--pictures`.
@@ -9,21 +9,20 @@ into `--pictures`.
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from finepruner_lmms.heads import NORMALISATIONS
 from finepruner_lmms.heads.consensus import PRESETS
-from head_study import plots
-from head_study.compare import Models
-from head_study.run import COMBINATIONS, DEPTHS, LAYER, RETAINED
+from head_study.first import plots
+from head_study.first.compare import Models
+from head_study.first.run import COMBINATIONS, DEPTHS, LAYER, RETAINED
+from head_study.pages import Lines, fill, header, row
 
 FASTV = f"combined/layer={LAYER}/rows=raw/aggregate=mean/kept={{}}"
 NORMALISED = f"combined/layer={LAYER}/rows=renormalised/aggregate=mean/kept={{}}"
-Lines = Iterator[str]
 
 
 def strategies_of(models: Models) -> list[str]:
@@ -36,17 +35,6 @@ def strategy_name(strategy: str, normalise: str, count: int, rows: str, aggregat
     """The name that `run` gives the choice."""
     which = f"strategy={strategy}/normalise={normalise}/heads={count}"
     return f"strategies/{which}/rows={rows}/aggregate={aggregate}/kept={kept}"
-
-
-def header(*cells: object) -> Lines:
-    """The first two lines of a table."""
-    yield "| " + " | ".join(map(str, cells)) + " |"
-    yield "|" + "---|" * len(cells)
-
-
-def row(*cells: object) -> str:
-    """A line of a table."""
-    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def combined(test: Models, _tuning: Models) -> Lines:
@@ -208,17 +196,6 @@ TABLES = {
     "normalised": normalised,
     "picked": picked,
 }
-
-
-def fill(texts: Sequence[str], tables: dict[str, list[str]]) -> list[str]:
-    """`texts` with each marked table replaced. `ValueError` where a table has not one mark, or a mark no table."""
-    marked = sorted(name for text in texts for name in re.findall(r"<!-- table (\S+) -->", text))
-    if marked != sorted(tables):
-        raise ValueError(f"doc: marks {marked}, tables {sorted(tables)}; each table needs its mark, once")
-    pattern = r"(<!-- table (\S+) -->\n).*?(<!-- end -->)"
-    return [
-        re.sub(pattern, lambda m: m[1] + "\n".join(tables[m[2]]) + "\n" + m[3], text, flags=re.DOTALL) for text in texts
-    ]
 
 
 def main() -> None:
