@@ -66,7 +66,7 @@ def import_(
 ) -> None:
     """Make results that lmms-eval wrote elsewhere a row of `table`, `compare` and `report`."""
     from finepruner_lmms.commands.preflight import check_folder
-    from finepruner_lmms.matrix.importing import import_results
+    from finepruner_lmms.matrix.importing.results import import_results
     from finepruner_lmms.output import plain
 
     check_folder("OUTPUT", output)
