@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
 from finepruner_lmms.engine.families.family import Encoded
 from finepruner_lmms.engine.families.registry import family_of
@@ -243,3 +244,33 @@ def test_onevision_shrinks_what_is_said_of_patches_as_it_shrinks_tokens() -> Non
     torch.testing.assert_close(packed[~kept], model.model.image_newline.expand(len(span.separators), -1))
     assert image.received_attention is not None
     assert image.received_attention.shape[-1] == image.features.shape[1] == span.num_visual_tokens
+
+
+@pytest.mark.parametrize("which", ["llava_next", "llava_onevision"])
+def test_tokens_fill_the_grids_that_are_told_of_tiles(which: str) -> None:
+    """The whole picture, then one grid of all tiles: each patch stands where its row and column say."""
+    model, inputs, found, _ = encoded(which, [(5, "a", 3)])
+    (image,), config = found.images, model.config
+    size = tuple(inputs["image_sizes"][0].tolist())
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    down, across = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+    y, x = torch.meshgrid(torch.arange(down * side), torch.arange(across * side), indexing="ij")
+    tiles = torch.stack([y, x], -1).unflatten(0, (down, side)).unflatten(2, (across, side))
+    tiles = tiles.permute(0, 2, 1, 3, 4).reshape(down * across, side * side, 2).float()
+    own = family_of(model).pack(config, torch.cat([tiles[:1], tiles]), size, torch.full((2,), torch.inf))
+    own = own[own.isfinite().all(-1)]
+    assert image.tiled and len(image.sheets) == 2 and image.grids == image.sheets
+    (_, rows, columns), (_, more_rows, more_columns) = image.sheets
+    assert len(own) == image.num_visual_tokens == rows * columns + more_rows * more_columns
+    for places, wide in ((own[: rows * columns], columns), (own[rows * columns :], more_columns)):
+        steps = places.view(-1, wide, 2).diff(dim=0)
+        assert (steps == torch.tensor([1.0, 0.0])).all()
+        assert (places.view(-1, wide, 2).diff(dim=1) == torch.tensor([0.0, 1.0])).all()
+
+
+def test_every_tile_of_internvl_is_a_grid_of_its_own() -> None:
+    _, _, found, _ = encoded("internvl", [(5, "a", 3), (3, "s", 2)])
+    many, one = found.images
+    side = round(one.num_visual_tokens**0.5)
+    assert one.grids == ((1, side, side),)
+    assert many.grids == ((1, side, side),) * (many.num_visual_tokens // side**2) and len(many.grids) > 1

@@ -30,13 +30,16 @@ def places(mask: torch.Tensor) -> list[int]:
 # -- hiprune ----------------------------------------------------------------------------------------------------------
 
 
-def test_neighbours_end_at_the_edges_of_the_grid_and_of_each_frame():
+def test_neighbours_end_at_the_edges_of_the_grid_of_each_frame_and_of_each_tile():
     mask = torch.zeros(1, 24, dtype=torch.bool)  # two frames of 3 rows × 4 columns
     mask[0, 3] = True  # the end of the first row: 4 begins the next one
-    assert places(with_neighbours(mask, (2, 3, 4))[0]) == [2, 3, 7]
+    assert places(with_neighbours(mask, [(2, 3, 4)])[0]) == [2, 3, 7]
     mask = torch.zeros(1, 24, dtype=torch.bool)
     mask[0, 8] = True  # the last row of the first frame: 12 begins the second frame
-    assert places(with_neighbours(mask, (2, 3, 4))[0]) == [4, 8, 9]
+    assert places(with_neighbours(mask, [(2, 3, 4)])[0]) == [4, 8, 9]
+    mask = torch.zeros(1, 18, dtype=torch.bool)  # 3 rows × 4 columns, then 2 × 3 of another tile
+    mask[0, [11, 12]] = True  # the last of the one, the first of the other
+    assert places(with_neighbours(mask, [(1, 3, 4), (1, 2, 3)])[0]) == [7, 10, 11, 12, 13, 15]
 
 
 def of_attention(middle: torch.Tensor, late: torch.Tensor) -> Any:
@@ -64,12 +67,14 @@ def test_of_anchors_and_neighbours_that_exceed_the_budget_neighbours_give_way():
     assert one.early_layer == 2 and one.stages(32, 576)[0].retained == 3
 
 
-def test_an_image_of_several_tiles_has_no_neighbours_and_is_refused():
-    vision = vision_outputs(1, 64).replace(tiled=True)
+def test_tiles_are_chosen_from_where_their_grids_are_known_and_refused_where_not():
+    vision = vision_outputs(1, 64).replace(tiled=True, projector=lambda tokens: tokens)
     for name in ("hiprune", "vscan"):
         before, _ = fp.build_pruner(name, budget=8).parts(64)
-        with pytest.raises(ValueError, match=f"method: {name} needs a grid of visual tokens"):
+        with pytest.raises(ValueError, match=f"method: {name} needs to know the grids"):
             before.select_visual(vision)
+        kept = before.select_visual(vision.replace(sheets=((1, 4, 4), (1, 6, 8))))
+        assert kept.sum() == before.retained(64)
 
 
 # -- holov ------------------------------------------------------------------------------------------------------------
@@ -158,9 +163,11 @@ def test_vscan_at_64_is_96_tokens_and_then_32():
 
 
 def test_windows_are_six_by_six_and_each_gives_its_best():
-    window, count = windows((1, 24, 24), torch.device("cpu"))
+    window, count = windows([(1, 24, 24)], torch.device("cpu"))
     assert count == 16 and window.bincount().tolist() == [36] * 16
     assert window.view(24, 24)[[0, 5, 6, 23], [0, 6, 0, 23]].tolist() == [0, 1, 4, 15]
+    window, count = windows([(1, 6, 6), (1, 7, 12)], torch.device("cpu"))  # of two tiles
+    assert count == 5 and window.bincount().tolist() == [36, 36, 36, 6, 6]
     scores = torch.tensor([[1.0, 5.0, 5.0, 2.0, 9.0]])
     assert best_of_each(scores, torch.tensor([0, 0, 0, 1, 0]), 2)[0].tolist() == [False, True, False, True, True]
 

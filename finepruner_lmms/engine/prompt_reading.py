@@ -80,16 +80,16 @@ def _grouped(images: list[_Image], found: Placeholders, copies: int, device: tor
     """The images by what they have in common. They are numbered as `Encoded` has them: images first, then videos."""
     stills = [image for image in images if not image.span.video]
     numbers = {id(image): number for number, image in enumerate([*stills, *(i for i in images if i.span.video)])}
-    by_size: dict[tuple[int, tuple[int, int, int] | None], list[tuple[int, _Image]]] = {}
+    by_size: dict[tuple[Any, ...], list[tuple[int, _Image]]] = {}
     for image in images:
         for copy in range(copies):
-            by_size.setdefault((image.span.num_visual_tokens, image.span.grid), []).append(
-                (image.row * copies + copy, image)
-            )
+            span = image.span  # tiles with their new lines elsewhere fill other grids
+            alike = span.num_visual_tokens, span.grid, span.separators
+            by_size.setdefault(alike, []).append((image.row * copies + copy, image))
     order = sorted((row, numbers[id(image)]) for members in by_size.values() for row, image in members)
     several = len({row for row, _ in order}) < len(order)
     groups = []
-    for (count, grid), members in by_size.items():
+    for (count, grid, _), members in by_size.items():
         if not count:
             continue
         members.sort(key=lambda member: member[0])  # stable: the images of a row stay in order

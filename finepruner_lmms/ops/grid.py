@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from finepruner_lmms.lazy import torch
@@ -46,9 +47,16 @@ def grid_indices(
     return spread(row, rows, height) * width + spread(place - start, end - start, width)
 
 
-def with_neighbours(mask: Tensor, grid: tuple[int, int, int]) -> Tensor:
-    """`mask` `[B, N]` over frames × rows × columns, and the four neighbours of every place in it: `[B, N]`."""
-    found = mask.unflatten(1, grid)
+def with_neighbours(mask: Tensor, grids: Sequence[tuple[int, int, int]]) -> Tensor:
+    """`mask` `[B, N]`, and the four neighbours of every place in it: `[B, N]`.
+
+    It is over `grids` one after the other, frames × rows × columns each; what stands in another is no neighbour.
+    """
+    parts = mask.split([math.prod(grid) for grid in grids], 1)
+    return torch.cat([_grown(part.unflatten(1, grid)) for part, grid in zip(parts, grids, strict=True)], 1)
+
+
+def _grown(found: Tensor) -> Tensor:
     grown = found.clone()
     grown[:, :, 1:] |= found[:, :, :-1]
     grown[:, :, :-1] |= found[:, :, 1:]

@@ -57,14 +57,14 @@ class HiPrune(VisionPruner):
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """Anchors, neighbours and the best of the rest: `[B, N]`."""
-        if (grid := vision.frames) is None:
-            raise FieldError("method", "hiprune needs a grid of visual tokens; this image is of several tiles")
+        if not (grids := vision.grids):
+            raise FieldError("method", "hiprune needs to know the grids that the visual tokens of several tiles fill")
         retained = self.retained(vision.num_visual_tokens)
         middle = self._attention(vision, "early_received", vision.early_cls_attention)
         anchors = top_mask(middle, round(retained * self.alpha / _CROSS))
         late = self._attention(vision, "received_attention", vision.cls_attention)
         # attention is at most 1: neighbours come before all others, and anchors before them
-        late = late.masked_fill(with_neighbours(anchors, grid), 2.0).masked_fill(anchors, 3.0)
+        late = late.masked_fill(with_neighbours(anchors, grids), 2.0).masked_fill(anchors, 3.0)
         return top_mask(late, retained)
 
     def _attention(self, vision: VisionOutputs, received: str, cls: Tensor | None) -> Tensor:

@@ -77,8 +77,9 @@ class VisionOutputs:
     in a late layer, where it was asked for (`TowerWish`); `early_received` and `early_cls_attention` are what
     `received_attention` and `cls_attention` are, of the earlier layer `early`. `grid`, the same for all images of
     the batch, is frames × rows × columns of the N tokens where they fill one; `tiled` tells that they fill none, as
-    those of several tiles. `sample_keys` `[B]` int64 identify the content of each sample, for methods that draw at
-    random; without them the draw follows `features`.
+    those of several tiles, which fill one after the other the grids of `sheets`, where these are known. `sample_keys`
+    `[B]` int64 identify the content of each sample, for methods that draw at random; without them the draw follows
+    `features`.
     """
 
     features: Tensor
@@ -97,6 +98,7 @@ class VisionOutputs:
     early: int | Fraction | None = None
     grid: tuple[int, int, int] | None = None
     tiled: bool = False
+    sheets: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def num_visual_tokens(self) -> int:
@@ -130,6 +132,11 @@ class VisionOutputs:
     def frames(self) -> tuple[int, int, int] | None:
         """Frames × rows × columns of the tokens; None where they fill no grid. As `shape`, frames apart."""
         return self.grid or (None if self.shape is None else (1, *self.shape))
+
+    @property
+    def grids(self) -> tuple[tuple[int, int, int], ...]:
+        """Frames × rows × columns of all grids that the tokens fill, one after the other; empty where not known."""
+        return self.sheets or (() if self.frames is None else (self.frames,))
 
     def need(self, name: str, method: str) -> Any:
         """The field `name`; `FieldError` saying who needs it if it is not there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
@@ -46,14 +47,14 @@ class Scans(VisionPruner):
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The tokens of both scans: `[B, N]`."""
-        if vision.frames is None:
-            raise FieldError("method", "vscan needs a grid of visual tokens; this image is of several tiles")
+        if not vision.grids:
+            raise FieldError("method", "vscan needs to know the grids that the visual tokens of several tiles fill")
         retained = self.retained(vision.num_visual_tokens)
         (late,) = self.reads
         early = "early_cls_attention" if self.importance == "cls" else "early_received"
         shallow = vision.need(early, self.name).double().mean(1)
         deep = vision.need(late, self.name).double().mean(1)
-        window, count = windows(vision.frames, deep.device)
+        window, count = windows(vision.grids, deep.device)
         local = best_of_each(shallow, window, retained // 2 // count)
         return top_mask(deep, retained, required=local)
 
@@ -138,13 +139,19 @@ class VScan(TwoStage):
         return before, replace(inside, budget=total)
 
 
-def windows(grid: tuple[int, int, int], device: torch.device) -> tuple[Tensor, int]:
-    """Which window each place of frames × rows × columns is in, `[N]`, and how many windows there are."""
-    frames, rows, columns = grid
-    across, down = -(-columns // _WINDOW), -(-rows // _WINDOW)
-    frame, row, column = (torch.arange(size, device=device) for size in grid)
-    found = (frame[:, None, None] * down + row[:, None] // _WINDOW) * across + column // _WINDOW
-    return found.flatten(), frames * down * across
+def windows(grids: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[Tensor, int]:
+    """Which window each place is in, `[N]`, and how many windows there are.
+
+    The places fill `grids` one after the other, frames × rows × columns each; no window reaches from one into another.
+    """
+    found, count = [], 0
+    for frames, rows, columns in grids:
+        across, down = -(-columns // _WINDOW), -(-rows // _WINDOW)
+        frame, row, column = (torch.arange(size, device=device) for size in (frames, rows, columns))
+        window = (frame[:, None, None] * down + row[:, None] // _WINDOW) * across + column // _WINDOW
+        found.append(count + window.flatten())
+        count += frames * down * across
+    return torch.cat(found), count
 
 
 def best_of_each(scores: Tensor, group: Tensor, count: int) -> Tensor:

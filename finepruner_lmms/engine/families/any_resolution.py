@@ -117,9 +117,9 @@ class AnyResolution(Family):
         with torch.no_grad():
             outputs, tiles = read_tiles(inner, tower, config.vision_feature_layer, self.has_cls, wish, run)
         images, start = [], 0
-        for (size, count), own, packed in zip(
-            self.pictures(config, arguments), pixels, outputs.pooler_output, strict=True
-        ):
+        pictures = self.pictures(config, arguments)
+        spans = self.described(config, arguments)[: len(pictures)]  # videos come behind
+        for (size, count), span, own, packed in zip(pictures, spans, pixels, outputs.pooler_output, strict=True):
             patches = ~self.newlines(config, size, count).to(packed.device)
 
             def pack(values: Tensor, size: Any = size, patches: Tensor = patches) -> Tensor:
@@ -144,6 +144,7 @@ class AnyResolution(Family):
                     projector=one.projector,
                     grid=self.grid_of(config, count),
                     tiled=count > 1,
+                    sheets=tuple((1, view.rows, view.columns) for view in self.views(config, span, size)),
                 )
             )
         return outputs, images

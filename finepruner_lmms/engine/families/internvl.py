@@ -135,6 +135,7 @@ class InternVL(Family):
                     projector=one.projector,
                     grid=(1, side, side) if count == 1 else None,
                     tiled=count > 1,
+                    sheets=((1, side, side),) * count,
                 )
             )
             start += count
