@@ -21,7 +21,7 @@ from finepruner_lmms.engine.fixed.vision import vision_programs
 from finepruner_lmms.engine.generate import say_once
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners.registry import known_methods, needs_budget
-from finepruner_lmms.testing import IMAGE, ON_SMALL_MODELS, PAD, VISUAL, rounding, tiny_llava
+from finepruner_lmms.testing import IMAGE, ON_SMALL_MODELS, PAD, VISUAL, rounding, tiny_llava, vision_outputs
 
 STEPS = {"max_new_tokens": 32, "do_sample": False, "output_logits": True}
 MIXES: dict[str, list[tuple[bool, int, int]]] = {  # per row: whether it shows an image, words, and those before it
@@ -273,6 +273,15 @@ def test_images_of_a_recording_are_in_memory_of_their_own() -> None:
     programs.encode(other)
     for name, value in fp.encode_images(model, one).tensors().items():
         assert torch.equal(first.tensors()[name], value), name
+
+
+def test_images_that_fill_other_grids_have_a_recording_of_their_own() -> None:
+    programs, before = vision_programs(tiny_llava()), fp.build_pruner("hiprune", budget=8, alpha=1.0, tower_layer=1)
+    square = vision_outputs(1, 64)
+    halves = square.replace(tiled=True, sheets=((1, 4, 8), (1, 8, 4)))
+    for vision in (square, halves, square):
+        assert torch.equal(programs.reduce(before, vision).keep, before.select_visual(vision))
+    assert not torch.equal(before.select_visual(square), before.select_visual(halves))
 
 
 def test_a_model_that_nobody_uses_any_more_is_not_held() -> None:

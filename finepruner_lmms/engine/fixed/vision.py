@@ -93,7 +93,7 @@ class VisionPrograms:
         if any(len(text) != 1 for text in words) or not self.usable():
             with for_choosing(vision.features.device):
                 return pruner.reduce(vision)
-        key = ("reduce", pruner, _shapes(vision))
+        key = ("reduce", pruner, _alike(vision))
         with self._lock:
             return self._find(key, lambda: Reducing(pruner, vision, self._replay))(vision)
 
@@ -124,9 +124,9 @@ def vision_programs(model: LlavaForConditionalGeneration) -> VisionPrograms:
     return found
 
 
-def _shapes(vision: VisionOutputs) -> tuple[tuple[int, ...], ...]:
+def _alike(vision: VisionOutputs) -> Hashable:
     """What has to be the same for two batches to share a recording."""
-    return tuple(tuple(tensor.shape) for tensor in _tensors(vision))
+    return vision.tiled, vision.grids, tuple(tuple(tensor.shape) for tensor in _tensors(vision))
 
 
 def _tensors(vision: VisionOutputs) -> list[Tensor]:
