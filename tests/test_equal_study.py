@@ -146,6 +146,11 @@ def test_the_page_of_methods_says_what_was_measured(measured, tmp_path, monkeypa
     whole = found.percent(choice_name("vanilla", 0, 0, "vanilla"))
     assert f"| `{CHAIN}` | {right:.1f}, {100 * right / whole:.0f} % ({kept:.0f} %) |" in page.read_text()
     assert (tmp_path / "hard_methods.png").stat().st_size > 5_000
+    monkeypatch.setattr(methods, "_OURS", CHAIN)
+    gain = found.minus(choice_name("method", 0, 64, CHAIN), f"{ALL}/0/64/{FASTV}")
+    assert list(methods.models(found, [64]))[-1] == (
+        f"| `one` | {whole:.1f} | {gain.value:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] |"
+    )
 
 
 @pytest.mark.parametrize("budget", [192, 128, 64, 32])

@@ -1,7 +1,7 @@
 """Methods alone, beside everything kept: `python -m head_study.methods STUDY.yaml --out FOLDER --doc PAGE.md`.
 
-Fills the tables `methods` and `versus` of a page that marks their places, and draws the picture that has its name. Run
-from `scripts/` after `head_study.equal`.
+Fills the tables `methods`, `models` and `versus` of a page that marks their places, and draws the picture that has its
+name. Run from `scripts/` after `head_study.equal`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 
+from finepruner_lmms.statistics.differences import Difference
 from finepruner_lmms.statistics.families import holm
 from head_study.chunks import METHOD, VANILLA, choice_name
 from head_study.guides import FASTV, ORACLE
@@ -23,14 +24,15 @@ from head_study.study import ALL, Study, read_study
 
 mpl.use("Agg")
 EVERYTHING = choice_name(VANILLA, 0, 0, VANILLA)
-_SHOWN = ("fastv", "fastv layer=1", "pdrop", "sparsevlm", "priortr", "scope", "tops")
+_FASTV, _OURS = "fastv", "visualheads"
+_SHOWN = (_FASTV, "fastv layer=1", "pdrop", "sparsevlm", "priortr", "scope", "tops")
 _NORMAL = 1.96
 
 
 def named(results: Results, budget: int) -> dict[str, list[str]]:
     """The choices of each row of the table at a budget; a row of several seeds has several."""
     base, early = baseline(budget, results), choice_name(ALL, 0, budget, FASTV)
-    found = {"fastv": [base], "oracle: the tokens asked about": [base.replace(FASTV, ORACLE)]}
+    found = {_FASTV: [base], "oracle: the tokens asked about": [base.replace(FASTV, ORACLE)]}
     if early != base:
         found["fastv layer=1"] = [early]
     for one in results.choices:
@@ -61,12 +63,28 @@ def table(results: Results, budgets: Sequence[int]) -> Iterator[str]:
         yield row(f"`{label}`" if ":" not in label else label, *cells)
 
 
+def models(results: Results, budgets: Sequence[int]) -> Iterator[str]:
+    """Of each model by itself, right answers of everything kept, and `visualheads` minus `fastv`, 95 % intervals."""
+    rows = {budget: named(results, budget) for budget in budgets}
+    asked = [budget for budget in budgets if _OURS in rows[budget]]
+    whole = results.percents(EVERYTHING)
+    own = [results.own(rows[budget][_OURS][0], rows[budget][_FASTV][0]) for budget in asked]
+    yield from header("model", "everything kept", *(f"`{_OURS}` minus `fastv`, {budget} tokens" for budget in asked))
+    for place, model in enumerate(results.models):
+        yield row(f"`{model}`", f"{whole[place]:.1f}", *(_interval(column[place]) for column in own))
+
+
+def _interval(one: Difference) -> str:
+    ends = "" if one.low is None or one.high is None else f" [{one.low:+.1f}, {one.high:+.1f}]"
+    return f"{one.value:+.1f}{ends}"
+
+
 def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
     """`visualheads` minus other methods, in points, ± one standard error, with p after Holm over the table."""
     found = []
     for budget in budgets:
         rows = named(results, budget)
-        for label in (one for one in rows if one.startswith("visualheads")):
+        for label in (one for one in rows if one.startswith(_OURS)):
             for other in (one for one in _SHOWN if one in rows):
                 found.append((budget, label, other, results.minus(rows[label][0], rows[other][0])))
     adjusted = iter(holm([one.p for *_, one in found if one.p is not None]))
@@ -77,6 +95,9 @@ def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
     yield from header("budget", "", *(f"minus `{other}`" for other in _SHOWN))
     for budget, label in dict.fromkeys((budget, label) for budget, label, *_ in found):
         yield row(budget, f"`{label}`", *(cells.get((budget, label, other), "") for other in _SHOWN))
+
+
+TABLES = {"methods": table, "models": models, "versus": versus}
 
 
 def draw(results: Results, budgets: Sequence[int], file: Path) -> None:
@@ -111,7 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     study: Study = read_study(arguments.study)
     results = Results(study, arguments.out, "test")
-    tables = {"methods": list(table(results, study.budgets)), "versus": list(versus(results, study.budgets))}
+    tables = {name: list(made(results, study.budgets)) for name, made in TABLES.items()}
     text = fill([arguments.doc.read_text(encoding="utf-8")], tables)[0]
     arguments.doc.write_text(text, encoding="utf-8")
     draw(results, study.budgets, arguments.doc.with_suffix(".png"))
