@@ -44,8 +44,8 @@ ANSWERS = (
         compact=0.5, weights=EVERYTHING,
     ),
     AnswerPlan(
-        "whole", grid=24, steps=400, batch=8, questions=8, rate=1.2e-3, pictures=2500, aligned=0.0, instructed=0.6,
-        system=0.5, kept=(GRID**2, GRID**2, GRID**2, 96), compact=0.5, weights=EVERYTHING,
+        "whole", grid=24, steps=600, batch=8, questions=8, rate=1.2e-3, pictures=2500, aligned=0.0, instructed=0.6,
+        system=0.5, kept=(GRID**2, GRID**2, GRID**2, 96), compact=0.5, weights=EVERYTHING | {"read": 6},
     ),
 )  # fmt: skip
 _TUNING = 128
