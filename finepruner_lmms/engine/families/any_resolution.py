@@ -120,7 +120,9 @@ class AnyResolution(Family):
         pictures = self.pictures(config, arguments)
         spans = self.described(config, arguments)[: len(pictures)]  # videos come behind
         for (size, count), span, own, packed in zip(pictures, spans, pixels, outputs.pooler_output, strict=True):
-            patches = ~self.newlines(config, size, count).to(packed.device)
+            patches = torch.ones(span.length, dtype=torch.bool)
+            patches[list(span.separators)] = False
+            patches = patches.to(packed.device)
 
             def pack(values: Tensor, size: Any = size, patches: Tensor = patches) -> Tensor:
                 packed = self.pack(config, values, size, values.new_zeros(values.shape[-1]))
