@@ -163,8 +163,8 @@ from finepruner_lmms.data import task_folders
 from finepruner_lmms.cli import main
 
 def folder(*_):
-    Path("ready").touch()
     try:
+        Path("ready").touch()  # in here: a signal may come before the next line
         time.sleep(SECONDS)
     finally:
         time.sleep(0.3)  # cleaning up, in which a second signal must not break in
