@@ -73,8 +73,13 @@ class Captioned(nn.Module):
         return F.normalize(told, dim=-1) * captions.present[..., None]
 
     def telling(self, patches: Tensor) -> Tensor:
-        """`[B, N]`: how well each of the patches `[B, N, C]` fits the phrase that it fits best, of all there are."""
-        return self._fit(patches, EVERY).amax(-1)
+        """`[B, N]`: how much better each of the patches `[B, N, C]` fits a phrase than the picture's patches do.
+
+        The best phrase counts, of all there are. A phrase that is true of most pictures, such as a digit, may be fitted
+        by every patch of the background; whatever all patches fit tells nothing of one.
+        """
+        fit = self._fit(patches, EVERY)
+        return (fit - fit.mean(1, keepdim=True)).amax(-1)
 
     def truths(self, patches: Tensor) -> Tensor:
         """`[B, P]`: of every phrase, by its best patch among `[B, N, C]`, whether it is true of a picture; logits."""

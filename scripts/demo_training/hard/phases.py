@@ -122,4 +122,6 @@ def _seen(
     train, tuning = (see(tower, captioned, pictures, shift=True) for pictures in _pictures(plan, start, progress))
     if not progress.done(plan.steps):
         write(file, train, tuning)
+        kept = min(ANSWERS[0].kept)
+        progress.say(f"the {kept} most telling patches show {tuning.shown(kept):.3f} of the things")
     return train, tuning

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +22,8 @@ _AT_ONCE = 16
 class Seen:
     """Scenes, features `[n, N, C]` float16 of all their patches, and where these are in the 24×24 plane `[n, N]`.
 
-    `telling` `[n, N]` orders patches by how well they fit some phrase, as contrast has taught the tower, the best
-    first. Those are the patches that cheap steps see: no label says which show something.
+    `telling` `[n, N]` orders patches by how much better than the others of their picture they fit some phrase, as
+    contrast has taught the tower, the best first. Those are the patches that cheap steps see: no label says which show something.
     """
 
     scenes: list[Scene]
@@ -37,6 +39,16 @@ class Seen:
             features = features.gather(1, first[..., None].expand(-1, -1, features.shape[-1]))
             places = places.gather(1, first)
         return features.float(), places
+
+    def shown(self, kept: int) -> float:
+        """The share of things of which at least one patch is among the `kept` most telling: measured, not trained."""
+        hits: list[bool] = []
+        for scene, order in zip(self.scenes, self.telling.tolist(), strict=True):
+            first = {divmod(patch, math.isqrt(len(order))) for patch in order[:kept]}
+            for one in scene.things:
+                rows, columns = range(one.y, one.y + one.height), range(one.x, one.x + one.width)
+                hits.append(any(place in first for place in itertools.product(rows, columns)))
+        return sum(hits) / len(hits)
 
 
 @torch.no_grad()
