@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,27 @@ def test_what_is_measured_is_not_measured_again(measured, monkeypatch):
         Results(larger, out, "test")
     fewer = Study.model_validate(SMALL | {"scenes": {"tuning": 1, "test": 1}})
     assert Results(fewer, out, "test").scenes.tolist() == Results(study, out, "test").scenes.tolist()[:1]
+
+
+def test_models_are_compared_by_what_all_of_them_were_asked(measured, tmp_path, capsys):
+    study, out = measured
+    profile = f"{ALL}/0/64/profile evidence"  # where another model's profile names no head of that layer
+    both = study.model_copy(update={"models": {"one": "demo", "two": "demo"}})
+    for model in both.models:
+        (tmp_path / model).mkdir()
+        for scenes in both.parts("test"):
+            part = read_part(equal.part_file(out, "one", "test", scenes), study.identity)
+            assert profile in part.names
+            kept = np.flatnonzero((part.names != profile) | (model == "two"))[:: 1 if model == "one" else -1]
+            rows = {key: getattr(part, key)[kept] for key in ("names", "right", "evidence", "average")}
+            replace(part, **rows).save(equal.part_file(tmp_path, model, "test", scenes), study.identity)
+    alone, found = Results(study, out, "test"), Results(both, tmp_path, "test")
+    assert found.left_out == [profile] and profile not in found.names and profile in alone.names
+    for name in found.names:
+        assert found.percents(name) == [alone.percent(name)] * 2 and found.average[name] == alone.average[name]
+        assert found.evidence(name) == pytest.approx(alone.evidence(name), nan_ok=True)
+    found.say_left_out()
+    assert capsys.readouterr().err == f"left out, not asked of every model: {profile}\n"
 
 
 def test_what_the_model_cannot_serve_is_said_before_anything_is_measured(tmp_path, monkeypatch):

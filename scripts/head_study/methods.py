@@ -132,6 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     study: Study = read_study(arguments.study)
     results = Results(study, arguments.out, "test")
+    results.say_left_out()
     tables = {name: list(made(results, study.budgets)) for name, made in TABLES.items()}
     text = fill([arguments.doc.read_text(encoding="utf-8")], tables)[0]
     arguments.doc.write_text(text, encoding="utf-8")

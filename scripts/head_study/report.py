@@ -266,6 +266,7 @@ def main() -> None:
     arguments = parser.parse_args()
     study = read_study(arguments.study)
     both = Both(study, arguments.out, *(Results(study, arguments.out, split) for split in ("tuning", "test")))
+    both.test.say_left_out()
     tables = {name: list(table(both)) for name, table in TABLES.items()}
     if not arguments.doc:
         print("\n\n".join(f"## {name}\n\n" + "\n".join(lines) for name, lines in tables.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Choice:
 
 
 class Results:
-    """What the models of a study answered to one split."""
+    """What the models of a study answered to one split, by the choices that all of them were asked."""
 
     def __init__(self, study: Study, out: Path, split: str) -> None:
         self.models = list(study.models)
@@ -61,18 +62,27 @@ class Results:
             for model in self.models
         }
         first = parts[self.models[0]]
-        self.names = first[0].names.tolist()
+        named = {model: own[0].names.tolist() for model, own in parts.items()}
+        if any(part.names.tolist() != named[model] for model, own in parts.items() for part in own):
+            raise ValueError("the parts of a model were not measured by the same choices")
+        shared = set.intersection(*map(set, named.values()))
+        self.names = [name for name in named[self.models[0]] if name in shared]
+        self.left_out = sorted(set().union(*named.values()) - shared)
+        """What some models alone were asked: a model's profile may name no head of a layer."""
         self._place = {name: place for place, name in enumerate(self.names)}
         self.scenes = np.concatenate([part.scenes for part in first])
         self.kinds = np.concatenate([part.kinds for part in first])
         self.depth = int(first[0].depth)
-        self.average = dict(zip(self.names, first[0].average.tolist(), strict=True))
-        for own in parts.values():
-            if any(part.names.tolist() != self.names for part in own):
-                raise ValueError("the models or parts were not measured by the same choices")
-        self._right = {m: np.concatenate([p.right for p in own], axis=1) for m, own in parts.items()}
-        self._evidence = {m: np.concatenate([p.evidence for p in own], axis=1) for m, own in parts.items()}
+        self.average = dict(zip(named[self.models[0]], first[0].average.tolist(), strict=True))
+        rows = {model: [own.index(name) for name in self.names] for model, own in named.items()}
+        self._right = {m: np.concatenate([p.right[rows[m]] for p in own], axis=1) for m, own in parts.items()}
+        self._evidence = {m: np.concatenate([p.evidence[rows[m]] for p in own], axis=1) for m, own in parts.items()}
         self.choices = [Choice.of(name) for name in self.names]
+
+    def say_left_out(self) -> None:
+        """One line to stderr, where there is anything."""
+        if self.left_out:
+            print(f"left out, not asked of every model: {', '.join(self.left_out)}", file=sys.stderr)
 
     def percents(self, name: Name, kind: str | None = None) -> list[float]:
         """The share of right answers of each model, to all questions or those of a kind."""
