@@ -23,7 +23,8 @@ class Seen:
     """Scenes, features `[n, N, C]` float16 of all their patches, and where these are in the 24×24 plane `[n, N]`.
 
     `telling` `[n, N]` orders patches by how much better than the others of their picture they fit some phrase, as
-    contrast has taught the tower, the best first. Those are the patches that cheap steps see: no label says which show something.
+    contrast has taught the tower, the best first. Those are the patches that cheap steps see: no label says which show
+    something.
     """
 
     scenes: list[Scene]
