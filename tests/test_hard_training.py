@@ -633,5 +633,6 @@ def test_every_phase_runs_and_what_comes_out_is_a_checkpoint(monkeypatch, tmp_pa
     monkeypatch.setattr(phases, "_TUNING", 2)
     phases.train(tmp_path, tmp_path / "out", 0, "small", "cpu", said.append)
     assert [line.split()[0] for line in said if "step 1/1" in line] == ["contrast6", "words", "answers", "whole"]
+    assert sum("the 64 most telling patches show 1.000 of the things" in line for line in said) == 1
     model, _ = fp.load_model(str(tmp_path / "out"))
     assert model.config.text_config.num_hidden_layers == 32 and model.config.image_seq_length == 576

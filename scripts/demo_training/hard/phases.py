@@ -34,13 +34,14 @@ CONTRAST = (
 ROPE = 1e10
 """Base of the rotary positions. Heads are 12 wide: with a smaller one a match is lost over a picture's length."""
 WORDS = AnswerPlan("words", grid=24, steps=700, batch=32, questions=0, rate=3e-3, pictures=2500, kept=(96,))
+_TELLING = 64  # patches of a cheap step
 EVERYTHING = dict.fromkeys(KINDS, 1.0) | {
     "exist": 2, "color": 1.5, "shape": 1.5, "read": 4, "written": 2, "beside": 1.5, "count": 4, "number": 2,
     "rank": 2, "more": 3, "choice": 3, "choice_zh": 2.5, "legend": 2, "pick": 0.5, "told": 0.7, "absent": 0.7,
 }  # fmt: skip
 ANSWERS = (
     AnswerPlan(
-        "answers", grid=24, steps=2200, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1, kept=(64,),
+        "answers", grid=24, steps=2200, batch=16, questions=8, rate=2e-3, pictures=2500, system=0.1, kept=(_TELLING,),
         compact=0.5, weights=EVERYTHING,
     ),
     AnswerPlan(
@@ -122,6 +123,5 @@ def _seen(
     train, tuning = (see(tower, captioned, pictures, shift=True) for pictures in _pictures(plan, start, progress))
     if not progress.done(plan.steps):
         write(file, train, tuning)
-        kept = min(ANSWERS[0].kept)
-        progress.say(f"the {kept} most telling patches show {tuning.shown(kept):.3f} of the things")
+        progress.say(f"the {_TELLING} most telling patches show {tuning.shown(_TELLING):.3f} of the things")
     return train, tuning
