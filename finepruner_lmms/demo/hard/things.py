@@ -47,9 +47,9 @@ class Thing:
         """Whether it is a plate with a number."""
         return self.name.isdecimal()
 
-    def tokens(self) -> list[int]:
-        """Its visual tokens, in raster order."""
-        return [(self.y + dy) * GRID + self.x + dx for dy in range(self.height) for dx in range(self.width)]
+    def tokens(self, grid: int = GRID) -> list[int]:
+        """Its visual tokens, in raster order of a picture of `grid`×`grid` patches."""
+        return [(self.y + dy) * grid + self.x + dx for dy in range(self.height) for dx in range(self.width)]
 
     def box(self) -> list[int]:
         """Left, top, right and bottom of the patches that it fills, in pixels."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +44,8 @@ class Seen:
         """The share of things of which at least one patch is among the `kept` most telling: measured, not trained."""
         hits: list[bool] = []
         for scene, order in zip(self.scenes, self.telling.tolist(), strict=True):
-            first = {divmod(patch, math.isqrt(len(order))) for patch in order[:kept]}
-            for one in scene.things:
-                rows, columns = range(one.y, one.y + one.height), range(one.x, one.x + one.width)
-                hits.append(any(place in first for place in itertools.product(rows, columns)))
+            first, grid = set(order[:kept]), math.isqrt(len(order))
+            hits += [not first.isdisjoint(thing.tokens(grid)) for thing in scene.things]
         return sum(hits) / len(hits)
 
 
