@@ -194,7 +194,7 @@ def test_words_that_mean_one_patch_count_and_those_that_mean_all_do_not():
     torch.testing.assert_close(by_sharpest_words(similarity, there)[0], torch.full((6,), 0.5, dtype=torch.float64))
 
 
-def test_eadp_smooths_each_frame_by_itself_and_tiles_not_at_all():
+def test_eadp_smooths_each_frame_and_each_tile_by_itself():
     vision, values = vision_outputs(1), drawn(1, 64).double()
     bell = torch.tensor([-1.0, 0, 1]).double().square().div(-2).exp()
     padded = torch.nn.functional.pad(values.view(1, 1, 8, 8), (1, 1, 1, 1), mode="reflect")
@@ -206,6 +206,9 @@ def test_eadp_smooths_each_frame_by_itself_and_tiles_not_at_all():
     changed[:, 40:] = 0
     assert torch.equal(smooth(changed, vision.replace(grid=(2, 4, 8)))[:, :32], two[:, :32])
     assert torch.equal(smooth(values, vision.replace(grid=(1, 64, 1))), values)
+    tiles = smooth(values, vision.replace(tiled=True, sheets=((1, 4, 8), (1, 8, 4))))
+    assert torch.equal(tiles[:, :32], two[:, :32])
+    assert torch.equal(tiles[:, 32:], smooth(values[:, 32:], vision.replace(grid=(1, 8, 4))))
 
 
 def test_eadp_by_clip_reads_words_and_the_whole():

@@ -226,6 +226,20 @@ def test_grids_are_grids():
         assert len(set(places)) == retained and places == sorted(places) and places[0] >= 0 and places[-1] < 576
 
 
+def test_a_grid_over_tiles_is_one_over_each():
+    square = vision(visual=64)
+    tiles = square.replace(tiled=True, sheets=((1, 4, 4), (1, 6, 8)))
+    for budget in (1, 3, 17, 63):
+        keep = build_pruner("uniform", budget=budget).select_visual(tiles)
+        assert keep.sum(1).tolist() == [budget] * 3
+        assert keep[0, :16].sum() == 16 * budget // 64
+    whole = build_pruner("uniform", budget=16).select_visual(tiles)[0]
+    assert torch.nonzero(whole[:16]).flatten().tolist() == grid_indices(16, 4).tolist() == [5, 7, 13, 15]
+    assert torch.nonzero(whole[16:]).flatten().tolist() == grid_indices(48, 12, shape=(6, 8)).tolist()
+    unknown = build_pruner("uniform", budget=16).select_visual(square.replace(tiled=True))[0]
+    assert torch.nonzero(unknown).flatten().tolist() == list(range(2, 64, 4))
+
+
 def test_ties_go_to_the_lower_index():
     assert top_mask(torch.zeros(1, 6), 2).tolist() == [[True, True, False, False, False, False]]
     present = torch.tensor([[False, True, False, True]])

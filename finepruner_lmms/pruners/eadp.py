@@ -97,14 +97,22 @@ def stretch(values: Tensor) -> Tensor:
 
 
 def smooth(values: Tensor, vision: VisionOutputs) -> Tensor:
-    """`values` `[B, N]` under a 3 × 3 Gaussian of width 1 on each frame's grid, mirrored at its edges.
+    """`values` `[B, N]` under a 3 × 3 Gaussian of width 1 on each frame of each grid, mirrored at its edges.
 
-    As they are where the tokens fill no grid. Sums in their own precision: a convolution may round to TF32.
+    As they are where the tokens fill no grid that is known, or one too narrow to be mirrored.
     """
-    if (grid := vision.frames) is None or min(grid[1:]) < 2:
+    if not vision.grids:
+        return values
+    parts = values.split([math.prod(grid) for grid in vision.grids], 1)
+    return torch.cat([_blurred(part, *grid) for part, grid in zip(parts, vision.grids, strict=True)], 1)
+
+
+def _blurred(values: Tensor, frames: int, rows: int, columns: int) -> Tensor:
+    """One grid of `smooth`. Sums in their own precision: a convolution may round to TF32."""
+    if min(rows, columns) < 2:
         return values
     side = math.exp(-0.5) / (1 + 2 * math.exp(-0.5))
-    cells = values.view(-1, 1, *grid[1:])
+    cells = values.reshape(-1, frames, rows, columns)
     cells = torch.nn.functional.pad(cells, (1, 1, 1, 1), mode="reflect")
     cells = (1 - 2 * side) * cells[:, :, 1:-1] + side * (cells[:, :, :-2] + cells[:, :, 2:])
     cells = (1 - 2 * side) * cells[..., 1:-1] + side * (cells[..., :-2] + cells[..., 2:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.grid import grid_indices
 from finepruner_lmms.ops.selection import index_to_mask
 from finepruner_lmms.pruners.base import VisionPruner
@@ -18,12 +19,25 @@ if TYPE_CHECKING:
 @register("uniform")
 @dataclass(frozen=True, kw_only=True)
 class Uniform(VisionPruner):
-    """Keeps the tokens of an even grid, the same in every image of one shape; of several tiles, every so many."""
+    """Keeps the tokens of an even grid, the same in every image of one shape; of several tiles, a grid of each."""
 
     def choose(self, vision: VisionOutputs) -> Tensor:
         """The grid, for each of B images: `[B, N]`."""
         num_visual, batch = vision.num_visual_tokens, len(vision.features)
-        places = grid_indices(
-            num_visual, self.retained(num_visual), vision.features.device, vision.shape or (num_visual, 1)
-        )
+        places = even_places(vision, self.retained(num_visual))
         return index_to_mask(places[None], num_visual).expand(batch, -1)
+
+
+def even_places(vision: VisionOutputs, retained: int) -> Tensor:
+    """`retained` places, ascending: an even grid of each of the image's grids, in proportion to their tokens.
+
+    Where no grids are known, every so many of the tokens.
+    """
+    num_visual, device = vision.num_visual_tokens, vision.features.device
+    grids, parts, start = vision.grids or ((1, num_visual, 1),), [], 0
+    for frames, rows, columns in grids:
+        end = start + frames * rows * columns
+        if share := end * retained // num_visual - start * retained // num_visual:
+            parts.append(start + grid_indices(end - start, share, device, (frames * rows, columns)))
+        start = end
+    return torch.cat(parts)
