@@ -94,6 +94,14 @@ def test_budgets_are_per_image(name):
         assert sum(place < VISUAL for place in found.kept[layer][0].tolist()) == one[layer]
 
 
+@pytest.mark.parametrize("name", ["tops", "visualheads"])
+def test_what_has_nothing_to_drop_before_the_model_drops_inside(name):
+    pruner = fp.build_pruner(name, budget=12)
+    assert pruner.parts(VISUAL)[0] is None
+    two, one = fp.generate(tiny_llava(), pruner, batch(0, 1), max_new_tokens=1).trace.tokens_entering
+    assert one == pruner.schedule(6, VISUAL) and two == [2 * count for count in one] and len(set(one)) > 1
+
+
 @pytest.mark.parametrize("name", ["vanilla", "fastv", "divprune", "random"])
 def test_a_budget_of_all_tokens_is_the_untouched_model(name):
     model, inputs = tiny_llava(), batch(0, 1, 2, 3)

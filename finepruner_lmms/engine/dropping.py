@@ -77,8 +77,7 @@ class Dropping:
         self.stages: tuple[Stage, ...] = ()
         """Where tokens are dropped of an image of `geometry.num_visual_tokens`, inside the decoder."""
         if entrance is None and not self.varies:
-            self.stages = tuple(pruner.stages(self.geometry.num_layers, self.geometry.num_visual_tokens))
-            check_stages(pruner, self.stages, self.geometry.num_layers)
+            self.stages = self.stages_of(self.geometry.num_visual_tokens)
 
     @property
     def prunes(self) -> bool:
@@ -113,12 +112,14 @@ class Dropping:
         if self.varies and keeps_all(self.pruner.budget, num_visual_tokens):
             return ()
         found, left = [], num_visual_tokens
-        inside: Pruner | None = self.pruner
-        if self.entrance is not None:
-            before, inside = self.pruner.parts(num_visual_tokens)
-            if before is not None and (stage := self.entrance.stage(num_visual_tokens)) is not None:
-                found.append(stage)
-                left = stage.retained + stage.merged
+        before, part = self.pruner.parts(num_visual_tokens)
+        inside: Pruner | None = part
+        if self.entrance is None:
+            if before is not None and before.retained(num_visual_tokens) < num_visual_tokens:
+                inside = self.pruner  # nobody has dropped what it drops before the decoder: it is refused
+        elif before is not None and (stage := self.entrance.stage(num_visual_tokens)) is not None:
+            found.append(stage)
+            left = stage.retained + stage.merged
         if inside is not None:
             own = tuple(inside.stages(self.geometry.num_layers, left))
             check_stages(inside, own, self.geometry.num_layers)
