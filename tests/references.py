@@ -321,9 +321,9 @@ def tops(pruner, seen, count):
 
 
 def visualheads(pruner, seen, count):
-    """Before: as `scope`. Inside: cover of hidden states, weighted by the mean of the heads' shares."""
+    """Before: as `mmtok`. Inside: cover of hidden states, weighted by the mean of the heads' shares."""
     if hasattr(seen, "projected"):
-        return scope(pruner, seen, count)
+        return mmtok(pruner, seen, count)
     shares = array(seen.attention)
     matters = (shares / shares.sum(1, keepdims=True)).mean(0)
     matters = matters / matters.max()

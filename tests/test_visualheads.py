@@ -49,38 +49,53 @@ def kept(context: DecoderContext, retained: int = 7, **switches: Any) -> list[li
 
 
 @pytest.mark.parametrize("layers", [32, 40])
-@pytest.mark.parametrize("budget, counts", [(192, (312, 120)), (128, (208, 80)), (64, (104, 40)), (32, (52, 20))])
+@pytest.mark.parametrize(
+    "budget, counts", [(192, (379, 144, 37)), (128, (252, 98, 24)), (64, (126, 49, 12)), (32, (63, 23, 7))]
+)
 def test_the_budget_is_the_average_of_all_layers_exactly(budget, counts, layers):
     schedule = fp.build_pruner("visualheads", budget=budget).schedule(layers, 576)
+    assert sum(schedule) == budget * layers and sorted(set(schedule), reverse=True) == list(counts)
+    assert [schedule.index(count) for count in counts] == [0, layers * 3 // 8, layers * 5 // 8]
+
+
+@pytest.mark.parametrize("layers", [32, 40])
+@pytest.mark.parametrize("budget, counts", [(192, (312, 120)), (128, (208, 80)), (64, (104, 40)), (32, (52, 20))])
+def test_without_a_tail_there_is_one_drop_and_the_average_is_the_same(budget, counts, layers):
+    schedule = fp.build_pruner("visualheads", budget=budget, tail=1).schedule(layers, 576)
     assert sum(schedule) == budget * layers and sorted(set(schedule), reverse=True) == list(counts)
     assert schedule.index(counts[1]) == layers * 3 // 8
 
 
 def test_what_enters_and_where_is_a_choice_and_the_rest_follows_from_the_budget():
-    schedule = fp.build_pruner("visualheads", budget=64, entering=96, layer=16).schedule(32, 576)
+    schedule = fp.build_pruner("visualheads", budget=64, entering=96, layer=16, tail=1).schedule(32, 576)
     assert schedule == [96] * 16 + [32] * 16
+    late = fp.build_pruner("visualheads", budget=64, entering=96, layer=16, tail=0.5, tail_depth=0.75)
+    assert late.schedule(32, 576) == [96] * 16 + [43] * 8 + [21] * 8
     alone = fp.build_pruner("visualheads", budget=64, before="none")
-    assert alone.schedule(32, 576) == [576] * 2 + [30] * 30 and alone.parts(576)[0] is None
+    assert alone.schedule(32, 576) == [576] * 2 + [43] * 18 + [10] * 12 and alone.parts(576)[0] is None
     large = fp.build_pruner("visualheads", budget=400)
-    assert large.parts(576)[0] is None and large.schedule(32, 576) == [576] * 12 + [294] * 20
+    assert large.parts(576)[0] is None and large.schedule(32, 576) == [576] * 12 + [535] * 8 + [134] * 12
+    assert sum(fp.build_pruner("visualheads", budget=560).schedule(32, 576)) == 560 * 32
     with pytest.raises(ValueError, match="entering: lets 60 tokens in, fewer than the budget of 64"):
         fp.build_pruner("visualheads", budget=64, entering=60).schedule(32, 576)
     with pytest.raises(ValueError, match="cannot reach an average of 64"):
         fp.build_pruner("visualheads", budget=64, entering=200, layer=16).schedule(32, 576)
+    with pytest.raises(ValueError, match=r"tail_depth: got 0.625, layer 20; layers 25 to 31 are behind"):
+        fp.build_pruner("visualheads", budget=64, entering=70, layer=24).schedule(32, 576)
 
 
-@pytest.mark.parametrize("before", ["coverage", "scope"])
+@pytest.mark.parametrize("before", ["coverage", "scope", "mmtok"])
 def test_the_first_choice_is_coverage_or_the_method_that_is_named(before):
     first, _ = fp.build_pruner("visualheads", budget=16, before=before).parts(64)
     vision = vision_outputs()
     assert first is not None
-    if before == "scope":
-        assert torch.equal(first.select_visual(vision), fp.build_pruner("scope", budget=26).select_visual(vision))
+    if before != "coverage":
+        assert torch.equal(first.select_visual(vision), fp.build_pruner(before, budget=32).select_visual(vision))
     else:  # nothing but the features counts, and what all of them share does not
         moved = vision.replace(features=vision.features.double() + 3, cls_attention=None)
         assert torch.equal(first.select_visual(vision), first.select_visual(moved))
         close = references.centred(references.array(vision.features))
-        picks = references.covering(lambda picked: references.gains(close, picked), 26)
+        picks = references.covering(lambda picked: references.gains(close, picked), 32)
         assert first.select_visual(vision)[0].nonzero().squeeze(1).tolist() == picks
 
 
@@ -279,6 +294,10 @@ def test_it_runs_as_a_whole_without_a_wait(switches):
         ({"score_layers": "1+2", "measure": "output"}, "score_layers: got '1.2'; what contrast and measure='output'"),
         ({"contrast": "some"}, "contrast: got 'some'"),
         ({"layer": 0}, "layer: got 0"),
+        ({"tail": 0}, "tail: got 0; expected a share above 0"),
+        ({"tail": 1.5}, "tail: got 1.5; expected a number from 0 to 1"),
+        ({"tail_depth": 0}, "tail_depth: got 0"),
+        ({"tail": 1, "tail_depth": 0.7}, "tail_depth: got 0.7; with tail=1 nothing is dropped there"),
     ],
 )
 def test_wrong_parameters_are_named(parameters, message):

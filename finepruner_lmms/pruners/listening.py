@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
@@ -16,6 +17,7 @@ from finepruner_lmms.ops.facility import cover
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS
 from finepruner_lmms.pruners.base import Pruner, Stage
+from finepruner_lmms.pruners.budget import round_half_up
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows, through_the_model
 from finepruner_lmms.pruners.names_heads import NamesHeads
 from finepruner_lmms.pruners.one_drop import OneDrop
@@ -124,10 +126,12 @@ class VisualHeadsInside(Listening, OneDrop):
     usual_depth: ClassVar[Fraction | None] = Fraction(3, 8)
 
     layer: int | None = None
+    tail: float = 0.25
+    tail_depth: float = 0.625
 
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
-        """One drop, of what entered, to what is left of the budget."""
-        found = OneDrop.stages(self, num_layers, num_visual_tokens)
+        """The drops, of what entered, that bring the average of all layers nearest to the budget."""
+        found = self._drops(num_layers, num_visual_tokens)
         for stage in found:
             if self.score_layers is not None and self.named_layers[-1] >= stage.layer:
                 there = f"before a drop at layer {stage.layer} there are 0 to {stage.layer - 1}"
@@ -135,6 +139,20 @@ class VisualHeadsInside(Listening, OneDrop):
             if self.profile is not None:
                 self.head_profile.check_layers("profile", num_layers, self.candidate_layers(stage.layer))
         return found
+
+    def _drops(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
+        if self.tail == 1:
+            return OneDrop.stages(self, num_layers, num_visual_tokens)
+        first, last = self.drop_layer(num_layers), round_half_up(num_layers * exactly(self.tail_depth))
+        if not first < last < num_layers:
+            there = f"layers {first + 1} to {num_layers - 1} are behind the drop before layer {first}"
+            problem = f"got {self.tail_depth}, layer {last}; {there}"
+            raise FieldError("tail_depth", problem, value=self.tail_depth, fix="with tail=1 there is one drop")
+        least = Fraction(first * num_visual_tokens + num_layers - first, num_layers)
+        inside = num_layers * self._tokens(num_visual_tokens, least=least) - first * num_visual_tokens
+        kept, left = _shared_out(inside, last - first, num_layers - last, exactly(self.tail), num_visual_tokens)
+        drops = (Stage(first, kept),) if kept < num_visual_tokens else ()
+        return (*drops, Stage(last, left)) if left < kept else drops
 
     def reads_layers(self, layer: int) -> tuple[int, ...]:
         """`score_layers`; without, the layer before the drop, or with a profile all that it names before it."""
@@ -218,6 +236,25 @@ class VisualHeadsInside(Listening, OneDrop):
             picks = cover(alike * worth[..., None], count, targets=targets, present=present, score=score)
         turn = torch.arange(count, 0, -1, dtype=matters.dtype, device=picks.device).expand_as(picks)
         return torch.zeros_like(matters).scatter_reduce_(1, picks, turn, "amax")
+
+
+def exactly(share: float) -> Fraction:
+    """A share as it was written."""
+    return Fraction(str(share))
+
+
+def _shared_out(total: Fraction, middle: int, end: int, tail: Fraction, most: int) -> tuple[int, int]:
+    """The tokens of `middle` layers, `most` at most, and of the `end` behind them, `tail` of those: `total` in all.
+
+    Of the counts that come as near to it as can be, those nearest to that share; one token at least.
+    """
+    wanted = min(total / (middle + end * tail), Fraction(most))
+    ways = []
+    for kept in range(max(math.ceil(wanted) - end, 1), min(math.floor(wanted) + end, most) + 1):
+        left = min(max(round_half_up((total - middle * kept) / end), 1), kept)
+        ways.append((abs(total - middle * kept - end * left), abs(kept - wanted), kept, left))
+    *_, kept, left = min(ways)
+    return kept, left
 
 
 def _of(heads: Tensor, rows: Tensor) -> Tensor:

@@ -25,7 +25,16 @@ from head_study.study import ALL, Study, read_study
 mpl.use("Agg")
 EVERYTHING = choice_name(VANILLA, 0, 0, VANILLA)
 _FASTV, _OURS = "fastv", "visualheads"
-_SHOWN = (_FASTV, "fastv layer=1", "pdrop", "sparsevlm", "priortr", "scope", "tops")
+_SHOWN = (
+    _FASTV,
+    "pdrop",
+    "sparsevlm",
+    "priortr",
+    "tops",
+    "scope",
+    "scope+random_tail tail=0.25",
+    "mmtok+random_tail tail=0.25",
+)
 _NORMAL = 1.96
 
 
