@@ -42,7 +42,7 @@ def measured(
     from lmms_eval.tasks import TaskManager
 
     from finepruner_lmms.data.task_folders import folder as task_folder
-    from finepruner_lmms.lmms import pruned_model
+    from finepruner_lmms.lmms import answering
     from finepruner_lmms.lmms.model import LlavaFinePruner
     from finepruner_lmms.lmms.recorder import Recorder
     from finepruner_lmms.matrix.cells import expand
@@ -65,7 +65,7 @@ def measured(
             attempt = Path(place) / name
             inside = Inside()
             clock, cpu = time.perf_counter(), time.process_time()
-            with patch.object(pruned_model, "records", inside.timed(pruned_model.records)):
+            with patch.object(answering, "records", inside.timed(answering.records)):
                 found = evaluate_cell(lm, manager, cell, attempt, attempt / "cache")
             assert found is not None
             if recorded:

@@ -90,7 +90,7 @@ def test_a_plain_run_gives_what_the_worker_gives(lm, manager, runs, tmp_path, mo
 
 def test_the_worker_goes_on_with_the_journal_of_a_plain_run(lm, manager, runs, tmp_path, monkeypatch):
     shutil.copytree(runs / "mme" / "cache", tmp_path / "cache")
-    monkeypatch.setattr("finepruner_lmms.lmms.pruned_model.generate", None)
+    monkeypatch.setattr("finepruner_lmms.lmms.answering.generate", None)
     outcome, _ = evaluate_cell(lm, manager, planned(lm, "mme"), tmp_path / "attempt", tmp_path / "cache")
     assert outcome.answered == outcome.speed.questions == LIMIT
 

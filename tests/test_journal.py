@@ -12,7 +12,7 @@ from lmms_eval.api.instance import Instance
 from PIL import Image
 
 from finepruner_lmms.engine.cost import DecoderSizes, PrefillCost
-from finepruner_lmms.lmms import pruned_model as lmms_model
+from finepruner_lmms.lmms import answering
 from finepruner_lmms.lmms.batch_sizes import VARIABLE, BatchSizes
 from finepruner_lmms.lmms.journal import Answer, Journal, Origin, Written, read_journal
 from finepruner_lmms.lmms.meter import BatchTime, ImageUse
@@ -237,13 +237,13 @@ def cost(lm, written) -> PrefillCost | None:
 def test_kills_change_neither_answers_nor_costs(lm, tmp_path, monkeypatch, undisturbed, kills, half):
     expected, whole = undisturbed
     computed: list[int] = []
-    real = lmms_model.generate
+    real = answering.generate
 
     def counted(model, pruner, inputs, **options):
         computed.append(len(inputs["input_ids"]))
         return real(model, pruner, inputs, **options)
 
-    monkeypatch.setattr(lmms_model, "generate", counted)
+    monkeypatch.setattr(answering, "generate", counted)
     folder = tmp_path / "here"
     folder.mkdir()
     for number, ranks in enumerate(kills):
@@ -284,7 +284,7 @@ def test_answers_that_are_drawn_are_drawn_each_time_and_counted_once(lm, tmp_pat
 def small(monkeypatch) -> list[int]:
     """A machine on which more than two prompts at once do not fit; the sizes of all batches that were tried."""
     tried: list[int] = []
-    real = lmms_model.generate
+    real = answering.generate
 
     def generate(model, pruner, inputs, **options):
         tried.append(len(inputs["input_ids"]))
@@ -292,7 +292,7 @@ def small(monkeypatch) -> list[int]:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return real(model, pruner, inputs, **options)
 
-    monkeypatch.setattr(lmms_model, "generate", generate)
+    monkeypatch.setattr(answering, "generate", generate)
     return tried
 
 
@@ -330,8 +330,8 @@ def test_one_prompt_that_does_not_fit_is_an_error(lm, tmp_path, monkeypatch):
     def generate(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(lmms_model, "generate", generate)
-    monkeypatch.setattr(lm, "_sizes", BatchSizes(None))
+    monkeypatch.setattr(answering, "generate", generate)
+    monkeypatch.setattr(lm, "_host", replace(lm._host, sizes=BatchSizes(None)))
     with pytest.raises(torch.OutOfMemoryError):
         list(lm.generate_until(requests(0, 1)))
 

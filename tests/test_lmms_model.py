@@ -26,6 +26,7 @@ import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.fetch import resolve
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.lmms.journal import read_journal
+from finepruner_lmms.lmms.answering import Answering
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.plain_run import Answerer
@@ -334,7 +335,7 @@ def test_errors_are_raised_not_answered(model, toy, monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("finepruner_lmms.lmms.pruned_model.generate", fail)
+    monkeypatch.setattr("finepruner_lmms.lmms.answering.generate", fail)
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(model, toy)
 
@@ -403,13 +404,13 @@ def test_consensus_is_written_down_and_shown(model, toy, tmp_path):
 def test_response_cache_is_keyed_by_everything(toy, tmp_path, monkeypatch, model):
     """Cached answers are found again; another setting, or other code, finds none."""
     calls = []
-    original = LlavaFinePruner._answer_batch
+    original = Answering.window
 
-    def count(self, batch):
-        calls.extend(batch)
-        return original(self, batch)
+    def count(self, prepared):
+        calls.extend(prepared)
+        return original(self, prepared)
 
-    monkeypatch.setattr(LlavaFinePruner, "_answer_batch", count)
+    monkeypatch.setattr(Answering, "window", count)
     monkeypatch.setenv("LMMS_CACHE_RUN_ID", "test")
     options = {"use_cache": str(tmp_path / "cache"), "model_args": "pretrained=demo"}
 
@@ -449,7 +450,7 @@ def launch(toy: Path, out: Path, processes: int, arguments: str, **environment: 
 FAILING = """
 import os
 from lmms_eval.api.instance import Instance
-import finepruner_lmms.lmms.pruned_model as module
+from finepruner_lmms.lmms import answering, pruned_model
 from finepruner_lmms.lmms.model import LlavaFinePruner
 
 second = os.environ["RANK"] == "1"
@@ -460,10 +461,10 @@ def attempt(what, call):
         call()
     except Exception as error:
         print(what, type(error).__name__, error, flush=True)
-read, answer = module.read_model, module.generate
-module.read_model = fail if second else read
+read, answer = pruned_model.read_model, answering.generate
+pruned_model.read_model = fail if second else read
 attempt("loading:", lambda: LlavaFinePruner(pretrained="demo"))
-module.read_model, module.generate = read, fail if second else answer
+pruned_model.read_model, answering.generate = read, fail if second else answer
 model = LlavaFinePruner(pretrained="demo")
 model.task_dict = {"t": {"test": [None]}}
 request = Instance(

@@ -10,8 +10,7 @@ from lmms_eval.tasks import TaskManager
 from studies import cell, method
 
 from finepruner_lmms.data import task_folders
-from finepruner_lmms.lmms import pruned_model as lmms_model
-from finepruner_lmms.lmms import together
+from finepruner_lmms.lmms import answering, together
 from finepruner_lmms.lmms.identity import cell_identity
 from finepruner_lmms.lmms.journal import Journal
 from finepruner_lmms.lmms.model import LlavaFinePruner
@@ -101,7 +100,7 @@ def calls(monkeypatch) -> list[int]:
         monkeypatch.setattr(module, name, call)
 
     counted(together, "answer_together", len)
-    counted(lmms_model, "generate", lambda _: 1)
+    counted(answering, "generate", lambda _: 1)
     return seen
 
 
