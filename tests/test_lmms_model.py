@@ -25,8 +25,8 @@ from PIL import Image
 import finepruner_lmms as fp
 from finepruner_lmms.checkpoints.fetch import resolve
 from finepruner_lmms.errors import FieldError
-from finepruner_lmms.lmms.journal import read_journal
 from finepruner_lmms.lmms.answering import Answering
+from finepruner_lmms.lmms.journal import read_journal
 from finepruner_lmms.lmms.model import LlavaFinePruner
 from finepruner_lmms.lmms.model_args import ModelArguments
 from finepruner_lmms.lmms.plain_run import Answerer
