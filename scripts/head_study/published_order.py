@@ -12,19 +12,23 @@ from head_study.chunks import METHOD, VANILLA, choice_name
 from head_study.results import Results, baseline
 
 _FILE = "llava-1.5-7b.json"
+_MEAN = "acc_mean"  # a mean of scores, not of shares of the unpruned ones
 
 
 def published(budget: int) -> dict[str, float]:
     """What is left of the unpruned model's score, in percent, by method: the mean of the sources that print one.
 
-    Sources average over different benchmarks and in two ways, which differ by up to 0.8 points.
+    Sources average over different benchmarks, shares of them or scores: a mean of scores is divided by the same
+    source's of the unpruned model. The ways differ by up to 0.8 points.
     """
     folder = resources.files("finepruner_lmms.matrix.report.reference")
     printed = json.loads(folder.joinpath(_FILE).read_text(encoding="utf-8"))["aggregates"]
+    whole = {one["source"]: one["value"] for one in printed if one["method"] == "vanilla" and one["convention"] == _MEAN}
     found: dict[str, list[float]] = {}
     for one in printed:
-        if one["budget"] == budget and one["convention"] != "acc_mean":  # which is no share of the unpruned score
-            found.setdefault(one["method"], []).append(one["value"])
+        if one["budget"] == budget:
+            scale = 100 / whole[one["source"]] if one["convention"] == _MEAN else 1
+            found.setdefault(one["method"], []).append(scale * one["value"])
     return {method: sum(values) / len(values) for method, values in found.items()}
 
 
