@@ -23,7 +23,8 @@ def published(budget: int) -> dict[str, float]:
     """
     folder = resources.files("finepruner_lmms.matrix.report.reference")
     printed = json.loads(folder.joinpath(_FILE).read_text(encoding="utf-8"))["aggregates"]
-    whole = {one["source"]: one["value"] for one in printed if one["method"] == "vanilla" and one["convention"] == _MEAN}
+    means = [one for one in printed if one["convention"] == _MEAN]
+    whole = {one["source"]: one["value"] for one in means if one["method"] == "vanilla"}
     found: dict[str, list[float]] = {}
     for one in printed:
         if one["budget"] == budget:
