@@ -107,6 +107,14 @@ def test_of_two_that_add_equally_much_the_lower_index_is_taken():
     torch.testing.assert_close(plain, torch.cosine_similarity(tokens[:, :, None], tokens[:, None], dim=-1))
 
 
+def test_the_control_draws_from_the_question_alone():
+    context = decoder_context()
+    found = kept(context, choice="random")
+    assert [len(row) for row in found] == [7] * len(found)
+    assert kept(changed(context, attention=context.attention.flip(-1)), choice="random") == found
+    assert kept(changed(context, text_embeds=context.text_embeds + 1), choice="random") != found
+
+
 def test_every_head_has_an_equal_voice_unless_rows_are_raw():
     context = decoder_context()
     loud = context.attention.clone()
@@ -294,6 +302,7 @@ def test_it_runs_as_a_whole_without_a_wait(switches):
         ({"score_layers": "1+2", "measure": "output"}, "score_layers: got '1.2'; what contrast and measure='output'"),
         ({"contrast": "some"}, "contrast: got 'some'"),
         ({"layer": 0}, "layer: got 0"),
+        ({"choice": "random", "rows": "raw"}, "rows: got 'raw'; choice='random' listens to no head"),
         ({"tail": 0}, "tail: got 0; expected a share above 0"),
         ({"tail": 1.5}, "tail: got 1.5; expected a number from 0 to 1"),
         ({"tail_depth": 0}, "tail_depth: got 0"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,14 +21,16 @@ from finepruner_lmms.pruners.budget import round_half_up
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows, through_the_model
 from finepruner_lmms.pruners.names_heads import NamesHeads
 from finepruner_lmms.pruners.one_drop import OneDrop
+from finepruner_lmms.pruners.random_tail import drawn
 from finepruner_lmms.pruners.tops import preserving
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MEASURES = ("attention", "output")
-CHOICES = ("cover", "sum", "best")
+CHOICES = ("cover", "sum", "best", "random")
 SIMILARITIES = ("centred", "plain")
+_HEARD = ("heads", "profile", "score_layers", "rows", "aggregate", "contrast", "measure", "sinks", "similarity")
 _TIE = 1e-6  # where nothing is left to be gained, the more relevant come first, not those at the top of the image
 _DIVERSITY, _COVERAGE = 0.5, 1.0  # of choice="sum": TOPS inside the model
 
@@ -70,6 +72,9 @@ class Listening(NamesHeads, Pruner):
             self._write(name, float(getattr(self, name)))
             if self.choice != "cover" and getattr(self, name) != 1:
                 raise self._unread(name, "only choice='cover' reads it")
+        for field in fields(Listening):
+            if self.choice == "random" and field.name in _HEARD and getattr(self, field.name) != field.default:
+                raise self._unread(field.name, "choice='random' listens to no head")
         if self.head_strategy is not None and self.heads is None:
             raise self._unread("head_strategy", "without heads, all are listened to")
         if self.shuffle is not None:
@@ -219,6 +224,8 @@ class VisualHeadsInside(Listening, OneDrop):
         """Which tokens to keep first: larger is better, `[B, V]`. `matters` are their relevances, `[B, V]`."""
         if self.choice == "best":
             return matters
+        if self.choice == "random":
+            return drawn(context)
         present, count = context.present, max(retained, 1)
         matters = (matters / matters.amax(1, keepdim=True).clamp_min(1e-30)).masked_fill(~present, 0)
         alike = relevance.likeness(context.hidden, present, self.similarity)

@@ -6,7 +6,7 @@ import functools
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from finepruner_lmms.errors import FieldError, check_integer, check_number, check_share
 from finepruner_lmms.ops.selection import fingerprint, mix64, top_mask
@@ -15,6 +15,9 @@ from finepruner_lmms.pruners.budget import parse_budget, round_half_up
 from finepruner_lmms.pruners.corrector import Corrected, CorrectedInside, Corrector
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import register_corrector
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FINE = 8  # a method's own budget is solved to so many parts of a token
 _TELLING = 64  # so many numbers of a word's embedding tell it from the others
@@ -77,12 +80,17 @@ class RandomTail(Corrector):
 
     def select(self, context: DecoderContext, retained: int) -> Selection:
         """`retained` at random of the tokens that are left."""
-        words = context.text_embeds[..., :_TELLING]
-        key = fingerprint(words, context.text_present[..., None].expand_as(words))
-        # by their order, not by their columns, so that it does not matter how those who went are kept account of
-        order = mix64(context.present.long().cumsum(1))
-        numbers = mix64(mix64(key + self.tail_seed * 0x632BE59BD9B4E019 % 2**63)[:, None] + order)
-        return Selection(top_mask((numbers >> 11).double(), retained, context.present, context.required))
+        return Selection(top_mask(drawn(context, self.tail_seed), retained, context.present, context.required))
+
+
+def drawn(context: DecoderContext, seed: int = 0) -> Tensor:
+    """A number for each token that is left, `[B, V]` float64, drawn from the question and `seed`."""
+    words = context.text_embeds[..., :_TELLING]
+    key = fingerprint(words, context.text_present[..., None].expand_as(words))
+    # by their order, not by their columns, so that it does not matter how those who went are kept account of
+    order = mix64(context.present.long().cumsum(1))
+    numbers = mix64(mix64(key + seed * 0x632BE59BD9B4E019 % 2**63)[:, None] + order)
+    return (numbers >> 11).double()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class VisualHeads(Listening, TwoStage):
 
     `choice="cover"`: each pick u adds most to Σ_j r_j^targets · max(0, r_u^candidates · s_uj - what is covered), with s
     the cosine of hidden states, less their mean over the image if `similarity="centred"`; `sum` is the worth of `tops`;
-    `best` takes the most relevant. Positions are kept.
+    `best` takes the most relevant, `random`, a control, any. Positions are kept.
     """
 
     entering: BudgetValue = None
