@@ -109,10 +109,12 @@ def test_of_two_that_add_equally_much_the_lower_index_is_taken():
 
 def test_the_control_draws_from_the_question_alone():
     context = decoder_context()
-    found = kept(context, choice="random")
+    words = torch.randn(*context.text_present.shape, 30, generator=torch.Generator().manual_seed(0))
+    asked = changed(context, text_embeds=words)
+    found = kept(asked, choice="random")
     assert [len(row) for row in found] == [7] * len(found)
-    assert kept(changed(context, attention=context.attention.flip(-1)), choice="random") == found
-    assert kept(changed(context, text_embeds=context.text_embeds + 1), choice="random") != found
+    assert kept(changed(asked, text_embeds=words, attention=context.attention.flip(-1)), choice="random") == found
+    assert kept(changed(context, text_embeds=words + 1), choice="random") != found
 
 
 def test_every_head_has_an_equal_voice_unless_rows_are_raw():
