@@ -95,6 +95,11 @@ def plain_budget(value: BudgetValue, field: str = "budget") -> BudgetValue:
     return f"{digits[: len(digits) - decimals]}{'.' if decimals else ''}{digits[len(digits) - decimals :]}%"
 
 
+def exactly(share: float) -> Fraction:
+    """A share as it was written: 0.1 is a tenth."""
+    return Fraction(str(share))
+
+
 def round_half_up(value: Fraction) -> int:
     """The nearest integer, halves up (Python's `round` would send halves to the even neighbour)."""
     return math.floor(value + Fraction(1, 2))
@@ -105,4 +110,13 @@ def show_tokens(value: Fraction) -> str:
     return f"{float(value):.2f}".rstrip("0").rstrip(".")
 
 
-__all__ = ["Budget", "BudgetValue", "keeps_all", "parse_budget", "plain_budget", "round_half_up", "show_tokens"]
+__all__ = [
+    "Budget",
+    "BudgetValue",
+    "exactly",
+    "keeps_all",
+    "parse_budget",
+    "plain_budget",
+    "round_half_up",
+    "show_tokens",
+]

@@ -112,8 +112,8 @@ class Dropping:
         if self.varies and keeps_all(self.pruner.budget, num_visual_tokens):
             return ()
         found, left = [], num_visual_tokens
-        before, part = self.pruner.parts(num_visual_tokens)
-        inside: Pruner | None = part
+        inside: Pruner | None
+        before, inside = self.pruner.parts(num_visual_tokens)
         if self.entrance is None:
             if before is not None and before.retained(num_visual_tokens) < num_visual_tokens:
                 inside = self.pruner  # nobody has dropped what it drops before the decoder: it is refused

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from finepruner_lmms.errors import FieldError
 from finepruner_lmms.pruners.base import DecoderPruner, Pruner, Stage, VisionPruner
-from finepruner_lmms.pruners.budget import round_half_up
+from finepruner_lmms.pruners.budget import exactly, round_half_up
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
@@ -83,7 +83,7 @@ class Corrector(ABC):
 
 def share_of(share: float, count: int) -> int:
     """How many of `count` places a share of them is, halves up; one at least is left for the method."""
-    return max(min(round_half_up(Fraction(str(share)) * count), count - 1), 0)
+    return max(min(round_half_up(exactly(share) * count), count - 1), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
-from finepruner_lmms.errors import FieldError, check_choice, check_integer, check_number
+from finepruner_lmms.errors import FieldError, check_choice, check_integer, check_number, check_share
 from finepruner_lmms.heads import relevance
 from finepruner_lmms.heads.profile import weighted_heads
 from finepruner_lmms.heads.profiles import written_profile
@@ -17,12 +16,13 @@ from finepruner_lmms.ops.facility import cover
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.ops.token_scores import AGGREGATES, ROWS
 from finepruner_lmms.pruners.base import Pruner, Stage
-from finepruner_lmms.pruners.budget import round_half_up
+from finepruner_lmms.pruners.budget import exactly, round_half_up
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection, guiding_rows, through_the_model
 from finepruner_lmms.pruners.names_heads import NamesHeads
 from finepruner_lmms.pruners.one_drop import OneDrop
 from finepruner_lmms.pruners.random_tail import drawn
 from finepruner_lmms.pruners.tops import preserving
+from finepruner_lmms.pruners.two_drops import two_drops
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,13 +31,14 @@ MEASURES = ("attention", "output")
 CHOICES = ("cover", "sum", "best", "random")
 SIMILARITIES = ("centred", "plain")
 _HEARD = ("heads", "profile", "score_layers", "rows", "aggregate", "contrast", "measure", "sinks", "similarity")
+_TAIL_DEPTH = 0.625
 _TIE = 1e-6  # where nothing is left to be gained, the more relevant come first, not those at the top of the image
 _DIVERSITY, _COVERAGE = 0.5, 1.0  # of choice="sum": TOPS inside the model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listening(NamesHeads, Pruner):
-    """How `VisualHeads` listens to heads and chooses by them; see there."""
+    """How `VisualHeads` listens to heads and chooses by them, and what it leaves to deep layers; see there."""
 
     heads: int | None = None
     head_strategy: str | None = None
@@ -53,9 +54,18 @@ class Listening(NamesHeads, Pruner):
     similarity: str = "centred"
     targets: float = 1.0
     candidates: float = 1.0
+    tail: float = 0.25
+    tail_depth: float = _TAIL_DEPTH
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("tail", "tail_depth"):
+            check_share(name, getattr(self, name))
+            self._write(name, float(getattr(self, name)))
+            if not getattr(self, name):
+                raise FieldError(name, "got 0; expected a share above 0", value=0)
+        if self.tail == 1 and self.tail_depth != _TAIL_DEPTH:
+            raise self._unread("tail_depth", "with tail=1 nothing is dropped there")
         if self.heads is not None:
             check_integer("heads", self.heads, 1)
         if self.head_strategy is not None:
@@ -131,8 +141,6 @@ class VisualHeadsInside(Listening, OneDrop):
     usual_depth: ClassVar[Fraction | None] = Fraction(3, 8)
 
     layer: int | None = None
-    tail: float = 0.25
-    tail_depth: float = 0.625
 
     def stages(self, num_layers: int, num_visual_tokens: int) -> tuple[Stage, ...]:
         """The drops, of what entered, that bring the average of all layers nearest to the budget."""
@@ -154,10 +162,9 @@ class VisualHeadsInside(Listening, OneDrop):
             problem = f"got {self.tail_depth}, layer {last}; {there}"
             raise FieldError("tail_depth", problem, value=self.tail_depth, fix="with tail=1 there is one drop")
         least = Fraction(first * num_visual_tokens + num_layers - first, num_layers)
-        inside = num_layers * self._tokens(num_visual_tokens, least=least) - first * num_visual_tokens
-        kept, left = _shared_out(inside, last - first, num_layers - last, exactly(self.tail), num_visual_tokens)
-        drops = (Stage(first, kept),) if kept < num_visual_tokens else ()
-        return (*drops, Stage(last, left)) if left < kept else drops
+        budget = self._tokens(num_visual_tokens, least=least)
+        reach = num_layers - last  # as far, every remainder comes up
+        return two_drops((first, last, num_layers), num_visual_tokens, Fraction(budget), exactly(self.tail), reach)
 
     def reads_layers(self, layer: int) -> tuple[int, ...]:
         """`score_layers`; without, the layer before the drop, or with a profile all that it names before it."""
@@ -243,25 +250,6 @@ class VisualHeadsInside(Listening, OneDrop):
             picks = cover(alike * worth[..., None], count, targets=targets, present=present, score=score)
         turn = torch.arange(count, 0, -1, dtype=matters.dtype, device=picks.device).expand_as(picks)
         return torch.zeros_like(matters).scatter_reduce_(1, picks, turn, "amax")
-
-
-def exactly(share: float) -> Fraction:
-    """A share as it was written."""
-    return Fraction(str(share))
-
-
-def _shared_out(total: Fraction, middle: int, end: int, tail: Fraction, most: int) -> tuple[int, int]:
-    """The tokens of `middle` layers, `most` at most, and of the `end` behind them, `tail` of those: `total` in all.
-
-    Of the counts that come as near to it as can be, those nearest to that share; one token at least.
-    """
-    wanted = min(total / (middle + end * tail), Fraction(most))
-    ways = []
-    for kept in range(max(math.ceil(wanted) - end, 1), min(math.floor(wanted) + end, most) + 1):
-        left = min(max(round_half_up((total - middle * kept) / end), 1), kept)
-        ways.append((abs(total - middle * kept - end * left), abs(kept - wanted), kept, left))
-    *_, kept, left = min(ways)
-    return kept, left
 
 
 def _of(heads: Tensor, rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from finepruner_lmms.errors import FieldError, check_integer, check_number, check_share
 from finepruner_lmms.ops.selection import fingerprint, mix64, top_mask
 from finepruner_lmms.pruners.base import DecoderPruner, Stage, TwoStage, VisionPruner
-from finepruner_lmms.pruners.budget import parse_budget, round_half_up
+from finepruner_lmms.pruners.budget import exactly, parse_budget, round_half_up
 from finepruner_lmms.pruners.corrector import Corrected, CorrectedInside, Corrector
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.registry import register_corrector
@@ -53,12 +53,12 @@ class RandomTail(Corrector):
     @property
     def share(self) -> Fraction:
         """`tail`, exactly as it was written."""
-        return Fraction(str(self.tail))
+        return exactly(self.tail)
 
     @property
     def depth(self) -> Fraction:
         """`tail_depth`, exactly as it was written."""
-        return Fraction(str(self.tail_depth))
+        return exactly(self.tail_depth)
 
     def before(self, method: VisionPruner) -> BeforeTail:
         """The method, and the tail inside."""

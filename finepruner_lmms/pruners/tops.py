@@ -15,6 +15,7 @@ from finepruner_lmms.pruners.budget import round_half_up
 from finepruner_lmms.pruners.decoder_context import DecoderContext, Selection
 from finepruner_lmms.pruners.importance import IMPORTANCES, ByImportance
 from finepruner_lmms.pruners.registry import register
+from finepruner_lmms.pruners.two_drops import two_drops
 from finepruner_lmms.pruners.vision_outputs import VisionOutputs
 
 if TYPE_CHECKING:
@@ -113,16 +114,7 @@ class TopsInside(DecoderPruner):
         tokens = self._tokens(num_visual_tokens, least)
         if tokens == num_visual_tokens:
             return ()
-        sum_inside = num_layers * tokens - first * num_visual_tokens
-        middle, end = second - first, num_layers - second
-        wanted = min(sum_inside / (middle + end * _LAST), Fraction(num_visual_tokens))
-        found: list[tuple[Fraction, Fraction, int, int]] = []
-        for kept in {max(int(wanted), 1), min(max(int(wanted) + 1, 1), num_visual_tokens)}:
-            last = min(max(round_half_up((sum_inside - middle * kept) / end), 1), kept)
-            found.append((abs(sum_inside - middle * kept - end * last), abs(kept - wanted), kept, last))
-        *_, kept, last = min(found)
-        drops = [Stage(first, kept)] if kept < num_visual_tokens else []
-        return (*drops, Stage(second, last)) if last < kept else tuple(drops)
+        return two_drops((first, second, num_layers), num_visual_tokens, Fraction(tokens), _LAST)
 
     def select(self, context: DecoderContext, retained: int) -> Selection:
         """The greedy choice among hidden states."""

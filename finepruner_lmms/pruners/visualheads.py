@@ -6,15 +6,15 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finepruner_lmms.errors import FieldError, check_choice, check_integer, check_share
+from finepruner_lmms.errors import FieldError, check_choice, check_integer
 from finepruner_lmms.heads.relevance import likeness
 from finepruner_lmms.lazy import torch
 from finepruner_lmms.ops.facility import cover
 from finepruner_lmms.ops.selection import index_to_mask
 from finepruner_lmms.pruners.base import DecoderPruner, TwoStage, VisionPruner
-from finepruner_lmms.pruners.budget import BudgetValue, parse_budget, plain_budget, round_half_up, show_tokens
+from finepruner_lmms.pruners.budget import BudgetValue, exactly, parse_budget, plain_budget, round_half_up, show_tokens
 from finepruner_lmms.pruners.importance import IMPORTANCES
-from finepruner_lmms.pruners.listening import Listening, VisualHeadsInside, exactly
+from finepruner_lmms.pruners.listening import Listening, VisualHeadsInside
 from finepruner_lmms.pruners.mmtok import MMTok
 from finepruner_lmms.pruners.registry import register
 from finepruner_lmms.pruners.scope import Scope
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BEFORE = ("mmtok", "scope", "coverage", "none")
-_TAIL_DEPTH = 0.625
 _DROP, _STAY = Fraction(3, 8), Fraction(5, 13)
 """Of the depth, and of the tokens that enter, how many stay there: without a tail 5/8 of the budget, of 13/8."""
 
@@ -37,8 +36,7 @@ class VisualHeads(Listening, TwoStage):
     `before` names what goes first: `mmtok`, `scope`, whose `importance` it takes, greedy coverage of the image's
     features alone (`coverage`), or `none`. `entering` of its tokens enter the model (None: about twice the budget).
     Before decoder layer `layer` (None: 3/8 of the depth, or 2 where nothing goes before) some of them go, and from
-    `tail_depth` of the depth on, where most has been read, `tail` of the others are left; with `tail=1` there is
-    one drop. How many stay follows from the budget: it is the average over the layers.
+    `tail_depth` of the depth on `tail` of the others are left; with `tail=1` there is one drop. How many stay follows from the budget: it is the average over the layers.
 
     At a drop the last prompt token's attention is listened to: of all heads of the layer before alike, or of
     `score_layers` (such as `10+11`), or of the heads that `profile` names in any layer before (see `FinePruner`),
@@ -57,8 +55,6 @@ class VisualHeads(Listening, TwoStage):
     before: str = "mmtok"
     importance: str = "cls"
     layer: int | None = None
-    tail: float = 0.25
-    tail_depth: float = _TAIL_DEPTH
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,13 +67,6 @@ class VisualHeads(Listening, TwoStage):
             raise self._unread("importance", "only before='scope' reads it")
         if self.entering is not None and self.before == "none":
             raise self._unread("entering", "with before='none' every token enters")
-        for name in ("tail", "tail_depth"):
-            check_share(name, getattr(self, name))
-            self._write(name, float(getattr(self, name)))
-            if not getattr(self, name):
-                raise FieldError(name, "got 0; expected a share above 0", value=0)
-        if self.tail == 1 and self.tail_depth != _TAIL_DEPTH:
-            raise self._unread("tail_depth", "with tail=1 nothing is dropped there")
 
     @property
     def halves(self) -> tuple[VisionPruner | None, DecoderPruner | None]:
@@ -117,8 +106,7 @@ class VisualHeads(Listening, TwoStage):
     def _second(self, budget: BudgetValue | Fraction) -> VisualHeadsInside:
         layer = 2 if self.layer is None and self.before == "none" else self.layer
         shared: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(Listening)}
-        own = {"budget": budget, "layer": layer, "tail": self.tail, "tail_depth": self.tail_depth}
-        return VisualHeadsInside(**shared | own)
+        return VisualHeadsInside(**shared | {"budget": budget, "layer": layer})
 
 
 @dataclass(frozen=True, kw_only=True)
