@@ -36,7 +36,8 @@ class VisualHeads(Listening, TwoStage):
     `before` names what goes first: `mmtok`, `scope`, whose `importance` it takes, greedy coverage of the image's
     features alone (`coverage`), or `none`. `entering` of its tokens enter the model (None: about twice the budget).
     Before decoder layer `layer` (None: 3/8 of the depth, or 2 where nothing goes before) some of them go, and from
-    `tail_depth` of the depth on `tail` of the others are left; with `tail=1` there is one drop. How many stay follows from the budget: it is the average over the layers.
+    `tail_depth` of the depth on `tail` of the others are left; with `tail=1` there is one drop. How many stay
+    follows from the budget: it is the average over the layers.
 
     At a drop the last prompt token's attention is listened to: of all heads of the layer before alike, or of
     `score_layers` (such as `10+11`), or of the heads that `profile` names in any layer before (see `FinePruner`),
