@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,9 @@ from finepruner_lmms.errors import FieldError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from head_study import equal, methods, report
-from head_study.chunks import Part, choice_name, read_part
+from head_study import chunks, equal, methods, report
 from head_study.guides import FASTV, ORACLE, Seen, guides
+from head_study.parts import Part, choice_name, read_part, settings
 from head_study.published_order import agreement, ours, published
 from head_study.results import Choice, Results
 from head_study.study import ALL, Study, behind, read_study
@@ -79,6 +80,8 @@ def test_what_is_measured_is_not_measured_again(measured, monkeypatch):
     study, out = measured
     monkeypatch.setattr(equal, "measure", lambda *_: pytest.fail("measured again"))
     equal.run(study, "one", "demo", out, 0, 1, "cpu")
+    for less in ({"methods": SMALL["methods"][1:]}, {"layers": []}):
+        equal.run(Study.model_validate(SMALL | less), "one", "demo", out, 0, 1, "cpu")
     other = Study.model_validate(SMALL | {"random": 3})
     with pytest.raises(ValueError, match="is of another study"):
         Results(other, out, "test")
@@ -89,17 +92,69 @@ def test_what_is_measured_is_not_measured_again(measured, monkeypatch):
     assert Results(fewer, out, "test").scenes.tolist() == Results(study, out, "test").scenes.tolist()[:1]
 
 
+def test_a_study_that_grows_is_asked_what_is_new_alone(measured, tmp_path, monkeypatch):
+    study, out = measured
+    shutil.copytree(out / "one", tmp_path / "one")
+    methods = [{"method": "fastv", "layer": 2}, *SMALL["methods"], "random", {"method": "blind", "budget": 0}]
+    grown = Study.model_validate(SMALL | {"layers": [11, 5], "budgets": [64, 96], "methods": methods})
+    with pytest.raises(ValueError, match=r"one: 14 choices were not asked, such as .*; head_study.equal asks them"):
+        Results(grown, tmp_path, "test")
+    agendas = []
+
+    def asked(*given):
+        agendas.append(given[-1])
+        return chunks.measure(*given)
+
+    monkeypatch.setattr(equal, "measure", asked)
+    equal.run(grown, "one", "demo", tmp_path, 0, 1, "cpu")
+    assert len(agendas) == 3 and not any(agenda.vanilla for agenda in agendas)
+    assert {(one.p, one.budget) for one in agendas[0].drops} == {(5, 64), (11, 96), (0, 96), (5, 96)}
+    new = [(label, budget) for label, budget, _ in agendas[0].methods if budget == 64 or not budget]
+    assert new == [("fastv layer=2", 64), ("random", 64), ("blind", 0)]
+    before, after = Results(study, out, "test"), Results(grown, tmp_path, "test")
+    assert set(before.names) < set(after.names) and after.names[0] == before.names[0]
+    assert next(one.guide for one in after.choices if one.start == "method" and one.budget == 64) == "fastv layer=2"
+    for name in before.names:
+        assert after.percents(name) == before.percents(name) and after.average[name] == before.average[name]
+    fresh = tmp_path / "fresh"
+    equal.run(grown, "one", "demo", fresh, 0, 1, "cpu")
+    whole = Results(grown, fresh, "test")
+    assert whole.names == after.names
+    for name in whole.names:
+        assert whole.percents(name) == after.percents(name)
+        assert whole.evidence(name) == pytest.approx(after.evidence(name), nan_ok=True)
+    assert after.average[choice_name("method", 0, 0, "blind")] == 0
+
+
+def test_a_method_whose_default_changed_is_asked_anew(measured):
+    study, out = measured
+    part = read_part(equal.part_file(out, "one", "test", range(1)), study.identity)
+    profiles = equal.profile_files(out, "one", study)
+    assert not part.agenda(study, 32, profiles)
+    place = part.names.tolist().index(choice_name("method", 0, 64, "hiprune"))
+    changed = part.settings.copy()
+    changed[place] = settings(fp.build_pruner("hiprune", budget=64, alpha=0.5))
+    agenda = replace(part, settings=changed).agenda(study, 32, profiles)
+    assert [label for label, *_ in agenda.methods] == ["hiprune"] and not agenda.drops and not agenda.vanilla
+    other = replace(part, right=~part.right, **{key: getattr(part, key) for key in ("names", "settings")})
+    one = {key: getattr(other, key)[[place]] for key in ("names", "settings", "right", "evidence", "average")}
+    joined = replace(part, settings=changed).joined(replace(part, **one))
+    assert sorted(joined.names) == sorted(part.names)
+    assert joined.right[-1].tolist() == (~part.right[place]).tolist() and joined.settings[-1] == part.settings[place]
+
+
 def test_models_are_compared_by_what_all_of_them_were_asked(measured, tmp_path, capsys):
     study, out = measured
     profile = f"{ALL}/0/64/profile evidence"  # where another model's profile names no head of that layer
     both = study.model_copy(update={"models": {"one": "demo", "two": "demo"}})
     for model in both.models:
         (tmp_path / model).mkdir()
+        shutil.copy(equal.profile_file(out, "one", "evidence"), tmp_path / model)
         for scenes in both.parts("test"):
             part = read_part(equal.part_file(out, "one", "test", scenes), study.identity)
             assert profile in part.names
             kept = np.flatnonzero((part.names != profile) | (model == "two"))[:: 1 if model == "one" else -1]
-            rows = {key: getattr(part, key)[kept] for key in ("names", "right", "evidence", "average")}
+            rows = {key: getattr(part, key)[kept] for key in ("names", "settings", "right", "evidence", "average")}
             replace(part, **rows).save(equal.part_file(tmp_path, model, "test", scenes), study.identity)
     alone, found = Results(study, out, "test"), Results(both, tmp_path, "test")
     assert found.left_out == [profile] and profile not in found.names and profile in alone.names
@@ -250,7 +305,7 @@ def test_controls_and_oracles_are_no_candidates():
 
 def test_parts_are_whole(tmp_path):
     one = np.zeros((1, 2))
-    part = Part(np.array(["a"]), one > 0, one, one[0], one[0], one[0], np.array(32))
+    part = Part(np.array(["a"]), np.array([""]), one > 0, one, one[0], one[0], one[0], np.array(32))
     part.save(tmp_path / "x.npz", "identity")
     assert [file.name for file in tmp_path.iterdir()] == ["x.npz"]
     assert read_part(tmp_path / "x.npz", "identity").names.tolist() == ["a"]

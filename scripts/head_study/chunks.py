@@ -1,9 +1,8 @@
-"""What one model answers to some scenes under every guide of a study, and the file that keeps it."""
+"""What one model answers to some scenes under every guide of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +17,11 @@ from finepruner_lmms.pruners import Pruner, VisionPruner, build_pruner
 from head_study.deck import Deck
 from head_study.decoder import best
 from head_study.guides import Seen, guides
+from head_study.parts import EVERYTHING, Agenda, Part, choice_name, method_name, settings
 from head_study.study import ALL, Drop, Study
 
-VANILLA = "vanilla"
-METHOD = "method"
 _BLOCK = 48  # choices judged together
 _METHODS = 8  # methods answered together
-
-
-@dataclass(frozen=True)
-class Part:
-    """The answers to some scenes: by choice (`name`), `right` `[C, Q]`, and the share of the evidence tokens that was
-    kept `[C, Q]`, NaN where a question hangs on none. `average` `[C]`: visual tokens per layer, of `depth` layers."""
-
-    names: np.ndarray
-    right: np.ndarray
-    evidence: np.ndarray
-    average: np.ndarray
-    scenes: np.ndarray
-    kinds: np.ndarray
-    depth: np.ndarray
-
-    def save(self, file: Path, identity: str) -> None:
-        """Whole or not at all."""
-        partial = file.with_suffix(".partial.npz")
-        np.savez_compressed(partial, identity=np.array(identity), **vars(self))
-        partial.replace(file)
-
-
-def read_part(file: Path, identity: str) -> Part:
-    """A file of `save`. `ValueError` if it is not there, or of a study that measured something else."""
-    if not file.exists():
-        raise ValueError(f"{file}: is not there; head_study.equal makes it")
-    found = dict(np.load(file))
-    if str(found.pop("identity")) != identity:
-        raise ValueError(f"{file}: is of another study; give this one another folder")
-    return Part(**found)
-
-
-def choice_name(start: str, p: int, budget: int, guide: str) -> str:
-    """What a choice is called in results: parts are found again by `split("/")`."""
-    return f"{start}/{p}/{budget}/{guide}"
 
 
 class Answers:
@@ -67,13 +30,15 @@ class Answers:
     def __init__(self, deck: Deck) -> None:
         self.deck, self.size = deck, deck.subject.sum(1)
         self.names: list[str] = []
+        self.settings: list[str] = []
         self.right: list[Tensor] = []
         self.evidence: list[Tensor] = []
         self.average: list[float] = []
 
-    def add(self, name: str, right: Tensor, evidence: Tensor, average: float) -> None:
+    def add(self, name: str, right: Tensor, evidence: Tensor, average: float, settings: str = "") -> None:
         """One choice: `right` `[Q]`, and the kept evidence tokens of each question `[Q]`, in number."""
         self.names.append(name)
+        self.settings.append(settings)
         self.right.append(right.cpu())
         share = evidence.to(self.size.device) / self.size.clamp_min(1)
         self.evidence.append(torch.where(self.size > 0, share, torch.nan).float().cpu())
@@ -84,24 +49,26 @@ class Answers:
         right, evidence = torch.stack(self.right).numpy(), torch.stack(self.evidence).numpy().astype(np.float16)
         average = np.array(self.average)
         scenes, kinds, depth = self.deck.scenes, self.deck.kinds, np.array(len(self.deck.layers))
-        return Part(np.array(self.names), right, evidence, average, scenes, kinds, depth)
+        names, settings = np.array(self.names), np.array(self.settings)
+        return Part(names, settings, right, evidence, average, scenes, kinds, depth)
 
 
 @torch.no_grad()
-def measure(model: Any, processor: Any, study: Study, split: str, scenes: range, profiles: Mapping[str, Path]) -> Part:
-    """Every choice of a study on some scenes of a split; `profiles` are the files of the model's own."""
+def measure(
+    model: Any, processor: Any, study: Study, split: str, scenes: range, profiles: Mapping[str, Path], agenda: Agenda
+) -> Part:
+    """What is asked of some scenes of a split; `profiles` are the files of the model's own."""
     weights = {name: find_profile("profile", str(file)) for name, file in profiles.items()}
-    layers = len(model.model.language_model.layers)
-    drops = study.drops(layers)
-    stops = {drop.p + 1 for drop in drops if drop.start == ALL}
+    stops = {drop.p + 1 for drop in agenda.drops if drop.start == ALL}
     wish = first_stage(study).wish
     deck = Deck.part(model, processor, study.world, split, scenes, study.per_scene, stops, wish, study.kinds)
     answers = Answers(deck)
-    answers.add(choice_name(VANILLA, 0, 0, VANILLA), deck.vanilla, answers.size, deck.full.visual)
-    for drop in drops:
+    if agenda.vanilla:
+        answers.add(EVERYTHING, deck.vanilla, answers.size, deck.full.visual)
+    for drop in agenda.drops:
         _judge(deck, drop, study, weights, answers)
-    for start in range(0, len(rows := study.pruners(profiles)), _METHODS):
-        _ask(deck, rows[start : start + _METHODS], answers)
+    for start in range(0, len(agenda.methods), _METHODS):
+        _ask(deck, agenda.methods[start : start + _METHODS], answers)
     return answers.part()
 
 
@@ -173,6 +140,6 @@ def _ask(deck: Deck, rows: Sequence[tuple[str, int, Pruner]], answers: Answers) 
                 right[place, number] = says[: len(one.answer)] == one.answer
                 tokens = slice(None) if last is None else last[number - int(some[0])]
                 evidence[place, number] = deck.subject[number, tokens].sum()
-    for (label, budget, pruner), one, kept in zip(rows, right, evidence, strict=True):
-        schedule = pruner.schedule(len(deck.layers), deck.full.visual)
-        answers.add(choice_name(METHOD, 0, budget, label), one, kept, sum(schedule) / len(schedule))
+    for row, one, kept in zip(rows, right, evidence, strict=True):
+        schedule = row[-1].schedule(len(deck.layers), deck.full.visual)
+        answers.add(method_name(row), one, kept, sum(schedule) / len(schedule), settings(row[-1]))

@@ -1,8 +1,9 @@
 """Measure a study of guides at equal budgets: `python -m head_study.equal STUDY.yaml --out FOLDER`, from `scripts/`.
 
 Each model's heads are profiled on tuning scenes, then every choice is judged on tuning and on test scenes. Some scenes
-at a time are one file; what is there is not done again. On several GPUs or cores, start it several times at once, each
-with its `--share`. `python -m head_study.report STUDY.yaml --out FOLDER` writes the tables.
+at a time are one file; what is there is not done again, and a method, budget or layer that the study names later is
+asked alone. On several GPUs or cores, start it several times at once, each with its `--share`.
+`python -m head_study.report STUDY.yaml --out FOLDER` writes the tables.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 import finepruner_lmms as fp
 from finepruner_lmms.errors import FieldError
 from head_study.chunks import measure, rehearse
+from head_study.parts import Agenda, read_part
 from head_study.profiling import profile
 from head_study.study import SPLITS, Study, read_study
 from head_study.worlds import VISUAL
@@ -31,6 +33,11 @@ def part_file(out: Path, model: str, split: str, scenes: range) -> Path:
 def profile_file(out: Path, model: str, criterion: str) -> Path:
     """Where a model's profile is."""
     return out / model / f"profile-{criterion}.json"
+
+
+def profile_files(out: Path, model: str, study: Study) -> dict[str, Path]:
+    """Where a model's profiles are, by criterion."""
+    return {one: profile_file(out, model, one) for one in study.profiles}
 
 
 def share(text: str) -> tuple[int, int]:
@@ -62,18 +69,21 @@ def run(study: Study, name: str, pretrained: str, out: Path, own: int, of: int, 
     (out / name).mkdir(parents=True, exist_ok=True)
     model, processor = fp.load_model(pretrained, dtype="float32", device=device)
     _check(study, model, {})  # what cannot reach its budget says so before hours of work
-    profiles = {one: profile_file(out, name, one) for one in study.profiles}
+    profiles = profile_files(out, name, study)
     for criterion, file in profiles.items():
         profile(model, processor, study, criterion, pretrained, file)
     _check(study, model, profiles)
     rehearse(model, processor, study, profiles)
+    depth = len(model.model.language_model.layers)
     work = [(split, scenes) for split in SPLITS for scenes in study.parts(split)]
     for split, scenes in work[own::of]:
         file = part_file(out, name, split, scenes)
-        if not file.exists():
+        there = read_part(file, study.identity) if file.exists() else None
+        agenda = there.agenda(study, depth, profiles) if there else Agenda.whole(study, depth, profiles)
+        if agenda:
             began = time.perf_counter()
-            part = measure(model, processor, study, split, scenes, profiles)
-            part.save(file, study.identity)
+            part = measure(model, processor, study, split, scenes, profiles, agenda)
+            (there.joined(part) if there else part).save(file, study.identity)
             choices, questions = part.right.shape
             print(f"{file}: {choices} choices, {questions} questions, {time.perf_counter() - began:.0f} s", flush=True)
 

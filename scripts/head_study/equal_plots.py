@@ -11,9 +11,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from head_study.chunks import METHOD, VANILLA, choice_name
 from head_study.first.plots import COLORS
 from head_study.guides import FASTV, ORACLE
+from head_study.parts import EVERYTHING, METHOD, choice_name
 from head_study.results import Choice, Results, baseline
 from head_study.study import Study
 
@@ -72,7 +72,7 @@ def _budgets(test: Results, study: Study, file: Path) -> None:
     """FastV, its rows normalised, the registered methods and the bound, over the budgets."""
     figure, axes = plt.subplots(figsize=(7.6, 3.8), layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
-    everything = test.percent(choice_name(VANILLA, 0, 0, VANILLA))
+    everything = test.percent(EVERYTHING)
     axes.axhline(everything, color="0.5", linewidth=0.8, linestyle=":", label="everything kept")
     bases = [Choice.of(baseline(budget, test)) for budget in study.budgets]
     _band(axes, study.budgets, [[test.percent(name) for name in _chance(test, base)] for base in bases])

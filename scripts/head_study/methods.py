@@ -7,7 +7,7 @@ name. Run from `scripts/` after `head_study.equal`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,23 +16,23 @@ import numpy as np
 
 from finepruner_lmms.statistics.differences import Difference
 from finepruner_lmms.statistics.families import holm
-from head_study.chunks import METHOD, VANILLA, choice_name
 from head_study.guides import FASTV, ORACLE
 from head_study.pages import fill, header, row
+from head_study.parts import EVERYTHING, METHOD, choice_name
 from head_study.results import Results, baseline
 from head_study.study import ALL, Study, read_study
 
 mpl.use("Agg")
-EVERYTHING = choice_name(VANILLA, 0, 0, VANILLA)
 _FASTV, _OURS = "fastv", "visualheads"
 _SHOWN = (
     _FASTV,
     "pdrop",
     "sparsevlm",
     "priortr",
+    "mmtok+coreprune first=128",
+    "vscan",
     "tops",
-    "scope",
-    "scope+random_tail tail=0.25",
+    "mmtok",
     "mmtok+random_tail tail=0.25",
 )
 _NORMAL = 1.96
@@ -45,7 +45,7 @@ def named(results: Results, budget: int) -> dict[str, list[str]]:
     if early != base:
         found["fastv layer=1"] = [early]
     for one in results.choices:
-        if one.start == METHOD and one.budget == budget:
+        if one.start == METHOD and one.budget in (budget, 0):  # 0: takes none
             label = "random" if one.guide.startswith("random ") else one.guide
             found.setdefault(label, []).append(one.name)
     return found
@@ -63,13 +63,20 @@ def table(results: Results, budgets: Sequence[int]) -> Iterator[str]:
     yield from header("method", *(f"{budget} tokens" for budget in budgets))
     yield row("everything kept", *[f"{whole:.1f}"] * len(budgets))
     rows = {budget: named(results, budget) for budget in budgets}
-    labels = sorted(rows[budgets[0]], key=lambda label: -mean(results, rows[budgets[0]][label])[0])
-    for label in labels:
+    for label in _by_score(results, rows):
         cells = []
         for budget in budgets:
             right, kept = mean(results, rows[budget][label]) if label in rows[budget] else (np.nan, np.nan)
             cells.append("" if np.isnan(right) else f"{right:.1f}, {100 * right / whole:.0f} % ({kept:.0f} %)")
         yield row(f"`{label}`" if ":" not in label else label, *cells)
+
+
+def _by_score(results: Results, rows: Mapping[int, Mapping[str, Sequence[str]]]) -> list[str]:
+    """The labels of all budgets, best first by the first budget; those that it has not come last, by the next."""
+    found: list[str] = []
+    for own in rows.values():
+        found += sorted(set(own) - set(found), key=lambda label: (-mean(results, own[label])[0], label))
+    return found
 
 
 def models(results: Results, budgets: Sequence[int]) -> Iterator[str]:
@@ -113,7 +120,7 @@ def draw(results: Results, budgets: Sequence[int], file: Path) -> None:
     """Right answers of every method at each budget, with the 95 % interval of the difference to everything kept."""
     whole = results.percent(EVERYTHING)
     rows = {budget: named(results, budget) for budget in budgets}
-    labels = sorted(rows[budgets[0]], key=lambda label: mean(results, rows[budgets[0]][label])[0])
+    labels = _by_score(results, rows)[::-1]
     figure, axes = plt.subplots(figsize=(8, 0.27 * len(labels) + 1.2), constrained_layout=True)
     for budget, color, shift in zip(budgets, ("#0b6e99", "#d9730d"), (0.14, -0.14), strict=False):
         for place, label in enumerate(labels):

@@ -8,7 +8,7 @@ from importlib import resources
 
 from scipy.stats import spearmanr
 
-from head_study.chunks import METHOD, VANILLA, choice_name
+from head_study.parts import EVERYTHING, METHOD
 from head_study.results import Results, baseline
 
 _FILE = "llava-1.5-7b.json"
@@ -35,7 +35,7 @@ def published(budget: int) -> dict[str, float]:
 
 def ours(results: Results, budget: int) -> dict[str, float]:
     """The same as a study has it, by method; of variants of a method, the first that it names."""
-    whole, found = results.percent(choice_name(VANILLA, 0, 0, VANILLA)), {}
+    whole, found = results.percent(EVERYTHING), {}
     for one in results.choices:
         if one.start == METHOD and one.budget == budget:
             found.setdefault(one.guide.partition(" ")[0], 100 * results.percent(one.name) / whole)

@@ -20,10 +20,10 @@ from finepruner_lmms.statistics.differences import Difference
 from finepruner_lmms.statistics.families import holm
 from finepruner_lmms.statistics.power import detectable_by_error
 from head_study import equal_plots
-from head_study.chunks import METHOD, VANILLA, choice_name
 from head_study.equal import profile_file
 from head_study.guides import FASTV, ORACLE
 from head_study.pages import fill, header, row
+from head_study.parts import EVERYTHING, METHOD, choice_name
 from head_study.published_order import agreement, ours, published
 from head_study.results import Choice, Results, baseline
 from head_study.study import ALL, Drop, Study, read_study
@@ -75,7 +75,7 @@ def budgets(both: Both) -> Lines:
     """What each budget costs: chance, FastV, the normalised rows, the methods asked for, and the bound."""
     test, found = both.test, both.study.budgets
     yield from header("right answers (evidence kept)", *(f"budget {budget}" for budget in found))
-    yield row("everything kept", *[f"{test.percent(choice_name(VANILLA, 0, 0, VANILLA)):.1f}"] * len(found))
+    yield row("everything kept", *[f"{test.percent(EVERYTHING):.1f}"] * len(found))
     bases = [Choice.of(baseline(budget, test)) for budget in found]
     yield row("random at FastV's drop", *(_band(test, _chance(test, b.start, b.p, b.budget)) for b in bases))
     yield row("FastV: mean of the rows", *(_score(test, base.name) for base in bases))
@@ -222,7 +222,7 @@ def kinds(both: Both) -> Lines:
     those = [one.name for one in test.choices if one.start == METHOD and one.budget == budget]
     best = sorted(those, key=lambda name: -test.percent(name))[:2]
     columns = {
-        "everything kept": choice_name(VANILLA, 0, 0, VANILLA),
+        "everything kept": EVERYTHING,
         "FastV": base.name,
         **{f"`{Choice.of(name).guide}`": name for name in best},
         "oracle tokens": choice_name(base.start, base.p, budget, ORACLE),

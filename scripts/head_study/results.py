@@ -11,9 +11,9 @@ import numpy as np
 
 from finepruner_lmms.statistics.differences import Difference, difference
 from finepruner_lmms.statistics.tally import Tally, sum_by_image
-from head_study.chunks import METHOD, VANILLA, choice_name, read_part
-from head_study.equal import part_file
+from head_study.equal import part_file, profile_files
 from head_study.guides import FASTV
+from head_study.parts import EVERYTHING, METHOD, VANILLA, Part, choice_name, method_name, read_part
 from head_study.study import ALL, Study
 
 Name = str | Sequence[str]
@@ -62,9 +62,7 @@ class Results:
             for model in self.models
         }
         first = parts[self.models[0]]
-        named = {model: own[0].names.tolist() for model, own in parts.items()}
-        if any(part.names.tolist() != named[model] for model, own in parts.items() for part in own):
-            raise ValueError("the parts of a model were not measured by the same choices")
+        named = {model: _asked(study, own, out, model) for model, own in parts.items()}
         shared = set.intersection(*map(set, named.values()))
         self.names = [name for name in named[self.models[0]] if name in shared]
         self.left_out = sorted(set().union(*named.values()) - shared)
@@ -73,10 +71,11 @@ class Results:
         self.scenes = np.concatenate([part.scenes for part in first])
         self.kinds = np.concatenate([part.kinds for part in first])
         self.depth = int(first[0].depth)
-        self.average = dict(zip(named[self.models[0]], first[0].average.tolist(), strict=True))
-        rows = {model: [own.index(name) for name in self.names] for model, own in named.items()}
-        self._right = {m: np.concatenate([p.right[rows[m]] for p in own], axis=1) for m, own in parts.items()}
-        self._evidence = {m: np.concatenate([p.evidence[rows[m]] for p in own], axis=1) for m, own in parts.items()}
+        rows = {model: [_places(part, self.names) for part in own] for model, own in parts.items()}
+        self.average = dict(zip(self.names, first[0].average[rows[self.models[0]][0]].tolist(), strict=True))
+        both = {m: list(zip(own, rows[m], strict=True)) for m, own in parts.items()}
+        self._right = {m: np.concatenate([p.right[r] for p, r in own], axis=1) for m, own in both.items()}
+        self._evidence = {m: np.concatenate([p.evidence[r] for p, r in own], axis=1) for m, own in both.items()}
         self.choices = [Choice.of(name) for name in self.names]
 
     def say_left_out(self) -> None:
@@ -115,6 +114,31 @@ class Results:
         right = np.mean([self._right[model][place] for model, place in self._rows(name) if model in kept], axis=0)
         images, sums = sum_by_image(np.stack([right, np.ones(len(right))], axis=1), self.scenes.astype(str).tolist())
         return Tally(images, sums, np.arange(len(right)), right, _percent, pool="study", asked="study")
+
+
+def _asked(study: Study, parts: Sequence[Part], out: Path, model: str) -> list[str]:
+    """The choices that a study asks of one model, in its order; parts may know more. `ValueError` of what one lacks."""
+    profiles, depth = profile_files(out, model, study), int(parts[0].depth)
+    methods = [method_name(one) for one in study.pruners(profiles)]
+    places = {(one.start, one.p, one.budget): place for place, one in enumerate(study.drops(depth))}
+    found = set()
+    for part in parts:
+        if agenda := part.agenda(study, depth, profiles):
+            lacks = [*agenda.drops, *map(method_name, agenda.methods)]
+            raise ValueError(
+                f"{model}: {len(lacks)} choices were not asked, such as {lacks[0]}; head_study.equal asks them"
+            )
+        guides = [one for one in map(Choice.of, part.names.tolist()) if (one.start, one.p, one.budget) in places]
+        ordered = sorted(guides, key=lambda one: places[one.start, one.p, one.budget])
+        found.add((EVERYTHING, *(one.name for one in ordered), *methods))
+    if len(found) > 1:
+        raise ValueError(f"{model}: the parts were not measured by the same choices")
+    return list(found.pop())
+
+
+def _places(part: Part, names: Sequence[str]) -> list[int]:
+    place = {name: number for number, name in enumerate(part.names.tolist())}
+    return [place[name] for name in names]
 
 
 def _percent(sums: np.ndarray) -> np.ndarray:

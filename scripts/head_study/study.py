@@ -73,8 +73,9 @@ class Study(_Section):
 
     @cached_property
     def identity(self) -> str:
-        """Of all that a result of one scene depends on; more scenes or models change none."""
-        apart = {"models", "scenes"}
+        """Of what all answers of a part depend on. Models and scenes are parts of their own; drops and methods are
+        asked one by one, so that a longer list asks what is new alone."""
+        apart = {"models", "scenes", "budgets", "layers", "methods"}
         return short_hash(self.model_dump_json(exclude=apart))
 
     def parts(self, split: str) -> list[range]:
@@ -94,7 +95,8 @@ class Study(_Section):
                 yield Drop(ALL, p, budget, VISUAL, pruner.schedule(layers, VISUAL)[-1])
 
     def pruners(self, profiles: Mapping[str, Path] = NO_PROFILES) -> list[tuple[str, int, Pruner]]:
-        """The registered methods: what each is called, its budget, and itself; lists multiply.
+        """The registered methods: what each is called, its budget, and itself; lists multiply. `budget: 0` is for those
+        that take none.
 
         A value `$evidence` is the file of a model's own profile by that criterion. Methods that name one whose file is
         not known yet are left out.
