@@ -19,7 +19,7 @@ SHARED = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make quickstart      install, sweep four methods over ten miniature benchmarks, print the leaderboard"
+	@echo "make quickstart      install, sweep five methods over ten miniature benchmarks, print the leaderboard"
 	@echo "make test            install, run all tests"
 	@echo "make test-fast       those that start no processes and take no minutes"
 	@echo "make test-versions   the engine on the oldest and the newest transformers ($(TRANSFORMERS))"

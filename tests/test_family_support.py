@@ -19,5 +19,5 @@ def test_the_table_of_methods_and_families_is_current():
 
 def test_what_needs_a_parameter_says_which():
     assert family_support.support("qwen2_5_vl", "fastervlm").text == "`importance=received`"
-    assert family_support.support("llava_next", "fastervlm").text == "as published"
+    assert family_support.support("llava_next", "fastervlm").text == "unchanged"
     assert family_support.support("qwen3_vl", "visionzip").refused

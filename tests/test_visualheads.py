@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 import finepruner_lmms as fp
 from finepruner_lmms.heads import relevance
+from finepruner_lmms.matrix.config import load_matrix
 from finepruner_lmms.ops.selection import top_mask
 from finepruner_lmms.pruners import DecoderContext
 from finepruner_lmms.pruners.listening import VisualHeadsInside
@@ -25,6 +27,7 @@ from finepruner_lmms.testing import (
     vision_outputs,
 )
 
+ROOT = Path(__file__).parents[1]
 LOUD: dict[str, Any] = {
     "heads": 3,
     "contrast": "gain",
@@ -316,3 +319,13 @@ def test_wrong_parameters_are_named(parameters, message):
         fp.build_pruner("visualheads", budget=64, **parameters)
     with pytest.raises(ValueError, match="heads: got 9; the layers of this model have 8 query heads"):
         fp.build_pruner("visualheads", heads=9).check_heads(8)
+
+
+def test_every_switch_is_a_row_of_the_ablation():
+    """A profile is a file of the model that is asked, so those of LLaVA-1.5 are in the study of that model."""
+    switches = set(fp.build_pruner("visualheads", budget=64).parameters())
+    given = set()
+    for file in ("visualheads.yaml", "llava15/heads.yaml"):
+        rows = load_matrix(ROOT / "configs" / file, planning=True).rows
+        given |= {key for row in rows if row.pruner.name == "visualheads" for key, _ in row.given}
+    assert switches - given == set()

@@ -41,7 +41,7 @@ class Support:
         changed = [f"`{name}={value}`" for name, value in self.parameters.items()]
         changed += ["places kept"] if self.positions_kept else []
         changed += ["square pictures only"] if self.squares_only else []
-        return ", ".join(changed) or "as published"
+        return ", ".join(changed) or "unchanged"
 
 
 def support(which: str, name: str) -> Support:
