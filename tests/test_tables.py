@@ -169,6 +169,20 @@ def test_an_arrow_beside_an_interval_that_holds_0_is_explained(board):
     assert said in render(replace(board, lines=lines), "text")
 
 
+def test_what_is_not_as_a_method_is_called_is_said_below_the_table(board):
+    assert "pooled" not in render(board, "text")
+    lines = [
+        replace(line, method=name)
+        for line, name in zip(board.lines[:2], ("downsample", "vispruner+coreprune"), strict=True)
+    ]
+    for form in ("text", "markdown", "latex"):
+        text = " ".join(render(replace(board, lines=(*lines, *board.lines[2:])), form).split())
+        assert "downsample: the tower sees the picture as it is, and its grid is pooled before the projector." in text
+        assert "coreprune: the published first stage, inside the vision tower, is not in it." in text
+    elsewhere = replace(board, lines=(replace(lines[0], imported=True), *board.lines[1:]))
+    assert "pooled" not in render(elsewhere, "text")
+
+
 def test_numbers_have_two_digits_of_their_error():
     assert [decimals([error]) for error in (12.0, 1.2, 0.34, 0.034, None, 0.0)] == [1, 1, 2, 3, 1, 1]
     assert decimals([None, 1.2, 0.34]) == 2  # the same in all rows of a column

@@ -51,7 +51,7 @@ def methods(
 
 
 def _facts(cls: Kind) -> dict[str, Any]:
-    """A method as data. Paper and code are its own, not those of a method that it derives from."""
+    """A method as data. Paper, code and caveat are its own, not those of a method that it derives from."""
     from finepruner_lmms.pruners.registry import aliases_of
 
     own = vars(cls)
@@ -63,6 +63,7 @@ def _facts(cls: Kind) -> dict[str, Any]:
         "parameters": _parameters(cls),
         "paper": own.get("paper", ""),
         "code": own.get("code", ""),
+        "caveat": own.get("caveat", ""),
         "module": cls.__module__,
     }
 
@@ -103,7 +104,7 @@ def _long(cls: Kind) -> list[str]:
         default = "none" if value is None else str(value)
         choices = _choices(name)
         lines.append(f"  {name}: default {default}{choices and f'; known: {choices}'}")
-    lines += [f"{what}: {facts[what]}" for what in ("paper", "code") if facts[what]]
+    lines += [f"{what}: {facts[what]}" for what in ("caveat", "paper", "code") if facts[what]]
     return lines
 
 

@@ -62,6 +62,8 @@ class Pruner(ABC):
     paper: ClassVar[str] = ""
     """Where the method is published, and `code` where its authors' program is: what `finepruner methods` shows."""
     code: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
+    """What is not as its name or its paper has it, for who reads its scores: a note below tables, a clause long."""
 
     budget: BudgetValue = None
 
@@ -143,6 +145,8 @@ class VisionPruner(Pruner):
     """A method that chooses before the language model: every layer sees the budget."""
 
     side: ClassVar[Side] = "vision"
+    instead: ClassVar[str] = "use a method that keeps tokens as they are"
+    """What to use in its place where a family takes no new tokens."""
 
     @property
     def halves(self) -> tuple[VisionPruner | None, DecoderPruner | None]:

@@ -30,6 +30,7 @@ class CoRePrune(OneDrop):
     the language model takes that place (`divprune+coreprune`).
     """
 
+    caveat: ClassVar[str] = "the published first stage, inside the vision tower, is not in it"
     usual_depth: ClassVar[Fraction | None] = Fraction(1, 4)
 
     layer: int | None = None

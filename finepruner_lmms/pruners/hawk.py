@@ -35,6 +35,7 @@ class Hawk(VisionPruner):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2604.07812"
+    caveat: ClassVar[str] = "all heads count alike unless weights are given: none are published for LLaVA"
 
     weights: str = UNIFORM
     shuffle: int | None = None

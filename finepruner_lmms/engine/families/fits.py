@@ -48,5 +48,5 @@ def _check_before(family: Family, pruner: VisionPruner) -> None:
             f"{pruner.name!r} makes new tokens before the language model, and {family.title} numbers visual tokens by "
             "their places in a grid, where new ones have none",
             value=pruner.name,
-            fix="use a method that keeps tokens as they are",
+            fix=pruner.instead,
         )

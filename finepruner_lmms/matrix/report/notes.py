@@ -32,6 +32,7 @@ def notes(board: Leaderboard, relative: str = "ratios") -> list[str]:
         *_protocols(board),
         *_measures(board),
         *_judges(board),
+        *_caveats(board),
         *_rows(board),
         *board.damaged,
     ]
@@ -125,6 +126,17 @@ def _judges(board: Leaderboard) -> Iterator[str]:
             some = f": {board.asked[task]} answers without a letter read"
             what = " is judged" if task in BENCHMARKS and BENCHMARKS[task].judged else some
             yield f"{name}{what} by {', '.join(models)}.{several}"
+
+
+def _caveats(board: Leaderboard) -> Iterator[str]:
+    """Of methods that are not all that their name or paper says."""
+    from finepruner_lmms.pruners.registry import known_methods, method_class
+
+    known = set(known_methods())
+    named = dict.fromkeys(part for line in board.lines if not line.imported for part in line.method.split("+"))
+    for name in (one for one in named if one in known):
+        if said := vars(method_class(name)).get("caveat"):
+            yield f"{name}: {said}."
 
 
 def _rows(board: Leaderboard) -> Iterator[str]:
