@@ -19,6 +19,7 @@ from head_study.decoder import best
 from head_study.guides import Seen, guides
 from head_study.parts import EVERYTHING, Agenda, Part, choice_name, method_name, settings
 from head_study.study import ALL, Drop, Study
+from head_study.worlds import VISUAL
 
 _BLOCK = 48  # choices judged together
 _METHODS = 8  # methods answered together
@@ -64,7 +65,7 @@ def measure(
     deck = Deck.part(model, processor, study.world, split, scenes, study.per_scene, stops, wish, study.kinds)
     answers = Answers(deck)
     if agenda.vanilla:
-        answers.add(EVERYTHING, deck.vanilla, answers.size, deck.full.visual)
+        answers.add(EVERYTHING, deck.vanilla, answers.size, VISUAL)
     for drop in agenda.drops:
         _judge(deck, drop, study, weights, answers)
     for start in range(0, len(agenda.methods), _METHODS):
@@ -90,7 +91,7 @@ def first_stage(study: Study) -> VisionPruner:
 
 def _judge(deck: Deck, drop: Drop, study: Study, profiles: Mapping[str, HeadProfile], answers: Answers) -> None:
     """All guides of one drop."""
-    everything = torch.arange(deck.full.visual, device=deck.model.device).expand(len(deck.asked), -1)
+    everything = torch.arange(VISUAL, device=deck.model.device).expand(len(deck.asked), -1)
     if drop.start == ALL:
         entering, prefill = everything, deck.full
     else:
@@ -141,5 +142,5 @@ def _ask(deck: Deck, rows: Sequence[tuple[str, int, Pruner]], answers: Answers) 
                 tokens = slice(None) if last is None else last[number - int(some[0])]
                 evidence[place, number] = deck.subject[number, tokens].sum()
     for row, one, kept in zip(rows, right, evidence, strict=True):
-        schedule = row[-1].schedule(len(deck.layers), deck.full.visual)
+        schedule = row[-1].schedule(len(deck.layers), VISUAL)
         answers.add(method_name(row), one, kept, sum(schedule) / len(schedule), settings(row[-1]))

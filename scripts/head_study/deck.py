@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,25 +66,38 @@ class Deck:
         stops: Collection[int],
         wish: TowerWish = NOTHING_MORE,
     ) -> None:
-        self.model, self.processor, self.asked = model, processor, asked
+        self.model, self.processor, self.asked, self._stops, self._wish = model, processor, asked, stops, wish
         self.layers = Layers(model)
         self.scenes = np.array([one.scene for one in asked])
         self.kinds = np.array([one.kind for one in asked])
         self.images, place = np.unique(self.scenes, return_inverse=True)
         self.place = torch.from_numpy(place)
         """Which of the images each question is about, `[Q]`."""
-        self.vision = self._encode(world, split, wish)
-        self.full = self.prefill([one.ids for one in asked], self.vision.projected[self.place], stops)
-        self.attention = self.full.attention
-        self.vanilla = self.full.unpruned()
+        pictures = [WORLDS[world].make_scene(split, int(number)).image() for number in self.images]
+        self.pixels = torch.stack([preprocess(processor.image_processor, one, "pad") for one in pictures])
         self.objects = torch.from_numpy(np.stack([one.objects for one in asked])).to(model.device)
         self.subject = torch.from_numpy(np.stack([one.subject for one in asked])).to(model.device)
 
-    def _encode(self, world: str, split: str, wish: TowerWish) -> VisionOutputs:
-        pictures = [WORLDS[world].make_scene(split, int(number)).image() for number in self.images]
-        self.pixels = torch.stack([preprocess(self.processor.image_processor, one, "pad") for one in pictures])
-        parts = [fp.encode_images(self.model, some, wish) for some in self.pixels.split(16)]
+    @cached_property
+    def vision(self) -> VisionOutputs:
+        """The images, encoded; who asks registered methods alone needs none of it, nor of what follows."""
+        parts = [fp.encode_images(self.model, some, self._wish) for some in self.pixels.split(16)]
         return parts[0] if len(parts) == 1 else VisionOutputs.join(parts)
+
+    @cached_property
+    def full(self) -> Prefill:
+        """All questions behind all visual tokens."""
+        return self.prefill([one.ids for one in self.asked], self.vision.projected[self.place], self._stops)
+
+    @property
+    def attention(self) -> Tensor:
+        """That of the last prompt token to the image, `[Q, layers, H, V]`."""
+        return self.full.attention
+
+    @cached_property
+    def vanilla(self) -> Tensor:
+        """Which questions are answered rightly with all tokens, `[Q]`."""
+        return self.full.unpruned()
 
     def prefill(self, prompts: Sequence[list[int]], visual: Tensor, stops: Collection[int]) -> Prefill:
         """The questions' answers are judged behind these prompts with these visual tokens `[Q, V, D]`."""
