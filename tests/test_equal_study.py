@@ -228,6 +228,9 @@ def test_the_page_of_methods_says_what_was_measured(measured, tmp_path, monkeypa
     assert list(methods.models(found, [64]))[-1] == (
         f"| `one` | {whole:.1f} | {gain.value:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}] |"
     )
+    (line,) = list(methods.versus(found, [64]))[2:]
+    p = "" if gain.p is None else f", p {gain.p:.2g}"  # alone in its family
+    assert line == f"| `fastv` | {gain.value:+.1f} ± {gain.error or 0:.1f} ({gain.value:+.1f}){p} |"
 
 
 @pytest.mark.parametrize("budget", [192, 128, 64, 32])

@@ -30,9 +30,11 @@ _SHOWN = (
     "sparsevlm",
     "priortr",
     "mmtok+coreprune first=128",
+    "mmtok+coreprune first=64",
     "vscan",
     "tops",
     "mmtok",
+    "scope",
     "mmtok+random_tail tail=0.25",
 )
 _NORMAL = 1.96
@@ -96,21 +98,23 @@ def _interval(one: Difference) -> str:
 
 
 def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
-    """`visualheads` minus other methods, in points, ± one standard error, with p after Holm over the table."""
-    found = []
+    """`visualheads` minus other methods, in points, ± one standard error, each model's own value in brackets, with p
+    after Holm over the table."""
+    found = {}
     for budget in budgets:
         rows = named(results, budget)
-        for label in (one for one in rows if one.startswith(_OURS)):
-            for other in (one for one in _SHOWN if one in rows):
-                found.append((budget, label, other, results.minus(rows[label][0], rows[other][0])))
-    adjusted = iter(holm([one.p for *_, one in found if one.p is not None]))
+        for other in (one for one in _SHOWN if one in rows and _OURS in rows):
+            pair = rows[_OURS][0], rows[other][0]
+            found[other, budget] = results.minus(*pair), results.own(*pair)
+    adjusted = iter(holm([one.p for one, _ in found.values() if one.p is not None]))
     cells = {}
-    for budget, label, other, one in found:
+    for key, (one, own) in found.items():
         p = "" if one.p is None else f", p {next(adjusted):.2g}"
-        cells[budget, label, other] = f"{one.value:+.1f} ± {one.error or 0:.1f}{p}"
-    yield from header("budget", "", *(f"minus `{other}`" for other in _SHOWN))
-    for budget, label in dict.fromkeys((budget, label) for budget, label, *_ in found):
-        yield row(budget, f"`{label}`", *(cells.get((budget, label, other), "") for other in _SHOWN))
+        each = ", ".join(f"{model.value:+.1f}" for model in own)
+        cells[key] = f"{one.value:+.1f} ± {one.error or 0:.1f} ({each}){p}"
+    yield from header(f"`{_OURS}` minus", *(f"{budget} tokens" for budget in budgets))
+    for other in dict.fromkeys(other for other, _ in found):
+        yield row(f"`{other}`", *(cells.get((other, budget), "") for budget in budgets))
 
 
 TABLES = {"methods": table, "models": models, "versus": versus}
