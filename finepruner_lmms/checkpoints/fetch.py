@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from finepruner_lmms.checkpoints.libraries import hub_errors, huggingface_hub
+from finepruner_lmms.checkpoints.reach import unreachable
 from finepruner_lmms.errors import FieldError, first_line
 
 DEMO = Path(__file__).parents[1] / "demo" / "checkpoint"
@@ -47,20 +48,22 @@ def fetch_file(name: str, file: str) -> Path:
     """One small file of a folder or hub repository. `FieldError` saying why it cannot be had."""
     if (folder := Path(name)).is_dir():
         return folder / file
+    why = unreachable()
     try:
-        return Path(huggingface_hub.hf_hub_download(name, file))
+        return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=bool(why)))
     except (OSError, ValueError, hub_errors.EntryNotFoundError) as error:
-        raise FieldError(file, f"cannot fetch it from {name!r}: {first_line(error)}", value=name) from error
+        raise FieldError(file, f"cannot fetch it from {name!r}: {why or first_line(error)}", value=name) from error
 
 
 def fetch_small(name: str) -> Path:
     """The folder of a checkpoint, of a hub repository without the weights. `FieldError` if it cannot be had."""
     if Path(name).is_dir():
         return Path(name)
+    why = unreachable()
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_SMALL))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_SMALL, local_files_only=bool(why)))
     except (OSError, ValueError, hub_errors.EntryNotFoundError) as error:
-        raise FieldError("files", f"cannot fetch {name!r}: {first_line(error)}", value=name) from error
+        raise FieldError("files", f"cannot fetch {name!r}: {why or first_line(error)}", value=name) from error
 
 
 def fetch_weights(name: str, folder: Path) -> None:
@@ -70,11 +73,15 @@ def fetch_weights(name: str, folder: Path) -> None:
     if Path(name).is_dir():
         return
 
+    why = unreachable()
+
     def get(files: list[str]) -> None:  # of the same commit as the rest
         try:
-            huggingface_hub.snapshot_download(name, revision=folder.name, allow_patterns=files)
+            huggingface_hub.snapshot_download(
+                name, revision=folder.name, allow_patterns=files, local_files_only=bool(why)
+            )
         except (OSError, ValueError, hub_errors.EntryNotFoundError) as error:
-            raise FieldError("weights", f"cannot fetch {name!r}: {first_line(error)}", value=name) from error
+            raise FieldError("weights", f"cannot fetch {name!r}: {why or first_line(error)}", value=name) from error
 
     for single, index in FORMS:
         if (folder / index).is_file():
