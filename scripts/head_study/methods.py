@@ -7,6 +7,8 @@ name. Run from `scripts/` after `head_study.equal`.
 from __future__ import annotations
 
 import argparse
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -29,8 +31,7 @@ _SHOWN = (
     "pdrop",
     "sparsevlm",
     "priortr",
-    "mmtok+coreprune first=128",
-    "mmtok+coreprune first=64",
+    "mmtok+coreprune",
     "vscan",
     "tops",
     "mmtok",
@@ -38,6 +39,8 @@ _SHOWN = (
     "mmtok+random_tail tail=0.25",
 )
 _NORMAL = 1.96
+_FIRST = re.compile(r" first=\S+")
+"""How many tokens a chain lets in goes with its budget, so a row has one label at all of them."""
 
 
 def named(results: Results, budget: int) -> dict[str, list[str]]:
@@ -46,10 +49,12 @@ def named(results: Results, budget: int) -> dict[str, list[str]]:
     found = {_FASTV: [base], "oracle: the tokens asked about": [base.replace(FASTV, ORACLE)]}
     if early != base:
         found["fastv layer=1"] = [early]
-    for one in results.choices:
-        if one.start == METHOD and one.budget in (budget, 0):  # 0: takes none
-            label = "random" if one.guide.startswith("random ") else one.guide
-            found.setdefault(label, []).append(one.name)
+    those = [one for one in results.choices if one.start == METHOD and one.budget in (budget, 0)]  # 0: takes none
+    short = Counter(_FIRST.sub("", one.guide) for one in those)
+    for one in those:
+        bare = _FIRST.sub("", one.guide)
+        label = "random" if one.guide.startswith("random ") else bare if short[bare] == 1 else one.guide
+        found.setdefault(label, []).append(one.name)
     return found
 
 
