@@ -46,8 +46,10 @@ _FIRST = re.compile(r" first=\S+")
 def named(results: Results, budget: int) -> dict[str, list[str]]:
     """The choices of each row of the table at a budget; a row of several seeds has several."""
     base, early = baseline(budget, results), choice_name(ALL, 0, budget, FASTV)
-    found = {_FASTV: [base], "oracle: the tokens asked about": [base.replace(FASTV, ORACLE)]}
-    if early != base:
+    found = {}
+    if base in results.names:  # of the study's own budgets, which have guides
+        found = {_FASTV: [base], "oracle: the tokens asked about": [base.replace(FASTV, ORACLE)]}
+    if early in results.names and early != base:
         found["fastv layer=1"] = [early]
     those = [one for one in results.choices if one.start == METHOD and one.budget in (budget, 0)]  # 0: takes none
     short = Counter(_FIRST.sub("", one.guide) for one in those)
@@ -65,14 +67,19 @@ def mean(results: Results, names: Sequence[str]) -> tuple[float, float]:
 
 
 def table(results: Results, budgets: Sequence[int]) -> Iterator[str]:
-    """Right answers, what that is of everything kept, and the evidence kept; the best at the first budget first."""
+    """Right answers, what that is of everything kept, and the evidence kept; the best at the first budget first.
+
+    Budgets that some methods alone were asked at have a column, too.
+    """
     whole = results.percent(EVERYTHING)
-    yield from header("method", *(f"{budget} tokens" for budget in budgets))
-    yield row("everything kept", *[f"{whole:.1f}"] * len(budgets))
-    rows = {budget: named(results, budget) for budget in budgets}
+    asked = {one.budget for one in results.choices if one.start == METHOD} - {0, *budgets}
+    rows = {budget: named(results, budget) for budget in (*budgets, *sorted(asked))}
+    columns = sorted(rows, reverse=True)
+    yield from header("method", *(f"{budget} tokens" for budget in columns))
+    yield row("everything kept", *[f"{whole:.1f}"] * len(columns))
     for label in _by_score(results, rows):
         cells = []
-        for budget in budgets:
+        for budget in columns:
             right, kept = mean(results, rows[budget][label]) if label in rows[budget] else (np.nan, np.nan)
             cells.append("" if np.isnan(right) else f"{right:.1f}, {100 * right / whole:.0f} % ({kept:.0f} %)")
         yield row(f"`{label}`" if ":" not in label else label, *cells)
