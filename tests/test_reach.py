@@ -10,6 +10,7 @@ import time
 import pytest
 from huggingface_hub import constants
 
+from finepruner_lmms.checkpoints import reach
 from finepruner_lmms.checkpoints.fetch import fetch_file, fetch_small, fetch_weights
 from finepruner_lmms.checkpoints.reach import unreachable
 from finepruner_lmms.errors import FieldError
@@ -21,7 +22,7 @@ def nobody(monkeypatch, tmp_path) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -41,13 +42,18 @@ def test_it_is_said_at_once_and_by_one_line(nobody, capfd, tmp_path):
 
 def test_what_the_cache_has_is_used(nobody, tmp_path):
     folder = tmp_path / "models--some--body"
-    snapshot = folder / "snapshots" / "0123"
+    commit = "0123456789" * 4
+    snapshot = folder / "snapshots" / commit
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     (folder / "refs").mkdir()
-    (folder / "refs" / "main").write_text("0123")
+    (folder / "refs" / "main").write_text(commit)
     assert fetch_file("some/body", "config.json") == snapshot / "config.json"
     assert fetch_small("some/body") == snapshot
+    with pytest.raises(FieldError, match=f"weights: cannot fetch 'some/body': {nobody} cannot be reached .*has none"):
+        fetch_weights("some/body", snapshot)
+    (snapshot / "model.safetensors").write_bytes(b"")
+    fetch_weights("some/body", snapshot)
 
 
 def test_a_proxy_is_asked_and_offline_asks_nobody(nobody, monkeypatch):
@@ -56,9 +62,29 @@ def test_a_proxy_is_asked_and_offline_asks_nobody(nobody, monkeypatch):
     assert unreachable() == ""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://hub.example:1234")
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
+    for name in ("http_proxy", "all_proxy"):
+        with monkeypatch.context() as alone:
+            alone.setenv(name, "http://127.0.0.1:9")
+            assert unreachable() == ""
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:99999")  # for the hub's client to refuse
     assert unreachable() == ""
+
+
+def test_an_address_that_answers_nothing_is_not_waited_for(nobody, monkeypatch):
+    family = socket.AF_INET, socket.SOCK_STREAM, 0, ""
+    silent = socket.socket()
+    silent.bind(("127.0.0.1", 0))
+    silent.listen(0)
+    full = [socket.create_connection(silent.getsockname()) for _ in range(1)]  # its queue takes no more
+    monkeypatch.setattr(reach, "_EACH", 0.2)
+    monkeypatch.setattr(reach, "_SECONDS", 0.5)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(*family, silent.getsockname())] * 9)
+    began = time.monotonic()
+    assert "cannot be reached" in unreachable()
+    assert time.monotonic() - began < 5
+    for one in (silent, *full):
+        one.close()
 
 
 def test_a_hub_that_listens_is_reachable(nobody, monkeypatch):

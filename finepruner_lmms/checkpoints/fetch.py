@@ -89,3 +89,5 @@ def fetch_weights(name: str, folder: Path) -> None:
         get([single])
         if (folder / single).is_file():
             return
+    if why:
+        raise FieldError("weights", f"cannot fetch {name!r}: {why}, and the cache has none", value=name)
