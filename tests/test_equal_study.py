@@ -14,6 +14,7 @@ import torch
 
 import finepruner_lmms as fp
 from finepruner_lmms.errors import FieldError
+from finepruner_lmms.statistics.differences import Difference
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
@@ -98,7 +99,9 @@ def test_a_study_that_grows_is_asked_what_is_new_alone(measured, tmp_path, monke
     shutil.copytree(out / "one", tmp_path / "one")
     methods = [{"method": "fastv", "layer": 2}, *SMALL["methods"], "random", {"method": "blind", "budget": 0}]
     grown = Study.model_validate(SMALL | {"layers": [11, 5], "budgets": [64, 96], "methods": methods})
-    with pytest.raises(ValueError, match=r"one: 14 choices were not asked, such as .*; head_study.equal asks them"):
+    with pytest.raises(
+        ValueError, match=r"one: a part has not been asked the guides at all/0/96, .* and 11 more; head_s"
+    ):
         Results(grown, tmp_path, "test")
     agendas = []
 
@@ -137,11 +140,37 @@ def test_a_method_whose_default_changed_is_asked_anew(measured):
     changed[place] = settings(fp.build_pruner("hiprune", budget=64, alpha=0.5))
     agenda = replace(part, settings=changed).agenda(study, 32, profiles)
     assert [label for label, *_ in agenda.methods] == ["hiprune"] and not agenda.drops and not agenda.vanilla
-    other = replace(part, right=~part.right, **{key: getattr(part, key) for key in ("names", "settings")})
+    other = replace(part, right=~part.right)
     one = {key: getattr(other, key)[[place]] for key in ("names", "settings", "right", "evidence", "average")}
+    with pytest.raises(ValueError, match="the questions are not those of the part"):
+        part.joined(replace(part, kinds=part.kinds[::-1] + "?"))
     joined = replace(part, settings=changed).joined(replace(part, **one))
     assert sorted(joined.names) == sorted(part.names)
     assert joined.right[-1].tolist() == (~part.right[place]).tolist() and joined.settings[-1] == part.settings[place]
+
+
+def test_guides_are_asked_anew_where_a_profile_is_another(measured, tmp_path):
+    study, out = measured
+    part = read_part(equal.part_file(out, "one", "test", range(1)), study.identity)
+    shutil.copytree(out / "one", tmp_path / "one")
+    profiles = equal.profile_files(tmp_path, "one", study)
+    assert not part.agenda(study, 32, profiles)
+    file = profiles["evidence"]
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"weights": found["weights"][:3]}))
+    agenda = part.agenda(study, 32, profiles)
+    assert agenda.drops == study.drops(32) and [label for label, *_ in agenda.methods] == [
+        "fastv+finepruner layer=1 head_strategy=profile profile=$evidence"
+    ]
+    with pytest.raises(ValueError, match="one: a part has not been asked the guides at all/0/64, "):
+        Results(study, tmp_path, "test")
+
+
+def test_a_profile_of_other_questions_is_refused(measured):
+    _, out = measured
+    more = Study.model_validate(SMALL | {"scenes": {"tuning": 2, "test": 2}})
+    with pytest.raises(ValueError, match=r"is of evidence on 1 questions .* the study asks evidence on 2 questions"):
+        equal.run(more, "one", "demo", out, 0, 1, "cpu")
 
 
 def test_models_are_compared_by_what_all_of_them_were_asked(measured, tmp_path, capsys):
@@ -232,6 +261,67 @@ def test_the_page_of_methods_says_what_was_measured(measured, tmp_path, monkeypa
     (line,) = list(methods.versus(found, [64]))[2:]
     p = "" if gain.p is None else f", p {gain.p:.2g}"  # alone in its family
     assert line == f"| `fastv` | {gain.value:+.1f} ± {gain.error or 0:.1f} ({gain.value:+.1f}){p} |"
+
+
+class Asked:
+    """Answers as `methods` reads them: each choice right in so many percent."""
+
+    models = ("one", "two")
+
+    def __init__(self, scores: dict[str, float]) -> None:
+        self.scores, self.names = scores, list(scores)
+        self.choices = [Choice.of(name) for name in scores]
+
+    def percent(self, name):
+        return self.scores[name]
+
+    def evidence(self, name):
+        return 50.0
+
+    def minus(self, first, second, *, test=True, models=None):
+        value = self.scores[first] - self.scores[second]
+        p = 10 ** -abs(value)
+        return Difference(value, 1.0, value - 2, value + 2, p, 0, 0, 0, 0)
+
+    def own(self, first, second):
+        return [self.minus(first, second)] * 2
+
+
+def test_rows_have_one_label_at_all_budgets_and_columns_of_their_own():
+    base, scores = f"{ALL}/1/64/{FASTV}", {"vanilla/0/0/vanilla": 90.0}
+    scores |= {base: 70.0, base.replace(FASTV, ORACLE): 90.0}
+    asked = {
+        64: {"visualheads": 89.0, "tops": 88.6, "mmtok+coreprune first=128": 87.0},
+        32: {"mmtok+coreprune first=64": 86.0},
+        192: {"visualheads": 89.5, "pool": 20.0},
+        0: {"blind": 30.0},
+    }
+    asked[64] |= {"random seed=0": 40.0, "random seed=1": 50.0}
+    for budget, rows in asked.items():
+        scores |= {choice_name("method", 0, budget, label): right for label, right in rows.items()}
+    found = Asked(scores)
+    lines = list(methods.table(found, [64]))
+    assert lines[0] == "| method | 192 tokens | 64 tokens | 32 tokens |"
+    order = ["oracle: the tokens asked about", "`visualheads`", "`tops`", "`mmtok+coreprune`", "`fastv`", "`random`"]
+    assert [line.split(" | ")[0][2:] for line in lines[3:]] == [*order, "`blind`", "`pool`"]
+    assert lines[4] == "| `visualheads` | 89.5, 99 % (50 %) | 89.0, 99 % (50 %) |  |"
+    assert lines[6] == "| `mmtok+coreprune` |  | 87.0, 97 % (50 %) | 86.0, 96 % (50 %) |"
+    assert lines[8].startswith("| `random` |  | 45.0, ") and lines[9].count("30.0, 33 %") == 3
+    several = Asked(scores | {choice_name("method", 0, 64, "mmtok+coreprune first=96"): 1.0})
+    assert "mmtok+coreprune first=128" in methods.named(several, 64) and "mmtok+coreprune" not in methods.named(
+        several, 32
+    )
+
+
+def test_each_difference_has_its_own_chance_after_holm():
+    base, scores = f"{ALL}/1/64/{FASTV}", {"vanilla/0/0/vanilla": 90.0}
+    scores |= {base: 70.0, choice_name("method", 0, 64, "visualheads"): 89.0}
+    scores |= {choice_name("method", 0, 64, "tops"): 88.0, choice_name("method", 0, 64, "mmtok"): 89.04}
+    assert list(methods.versus(Asked(scores), [64]))[2:] == [
+        "| `fastv` | +19.0 ± 1.0 (+19.0, +19.0), p < 0.001 |",  # 3e-19
+        "| `tops` | +1.0 ± 1.0 (+1.0, +1.0), p 0.2 |",  # 0.1, of two that are left
+        "| `mmtok` | +0.0 ± 1.0 (+0.0, +0.0), p 0.91 |",  # of one
+    ]
 
 
 @pytest.mark.parametrize("budget", [192, 128, 64, 32])

@@ -63,7 +63,7 @@ class Pruner(ABC):
     """Where the method is published, and `code` where its authors' program is: what `finepruner methods` shows."""
     code: ClassVar[str] = ""
     caveat: ClassVar[str] = ""
-    """What is not as its name or its paper has it, for who reads its scores: a note below tables, a clause long."""
+    """How the method differs from its name or its paper, in a clause: a note below tables."""
 
     budget: BudgetValue = None
 

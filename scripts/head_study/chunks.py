@@ -17,7 +17,7 @@ from finepruner_lmms.pruners import Pruner, VisionPruner, build_pruner
 from head_study.deck import Deck
 from head_study.decoder import best
 from head_study.guides import Seen, guides
-from head_study.parts import EVERYTHING, Agenda, Part, choice_name, method_name, settings
+from head_study.parts import EVERYTHING, Agenda, Part, choice_name, guide_settings, method_name, settings
 from head_study.study import ALL, Drop, Study
 from head_study.worlds import VISUAL
 
@@ -66,8 +66,9 @@ def measure(
     answers = Answers(deck)
     if agenda.vanilla:
         answers.add(EVERYTHING, deck.vanilla, answers.size, VISUAL)
+    how = guide_settings(study, profiles) if agenda.drops else ""
     for drop in agenda.drops:
-        _judge(deck, drop, study, weights, answers)
+        _judge(deck, drop, study, weights, answers, how)
     for start in range(0, len(agenda.methods), _METHODS):
         _ask(deck, agenda.methods[start : start + _METHODS], answers)
     return answers.part()
@@ -76,8 +77,7 @@ def measure(
 @torch.no_grad()
 def rehearse(model: Any, processor: Any, study: Study, profiles: Mapping[str, Path]) -> None:
     """One question to every method: what this model cannot serve raises its error now, and not after hours."""
-    kinds, layers = study.kinds, len(model.model.language_model.layers)
-    deck = Deck.part(model, processor, study.world, "tuning", range(1), 1, {layers}, first_stage(study).wish, kinds)
+    deck = Deck.part(model, processor, study.world, "tuning", range(1), 1, kinds=study.kinds)
     for start in range(0, len(rows := study.pruners(profiles)), _METHODS):
         _ask(deck, rows[start : start + _METHODS], Answers(deck))
 
@@ -89,8 +89,10 @@ def first_stage(study: Study) -> VisionPruner:
     return found
 
 
-def _judge(deck: Deck, drop: Drop, study: Study, profiles: Mapping[str, HeadProfile], answers: Answers) -> None:
-    """All guides of one drop."""
+def _judge(
+    deck: Deck, drop: Drop, study: Study, profiles: Mapping[str, HeadProfile], answers: Answers, how: str
+) -> None:
+    """All guides of one drop; `how` are their settings."""
     everything = torch.arange(VISUAL, device=deck.model.device).expand(len(deck.asked), -1)
     if drop.start == ALL:
         entering, prefill = everything, deck.full
@@ -113,7 +115,7 @@ def _judge(deck: Deck, drop: Drop, study: Study, profiles: Mapping[str, HeadProf
         right = prefill.judge(kept, drop.p + 1)
         for (guide, _), one, tokens in zip(block, right, kept, strict=True):
             name = choice_name(drop.start, drop.p, drop.budget, guide)
-            answers.add(name, one, evidence.gather(1, tokens).sum(1), average)
+            answers.add(name, one, evidence.gather(1, tokens).sum(1), average, how)
 
 
 def _ask(deck: Deck, rows: Sequence[tuple[str, int, Pruner]], answers: Answers) -> None:

@@ -80,7 +80,7 @@ class Deck:
 
     @cached_property
     def vision(self) -> VisionOutputs:
-        """The images, encoded; who asks registered methods alone needs none of it, nor of what follows."""
+        """The images, encoded. Neither this nor the prefill is computed where registered methods alone are asked."""
         parts = [fp.encode_images(self.model, some, self._wish) for some in self.pixels.split(16)]
         return parts[0] if len(parts) == 1 else VisionOutputs.join(parts)
 

@@ -82,11 +82,11 @@ def _budgets(test: Results, study: Study, file: Path) -> None:
         axes.plot(study.budgets, values, "o-", color=COLORS[color], markersize=4, label=label)
     labels = dict.fromkeys(one.guide for one in test.choices if one.start == METHOD)
     for number, label in enumerate(one for one in labels if not one.startswith("random")):
-        names = {budget: choice_name(METHOD, 0, budget, label) for budget in study.budgets}
-        found = {budget: test.percent(name) for budget, name in names.items() if name in test.names}
-        axes.plot(
-            list(found), list(found.values()), "s--", color=f"C{number % 10}", markersize=3, linewidth=0.8, label=label
-        )
+        names = {budget: test.method(label, budget) for budget in study.budgets}
+        found = {budget: test.percent(name) for budget, name in names.items() if name is not None}
+        look = {"color": f"C{number % 10}", "markersize": 3, "linewidth": 0.8}
+        if found:
+            axes.plot(list(found), list(found.values()), "s--", label=label, **look)
     axes.set_xscale("log", base=2)
     axes.set_xticks(study.budgets, [str(budget) for budget in study.budgets])
     axes.minorticks_off()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -40,7 +39,8 @@ _SHOWN = (
 )
 _NORMAL = 1.96
 _FIRST = re.compile(r" first=\S+")
-"""How many tokens a chain lets in goes with its budget, so a row has one label at all of them."""
+_LEAST = 0.001
+"""Draws tell a p from 0 down to one in 100,000 for each comparison of a family, so that less is not compared."""
 
 
 def named(results: Results, budget: int) -> dict[str, list[str]]:
@@ -51,13 +51,18 @@ def named(results: Results, budget: int) -> dict[str, list[str]]:
         found = {_FASTV: [base], "oracle: the tokens asked about": [base.replace(FASTV, ORACLE)]}
     if early in results.names and early != base:
         found["fastv layer=1"] = [early]
-    those = [one for one in results.choices if one.start == METHOD and one.budget in (budget, 0)]  # 0: takes none
-    short = Counter(_FIRST.sub("", one.guide) for one in those)
-    for one in those:
-        bare = _FIRST.sub("", one.guide)
-        label = "random" if one.guide.startswith("random ") else bare if short[bare] == 1 else one.guide
-        found.setdefault(label, []).append(one.name)
+    for one in results.choices:
+        if one.start == METHOD and one.budget in (budget, 0):  # 0: takes none
+            label = "random" if one.guide.startswith("random ") else _label(results, one.guide)
+            found.setdefault(label, []).append(one.name)
     return found
+
+
+def _label(results: Results, guide: str) -> str:
+    """A method without the `first` of a chain, which goes with its budget; with it where a budget has several."""
+    bare = _FIRST.sub("", guide)
+    budgets = [one.budget for one in results.choices if one.start == METHOD and _FIRST.sub("", one.guide) == bare]
+    return bare if len(set(budgets)) == len(budgets) else guide
 
 
 def mean(results: Results, names: Sequence[str]) -> tuple[float, float]:
@@ -105,8 +110,8 @@ def models(results: Results, budgets: Sequence[int]) -> Iterator[str]:
 
 
 def _interval(one: Difference) -> str:
-    ends = "" if one.low is None or one.high is None else f" [{one.low:+.1f}, {one.high:+.1f}]"
-    return f"{one.value:+.1f}{ends}"
+    ends = "" if one.low is None or one.high is None else f" [{_signed(one.low)}, {_signed(one.high)}]"
+    return f"{_signed(one.value)}{ends}"
 
 
 def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
@@ -121,12 +126,22 @@ def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
     adjusted = iter(holm([one.p for one, _ in found.values() if one.p is not None]))
     cells = {}
     for key, (one, own) in found.items():
-        p = "" if one.p is None else f", p {next(adjusted):.2g}"
-        each = ", ".join(f"{model.value:+.1f}" for model in own)
-        cells[key] = f"{one.value:+.1f} ± {one.error or 0:.1f} ({each}){p}"
+        p = "" if one.p is None else _chance(next(adjusted))
+        each = ", ".join(map(_signed, (model.value for model in own)))
+        error = "" if one.error is None else f" ± {one.error:.1f}"
+        cells[key] = f"{_signed(one.value)}{error} ({each}){p}"
     yield from header(f"`{_OURS}` minus", *(f"{budget} tokens" for budget in budgets))
     for other in dict.fromkeys(other for other, _ in found):
         yield row(f"`{other}`", *(cells.get((other, budget), "") for budget in budgets))
+
+
+def _chance(p: float) -> str:
+    return f", p < {_LEAST}" if p < _LEAST else f", p {p:.2g}"
+
+
+def _signed(value: float) -> str:
+    """With one digit; what is rounded to 0 is +0.0."""
+    return f"{round(value, 1) + 0.0:+.1f}"
 
 
 TABLES = {"methods": table, "models": models, "versus": versus}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finepruner_lmms.pruners import Pruner
+from finepruner_lmms.pruners import Pruner, build_pruner
 from finepruner_lmms.sources import short_hash
 from head_study.study import Drop, Study
 
@@ -45,12 +45,22 @@ class Agenda:
 
 
 def settings(pruner: Pruner) -> str:
-    """A method's parameters in short; a file counts by its content."""
+    """A method's parameters in short; a file counts by its content.
+
+    A new parameter makes it another method, whatever its default; code that computes something else under the same
+    parameters does not: a study of it needs another folder.
+    """
     found = {
         key: Path(value).name if isinstance(value, str) and "@" in value else value
         for key, value in pruner.parameters().items()
     }
     return short_hash(json.dumps(found, sort_keys=True, default=str))
+
+
+def guide_settings(study: Study, profiles: Mapping[str, Path]) -> str:
+    """The same of the guides at a drop: the first stage's parameters, and the profiles."""
+    files = {criterion: short_hash(file.read_text(encoding="utf-8")) for criterion, file in profiles.items()}
+    return short_hash(json.dumps([settings(build_pruner(study.first)), files], sort_keys=True))
 
 
 def method_name(row: tuple[str, int, Pruner]) -> str:
@@ -61,9 +71,9 @@ def method_name(row: tuple[str, int, Pruner]) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """The answers to some scenes: by choice (`name`), `right` `[C, Q]`, and the share of the evidence tokens that was
+    """The answers to some scenes: by choice (`names`), `right` `[C, Q]`, and the share of the evidence tokens that was
     kept `[C, Q]`, NaN where a question hangs on none. `average` `[C]`: visual tokens per layer, of `depth` layers.
-    `settings` `[C]`: of a method, which parameters it had, those by default among them."""
+    `settings` `[C]`: with which parameters, those by default among them."""
 
     names: np.ndarray
     settings: np.ndarray
@@ -76,8 +86,9 @@ class Part:
 
     def agenda(self, study: Study, depth: int, profiles: Mapping[str, Path]) -> Agenda:
         """What a study asks that is not here."""
-        drops = {tuple(name.split("/", 3)[:3]) for name in self.names.tolist()}
         asked = set(zip(self.names.tolist(), self.settings.tolist(), strict=True))
+        guided = guide_settings(study, profiles)
+        drops = {tuple(name.split("/", 3)[:3]) for name, how in asked if how == guided}
         return Agenda(
             False,
             [one for one in study.drops(depth) if (one.start, str(one.p), str(one.budget)) not in drops],
@@ -85,7 +96,10 @@ class Part:
         )
 
     def joined(self, more: Part) -> Part:
-        """With more choices about the same scenes; of those that both have, the later."""
+        """With more choices about the same scenes; of those that both have, the later. `ValueError` if the questions
+        are not the same any more."""
+        if not (np.array_equal(self.scenes, more.scenes) and np.array_equal(self.kinds, more.kinds)):
+            raise ValueError("the questions are not those of the part that is there; give the study another folder")
         kept = ~np.isin(self.names, more.names)
         pairs = {key: (getattr(self, key)[kept], getattr(more, key)) for key in _BY_CHOICE}
         return replace(self, **{key: np.concatenate(pair) for key, pair in pairs.items()})

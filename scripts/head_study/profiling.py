@@ -7,20 +7,30 @@ from typing import Any
 
 import torch
 
-from finepruner_lmms.files import write_json
+from finepruner_lmms.files import load_object, write_json
 from finepruner_lmms.heads.criteria import Profiled, mean_weights, named_weights, reliability, scores_of
 from finepruner_lmms.heads.profile import HeadProfile, profile_json
 from head_study.deck import Deck
 from head_study.decoder import Prefill
 from head_study.study import Study
+from head_study.worlds import questions
 
 
 def profile(model: Any, processor: Any, study: Study, criterion: str, pretrained: str, file: Path) -> None:
-    """Make the profile in `file` from all tuning questions, where it is not there yet."""
+    """Make the profile in `file` from all tuning questions, where it is not there yet.
+
+    `ValueError` where it is there, and of other questions: what was measured with it would not be of this study.
+    """
+    asked = sum(
+        len(list(questions(processor, model.config, study.world, "tuning", scenes, study.per_scene, kinds=study.kinds)))
+        for scenes in study.parts("tuning")
+    )
+    task = f"{criterion} on {asked} questions about tuning scenes of the {study.world} world"
+    if file.exists() and (was := load_object(file)["task"]) != task:
+        raise ValueError(f"{file}: is of {was}, and the study asks {task}; give it another folder")
     if not file.exists():
         parts = [_scores(model, processor, study, criterion, scenes) for scenes in study.parts("tuning")]
         scores = torch.cat(parts)
-        task = f"{criterion} on {len(scores)} questions about tuning scenes of the {study.world} world"
         layers, heads = scores.shape[1] + 1, scores.shape[2]
         found = HeadProfile(
             criterion, pretrained, task, "head_study.equal", layers, heads, named_weights(mean_weights(scores))

@@ -87,8 +87,9 @@ def budgets(both: Both) -> Lines:
         cells = ([choice_name(METHOD, 0, budget, label) for label in draws] for budget in found)
         yield row("random before the model", *(_band(test, [n for n in names if n in test.names]) for names in cells))
     for label in (one for one in labels if one not in draws):
-        names = [choice_name(METHOD, 0, budget, label) for budget in found]
-        yield row(f"`{label}`", *(_score(test, name) if name in test.names else "" for name in names))
+        names = [test.method(label, budget) for budget in found]
+        if any(names):
+            yield row(f"`{label}`", *("" if name is None else _score(test, name) for name in names))
 
 
 def methods(both: Both) -> Lines:
@@ -96,9 +97,10 @@ def methods(both: Both) -> Lines:
     test, found = both.test, both.study.budgets
     yield from header("minus FastV", *(f"budget {budget}" for budget in found))
     for label in dict.fromkeys(one.guide for one in test.choices if one.start == METHOD):
-        names = {budget: choice_name(METHOD, 0, budget, label) for budget in found}
-        cells = [_full(test, name, baseline(b, test)) if name in test.names else "" for b, name in names.items()]
-        yield row(f"`{label}`", *cells)
+        names = {budget: test.method(label, budget) for budget in found}
+        if any(names.values()):
+            cells = ["" if name is None else _full(test, name, baseline(b, test)) for b, name in names.items()]
+            yield row(f"`{label}`", *cells)
 
 
 def layers(both: Both) -> Lines:

@@ -13,7 +13,7 @@ from finepruner_lmms.statistics.differences import Difference, difference
 from finepruner_lmms.statistics.tally import Tally, sum_by_image
 from head_study.equal import part_file, profile_files
 from head_study.guides import FASTV
-from head_study.parts import EVERYTHING, METHOD, VANILLA, Part, choice_name, method_name, read_part
+from head_study.parts import EVERYTHING, METHOD, VANILLA, Part, choice_name, guide_settings, method_name, read_part
 from head_study.study import ALL, Study
 
 Name = str | Sequence[str]
@@ -78,6 +78,11 @@ class Results:
         self._evidence = {m: np.concatenate([p.evidence[r] for p, r in own], axis=1) for m, own in both.items()}
         self.choices = [Choice.of(name) for name in self.names]
 
+    def method(self, label: str, budget: int) -> str | None:
+        """What a method was called at a budget, or where it takes none; None if it was not asked."""
+        names = (choice_name(METHOD, 0, one, label) for one in (budget, 0))
+        return next((name for name in names if name in self._place), None)
+
     def say_left_out(self) -> None:
         """One line to stderr, where there is anything."""
         if self.left_out:
@@ -119,20 +124,22 @@ class Results:
 def _asked(study: Study, parts: Sequence[Part], out: Path, model: str) -> list[str]:
     """The choices that a study asks of one model, in its order; parts may know more. `ValueError` of what one lacks."""
     profiles, depth = profile_files(out, model, study), int(parts[0].depth)
-    methods = [method_name(one) for one in study.pruners(profiles)]
+    methods, guided = [method_name(one) for one in study.pruners(profiles)], guide_settings(study, profiles)
     places = {(one.start, one.p, one.budget): place for place, one in enumerate(study.drops(depth))}
     found = set()
     for part in parts:
         if agenda := part.agenda(study, depth, profiles):
-            lacks = [*agenda.drops, *map(method_name, agenda.methods)]
-            raise ValueError(
-                f"{model}: {len(lacks)} choices were not asked, such as {lacks[0]}; head_study.equal asks them"
-            )
-        guides = [one for one in map(Choice.of, part.names.tolist()) if (one.start, one.p, one.budget) in places]
+            lacks = [f"the guides at {one.start}/{one.p}/{one.budget}" for one in agenda.drops]
+            lacks += map(method_name, agenda.methods)
+            more = f" and {len(lacks) - 3} more" if len(lacks) > 3 else ""
+            said = f"a part has not been asked {', '.join(lacks[:3])}{more}"
+            raise ValueError(f"{model}: {said}; head_study.equal does that")
+        here = part.names[part.settings == guided].tolist()
+        guides = [one for one in map(Choice.of, here) if (one.start, one.p, one.budget) in places]
         ordered = sorted(guides, key=lambda one: places[one.start, one.p, one.budget])
         found.add((EVERYTHING, *(one.name for one in ordered), *methods))
     if len(found) > 1:
-        raise ValueError(f"{model}: the parts were not measured by the same choices")
+        raise ValueError(f"{model}: its parts were not measured by the same guides; give the study another folder")
     return list(found.pop())
 
 

@@ -73,8 +73,8 @@ class Study(_Section):
 
     @cached_property
     def identity(self) -> str:
-        """Of what all answers of a part depend on. Models and scenes are parts of their own; drops and methods are
-        asked one by one, so that a longer list asks what is new alone."""
+        """Of what all answers of a part depend on. Models and scenes are parts of their own, so a model that changes
+        needs another name or folder; drops and methods are asked one by one, and a longer list asks what is new."""
         apart = {"models", "scenes", "budgets", "layers", "methods"}
         return short_hash(self.model_dump_json(exclude=apart))
 
