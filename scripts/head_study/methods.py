@@ -18,7 +18,7 @@ import numpy as np
 from finepruner_lmms.statistics.differences import Difference
 from finepruner_lmms.statistics.families import holm
 from head_study.guides import FASTV, ORACLE
-from head_study.pages import fill, header, row
+from head_study.pages import fill, header, row, signed
 from head_study.parts import EVERYTHING, METHOD, choice_name
 from head_study.results import Results, baseline
 from head_study.study import ALL, Study, read_study
@@ -110,8 +110,8 @@ def models(results: Results, budgets: Sequence[int]) -> Iterator[str]:
 
 
 def _interval(one: Difference) -> str:
-    ends = "" if one.low is None or one.high is None else f" [{_signed(one.low)}, {_signed(one.high)}]"
-    return f"{_signed(one.value)}{ends}"
+    ends = "" if one.low is None or one.high is None else f" [{signed(one.low)}, {signed(one.high)}]"
+    return f"{signed(one.value)}{ends}"
 
 
 def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
@@ -127,9 +127,9 @@ def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
     cells = {}
     for key, (one, own) in found.items():
         p = "" if one.p is None else _chance(next(adjusted))
-        each = ", ".join(map(_signed, (model.value for model in own)))
+        each = ", ".join(map(signed, (model.value for model in own)))
         error = "" if one.error is None else f" ± {one.error:.1f}"
-        cells[key] = f"{_signed(one.value)}{error} ({each}){p}"
+        cells[key] = f"{signed(one.value)}{error} ({each}){p}"
     yield from header(f"`{_OURS}` minus", *(f"{budget} tokens" for budget in budgets))
     for other in dict.fromkeys(other for other, _ in found):
         yield row(f"`{other}`", *(cells.get((other, budget), "") for budget in budgets))
@@ -137,11 +137,6 @@ def versus(results: Results, budgets: Sequence[int]) -> Iterator[str]:
 
 def _chance(p: float) -> str:
     return f", p < {_LEAST}" if p < _LEAST else f", p {p:.2g}"
-
-
-def _signed(value: float) -> str:
-    """With one digit; what is rounded to 0 is +0.0."""
-    return f"{round(value, 1) + 0.0:+.1f}"
 
 
 TABLES = {"methods": table, "models": models, "versus": versus}

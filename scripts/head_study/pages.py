@@ -19,6 +19,11 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def signed(value: float) -> str:
+    """A difference with one digit; what is rounded to 0 is +0.0."""
+    return f"{round(value, 1) + 0.0:+.1f}"
+
+
 def fill(texts: Sequence[str], tables: dict[str, list[str]]) -> list[str]:
     """`texts` with each marked table replaced. `ValueError` where a table has not one mark, or a mark no table."""
     marked = sorted(name for text in texts for name in re.findall(r"<!-- table (\S+) -->", text))

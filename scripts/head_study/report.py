@@ -22,7 +22,7 @@ from finepruner_lmms.statistics.power import detectable_by_error
 from head_study import equal_plots
 from head_study.equal import profile_file
 from head_study.guides import FASTV, ORACLE
-from head_study.pages import fill, header, row
+from head_study.pages import fill, header, row, signed
 from head_study.parts import EVERYTHING, METHOD, choice_name
 from head_study.published_order import agreement, ours, published
 from head_study.results import Choice, Results, baseline
@@ -46,8 +46,8 @@ class Both:
 def shown(found: Difference, own: Sequence[Difference] = ()) -> str:
     """A difference with its standard error, and each model's own value where there are several."""
     error = "" if found.error is None else f" ± {found.error:.1f}"
-    models = f" ({', '.join(f'{one.value:+.1f}' for one in own)})" if len(own) > 1 else ""
-    return f"{found.value:+.1f}{error}{models}"
+    models = f" ({', '.join(signed(one.value) for one in own)})" if len(own) > 1 else ""
+    return f"{signed(found.value)}{error}{models}"
 
 
 def _full(results: Results, first: str | list[str], second: str | list[str]) -> str:
@@ -176,7 +176,9 @@ def families(both: Both) -> Lines:
         cells = []
         for budget in budgets_:
             values = [test.minus(c.name, c.same_drop, test=False).value for c in those if c.budget == budget]
-            cells.append(f"{np.mean(values):+.1f} [{min(values):+.1f}, {max(values):+.1f}]" if values else "")
+            cells.append(
+                f"{signed(float(np.mean(values)))} [{signed(min(values))}, {signed(max(values))}]" if values else ""
+            )
         yield row(kind, *cells)
 
 
