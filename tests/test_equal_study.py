@@ -202,6 +202,32 @@ def test_what_the_model_cannot_serve_is_said_before_anything_is_measured(tmp_pat
         equal.run(study, "one", "demo", tmp_path, 0, 1, "cpu")
 
 
+def test_what_the_models_of_a_world_cannot_answer_from_is_refused_before_it_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(equal, "measure", lambda *_: pytest.fail("measured"))
+    for methods_, match in (
+        (
+            [{"method": "divprune", "budget": 252}],
+            "divprune at 252 leaves 252 tokens in closed ranks, and from 220 to 289",
+        ),
+        ([{"method": "visualheads", "budget": 128}], "visualheads at 128 leaves 252 tokens"),
+        (
+            [{"method": "fastv", "budget": 270, "positions": "renumbered"}],
+            "fastv positions=renumbered at 270 leaves 250",
+        ),
+    ):
+        study = Study.model_validate(SMALL | {"world": "hard", "profiles": [], "methods": methods_})
+        with pytest.raises(FieldError, match=f"budgets: {match}"):
+            equal.run(study, "one", "demo", tmp_path, 0, 1, "cpu")
+    model, _ = fp.load_model("demo")
+    fine = {"profiles": [], "methods": [{"method": "fastv", "budget": 270}, {"method": "divprune", "budget": 300}]}
+    equal._check(Study.model_validate(SMALL | fine | {"world": "hard"}), model, {})
+    everywhere = {"profiles": [], "methods": [{"method": "divprune", "budget": 252}]}
+    equal._check(Study.model_validate(SMALL | everywhere), model, {})  # the easy world's model has no such spot
+    entering = Study.model_validate(SMALL | fine | {"world": "hard", "budgets": [128], "layers": [7]})
+    with pytest.raises(FieldError, match="budgets: layer 7 at 128 leaves 256 tokens"):
+        equal._check(entering, model, {})
+
+
 def test_every_table_has_its_place_in_the_pages(measured, tmp_path, monkeypatch):
     study, out = measured
     docs = [tmp_path / "head_study.md", tmp_path / "head_study_equal.md"]
