@@ -107,7 +107,7 @@ def _refuse(study: Study, what: str, counts: Sequence[int]) -> None:
     if wrong := [count for count in counts if count in spot]:
         spot_ends = f"from {spot.start} to {spot.stop - 1}"
         problem = f"{what} leaves {wrong[0]} tokens in closed ranks, and {spot_ends} the {study.world} world's models "
-        problem += "answer wrongly whatever they are shown (docs/hard_world.md)"
+        problem += "cannot be relied on, whatever they are shown (docs/hard_world.md)"
         raise FieldError("budgets", problem, value=wrong[0], fix="name other budgets")
 
 

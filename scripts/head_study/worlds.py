@@ -30,7 +30,7 @@ class World:
     ask: Callable[..., Question | None]
     kinds: tuple[str, ...]
     blind_spot: range = range(0)
-    """Visual tokens in closed ranks from which the world's models answer nothing, whatever they show (docs)."""
+    """Numbers of visual tokens in closed ranks at which, or near which, its models answer most questions wrongly."""
 
     def questions(
         self, split: str, number: int, count: int, rng: random.Random, kinds: tuple[str, ...] = ()
