@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from finepruner_lmms.errors import FieldError
 from head_study.chunks import measure, rehearse
 from head_study.parts import Agenda, read_part
 from head_study.profiling import profile
-from head_study.study import ALL, SPLITS, Study, read_study
-from head_study.worlds import VISUAL, WORLDS
+from head_study.study import SPLITS, Study, read_study
+from head_study.worlds import VISUAL
 
 
 def part_file(out: Path, model: str, split: str, scenes: range) -> Path:
@@ -90,25 +90,9 @@ def run(study: Study, name: str, pretrained: str, out: Path, own: int, of: int, 
 
 def _check(study: Study, model: Any, profiles: Mapping[str, Path]) -> None:
     depth = len(model.model.language_model.layers)
-    for label, budget, pruner in study.pruners(profiles):
+    for *_, pruner in study.pruners(profiles):
         pruner.schedule(depth, VISUAL)
-        _, inside = pruner.parts(VISUAL)
-        closed = inside is not None and inside.renumber_positions
-        stages = pruner.stages(depth, VISUAL)
-        _refuse(study, f"{label} at {budget}", [one.retained + one.merged for one in stages if closed or not one.layer])
-    for drop in study.drops(depth):
-        if drop.start != ALL:
-            _refuse(study, f"layer {drop.p} at {drop.budget}", [drop.first])
-
-
-def _refuse(study: Study, what: str, counts: Sequence[int]) -> None:
-    """Raise `FieldError` where tokens would close ranks in numbers that the world's models cannot answer from."""
-    spot = WORLDS[study.world].blind_spot
-    if wrong := [count for count in counts if count in spot]:
-        spot_ends = f"from {spot.start} to {spot.stop - 1}"
-        problem = f"{what} leaves {wrong[0]} tokens in closed ranks, and {spot_ends} the {study.world} world's models "
-        problem += "cannot be relied on, whatever they are shown (docs/hard_world.md)"
-        raise FieldError("budgets", problem, value=wrong[0], fix="name other budgets")
+    study.drops(depth)
 
 
 if __name__ == "__main__":

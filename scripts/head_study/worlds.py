@@ -29,8 +29,6 @@ class World:
     make_scene: Callable[[str, int], Any]
     ask: Callable[..., Question | None]
     kinds: tuple[str, ...]
-    blind_spot: range = range(0)
-    """Numbers of visual tokens in closed ranks at which, or near which, its models answer most questions wrongly."""
 
     def questions(
         self, split: str, number: int, count: int, rng: random.Random, kinds: tuple[str, ...] = ()
@@ -47,9 +45,7 @@ class World:
 
 WORLDS = {
     "easy": World(easy_scenes.make_scene, easy.ask, KINDS),
-    "hard": World(
-        hard_scenes.make_scene, hard.ask, tuple(kind for kind in hard.KINDS if kind != "told"), range(220, 290)
-    ),
+    "hard": World(hard_scenes.make_scene, hard.ask, tuple(kind for kind in hard.KINDS if kind != "told")),
 }
 
 

@@ -40,6 +40,7 @@ from demo_training.sizes import tower_of
 from finepruner_lmms.demo.hard.choices import KINDS
 
 _HELD_OUT, _HEAT = 16, 20.0
+_FEWER = 32  # tuning pictures that are asked once more for each number of tokens
 LAYERS = 12
 """Of a decoder before it grows."""
 _STEPS = (8, 11)
@@ -178,15 +179,29 @@ class Answerer:
         """What the decoder has at every place, `[B, L, D]`: for facts, for verdicts, and in the end."""
         return hidden_at(self.decoder, packed, visual, _STEPS)
 
-    @torch.no_grad()
     def evaluate(self, tuning: Seen, plan: AnswerPlan, kept: int = 0) -> str:
         """The share of answers that are wholly right, by kind; as benchmarks ask them where `plan` trains that.
 
-        With `kept`, from so many visual tokens only, the most telling.
+        With `kept`, from so many visual tokens only, the most telling. Where the plan draws from several numbers of
+        them, also from each of these in closed ranks, the mean of the kinds.
         """
+        shares, steps = self._right(tuning, plan, kept, len(tuning.scenes))
+        told = " ".join(f"{name} {sum(right) / max(1, len(right)):.2f}" for name, right in steps.items())
+        told = f"mean {_mean(shares):.3f} | {' '.join(f'{kind} {one:.2f}' for kind, one in shares.items())} | {told}"
+        if len(counts := sorted(set(plan.kept))) > 1:
+            each = {count: _mean(self._right(tuning, plan, count, _FEWER, compact=True)[0]) for count in counts}
+            told += f" | in closed ranks {' '.join(f'{count} {mean:.2f}' for count, mean in each.items())}"
+        return told
+
+    @torch.no_grad()
+    def _right(
+        self, tuning: Seen, plan: AnswerPlan, kept: int, pictures: int, compact: bool = False
+    ) -> tuple[dict[str, float], dict[str, list[bool]]]:
+        """The shares of right answers by kind, about the first pictures, and which facts and verdicts are right."""
         rng, hits, steps = random.Random(5), defaultdict(list), defaultdict(list)
-        for start in range(0, len(tuning.scenes), _HELD_OUT):
-            some = torch.arange(start, min(start + _HELD_OUT, len(tuning.scenes)))
+        pictures = min(pictures, len(tuning.scenes))
+        for start in range(0, pictures, _HELD_OUT):
+            some = torch.arange(start, min(start + _HELD_OUT, pictures))
             features, places = tuning.some(some, kept)
             packed = self.packer.pack(
                 [tuning.scenes[i] for i in some.tolist()],
@@ -196,6 +211,7 @@ class Answerer:
                 float(plan.instructed > 0),
                 rng,
                 plan.system > 0,
+                compact,
             )
             ends = self._forward(packed, self.projector(features.to(self.model.device)))
             said = [self.model.lm_head(hidden).argmax(-1).cpu() for hidden in ends]
@@ -204,10 +220,11 @@ class Answerer:
             right = said[-1] == packed.targets
             for kind, row, first, last in packed.spans:
                 hits[kind].append(bool(right[row, first : last + 1].all()))
-        shares = {kind: sum(said) / len(said) for kind, said in sorted(hits.items())}
-        mean = sum(shares.values()) / len(shares)
-        told = " ".join(f"{name} {sum(right) / max(1, len(right)):.2f}" for name, right in steps.items())
-        return f"mean {mean:.3f} | " + " ".join(f"{kind} {share:.2f}" for kind, share in shares.items()) + f" | {told}"
+        return {kind: sum(said) / len(said) for kind, said in sorted(hits.items())}, steps
+
+
+def _mean(shares: Mapping[str, float]) -> float:
+    return sum(shares.values()) / len(shares)
 
 
 def _asked_of(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
