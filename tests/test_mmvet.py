@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -163,6 +164,23 @@ launch: {{batch_size: 8, processes: 1}}
 """
 
 
+def gone_after(count: int, file: Path, lines: int, status: int):
+    """Judges `count` answers, and has gone away for the others as soon as `file` has `lines` of them.
+
+    Eight are asked at once, and those on their way when one fails are not waited for.
+    """
+
+    def behave(number: int, prompt: str):
+        if number <= count:
+            return knows(number, prompt)
+        end = time.monotonic() + 30
+        while time.monotonic() < end and not (file.exists() and len(file.read_text().splitlines()) >= lines):
+            time.sleep(0.01)
+        return fails(status)
+
+    return behave
+
+
 @pytest.mark.slow
 def test_a_matrix_answers_now_and_is_judged_later(tmp_path):
     config, output = tmp_path / "m.yaml", tmp_path / "out"
@@ -177,11 +195,11 @@ def test_a_matrix_answers_now_and_is_judged_later(tmp_path):
     assert "judge: none is set; give --url and --model" in finepruner("judge", output, expect=2).stderr
 
     # the judge goes away in the middle, twice
-    with JudgeServer(lambda number, prompt: knows(number, prompt) if number <= 3 else fails(404)) as server:
+    with JudgeServer(gone_after(3, output / "judgements.jsonl", 3, 404)) as server:
         died = finepruner("judge", output, "--url", server.url, "--model", "judge-1", expect=1)
     assert "404 Not Found" in died.stderr and "what is judged is kept" in died.stderr
     assert len((output / "judgements.jsonl").read_text().splitlines()) == 3
-    with JudgeServer(lambda number, prompt: knows(number, prompt) if number <= 2 else fails(401)) as server:
+    with JudgeServer(gone_after(2, output / "judgements.jsonl", 5, 401)) as server:
         config.write_text(MATRIX.format(judge=f"{{url: '{server.url}', model: judge-1}}"))
         died = finepruner("run", config, "--output", output, expect=1)
     assert "401 Unauthorized" in died.stdout and "the answers are kept" in died.stdout
