@@ -508,7 +508,7 @@ def test_a_phase_that_draws_numbers_of_tokens_says_what_is_right_from_each_in_cl
 
 
 def test_the_last_phase_sees_what_methods_leave_where_positions_are_hard_to_read():
-    """Closed ranks behind the system's sentence: models that had not seen 232 to 275 could not answer from them."""
+    """Closed ranks behind the system's sentence: models that had not seen 232 to 275 answered badly from them."""
     last = phases.ANSWERS[-1]
     assert last.compact >= 0.5 and last.system >= 0.5
     assert sum(232 <= count <= 275 for count in last.kept) >= len(last.kept) / 3

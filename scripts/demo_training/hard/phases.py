@@ -50,7 +50,7 @@ ANSWERS = (
         "whole", grid=24, steps=600, batch=8, questions=8, rate=1.2e-3, pictures=2500, aligned=0.0, instructed=0.6,
         system=0.5, kept=(GRID**2, GRID**2, GRID**2, 96), compact=0.5, weights=EVERYTHING | {"read": 6},
     ),
-    # Without it models cannot answer from 232 to 275 tokens in closed ranks behind the system's sentence.
+    # Without it models answer badly from 232 to 275 tokens in closed ranks behind the system's sentence.
     AnswerPlan(
         "counts", grid=24, steps=300, batch=8, questions=8, rate=6e-4, pictures=2500, aligned=0.0, instructed=0.6,
         system=0.8, kept=COUNTS, compact=0.8, weights=EVERYTHING | {"read": 6},
